@@ -1,0 +1,50 @@
+"""Backbones: the `f` of the equation. Each wraps a network whose state dict is the export."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from remask.types import Features, Grid, Images, Size
+from remask.views import Views
+
+
+class Backbone(Protocol):
+    """What a method asks of a backbone. `network.state_dict()` is the export: nothing of pre-training lives in it."""
+
+    network: nn.Module
+    patch: Size
+    width: int
+    depth: int
+    prefix: int
+    channels: int
+
+    def grid(self, size: Size) -> Grid:
+        """Token grid of an image of `size` pixels. Raises UserError where the size does not fit."""
+        ...
+
+    def embed(self, images: Images) -> Any:
+        """What is computed once per image and shared by its views."""
+        ...
+
+    def encode(
+        self,
+        stem: Any,
+        views: Views | None = None,
+        fill: Float[Tensor, "D"] | None = None,
+        layers: Sequence[int] = (-1,),
+    ) -> dict[int, Features]:
+        """Features at the named blocks; -1 is the end, after the final norm.
+
+        views None -> [B, N, D], the whole image · views -> [VB, K, D], masked tokens dropped ·
+        views and fill -> [VB, N, D], masked tokens replaced by `fill`.
+        """
+        ...
+
+    def param_depth(self, name: str) -> int:
+        """0 for the embedding, i + 1 for block i, depth + 1 for the rest: what layer decay counts."""
+        ...
+
+
+__all__ = ["Backbone"]

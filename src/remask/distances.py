@@ -1,0 +1,40 @@
+"""Distances: the `d` of the equation. Each compares rows of predictions with rows of targets and averages over P."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Rows: TypeAlias = Float[Tensor, "*rows P"]
+Distance: TypeAlias = Callable[[Rows, Rows], Float[Tensor, "*rows"]]
+
+
+def squared(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
+    """Squared error (MAE, MaskFeat, ConvMAE, FastMIM)."""
+    return (prediction - target).square().mean(-1)
+
+
+def l1(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
+    """Absolute error (SimMIM)."""
+    return (prediction - target).abs().mean(-1)
+
+
+def smooth_l1(prediction: Rows, target: Rows, beta: float = 2.0) -> Float[Tensor, "*rows"]:
+    """d²/2β below β, |d| - β/2 from there on (DMJD Eq. (5): β = 2)."""
+    return F.smooth_l1_loss(prediction, target, beta=beta, reduction="none").mean(-1)
+
+
+def smooth_l1_with(beta: float) -> Distance:
+    """`smooth_l1` at another β."""
+    return partial(smooth_l1, beta=beta)
+
+
+def cosine(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
+    """One minus the cosine of the angle between the two vectors."""
+    return 1 - F.cosine_similarity(prediction, target, dim=-1)
+
+
+__all__ = ["Distance", "cosine", "l1", "smooth_l1", "smooth_l1_with", "squared"]

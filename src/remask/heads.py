@@ -1,0 +1,146 @@
+"""Heads: the `h` of the equation, (features, views) -> predictions for the rows of a region, in raster order."""
+
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from remask.tokens import sincos_positions, take
+from remask.types import Features, Grid
+from remask.views import Views
+
+
+class Head(Protocol):
+    def __call__(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]: ...
+
+    def describe(self) -> str:
+        """A few words for the printed equation."""
+        ...
+
+
+class Decoder(nn.Module):
+    """MAE's decoder (2111.06377, section 3), DMJD's masked prediction branch: transformer blocks over all tokens.
+
+    Tokens stand in the order prefix, visible, masked: attention does not mind, so nothing is un-shuffled, and the
+    last block and the output layer run for the masked rows only, which come last. Predicts the masked region.
+    """
+
+    mask_token: Tensor
+    positions: Tensor
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        grid: Grid,
+        width: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.grid, self.width = grid, width
+        self.embed = nn.Linear(width_in, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=1e-6)) for _ in range(depth)
+        )
+        self.norm = _norm(width)
+        self.predict = nn.Linear(width, width_out)
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB M P"]:
+        positions = self.positions
+        if views.grid != self.grid:
+            positions = sincos_positions(views.grid, self.width).to(positions.device)
+        visible = self.embed(features.tokens) + positions[views.visible]
+        masked = self.mask_token + positions[views.masked]
+        # official: prefix tokens get a position row too, which is zero
+        x = torch.cat([self.embed(features.prefix), visible, masked.to(visible.dtype)], dim=1)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        return self.predict(self.norm(_tail(last, x, views.hidden)))
+
+    def describe(self) -> str:
+        return f"decoder of {len(self.blocks)} blocks, width {self.width}"
+
+
+class Projector(nn.Module):
+    """DMJD's visible distillation branch (2301.00230, section III-C): a projector and a one-layer predictor.
+
+    Three Linear + LayerNorm with GELU between them, the last norm without affine, then one Linear. Token by token:
+    each visible token predicts its own target (Eq. 5).
+    # official: predictions in shuffled order meet targets in raster order; here aligned, see docs/decisions/0001.
+    """
+
+    def __init__(self, width_in: int, width_out: int, width: int = 512, region: str = "visible") -> None:
+        super().__init__()
+        self.region, self.width = region, width
+        self.project = nn.Sequential(
+            nn.Linear(width_in, width), _norm(width), nn.GELU(),
+            nn.Linear(width, width), _norm(width), nn.GELU(),
+            nn.Linear(width, width), nn.LayerNorm(width, eps=1e-6, elementwise_affine=False),
+        )  # fmt: skip
+        self.predict = nn.Linear(width, width_out)
+
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
+        return self.predict(self.project(_rows(features, views, self.region)))
+
+    def describe(self) -> str:
+        return f"projector of 3 layers, width {self.width}, and predictor"
+
+
+class Linear(nn.Module):
+    """One linear layer on each token of a region (SimMIM, MaskFeat, BEiT)."""
+
+    def __init__(self, width_in: int, width_out: int, region: str = "masked") -> None:
+        super().__init__()
+        self.region = region
+        self.predict = nn.Linear(width_in, width_out)
+
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
+        return self.predict(_rows(features, views, self.region))
+
+    def describe(self) -> str:
+        return "linear"
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6)
+
+
+def _rows(features: Features, views: Views, region: str) -> Float[Tensor, "VB R D"]:
+    """A backbone that drops masked tokens returns the visible rows; one that replaces them returns all."""
+    if features.tokens.shape[1] == views.mask.shape[-1]:
+        return take(features.tokens, views.rows(region))
+    return features.tokens
+
+
+def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "R M D"]:
+    """A timm block evaluated for the last `count` tokens only; they attend to all. Exact, and cheaper by the rest."""
+    attention, width, kept = block.attn, x.shape[-1], x[:, -count:]
+    normed = block.norm1(x)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    q = (
+        F.linear(normed[:, -count:], weight[:width], bias[:width])
+        .unflatten(-1, (attention.num_heads, -1))
+        .transpose(1, 2)
+    )
+    kv = F.linear(normed, weight[width:], bias[width:])
+    k, v = kv.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    if attention.fused_attn:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    else:
+        mixed = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    kept = kept + attention.proj(mixed.transpose(1, 2).flatten(2))
+    return kept + block.mlp(block.norm2(kept))
+
+
+__all__ = ["Decoder", "Head", "Linear", "Projector"]

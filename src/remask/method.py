@@ -1,0 +1,81 @@
+"""The equation of the library, in one place. Every paper is a `Method` with other parts; none is a class of its own.
+
+L(x) = Σ_b λ_b · mean over views v and tokens i ∈ Ω_b(v) of  d_b( h_b( f(x, v) )_i ,  τ_b(x, v)_i )
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from remask.backbones import Backbone
+from remask.distances import Distance
+from remask.heads import Head
+from remask.masking import Masking
+from remask.targets import Target
+from remask.types import Features, Images
+from remask.views import Views
+
+Region = Literal["masked", "visible"]
+Pair = tuple[Float[Tensor, "VB R P"], Float[Tensor, "VB R P"]]
+
+
+class Branch(nn.Module):
+    """One term of the sum: λ · mean over Ω of d(h(f(x)), τ(x)), read from one depth of the backbone."""
+
+    def __init__(
+        self,
+        name: str,
+        head: Head,
+        target: Target,
+        distance: Distance,
+        region: Region,
+        weight: float = 1.0,
+        layer: int = -1,
+    ) -> None:
+        super().__init__()
+        self.name, self.region, self.weight, self.layer = name, region, weight, layer
+        self.head, self.target, self.distance = head, target, distance
+
+    def forward(self, features: Features, targets: Float[Tensor, "B N P"], views: Views) -> Pair:
+        """Predictions and targets of Ω, token by token, [VB, R, P] each."""
+        return self.head(features, views), views.gather(targets, self.region)
+
+
+class Method(nn.Module):
+    """A backbone, a masking and the branches that predict. Masked tokens are dropped, or replaced by a learned fill."""
+
+    branches: Sequence[Branch]
+    fill: Tensor | None
+
+    def __init__(
+        self, backbone: Backbone, masking: Masking, branches: Sequence[Branch], replace: Literal["tokens"] | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone, self.masking, self.replace = backbone, masking, replace
+        self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
+        self.fill = nn.Parameter(0.02 * torch.randn(backbone.width)) if replace == "tokens" else None
+
+    def forward(
+        self, images: Images, generator: Generator | None = None, views: Views | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Losses by branch name and their weighted "total". Views are drawn from `generator` unless given."""
+        pairs = self.pairs(images, views or self.draw(images, generator))
+        losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
+        total = torch.stack([b.weight * losses[b.name] for b in self.branches]).sum()  # DMJD Eq. (6)
+        return {**losses, "total": total}
+
+    def pairs(self, images: Images, views: Views) -> dict[str, Pair]:
+        """Per branch the predictions and the targets of its region: what a loss compares and a picture shows."""
+        stem = self.backbone.embed(images)
+        layers = tuple({branch.layer for branch in self.branches})
+        features = self.backbone.encode(stem, views, fill=self.fill, layers=layers)
+        targets = {target: target(images, views) for target in {branch.target for branch in self.branches}}
+        return {b.name: b(features[b.layer], targets[b.target], views) for b in self.branches}
+
+    def draw(self, images: Images, generator: Generator | None = None) -> Views:
+        """The masked views of a batch, drawn on the generator's device and moved to the images'."""
+        grid = self.backbone.grid((images.shape[-2], images.shape[-1]))
+        return self.masking(images.shape[0], grid, generator).to(images.device)

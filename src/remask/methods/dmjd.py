@@ -1,0 +1,25 @@
+"""DMJD: disjoint masking and joint distillation (Ma et al., arXiv 2301.00230), as plug-ins to any method.
+
+Both are functions Method -> Method: no method knows of them, and they know no method.
+"""
+
+from remask.distances import smooth_l1_with
+from remask.heads import Projector
+from remask.masking import disjoint
+from remask.method import Branch, Method
+from remask.methods.mae import initialise
+from remask.targets import Target
+
+
+def dm(method: Method, views: int = 2, prediction: float | None = 1.0) -> Method:
+    """Disjoint masking: K views of the same m_corr whose union predicts m_pred (Eq. 3). None: independent views."""
+    return Method(method.backbone, disjoint(method.masking, views, prediction), list(method.branches), method.replace)
+
+
+def jd(method: Method, target: Target, width: int = 512, beta: float = 2.0, weight: float = 1.0) -> Method:
+    """Joint distillation: a branch on the visible tokens that regresses a normalised target, smooth-l1."""
+    projector = Projector(method.backbone.width, target.width, width)
+    projector.apply(initialise)
+    # DMJD Eq. (5): visible tokens, each against its own target
+    visible = Branch("visible", projector, target, smooth_l1_with(beta), "visible", weight)
+    return Method(method.backbone, method.masking, [*method.branches, visible], method.replace)

@@ -1,0 +1,37 @@
+"""MAE: Masked Autoencoders Are Scalable Vision Learners (He et al., arXiv 2111.06377)."""
+
+from torch import nn
+
+from remask.backbones import Backbone
+from remask.distances import squared
+from remask.heads import Decoder
+from remask.masking import Masking
+from remask.method import Branch, Method
+from remask.targets import Target
+from remask.types import Size
+
+
+def mae(
+    backbone: Backbone, masking: Masking, target: Target, size: Size, width: int = 512, depth: int = 8, heads: int = 16
+) -> Method:
+    """f drops the masked tokens; a decoder predicts their targets (pixels, normalised per patch); squared; masked.
+
+    width, depth, heads are the decoder's.
+    """
+    decoder = Decoder(backbone.width, target.width, backbone.grid(size), width, depth, heads)
+    method = Method(backbone, masking, [Branch("masked", decoder, target, squared, "masked")])
+    method.apply(initialise)
+    for name, parameter in method.named_parameters():
+        if name.endswith("_token"):
+            nn.init.normal_(parameter, std=0.02)
+    return method
+
+
+def initialise(module: nn.Module) -> None:
+    """MAE's initial weights: Xavier-uniform linear layers, the patch convolution as if it were one, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d) and module.kernel_size == module.stride:
+        nn.init.xavier_uniform_(module.weight.flatten(1).view(module.out_channels, -1))

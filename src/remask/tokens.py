@@ -1,0 +1,56 @@
+"""Pure functions between pixels, patches and token rows. Every other module speaks in these."""
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from remask.types import Grid, Size
+
+
+def grid_of(size: Size, patch: Size) -> Grid:
+    """Rows and columns of the token grid of an image of `size` pixels; a remainder is an error of the caller."""
+    return size[0] // patch[0], size[1] // patch[1]
+
+
+def patchify(images: Num[Tensor, "B C H W"], patch: Size) -> Num[Tensor, "B N P"]:
+    """Cut images into patches, raster order; a vector runs pixel row, pixel column, channel (MAE's layout)."""
+    (b, c, h, w), (ph, pw) = images.shape, patch
+    rows, cols = h // ph, w // pw
+    return images.reshape(b, c, rows, ph, cols, pw).permute(0, 2, 4, 3, 5, 1).reshape(b, rows * cols, ph * pw * c)
+
+
+def unpatchify(patches: Num[Tensor, "B N P"], grid: Grid, patch: Size) -> Num[Tensor, "B C H W"]:
+    """The inverse of `patchify`."""
+    (b, _, p), (rows, cols), (ph, pw) = patches.shape, grid, patch
+    c = p // (ph * pw)
+    folded = patches.reshape(b, rows, cols, ph, pw, c).permute(0, 5, 1, 3, 2, 4)
+    return folded.reshape(b, c, rows * ph, cols * pw)
+
+
+def take(tokens: Num[Tensor, "R N D"], ids: Int[Tensor, "R K"]) -> Num[Tensor, "R K D"]:
+    """The tokens that `ids` names, row by row."""
+    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def scatter(tokens: Num[Tensor, "R K D"], ids: Int[Tensor, "R K"], into: Num[Tensor, "R N D"]) -> Num[Tensor, "R N D"]:
+    """A copy of `into` with `tokens` at the places `ids` names: the inverse of `take`."""
+    return into.scatter(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens.to(into.dtype))
+
+
+def sincos_positions(grid: Grid, width: int, prefix: int = 0) -> Float[Tensor, "N D"]:
+    """MAE's fixed 2-D table: per axis [sin | cos] of pos · 10000^(-k / (D/4)), computed in float64.
+
+    The first half of the channels encodes the column, the second the row (MoCo v3's table is the transpose: take
+    a stored table as it is). `prefix` rows of zeros come first, for class and register tokens.
+    """
+    if width % 4:
+        raise ValueError(f"a 2-D sin-cos table needs a width divisible by 4, not {width}")
+    rates = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+
+    def axis(positions: Tensor) -> Tensor:
+        angles = positions.double().flatten()[:, None] * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    row, col = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    table = torch.cat([axis(col), axis(row)], dim=1)
+    return torch.cat([table.new_zeros(prefix, width), table]).float()

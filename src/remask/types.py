@@ -1,0 +1,37 @@
+"""The axes of the library, the names that cross module borders, and the one error a user ever sees.
+
+Axes, in shapes and in prose:
+
+    V  masked views of an image (the papers' K)    B  images of the batch      VB  rows, row = v·B + b
+    N  tokens of the grid                          K  visible tokens of a row  M   masked tokens of a row, K + M = N
+    R  rows of a region: K or M or N               D  width of the backbone    P   width of a target
+    S  prefix tokens (class, registers)            C  channels                 H W pixels
+"""
+
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+Grid: TypeAlias = tuple[int, int]
+"""Rows and columns of the token grid, N = rows · columns."""
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels."""
+
+Images: TypeAlias = UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"]
+"""Pixels 0..255 as integers; a float tensor is taken as already normalised."""
+
+Ids: TypeAlias = Int[Tensor, "VB R"]
+"""Token numbers in raster order, one row per masked view of an image."""
+
+
+class Features(NamedTuple):
+    """What a backbone returns at one depth: its prefix tokens and its grid (or visible) tokens, kept apart."""
+
+    prefix: Float[Tensor, "R S D"]
+    tokens: Float[Tensor, "R N D"]
+
+
+class UserError(Exception):
+    """A mistake that one line explains: what, where, and what to do. The command line prints it and exits with 2."""

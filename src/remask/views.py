@@ -1,0 +1,74 @@
+"""Views: which tokens of which image each masked view hides. Data, no behaviour: the `v` and the Ω of the equation."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int, Num
+from torch import Tensor
+
+from remask.tokens import take
+from remask.types import Grid
+
+
+@dataclass(frozen=True)
+class Views:
+    """The masked views of a batch. `mask` is the single truth; ids are in raster order; row = v·B + b.
+
+    mask     Bool[V, B, N], True = masked, the same number M in every row
+    grid     rows and columns of the token grid, N = rows · columns
+    hidden   M
+    """
+
+    mask: Bool[Tensor, "V B N"]
+    grid: Grid
+    hidden: int
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "V B N"], grid: Grid) -> "Views":
+        """Views from a stored mask; rows must hide equal numbers of tokens. Reads the mask back: not in a step."""
+        counts = mask.sum(-1)
+        if not bool((counts == counts.flatten()[0]).all()):
+            raise ValueError("every row of a mask must hide the same number of tokens")
+        if mask.shape[-1] != grid[0] * grid[1]:
+            raise ValueError(f"a mask of {mask.shape[-1]} tokens does not fit a grid of {grid[0]}×{grid[1]}")
+        return cls(mask, grid, int(counts.flatten()[0]))
+
+    @cached_property
+    def _order(self) -> Int[Tensor, "VB N"]:
+        """One stable sort: visible ids, then masked ids, each in raster order."""
+        return self.mask.flatten(0, 1).to(torch.uint8).argsort(dim=1, stable=True)
+
+    @property
+    def visible(self) -> Int[Tensor, "VB K"]:
+        return self._order[:, : self.mask.shape[-1] - self.hidden]
+
+    @property
+    def masked(self) -> Int[Tensor, "VB M"]:
+        return self._order[:, self.mask.shape[-1] - self.hidden :]
+
+    def rows(self, region: str) -> Int[Tensor, "VB R"]:
+        """Ids of Ω: "masked" or "visible"."""
+        return self.masked if region == "masked" else self.visible
+
+    def gather(self, x: Num[Tensor, "B N P"], region: str) -> Num[Tensor, "VB R P"]:
+        """The rows of Ω in every view, of what is the same in all views of an image; `x` is never repeated whole."""
+        ids = self.rows(region).unflatten(0, self.mask.shape[:2])
+        return torch.cat([take(x, view) for view in ids])
+
+    def repeat(self, x: Num[Tensor, "B *rest"]) -> Num[Tensor, "VB *rest"]:
+        """One row per view of what is the same in all views of an image."""
+        return x.repeat(self.mask.shape[0], *[1] * (x.ndim - 1))
+
+    def to(self, device: torch.device) -> "Views":
+        return Views(self.mask.to(device, non_blocking=True), self.grid, self.hidden)
+
+    @property
+    def corruption_rate(self) -> float:
+        """m_corr = M / N, the share each view hides."""
+        return self.hidden / self.mask.shape[-1]
+
+    @property
+    def prediction_rate(self) -> float:
+        """m_pred = |∪ masked| / N, the share predicted over all views, mean over images. Reads back: not in a step."""
+        return float(self.mask.any(0).float().mean())
