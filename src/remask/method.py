@@ -58,11 +58,9 @@ class Method(nn.Module):
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.fill = nn.Parameter(0.02 * torch.randn(backbone.width)) if replace == "tokens" else None
 
-    def forward(
-        self, images: Images, generator: Generator | None = None, views: Views | None = None
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Losses by branch name and their weighted "total". Views are drawn from `generator` unless given."""
-        pairs = self.pairs(images, views or self.draw(images, generator))
+    def forward(self, images: Images, views: Views | None = None) -> dict[str, Float[Tensor, ""]]:
+        """Losses by branch name and their weighted "total", in views drawn by `draw` (here, unless given)."""
+        pairs = self.pairs(images, views or self.draw(images))
         losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
         total = torch.stack([b.weight * losses[b.name] for b in self.branches]).sum()  # DMJD Eq. (6)
         return {**losses, "total": total}

@@ -60,6 +60,10 @@ class Views:
         """One row per view of what is the same in all views of an image."""
         return x.repeat(self.mask.shape[0], *[1] * (x.ndim - 1))
 
+    def split(self, parts: int) -> "list[Views]":
+        """The views of `parts` consecutive slices of the batch, cut as `Tensor.tensor_split` cuts it."""
+        return [Views(mask, self.grid, self.hidden) for mask in self.mask.tensor_split(parts, dim=1)]
+
     def to(self, device: torch.device) -> "Views":
         return Views(self.mask.to(device, non_blocking=True), self.grid, self.hidden)
 

@@ -61,13 +61,12 @@ class Hog(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "B N P"]:
-        with torch.autocast(images.device.type, enabled=False):
-            histogram = self.histogram(self._integers(images))
-            if self.norm == "l2":
-                histogram = F.normalize(histogram, dim=2)
-            elif self.norm == "layer":
-                histogram = F.layer_norm(histogram.movedim(2, -1), (self.bins,)).movedim(-1, 2)
-            return self._tokens(histogram)
+        histogram = self.histogram(self._integers(images))  # fp32 also under autocast, which lowers none of these ops
+        if self.norm == "l2":
+            histogram = F.normalize(histogram, dim=2)
+        elif self.norm == "layer":
+            histogram = F.layer_norm(histogram.movedim(2, -1), (self.bins,)).movedim(-1, 2)
+        return self._tokens(histogram)
 
     def histogram(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C bins h w"]:
         """Magnitude per orientation bin of each cell and channel, h = H / cell, w = W / cell; not normalised."""

@@ -1,0 +1,138 @@
+"""The run folder and its checkpoints: written whole or not at all, read without executing anything."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from remask.types import UserError
+
+
+class RunFolder:
+    """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, recipe: str, env: Mapping[str, Any]) -> "RunFolder":
+        """A new run. Raises UserError where something is already there."""
+        refuse_existing(path)
+        run = cls(path)
+        for folder in ("checkpoints", "pictures", "eval"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        (path / "recipe.toml").write_text(recipe)
+        run.write("env.json", env)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run. Raises UserError where there is none."""
+        if not (path / "recipe.toml").is_file():
+            raise UserError(f"{path} is no run: it holds no recipe.toml; give the folder that --out named")
+        return cls(path)
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace a JSON file."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(part, path)
+
+    def read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics of steps after `step`: a killed run may have logged beyond its last checkpoint."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            part = path.with_suffix(".part")
+            part.write_text("".join(kept))
+            os.replace(part, path)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise UserError unless `path` is free for a new run (absent, or an empty folder)."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        resume = f"continue it with: remask resume {path}; or " if (path / "recipe.toml").is_file() else ""
+        raise UserError(f"{path} already exists and is not empty: {resume}choose another --out")
+
+
+def save(
+    run: RunFolder, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> None:
+    """Write checkpoints/NAME: weights (safetensors), optimizer (tensors only), state (JSON). Complete or absent."""
+    folder = run.path / "checkpoints" / name
+    part, old = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.old")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part / "model.safetensors")
+    torch.save(optimizer.state_dict(), part / "optimizer.pt")
+    (part / "state.json").write_text(json.dumps(state))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find(run: RunFolder, name: str = "last") -> Path:
+    """The folder of a checkpoint, also when a run was killed between the two renames of `save`."""
+    folder = run.path / "checkpoints" / name
+    for candidate in (folder, folder.with_name(f".{name}.old")):
+        if (candidate / "state.json").is_file():
+            return candidate
+    raise UserError(
+        f"{run.path} holds no checkpoint {name!r}: the run ended before its first; start again with another --out"
+    )
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Load a checkpoint into a model (strictly) and an optimizer; returns the saved state."""
+    load_weights(folder / "model.safetensors", model)
+    if optimizer:
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
+    return json.loads((folder / "state.json").read_text())
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Strictly load a safetensors file. Raises UserError naming the first keys or shapes that do not fit."""
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+    if faults := _faults(stored, model.state_dict()):
+        raise UserError(
+            f"{path} does not fit the model: {'; '.join(faults[:3])}{f'; {len(faults) - 3} more' * (len(faults) > 3)}"
+        )
+    model.load_state_dict(stored)
+
+
+def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    faults = [f"{key} is missing" for key in wanted if key not in stored]
+    faults += [f"{key} is unknown" for key in stored if key not in wanted]
+    shared = [key for key in wanted if key in stored and stored[key].shape != wanted[key].shape]
+    return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(wanted[key].shape)}" for key in shared]
+
+
+__all__ = ["RunFolder", "find", "load_weights", "refuse_existing", "restore", "save"]
