@@ -145,6 +145,7 @@ def gflops_per_image(recipe: Recipe) -> float:
 
 
 def parameters(module: nn.Module) -> int:
+    """Number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

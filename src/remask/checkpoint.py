@@ -72,7 +72,10 @@ class RunFolder:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise UserError unless `path` is free for a new run (absent, or an empty folder)."""
+    """Raise UserError unless `path` is free: absent, an empty folder, or a run that failed before its first step."""
+    status = RunFolder(path).read("status.json") if path.is_dir() else {}
+    if (status.get("state"), status.get("step")) == ("failed", 0):
+        return
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         resume = f"continue it with: remask resume {path}; or " if (path / "recipe.toml").is_file() else ""
         raise UserError(f"{path} already exists and is not empty: {resume}choose another --out")

@@ -16,6 +16,8 @@ from remask.views import Views
 
 
 class Head(Protocol):
+    """Predicts the rows of one region from a backbone's features."""
+
     def __call__(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]: ...
 
     def describe(self) -> str:
@@ -53,7 +55,8 @@ class Decoder(nn.Module):
         )
         self.norm = _norm(width)
         self.predict = nn.Linear(width, width_out)
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        # stored with the weights: a checkpoint's own table is taken as it is
+        self.register_buffer("positions", sincos_positions(grid, width))
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB M P"]:
         positions = self.positions

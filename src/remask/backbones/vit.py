@@ -1,7 +1,7 @@
 """Plain vision transformers: any timm `VisionTransformer`, dropping masked tokens (MAE) or replacing them (SimMIM)."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timm
@@ -153,12 +153,12 @@ def create_vit(
     *,
     positions: str = "sincos",
     drop_path: float = 0.0,
-    overrides: dict[str, int] | None = None,
+    overrides: Mapping[str, int | float] | None = None,
 ) -> ViT:
     """A ViT by timm name or by one of the small names here, for images of `size` pixels and len(mean) channels.
 
     positions   "sincos": MAE's fixed table, stored and frozen; "learned": the network's own
-    overrides   timm arguments (patch_size, embed_dim, depth, num_heads)
+    overrides   timm arguments (patch_size, embed_dim, depth, num_heads, mlp_ratio)
     Raises UserError for an unknown name, a model that is not a VisionTransformer, or a size no patch divides.
     """
     base, small = SMALL.get(name, (name, {}))

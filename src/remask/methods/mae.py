@@ -12,13 +12,20 @@ from remask.types import Size
 
 
 def mae(
-    backbone: Backbone, masking: Masking, target: Target, size: Size, width: int = 512, depth: int = 8, heads: int = 16
+    backbone: Backbone,
+    masking: Masking,
+    target: Target,
+    size: Size,
+    width: int = 512,
+    depth: int = 8,
+    heads: int = 16,
+    mlp_ratio: float = 4.0,
 ) -> Method:
     """f drops the masked tokens; a decoder predicts their targets (pixels, normalised per patch); squared; masked.
 
-    width, depth, heads are the decoder's.
+    width, depth, heads, mlp_ratio are the decoder's.
     """
-    decoder = Decoder(backbone.width, target.width, backbone.grid(size), width, depth, heads)
+    decoder = Decoder(backbone.width, target.width, backbone.grid(size), width, depth, heads, mlp_ratio)
     method = Method(backbone, masking, [Branch("masked", decoder, target, squared, "masked")])
     method.apply(initialise)
     for name, parameter in method.named_parameters():

@@ -1,0 +1,67 @@
+# Every target sets up what it needs in .venv; say `make` for the list.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench lock clean
+
+PYTHON ?= python3
+LOCK_FLAGS ?=
+ifndef RUN
+RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+endif
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+UV_READY := $(VENV)/.uv-$(UV_VERSION)
+READY := $(VENV)/.remask-ready
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 10
+
+demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR names the run folder)
+	$(BIN)/remask pretrain --recipe demo --out $(RUN)
+	$(BIN)/remask probe $(RUN) --data digits:train --val digits:val
+	$(BIN)/remask report $(RUN)
+
+test: $(READY) ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## lint, format check, strict types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## format, and repair what the linter can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY) ## speed and memory, as ratios
+	$(BIN)/python -m benchmarks
+
+lock: $(UV_READY) ## write requirements.lock anew (LOCK_FLAGS=--upgrade takes the newest versions)
+	$(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --extra dev --extra data --universal \
+		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" $(LOCK_FLAGS) \
+		--quiet --output-file requirements.lock
+	@! grep -nE '[:]//|[+]cpu' requirements.lock || \
+		{ echo "requirements.lock: the lines above name an address or a CPU-only build" >&2; exit 1; }
+
+clean: ## remove caches and build outputs; .venv and runs/ stay
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
+	find . -name $(VENV) -prune -o -name runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --python, because an activated environment elsewhere would otherwise receive the packages.
+$(READY): requirements.lock pyproject.toml $(UV_READY)
+	@echo "installing the locked packages into $(VENV) (the first time, a few GB of wheels)"
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(UV_READY):
+	@python=$(BIN)/python; test -x $$python || python=$(PYTHON); \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "remask needs Python 3.11 or newer, and $$python is not: install one and say make PYTHON=python3.11" >&2; \
+		exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@

@@ -1,0 +1,210 @@
+"""The command line. Parses, calls `remask.commands`, and turns mistakes into one line and exit code 2.
+
+Nothing heavy is imported before a command needs it, so that `remask --help` answers at once.
+"""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="remask",
+    help="Efficient masked image modeling: pre-train a vision backbone on your pictures, then see what it learned.",
+    epilog="Start with: remask pretrain --data DIR   (or, with no pictures at hand: remask pretrain --recipe demo)",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+DEFAULT_RECIPE = "dmjd-vit-tiny"
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that --out named.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from remask import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """`main` looks for --debug itself, so that it may stand anywhere."""
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Option(help="A recipe's name (remask recipes) or a TOML file.")] = DEFAULT_RECIPE,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="Pictures: folder, list file, tar shards, parquet, a set's name."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the run.  [runs/RECIPE-DATE]")] = None,
+    method: Annotated[str | None, typer.Option(help="mae, mae+dm, mae+jd, mae+dmjd or dmjd.")] = None,
+    model: Annotated[str | None, typer.Option(help="vit_micro, vit_tiny or any timm vision transformer.")] = None,
+    target: Annotated[str | None, typer.Option(help="What masked tokens predict: pixels[-norm], hog[-l2].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; the warm-up keeps its share.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Unique pictures per step, over all devices.")] = None,
+    image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size after cropping, 224 or 96x160.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
+    max_steps: Annotated[int | None, typer.Option(metavar="N", help="End after N steps.")] = None,
+    max_bad: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of bad pictures that stops.")] = None,
+    probe: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled pictures for kNN on the way.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    device: Device = None,
+    set_: Settings = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink the recipe to seconds, to see that it runs.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pre-train a backbone on unlabelled pictures."""
+    from remask import commands
+
+    flags: dict[str, Any] = {
+        "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs,
+        "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit,
+        "optim.max_steps": max_steps, "data.max_bad": max_bad, "probe.source": probe, "seed": seed,
+        "runtime.device": device,
+    }  # fmt: skip
+    given = {key: value for key, value in flags.items() if value is not None}
+    commands.pretrain(recipe, given, method=method, settings=set_ or [], out=out, smoke=smoke, quiet=quiet)
+
+
+@app.command()
+def resume(run: Run, device: Device = None, quiet: Quiet = False) -> None:
+    """Continue a run exactly where it was."""
+    from remask import commands
+
+    commands.resume(run, device=device, quiet=quiet)
+
+
+@app.command()
+def probe(
+    run: Run,
+    data: Annotated[str, typer.Option(metavar="SRC", help="Labelled pictures to learn the probes on.")],
+    val: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Labelled pictures to test on.  [1/5 of --data]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures of --data only.")] = None,
+    k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
+    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+    seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a run learned: kNN and linear.
+
+    Accuracy on frozen features, with all labels and with 10 a class, beside the same network untrained and raw pixels.
+    """
+    from remask import commands
+
+    commands.probe(run, data, val, limit=limit, k=k, checkpoint=checkpoint, seed=seed, device=device, quiet=quiet)
+
+
+@app.command()
+def reconstruct(
+    run: Run,
+    images: Annotated[str | None, typer.Option(metavar="SRC", help="Pictures to show.  [the run's own]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="[RUN/pictures/reconstruction.png]")] = None,
+    count: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Number of pictures.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+) -> None:
+    """Draw masked views and predictions."""
+    from remask import commands
+
+    print(commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write one HTML page about a run.
+
+    Curves, pictures, probe table, cost and recipe in RUN/report.html, which opens offline.
+    """
+    from remask import commands
+
+    print(commands.report(run))
+
+
+@app.command()
+def recipes(json: Json = False) -> None:
+    """List the recipes."""
+    from remask import listing
+
+    listing.recipes(as_json=json)
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name or a TOML file.", show_default=False)],
+    set_: Settings = None,
+    json: Json = False,
+) -> None:
+    """Print a recipe's equation, size and cost."""
+    from remask import listing
+
+    listing.show(recipe, set_ or [], as_json=json)
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, devices, speed and disk."""
+    from remask import listing
+
+    listing.doctor()
+
+
+def main() -> NoReturn:
+    """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _explain(error: Exception) -> int:
+    """Print what went wrong for a person; returns the exit code."""
+    parsed = getattr(error, "format_message", None)
+    if parsed:  # the parser's: an unknown option, a missing argument
+        print(text if "\n" in (text := parsed()) else f"remask: {text}", file=sys.stderr)
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print("remask: the disk is full; free some space, then continue with remask resume RUN", file=sys.stderr)
+        return 2
+    from remask.types import UserError
+
+    if isinstance(error, UserError):
+        print(f"remask: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, PermissionError):
+        print(f"remask: no permission for {error.filename}", file=sys.stderr)
+        return 2
+    print(f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

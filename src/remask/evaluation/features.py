@@ -1,0 +1,129 @@
+"""Frozen features: what a backbone, or no backbone at all, says about each image of a source, one vector an image."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from remask.backbones import Backbone
+from remask.types import Images, UserError
+
+Pool = Literal["mean", "cls"]
+PIXEL_VALUES = 3072
+"""The most values of an image that stand in for features: a CIFAR picture whole."""
+
+
+class Labelled(Protocol):
+    """A batch: uint8 pictures, and their class numbers where the source has any."""
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor | None: ...
+
+
+Describe = Callable[[Images], Float[Tensor, "B D"]]
+Collected = tuple[dict[str, Float[Tensor, "n D"]], Int[Tensor, "n"] | None]
+
+
+def extract(
+    backbone: Backbone,
+    batches: Iterable[Labelled],
+    *,
+    layer: int = -1,
+    pool: Pool = "mean",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "n D"], Int[Tensor, "n"] | None]:
+    """Features [n, D] of whole images, float32 on the CPU, and their labels if every batch has them.
+
+    layer   block to read; -1 is the end, after the final norm
+    pool    "mean" over the patch tokens, prefix tokens excluded, or the first prefix token ("cls")
+    device  where the images go; None = where the backbone is
+    dtype   of autocast; None = none
+    The backbone is in evaluation mode meanwhile. Raises UserError for "cls" without such a token, or no image.
+    """
+    describe = reader(backbone, layer=layer, pool=pool, device=device, dtype=dtype)
+    features, labels = collect({"backbone": describe}, {"backbone": backbone}, batches)
+    return features["backbone"], labels
+
+
+def pixels(
+    batches: Iterable[Labelled], side: int | None = None
+) -> tuple[Float[Tensor, "n D"], Int[Tensor, "n"] | None]:
+    """Raw pixels of 0..1 as features, averaged down to at most 3072 values, or `side` pixels a side if less."""
+    features, labels = collect({"pixels": lambda images: flat(images, side)}, {}, batches)
+    return features["pixels"], labels
+
+
+def reader(
+    backbone: Backbone,
+    *,
+    layer: int = -1,
+    pool: Pool = "mean",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Describe:
+    """The function images -> features that `extract` applies to every batch."""
+    if pool == "cls" and backbone.prefix < 1:
+        raise UserError('pool "cls" needs a class token, and this backbone has no prefix token; use pool "mean"')
+    where = torch.device(device) if device is not None else next(backbone.network.parameters()).device
+
+    def describe(images: Images) -> Float[Tensor, "B D"]:
+        with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
+            features = backbone.encode(backbone.embed(images.to(where)), layers=(layer,))[layer]
+        pooled = features.tokens.float().mean(1) if pool == "mean" else features.prefix[:, 0]
+        return pooled.float().cpu()
+
+    return describe
+
+
+def flat(images: Images, side: int | None = None) -> Float[Tensor, "B D"]:
+    """Pixel values of 0..1, averaged over areas until an image is at most 3072 values (and `side` pixels a side)."""
+    (c, h, w), values = images.shape[1:], images.float() / (1 if images.is_floating_point() else 255)
+    shrink = min(1.0, math.sqrt(PIXEL_VALUES / (c * h * w)), (side or max(h, w)) / max(h, w))
+    if shrink < 1:
+        values = F.adaptive_avg_pool2d(values, (max(1, int(h * shrink + 1e-9)), max(1, int(w * shrink + 1e-9))))
+    return values.flatten(1).cpu()
+
+
+def collect(
+    describers: Mapping[str, Describe], backbones: Mapping[str, object], batches: Iterable[Labelled]
+) -> Collected:
+    """Several kinds of features in one pass over the images: they are decoded once. Raises UserError for no image."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in describers}
+    labels: list[Tensor | None] = []
+    with torch.inference_mode(), evaluating(backbones.values()):
+        for batch in batches:
+            for name, describe in describers.items():
+                rows[name].append(describe(batch.images))
+            labels.append(batch.labels)
+    if not labels:
+        raise UserError("there is no image to extract features of: the source gave no batch")
+    known = [part.cpu().long() for part in labels if part is not None]
+    # clones, for tensors made in inference mode could not be used in a regression
+    features = {name: torch.cat(parts).clone() for name, parts in rows.items()}
+    return features, torch.cat(known) if len(known) == len(labels) else None
+
+
+@contextmanager
+def evaluating(parts: Iterable[object]) -> Iterator[None]:
+    """Evaluation mode for every module inside; each goes back to the mode it had, frozen parts included."""
+    roots = [part if isinstance(part, nn.Module) else getattr(part, "network", None) for part in parts]
+    modes = {module: module.training for root in roots if isinstance(root, nn.Module) for module in root.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+__all__ = ["Labelled", "Pool", "collect", "evaluating", "extract", "flat", "pixels", "reader"]

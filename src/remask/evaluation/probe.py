@@ -1,0 +1,162 @@
+"""The probe: does the backbone know more than before it was trained, and more than the pixels it was shown?
+
+Weighted kNN and a linear classifier on frozen features, with all labels and with few a class, each for the trained
+network, for the same network untrained, and for raw pixels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from remask.backbones import Backbone
+from remask.evaluation.features import Labelled, Pool, collect, flat, reader
+from remask.evaluation.knn import weighted_knn
+from remask.evaluation.linear import linear_probe
+from remask.types import UserError
+
+Factory = Callable[[], Iterable[Labelled]]
+Scores = dict[str, float]
+DRAWS = 5
+"""Few labels are drawn this many times, and accuracies averaged: a single draw says more about luck."""
+TEMPERATURE = 0.07
+
+
+def probe(
+    backbones: Mapping[str, Backbone],
+    train_batches: Factory,
+    val_batches: Factory,
+    *,
+    few: int = 10,
+    k: int = 20,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    layer: int = -1,
+    pool: Pool = "mean",
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """The content of eval/probe.json; accuracies in percent.
+
+    backbones   {"top1": trained, "untrained": the same network untrained}; "pixels" is added here
+    few         labels a class in the second half of the table
+    k           neighbours that vote
+    progress    gets a line before each longer step
+    Raises UserError for a source without labels, with one class, with fewer images than neighbours, or where a class
+    of the validation images is not among the training images.
+    """
+    say = progress or (lambda line: None)
+    readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
+    readers["pixels"] = flat
+    say("features of the training images")
+    train, train_y = collect(readers, backbones, train_batches())
+    train_y = _checked(train_y, k)
+    say(f"features of the validation images ({len(train_y)} training images)")
+    val, val_y = collect(readers, backbones, val_batches())
+    train_y, val_y, classes = _numbered(train_y, val_y)
+    say(f"kNN and linear classifiers ({len(val_y)} validation images, {classes} classes)")
+    knn = {x: _knn(train[x], train_y, val[x], val_y, k) for x in readers}
+    linear = {x: linear_probe(train[x], train_y, val[x], val_y, seed=seed) for x in readers}
+    say(f"the same with {few} labels a class, {DRAWS} draws")
+    few_labels = _few_labels(train, train_y, val, val_y, few, k, seed)
+    protocol = {
+        "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
+        "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
+        "images": {"train": len(train_y), "val": len(val_y)},
+        "classes": classes,
+        "seed": seed,
+        "knn": {"k": k, "temperature": TEMPERATURE, "similarity": "cosine", "weight": "exp(similarity / temperature)"},
+        "linear": {
+            **{key: value for key, value in linear["pixels"].protocol.items() if key != "held_out_accuracy"},
+            "weight_decay": {x: result.weight_decay for x, result in linear.items()},
+            "held_out_accuracy": {x: result.protocol["held_out_accuracy"] for x, result in linear.items()},
+        },
+        "few_labels": few_labels.pop("protocol"),
+    }
+    return {
+        "linear": {x: round(result.accuracy, 2) for x, result in linear.items()},
+        "few_labels": few_labels,
+        "knn": {**knn, "k": k},
+        "protocol": protocol,
+    }
+
+
+def _few_labels(
+    train: Mapping[str, Float[Tensor, "n D"]],
+    train_y: Int[Tensor, "n"],
+    val: Mapping[str, Float[Tensor, "m D"]],
+    val_y: Int[Tensor, "m"],
+    few: int,
+    k: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Mean accuracies over draws of `few` labels a class; every kind of features sees the same draws."""
+    draws = [draw_few(train_y, few, seed + number) for number in range(DRAWS)]
+    k = min(k, len(draws[0]))
+    linear: Scores = {}
+    knn: Scores = {}
+    decays: dict[str, list[float]] = {}
+    for x in train:
+        results = [linear_probe(train[x][ids], train_y[ids], val[x], val_y, seed=seed) for ids in draws]
+        linear[x] = round(fmean(result.accuracy for result in results), 2)
+        decays[x] = [result.weight_decay for result in results]
+        knn[x] = round(fmean(weighted_knn(train[x][i], train_y[i], val[x], val_y, k, TEMPERATURE) for i in draws), 2)
+    protocol = {
+        "draws": DRAWS,
+        "seeds": [seed + number for number in range(DRAWS)],
+        "average": f"mean accuracy over {DRAWS} draws",
+        "images_per_draw": len(draws[0]),
+        "held_out": results[0].protocol["held_out"],
+        "k": k,
+        "weight_decay": decays,
+    }
+    return {"per_class": few, **linear, "knn": knn, "protocol": protocol}
+
+
+def draw_few(labels: Int[Tensor, "n"], few: int, seed: int) -> Int[Tensor, "few"]:
+    """Numbers of `few` random images of each class, or of all where a class has fewer; ascending."""
+    generator = Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:few]])
+    return torch.cat(chosen).sort().values
+
+
+def _knn(
+    train_x: Float[Tensor, "n D"], train_y: Int[Tensor, "n"], x: Float[Tensor, "m D"], y: Int[Tensor, "m"], k: int
+) -> float:
+    return round(weighted_knn(train_x, train_y, x, y, k, TEMPERATURE), 2)
+
+
+def _checked(labels: Int[Tensor, "n"] | None, k: int) -> Int[Tensor, "n"]:
+    """Labels that a probe can learn from."""
+    if labels is None:
+        raise UserError(
+            "the training images have no labels: a probe needs class folders, .cls members or a label column"
+        )
+    if len(labels.unique()) < 2:
+        raise UserError(f"all {len(labels)} training images are of one class: a probe needs at least two to tell apart")
+    if len(labels) < k:
+        raise UserError(f"{len(labels)} training images are fewer than the {k} neighbours of kNN; lower k or give more")
+    return labels
+
+
+def _numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int[Tensor, "n"], Int[Tensor, "m"], int]:
+    """Class numbers without gaps, the same for both."""
+    if val is None:
+        raise UserError(
+            "the validation images have no labels: a probe needs class folders, .cls members or a label column"
+        )
+    classes, numbered = train.unique(return_inverse=True)
+    unknown = sorted(set(val.tolist()) - set(classes.tolist()))
+    if unknown:
+        raise UserError(
+            f"class {unknown[0]} of the validation images has no training image: both sources need the same classes"
+        )
+    return numbered, torch.searchsorted(classes, val), len(classes)
+
+
+__all__ = ["DRAWS", "draw_few", "probe"]

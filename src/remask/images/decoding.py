@@ -1,0 +1,180 @@
+"""Bytes or arrays of any kind become uint8 pixels [C, H, W], or a BadImage with one reason. Nothing here is random."""
+
+import contextlib
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
+"""The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
+
+
+class BadImage(Exception):  # noqa: N818  (a fact about a picture, not a fault of the program)
+    """One picture that cannot be used; the message is one line and says why."""
+
+
+def decode(data: bytes | np.ndarray, channels: int = 3, *, max_pixels: int = 100_000_000) -> UInt8[Tensor, "C H W"]:
+    """Pixels 0..255 of an encoded picture (1 or 3 channels) or of an array HW or HWC (any number of channels).
+
+    Encoded: turned as EXIF says, first frame or page, alpha dropped, CMYK and palette as Pillow converts them, 16 bits
+    shifted to 8, 32-bit integers beyond 16 bits and floats scaled from their own minimum..maximum. Arrays: uint8 as it
+    is, uint16 shifted, bool and float 0..1 times 255. Gray is repeated to 3 channels, RGB becomes luma for 1.
+
+    The size is read from the header first: a picture of more than `max_pixels` is refused before a pixel is decoded,
+    and one within it takes at most 20 bytes a pixel while it is decoded (2 GB at the default).
+
+    Raises BadImage, and nothing else, for whatever is wrong with the data.
+    """
+    if isinstance(data, np.ndarray):
+        return _from_array(data, channels)
+    if channels not in (1, 3):
+        raise BadImage(f"a picture file gives 1 or 3 channels, not {channels}")
+    if not data:
+        raise BadImage("the file is empty")
+    header = _jpeg_header(data)
+    if header is not None:
+        _check_size(header.width, header.height, max_pixels)
+        if header.bits == 8 and header.components in (1, 3):
+            try:
+                return _fitted(_decode_jpeg(data, header.components), channels)
+            except (RuntimeError, ImportError):
+                pass  # Pillow decodes what torchvision will not, or names the fault
+    return _decode_pillow(data, channels, max_pixels)
+
+
+class _JpegHeader(NamedTuple):
+    bits: int
+    height: int
+    width: int
+    components: int
+
+
+def _jpeg_header(data: bytes) -> _JpegHeader | None:
+    """The frame header (SOF) of a JPEG: ITU T.81, B.2.2. None where there is none."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 10 > len(data):
+            return None
+        marker = data[at + 1]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # stuffing, fill and markers without a length
+            at += 1 if marker == 0xFF else 2
+        elif marker in (0xD9, 0xDA):  # the end, or data before any frame header
+            return None
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            return _JpegHeader(data[at + 4], height, width, data[at + 9])
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4])
+
+
+def _decode_jpeg(data: bytes, components: int) -> UInt8[Tensor, "C H W"]:
+    # torchvision 0.29 deprecates its decoders and names no release that drops them: Pillow, which gives the same
+    # pixels at two thirds of the speed, is there for that day
+    warnings.filterwarnings("ignore", message="The image decoding and encoding", category=DeprecationWarning)
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    mode = ImageReadMode.RGB if components == 3 else ImageReadMode.GRAY
+    # a copy, since a tensor over immutable bytes would be a writable one
+    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadImage(f"{width}x{height} is more than {max_pixels:,} pixels")
+
+
+def _decode_pillow(data: bytes, channels: int, max_pixels: int) -> UInt8[Tensor, "C H W"]:
+    # Not catch_warnings: it swaps the filters of the whole process and pictures are decoded in a thread as well.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    Image.init()  # formats named in open are not looked for otherwise
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.width, image.height, max_pixels)
+            image.load()
+            _turn_upright(image)
+            return _from_pillow(image, channels)
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"not a picture in a known format: it begins with {data[:12]!r}") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {max_pixels:,} pixels") from None
+    except Exception as error:  # Pillow's plugins raise nearly everything on broken data
+        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _turn_upright(image: Image.Image) -> None:
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _from_pillow(image: Image.Image, channels: int) -> UInt8[Tensor, "C H W"]:
+    if image.mode.startswith("I;16"):
+        return _from_array(np.array(image).astype(np.uint16), channels)
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)
+        if image.mode == "I" and values.min() >= 0 and values.max() <= 65535:
+            return _from_array(values.astype(np.uint16), channels)
+        return _from_array(_stretched(values.astype(np.float32)), channels)
+    mode = "L" if channels == 1 else "RGB"
+    pixels = torch.from_numpy(np.array(image if image.mode == mode else image.convert(mode)))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    """Minimum..maximum of the finite float32 values to 0..255, in place; other values and a constant picture are 0."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise BadImage("no pixel has a finite value")
+    values[~finite] = low = values.min(where=finite, initial=np.inf)
+    values -= low
+    values *= np.float32(255) / (values.max() or np.float32(1))
+    return np.rint(values, out=values).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray, channels: int) -> UInt8[Tensor, "C H W"]:
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise BadImage(f"an array of shape {array.shape} is not HW or HWC")
+    image = torch.from_numpy(_eight_bits(array))
+    return _fitted(image[None] if image.ndim == 2 else image.permute(2, 0, 1), channels)
+
+
+def _fitted(image: UInt8[Tensor, "c H W"], channels: int) -> UInt8[Tensor, "C H W"]:
+    if image.shape[0] == channels:
+        return image
+    if image.shape[0] == 1 and channels == 3:
+        return image.repeat(3, 1, 1)
+    if image.shape[0] == 3 and channels == 1:
+        return _luma(image)
+    raise BadImage(f"{image.shape[0]} channels where {channels} are wanted")
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        shareable = array.flags.writeable and min(array.strides) >= 0
+        return array if shareable else array.copy()
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # either byte order
+        return (array >> 8).astype(np.uint8)
+    if array.dtype.kind == "f":
+        clean = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        if clean.min() < 0 or clean.max() > 1:
+            raise BadImage(f"float pixels lie in {clean.min():g}..{clean.max():g}, not in 0..1")
+        return np.rint(clean * 255).astype(np.uint8)
+    raise BadImage(f"pixels of type {array.dtype}; uint8, uint16, bool or float 0..1 are read")
+
+
+def _luma(image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
+    """ITU-R 601-2 in 16-bit fixed point, as Pillow rounds it."""
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32)[:, None, None]
+    return ((image.int() * weights).sum(0, keepdim=True) + 0x8000 >> 16).to(torch.uint8)

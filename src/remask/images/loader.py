@@ -1,0 +1,266 @@
+"""Batches of uint8 pictures in an order and with crops that depend on (seed, epoch, position) alone.
+
+So an epoch that starts at batch k gives bit for bit what the whole epoch gives from there on, with any number of
+workers, and so a run can be resumed in the middle of one.
+"""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from remask.images.decoding import BadImage
+from remask.images.pictures import Pictures
+from remask.images.sources import Source
+from remask.images.transforms import Transform
+from remask.types import UserError
+
+
+class Batch(NamedTuple):
+    """Pictures with their class numbers, if the source has any, and their numbers in the source."""
+
+    images: UInt8[Tensor, "B C H W"]
+    labels: Int[Tensor, "B"] | None
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
+
+
+class TooManyBad(UserError):  # noqa: N818
+    """More pictures cannot be used than was allowed. `bad` says which and why: {where: reason}."""
+
+    def __init__(self, bad: dict[str, str], total: int, max_bad: float) -> None:
+        first = "; ".join(f"{where}: {reason}" for where, reason in list(bad.items())[:3])
+        super().__init__(
+            f"{len(bad)} of {total} images cannot be used, more than --max-bad {max_bad:g} allows ({first}): "
+            "repair or remove those that bad_images.txt lists, or raise --max-bad"
+        )
+        self.bad = bad
+
+
+class _Task(NamedTuple):
+    """What one batch is made of: the place in the epoch decides the crop, the number decides the picture."""
+
+    epoch: int
+    positions: range
+    indices: list[int]
+
+
+class _Made(NamedTuple):
+    images: Tensor | None
+    numbers: list[int]
+    bad: dict[int, str]
+    """Found while this batch was made, by number."""
+
+
+class Loader:
+    """Batches of a source, epoch by epoch.
+
+    batch_size   pictures a batch; with drop_last every batch is full: a source smaller than one batch is gone through
+                 again, in another order, until the batch is full
+    seed         of the order and of the crops
+    shuffle      another order each epoch; without it the source's own
+    workers      processes that decode; 0: a thread of this process
+    channels, min_side, cache_mb   see `Pictures`
+    max_bad      share of pictures that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
+                 that a small folder is not lost for one of them, unless the share is 0
+    skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
+    pin          page-locked memory, for copies to a GPU that do not wait
+    report       gets a line for each unusable picture, once
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        workers: int = 0,
+        channels: int = 3,
+        min_side: int = 1,
+        max_bad: float = 0.01,
+        skip: bool = False,
+        pin: bool = False,
+        cache_mb: int = 1024,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        if batch_size < 1 or workers < 0 or not 0 <= max_bad <= 1:
+            raise UserError(
+                f"batch size {batch_size}, workers {workers}, max_bad {max_bad:g}: need 1 or more, 0 or more, 0..1"
+            )
+        self.source, self.bad, self._noted = source, dict[str, str](), dict[int, str]()
+        self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
+        self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
+        self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
+        self._labels = None if source.labels is None else torch.tensor(source.labels)
+        pictures = Pictures(source, channels=channels, min_side=min_side, cache_mb=cache_mb, shared=workers > 0)
+        self._maker = _Maker(pictures, transform, seed, skip, self._allowed)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        if self._drop_last:
+            return max(1, len(self.source) // self._batch_size)
+        return math.ceil(len(self.source) / self._batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on. Raises TooManyBad."""
+        tasks = self._tasks(epoch, start)
+        self._note({})
+        for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
+            self._note(made.bad)
+            if made.images is not None:
+                index = torch.tensor(made.numbers)
+                yield Batch(made.images, None if self._labels is None else self._labels[index], index)
+
+    def _tasks(self, epoch: int, start: int) -> list[_Task]:
+        n, size = len(self.source), self._batch_size
+        total = len(self) * size if self._drop_last else n
+        rounds = [self._order(epoch, number) for number in range(math.ceil(total / n))]
+        order = torch.cat(rounds)[:total].tolist()
+        return [
+            _Task(epoch, range(at, min(at + size, total)), order[at : at + size])
+            for at in range(start * size, total, size)
+        ]
+
+    def _order(self, epoch: int, number: int) -> Int[Tensor, "n"]:
+        if not self._shuffle:
+            return torch.arange(len(self.source))
+        generator = Generator().manual_seed(mix(self._seed, epoch, number, _ORDER))
+        return torch.randperm(len(self.source), generator=generator)
+
+    def _by_thread(self, tasks: list[_Task]) -> Iterator[_Made]:
+        """Two batches ahead. One thread, since the maker keeps its cache and its generator to itself."""
+        pending: deque[Future[_Made]] = deque()
+        with ThreadPoolExecutor(1, "remask-images") as pool:
+            try:
+                for task in tasks:
+                    pending.append(pool.submit(self._maker.__getitem__, task))
+                    if len(pending) > 2:
+                        yield self._pinned(pending.popleft().result())
+                while pending:
+                    yield self._pinned(pending.popleft().result())
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _pinned(self, made: _Made) -> _Made:
+        return made._replace(images=made.images.pin_memory()) if self._pin and made.images is not None else made
+
+    def _by_workers(self, tasks: list[_Task]) -> Iterator[_Made]:
+        return iter(
+            DataLoader(
+                self._maker,
+                batch_size=None,
+                sampler=tasks,
+                num_workers=min(self._workers, len(tasks)),
+                collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets one item
+                worker_init_fn=_quiet,
+                pin_memory=self._pin,
+                generator=Generator(),  # or starting the workers would draw from the global stream
+            )
+        )
+
+    def _note(self, bad: dict[int, str]) -> None:
+        for i, reason in bad.items():
+            where = self.source.where(i)
+            if where not in self.bad and self._report is not None:
+                self._report(f"{where}: {reason}")
+            self._noted[i] = self.bad[where] = reason
+        if self._workers:
+            self._maker.bad.update(bad)  # what one worker met, all know in the next epoch
+        if self._maker.too_many(self._noted):
+            raise TooManyBad(self.bad, len(self.source), self._max_bad)
+
+
+def iterate(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    channels: int = 3,
+    min_side: int = 1,
+    max_bad: float = 0.01,
+    pin: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> Iterator[Batch]:
+    """Every usable picture once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
+    loader = Loader(
+        source, transform, batch_size, shuffle=False, drop_last=False, skip=True, cache_mb=0,
+        workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, report=report,
+    )  # fmt: skip
+    return loader.epoch(0)
+
+
+class _Maker(Dataset[_Made]):
+    """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far."""
+
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int, skip: bool, allowed: int) -> None:
+        self._pictures, self._transform, self._seed = pictures, transform, seed
+        self._skip, self._allowed = skip, allowed
+        self.bad: dict[int, str] = {}
+
+    def too_many(self, bad: dict[int, str]) -> bool:
+        return len(bad) > self._allowed or len(bad) == len(self._pictures)
+
+    def __getitem__(self, task: _Task) -> _Made:
+        known = len(self.bad)
+        generator = Generator()
+        images, index = [], []
+        for position, wanted in zip(task.positions, task.indices, strict=True):
+            found = self._usable(wanted)
+            if found is not None:
+                generator.manual_seed(mix(self._seed, task.epoch, position, _CROP))
+                images.append(self._transform(found[0], generator))
+                index.append(found[1])
+            elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
+                return _Made(None, [], self.bad)
+        fresh = dict(list(self.bad.items())[known:])
+        return _Made(torch.stack(images) if images else None, index, fresh)
+
+    def _usable(self, wanted: int) -> tuple[Tensor, int] | None:
+        """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
+        for step in range(1 if self._skip else len(self._pictures)):
+            i = (wanted + step) % len(self._pictures)
+            if i in self.bad:
+                continue
+            try:
+                return self._pictures.get(i), i
+            except BadImage as bad:
+                self.bad[i] = str(bad)
+            if self.too_many(self.bad):
+                break
+        return None
+
+
+_ORDER, _CROP = 1, 2
+"""Which stream of random numbers a seed is for."""
+
+
+def mix(*numbers: int) -> int:
+    """A 64-bit seed out of several numbers: SplitMix64 (Steele et al. 2014) over each, so that no sums coincide."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state
+
+
+def _as_it_is(made: _Made) -> _Made:
+    return made
+
+
+def _quiet(worker: int) -> None:
+    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

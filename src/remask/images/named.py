@@ -1,0 +1,210 @@
+"""Sets known by name: digits and photos come with the installed libraries, the others are downloaded when named."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remask.images.decoding import decode
+from remask.images.files import Files, files_under, is_picture, open_files
+from remask.types import UserError
+
+CROPS_PER_PHOTO = 64
+
+PHOTOS = (
+    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png",
+    "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "microaneurysms.png", "moon.png",
+    "motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+"""The photographs and micrographs inside the scikit-image wheel; its drawings and test patterns are left out."""
+
+
+@dataclass
+class Arrays:
+    """Pictures that lie in memory as uint8 [n, H, W] or [n, H, W, C]."""
+
+    name: str
+    pictures: np.ndarray
+    labels: list[int] | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, i: int) -> np.ndarray:
+        return self.pictures[i]
+
+    def where(self, i: int) -> str:
+        return f"{self.name}: picture {i}"
+
+
+@dataclass
+class Photos:
+    """Few large pictures, each many times over: item i is picture i % n, and the random crop makes it another one."""
+
+    name: str
+    paths: list[str]
+    length: int
+    labels: list[int] | None = None
+    classes: list[str] | None = None
+    _decoded: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, i: int) -> np.ndarray:
+        path = self.paths[i % len(self.paths)]
+        if path not in self._decoded:
+            self._decoded[path] = decode(Path(path).read_bytes()).permute(1, 2, 0).numpy()
+        return self._decoded[path]
+
+    def where(self, i: int) -> str:
+        return f"{self.name}: {os.path.basename(self.paths[i % len(self.paths)])}"
+
+
+@dataclass
+class Hub:
+    """A set of the Hugging Face `datasets` library, whose rows lie in memory-mapped files."""
+
+    name: str
+    rows: Any
+    column: str
+    labels: list[int] | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, i: int) -> bytes:
+        value = self.rows[i][self.column]
+        if value["bytes"] is None and value["path"]:
+            return Path(value["path"]).read_bytes()
+        return value["bytes"] or b""
+
+    def where(self, i: int) -> str:
+        return f"{self.name}: row {i}"
+
+
+def open_digits(name: str, split: str, limit: int | None) -> Arrays:
+    """The 1,797 handwritten digits of 8x8 pixels in scikit-learn; of each class the same fifth is `val`."""
+    from sklearn.datasets import load_digits
+
+    _one_of("digits", split, ("", "train", "val"))
+    data = load_digits()
+    held_out = np.zeros(len(data.target), dtype=bool)
+    shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(data.target))
+    for digit in range(10):
+        members = shuffled[data.target[shuffled] == digit]
+        held_out[members[: len(members) // 5]] = True
+    keep = np.flatnonzero({"": np.ones_like(held_out), "train": ~held_out, "val": held_out}[split])[:limit]
+    pictures = np.rint(data.images[keep] * (255 / 16)).astype(np.uint8)
+    return Arrays(name, pictures, data.target[keep].tolist(), [str(digit) for digit in range(10)])
+
+
+def open_photos(name: str, split: str, limit: int | None) -> Photos:
+    """The photographs that scikit-image ships, 64 times each; nothing is downloaded and nothing is labelled."""
+    _one_of("photos", split, ("",))
+    spec = importlib.util.find_spec("skimage")
+    root = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
+    paths = [str(root / photo) for photo in PHOTOS if (root / photo).is_file()]
+    if not paths:
+        raise UserError("photos: the installed scikit-image brings no photographs; reinstall it, or name a folder")
+    length = CROPS_PER_PHOTO * len(paths)
+    return Photos(name, paths, length if limit is None else min(limit, length))
+
+
+def open_cifar10(name: str, split: str, limit: int | None) -> Arrays:
+    """CIFAR-10 by torchvision: 50,000 `train` (the default), 10,000 `test` or `val`."""
+    from torchvision.datasets import CIFAR10
+
+    _one_of("cifar10", split, ("", "train", "val", "test"))
+    root = _fetched("cifar10", lambda folder: CIFAR10(folder, download=True))
+    data = CIFAR10(root, train=split in ("", "train"))
+    return Arrays(name, data.data[:limit], [int(label) for label in data.targets][:limit], list(data.classes))
+
+
+def open_imagenette(name: str, split: str, limit: int | None) -> Files:
+    """Imagenette at 320 pixels by torchvision: 9,469 `train` (the default), 3,925 `val` or `test`."""
+    from torchvision.datasets import Imagenette
+
+    _one_of("imagenette", split, ("", "train", "val", "test"))
+    root = _fetched("imagenette", lambda folder: Imagenette(folder, size="320px", download=True))
+    folder = os.path.join(root, "imagenette2-320", "train" if split in ("", "train") else "val")
+    found = [path for path in files_under(folder) if is_picture(path)]
+    source = open_files(folder, folder, found, limit)
+    source.name = name
+    return source
+
+
+def open_hub(name: str, limit: int | None) -> Hub:
+    """`hf:USER/SET[:split]`, split `train` unless named."""
+    repository, _, split = name.removeprefix("hf:").partition(":")
+    try:
+        from datasets import ClassLabel, Image, load_dataset
+    except ImportError:
+        raise UserError(f"{name} needs the datasets library: pip install 'remask[data]'") from None
+    try:
+        rows = load_dataset(repository, split=split or "train")
+    except Exception as error:  # the library raises its own, the hub's, the network's and built-in errors
+        raise UserError(f"{name} could not be loaded: {_line(error)}") from None
+    pictures = [column for column, kind in rows.features.items() if isinstance(kind, Image)]
+    if not pictures:
+        raise UserError(f"{name} has no column of images among {', '.join(rows.features)}")
+    rows = rows.cast_column(pictures[0], Image(decode=False))
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    classes = [column for column, kind in rows.features.items() if isinstance(kind, ClassLabel)]
+    if not classes:
+        return Hub(name, rows, pictures[0], None, None)
+    labels = [int(label) for label in rows[classes[0]]]
+    known = labels if min(labels, default=-1) >= 0 else None  # -1 stands for withheld labels
+    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], known, list(rows.features[classes[0]].names))
+
+
+NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {
+    "digits": open_digits,
+    "photos": open_photos,
+    "cifar10": open_cifar10,
+    "imagenette": open_imagenette,
+}
+"""What `--data NAME[:split]` opens."""
+
+
+def _one_of(name: str, split: str, known: tuple[str, ...]) -> None:
+    if split not in known:
+        choices = ", ".join(f"{name}:{other}" if other else name for other in known)
+        raise UserError(f"{name} has no split {split!r}: it can be named as {choices}")
+
+
+def _fetched(name: str, fetch: Callable[[str], object]) -> str:
+    """The folder of a downloaded set, under $REMASK_CACHE or ~/.cache/remask. A failed download leaves nothing."""
+    cache = Path(os.environ.get("REMASK_CACHE") or Path.home() / ".cache" / "remask")
+    final = cache / name
+    if final.is_dir():
+        return str(final)
+    missing = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+    part = None
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        part = tempfile.mkdtemp(prefix=f".{name}-", dir=cache)
+        fetch(part)
+        os.replace(part, final)
+    except Exception as error:  # urllib, tarfile, the file system: whichever it is, there is no set
+        raise UserError(f"{name} could not be downloaded to {cache} ({_line(error)}): check network and disk") from None
+    finally:
+        if part is not None and not final.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        if not final.is_dir():
+            for folder in missing:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+    return str(final)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

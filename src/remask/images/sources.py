@@ -1,0 +1,146 @@
+"""Where pictures come from: one word on the command line becomes a Source of numbered pictures.
+
+A folder, a list file, tar shards, parquet, a named set or a built-in; see `open_source`.
+"""
+
+import difflib
+import glob
+import os
+import re
+from itertools import product
+from typing import Protocol
+
+import numpy as np
+
+from remask.images.archives import Parquet, Tar
+from remask.images.files import EXTENSIONS, Files, describe, files_under, is_picture, open_files, open_list, printable
+from remask.images.named import NAMED, open_hub
+from remask.types import UserError
+
+
+class Source(Protocol):
+    """Numbered pictures, encoded or as arrays. Pickles, and may be read in any order by any number of processes."""
+
+    name: str
+    """What the user typed."""
+    labels: list[int] | None
+    """The class number of every picture, or nothing."""
+    classes: list[str] | None
+    """The name of every class number, where known."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """An encoded picture, or an array HW or HWC. Raises OSError where a file is gone."""
+        ...
+
+    def where(self, i: int) -> str:
+        """The picture's address for a person, on one line."""
+        ...
+
+
+def open_source(spec: str, *, limit: int | None = None, labelled: bool = False) -> Source:
+    """Open what `spec` names; nothing is written except the download of a named set.
+
+    DIR           pictures below a folder, or else its .tar or .parquet shards; class folders give labels
+    LIST.txt      a path per line, with or without a class number
+    X.tar, X-{000..009}.tar, X-*.tar        WebDataset shards, labels from .cls
+    X.parquet, X-*.parquet                  rows in the Hugging Face layout
+    PICTURE.jpg   a single picture
+    digits[:train|val], photos              installed with remask's dependencies
+    cifar10[:train|val|test], imagenette[:train|val|test], hf:USER/SET[:split]      downloaded
+    set:NAME      the named set, where a file of that name exists as well
+
+    limit: the first N pictures in the source's own order, which is that of the names for a folder: of class folders
+    that is the first class first. labelled: fail if there are no labels. Raises UserError.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
+    source = _open(spec, limit)
+    if labelled and source.labels is None:
+        raise UserError(
+            f"{printable(spec)} has no labels: they come from class folders, .cls members, a label column "
+            "or a class number after each path of a list"
+        )
+    return source
+
+
+def _open(spec: str, limit: int | None) -> Source:
+    if spec.startswith("hf:"):
+        return open_hub(spec, limit)
+    name, _, split = spec.removeprefix("set:").partition(":")
+    path = os.path.expanduser(spec)
+    if name in NAMED:
+        if os.path.exists(path):
+            raise UserError(
+                f"{spec} is a named set and a path here: write ./{spec} for the path, set:{spec} for the set"
+            )
+        return NAMED[name](spec, split, limit)
+    if os.path.isdir(path):
+        return _open_folder(spec, path, limit)
+    if os.path.isfile(path):
+        return _open_file(spec, path, limit)
+    shards = _expand(path)
+    if not shards:
+        raise UserError(_nothing_at(spec))
+    return _open_shards(spec, shards, limit)
+
+
+def _open_folder(spec: str, path: str, limit: int | None) -> Source:
+    found = files_under(path)
+    pictures = [name for name in found if is_picture(name)]
+    if pictures:
+        return open_files(spec, path, pictures, limit)
+    shards = [os.path.join(path, name) for name in found]
+    for kind in (".tar", ".parquet"):
+        if of_kind := [shard for shard in shards if shard.lower().endswith(kind)]:
+            return _open_shards(spec, of_kind, limit)
+    raise UserError(f"{printable(spec)} holds no images: {describe(found)}; looked for {' '.join(EXTENSIONS)}")
+
+
+def _open_file(spec: str, path: str, limit: int | None) -> Source:
+    if path.lower().endswith(".txt"):
+        return open_list(spec, path, limit)
+    if path.lower().endswith((".tar", ".parquet")):
+        return _open_shards(spec, [path], limit)
+    if is_picture(path):
+        return Files(spec, [os.path.abspath(path)], [spec])
+    raise UserError(f"{printable(spec)} is no image, .txt list, .tar or .parquet (a compressed tar must be unpacked)")
+
+
+def _open_shards(spec: str, shards: list[str], limit: int | None) -> Source:
+    kinds = {os.path.splitext(shard)[1].lower() for shard in shards}
+    if kinds == {".tar"}:
+        return Tar(spec, shards, limit)
+    if kinds == {".parquet"}:
+        return Parquet(spec, shards, limit)
+    raise UserError(f"{printable(spec)} matches {', '.join(sorted(kinds))}: a pattern names .tar or .parquet shards")
+
+
+def _expand(pattern: str) -> list[str]:
+    """Files of a pattern with braces ({000..009} or {a,b}) and * ? [ ]. Every shard a brace names must be there."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [_choices(part) if odd % 2 else [part] for odd, part in enumerate(parts)]
+    found: list[str] = []
+    for pieces in product(*choices):
+        path = "".join(pieces)
+        matches = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path)))
+        if not matches and len(parts) > 1:
+            raise UserError(f"{printable(pattern)}: there is no {printable(path)}")
+        found += matches
+    return found
+
+
+def _choices(inside: str) -> list[str]:
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = int(numbers[1]), int(numbers[2])
+        return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
+    return inside.split(",")
+
+
+def _nothing_at(spec: str) -> str:
+    name = spec.removeprefix("set:").partition(":")[0]
+    line = f"there is no file, folder or named set {printable(spec)!r}"
+    if near := difflib.get_close_matches(name, NAMED, 1):
+        return f"{line}: did you mean {near[0]}?"
+    return f"{line} (named sets: {', '.join(NAMED)}, hf:USER/SET)"

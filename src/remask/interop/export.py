@@ -1,0 +1,53 @@
+"""The export of a run: a backbone that `timm.create_model` rebuilds and loads strictly, and a script that shows it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from remask.backbones.vit import ViT
+from remask.types import Size
+
+EXAMPLE = '''"""Load this backbone with timm alone: python load_example.py [PICTURE]"""
+
+import json
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms import v2
+
+here = Path(__file__).parent
+config = json.loads((here / "config.json").read_text())
+model = timm.create_model(config["model"], **config["arguments"]).eval()
+model.load_state_dict(load_file(here / "backbone.safetensors"), strict=True)
+
+size = config["image_size"]
+if len(sys.argv) > 1:
+    mode = "RGB" if len(config["mean"]) == 3 else "L"
+    picture = v2.functional.pil_to_tensor(Image.open(sys.argv[1]).convert(mode).resize(size[::-1]))
+else:
+    picture = torch.randint(0, 256, (len(config["mean"]), *size), dtype=torch.uint8)
+mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+
+with torch.inference_mode():
+    tokens = model.forward_features(((picture / 255 - mean) / std)[None])
+features = tokens[:, model.num_prefix_tokens :].mean(1)  # one vector per picture, as the probes use it
+print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(features.shape)}")
+'''
+
+
+def export_backbone(backbone: ViT, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Write backbone.safetensors, config.json and load_example.py. Nothing of pre-training is in them."""
+    assert backbone.origin, "only a backbone made by create_vit knows how timm rebuilds it"
+    folder.mkdir(parents=True, exist_ok=True)
+    model, arguments = backbone.origin
+    config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "load_example.py").write_text(EXAMPLE)
+    state = {name: value.detach().cpu().contiguous() for name, value in backbone.network.state_dict().items()}
+    save_file(state, folder / "backbone.safetensors", metadata={"format": "pt"})

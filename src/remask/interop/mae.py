@@ -1,0 +1,219 @@
+"""MAE's official checkpoints ⇄ ours (He et al., arXiv 2111.06377). Every tensor is taken as it is stored, tables too.
+
+official                                                          ours
+cls_token  pos_embed  patch_embed.*  blocks.*  norm.*             backbone.network.(the same)
+mask_token                                                        branches.0.head.mask_token
+decoder_embed.*  decoder_blocks.*  decoder_norm.*  decoder_pred.* branches.0.head.{embed,blocks,norm,predict}.*
+decoder_pos_embed                                                 branches.0.head.positions, without the class row
+"""
+
+import argparse
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from remask.backbones.vit import ViT, create_vit
+from remask.masking import Masking
+from remask.method import Method
+from remask.methods.mae import mae
+from remask.targets import Pixels
+from remask.types import Grid, Size, UserError
+
+State: TypeAlias = Mapping[str, Tensor]
+Source: TypeAlias = str | Path | Mapping[str, Any]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+DECODER = {
+    "mask_token": "mask_token",
+    "decoder_embed.": "embed.",
+    "decoder_blocks.": "blocks.",
+    "decoder_norm.": "norm.",
+    "decoder_pred.": "predict.",
+    "decoder_pos_embed": "positions",
+}
+NETWORK, HEAD, POSITIONS = "backbone.network.", "branches.0.head.", "decoder_pos_embed"
+OURS = {**{key: NETWORK + key for key in ENCODER}, **{key: HEAD + name for key, name in DECODER.items()}}
+OFFICIAL = {name: key for key, name in OURS.items()}
+
+
+def from_official(state: State) -> dict[str, Tensor]:
+    """A pre-training state, or a part of one -> the state dict of `methods.mae`. Raises UserError for unknown keys."""
+    return {
+        renamed(key, OURS): _without_class_row(tensor) if key == POSITIONS else tensor for key, tensor in state.items()
+    }
+
+
+def to_official(method: Method) -> dict[str, Tensor]:
+    """The way back, bit for bit. Raises UserError for what the layout has no place for."""
+    if method.backbone.prefix != 1:
+        raise UserError(f"MAE's layout has one class token, the backbone {method.backbone.prefix} prefix tokens")
+    state = {renamed(name, OFFICIAL): tensor for name, tensor in method.state_dict().items()}
+    return {key: F.pad(tensor, (0, 0, 1, 0))[None] if key == POSITIONS else tensor for key, tensor in state.items()}
+
+
+def load(
+    source: Source,
+    *,
+    heads: int,
+    decoder_heads: int,
+    size: Size | None = None,
+    ratio: float = 0.75,
+    per_patch: bool = True,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Method:
+    """An official pre-training checkpoint, strictly, as a method that goes on training.
+
+    heads, decoder_heads   asked for, never guessed, since weights fit any number (ViT-B 12, L and H 16; decoder 16)
+    size                   pixels of the images it was trained on; needed only where they were not square
+    ratio, per_patch       masking ratio and normalised pixels, of which the weights know nothing
+    """
+    where, state = _named(source), read(source)
+    if not any(key.startswith("decoder_") for key in state):
+        raise UserError(f"{where} holds no decoder, as the files MAE published: load its backbone with load_backbone")
+    backbone, size = _backbone(state, where, heads, size, mean, std)
+    width, depth, mlp_ratio = sizes(state, where, "decoder_blocks.", decoder_heads)
+    target = Pixels(backbone.patch, mean, std, per_patch)
+    method = mae(backbone, Masking(ratio), target, size, width, depth, decoder_heads, mlp_ratio)
+    check(state, to_official(method), where)
+    method.load_state_dict(from_official(state))
+    return method
+
+
+def load_backbone(
+    source: Source, *, heads: int, size: Size | None = None, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> ViT:
+    """The encoder of a pre-training checkpoint, with or without a decoder in it, strictly. Arguments as in `load`."""
+    where, state = _named(source), read(source)
+    backbone, _ = _backbone(state, where, heads, size, mean, std)
+    encoder = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(DECODER))}
+    check(encoder, backbone.network.state_dict(), where)
+    backbone.network.load_state_dict(encoder)
+    return backbone
+
+
+def classifier_state(state: State, network: VisionTransformer) -> dict[str, Tensor]:
+    """What MAE's fine-tuning takes from an official pre-training state into a timm classifier: the encoder.
+
+    The position table is resized to the network's grid. Where the network averages the patch tokens it has a new
+    `fc_norm` and no `norm`, which is left out; the head is new. Load the result with strict=False.
+    """
+    own, stem = network.state_dict(), network.patch_embed
+    kept = {key: state[key] for key in state if key in own and not key.startswith("head.")}
+    prefix, (rows, cols) = network.num_prefix_tokens, stem.grid_size
+    return {**kept, "pos_embed": resize_positions(state["pos_embed"], (int(rows), int(cols)), prefix)}
+
+
+def resize_positions(table: Tensor, grid: Grid, prefix: int = 1) -> Tensor:
+    """A square table [1, prefix + N, D] for another grid: bicubic, corners not aligned, not antialiased (as MAE's)."""
+    return resample_abs_pos_embed(table, new_size=list(grid), num_prefix_tokens=prefix, antialias=False)
+
+
+def read(source: Source) -> State:
+    """The tensors of a .pth or .safetensors file, or of a dict, under "model" where there is one.
+
+    A .pth may hold, beside tensors, the argparse.Namespace that official code saves; nothing else is unpickled.
+    """
+    content = source if isinstance(source, Mapping) else _read(Path(source))
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f'{_named(source)} holds no weights: names and tensors, alone or under "model", were expected')
+    return state
+
+
+def check(state: State, expected: State, where: str) -> None:
+    """Raise UserError unless names and shapes are those expected, naming what differs."""
+    both = [key for key in state if key in expected and state[key].shape != expected[key].shape]
+    faults = {
+        "missing": [key for key in expected if key not in state],
+        "unknown": [key for key in state if key not in expected],
+        "of another shape": [f"{key} {[*state[key].shape]}, not {[*expected[key].shape]}" for key in both],
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
+        raise UserError(f"{where} is not the checkpoint that was asked for: {listed}")
+
+
+def renamed(key: str, names: Mapping[str, str]) -> str:
+    """`key` with its first part replaced. Raises UserError where `names` has no such part."""
+    old = next((part for part in names if key.startswith(part)), None)
+    if old is None:
+        raise UserError(f"{key} has no counterpart: MAE's layout knows {', '.join(names)}")
+    return names[old] + key[len(old) :]
+
+
+def shape(state: State, key: str, where: str) -> torch.Size:
+    """The shape of a tensor that sizes are read from. Raises UserError where it is missing."""
+    if key not in state:
+        raise UserError(f"{where} is not the checkpoint that was asked for: missing: {key}")
+    return state[key].shape
+
+
+def sizes(state: State, where: str, blocks: str, heads: int) -> tuple[int, int, float]:
+    """Width, depth and MLP ratio of a stack of blocks, read from its shapes; the head count must divide the width."""
+    hidden, width = shape(state, f"{blocks}0.mlp.fc1.weight", where)
+    if heads < 1 or width % heads:
+        raise UserError(
+            f"{heads} heads do not divide the width {width} of {blocks}* in {where}: "
+            "shapes do not tell the number and a wrong one loads silently, so state the model's own"
+        )
+    return width, len({key.split(".")[1] for key in state if key.startswith(blocks)}), hidden / width
+
+
+def _backbone(
+    state: State, where: str, heads: int, size: Size | None, mean: Sequence[float], std: Sequence[float]
+) -> tuple[ViT, Size]:
+    """A backbone of the state's sizes, its weights not yet loaded, and the image size of its position table."""
+    width, depth, mlp_ratio = sizes(state, where, "blocks.", heads)
+    patch = shape(state, "patch_embed.proj.weight", where)[-1]
+    tokens = shape(state, "pos_embed", where)[1] - 1
+    side = math.isqrt(tokens)
+    if size is None and side * side != tokens:
+        raise UserError(f"{where} has positions for {tokens} tokens, which are no square: give the image size")
+    size = size or (side * patch, side * patch)
+    overrides = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": mlp_ratio}
+    return create_vit("vit_base_patch16_224", size, mean, std, overrides=overrides), size
+
+
+def _without_class_row(table: Tensor) -> Tensor:
+    if bool(table[:, 0].any()):
+        raise UserError("decoder_pos_embed gives the class token a position of its own, which has no place here")
+    return table[0, 1:]
+
+
+def _named(source: Source) -> str:
+    return "the state" if isinstance(source, Mapping) else str(source)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and arguments; refused, for loading it could run code"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint: {(str(error).splitlines() or ['empty'])[0]}") from error
+
+
+__all__ = [
+    "check", "classifier_state", "from_official", "load", "load_backbone", "read", "renamed",
+    "resize_positions", "shape", "sizes", "to_official",
+]  # fmt: skip

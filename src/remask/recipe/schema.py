@@ -1,0 +1,267 @@
+"""The keys of a recipe: names, types, ranges, defaults, a line of help each, and the checks that span several keys."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from remask.recipe.values import Deviation, Device, Pair, Range, Section, Size, Target
+
+METHODS = ("mae",)
+"""Method names that build.py knows."""
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+OTHER_CHANNELS = {"mean": [0.5], "std": [0.25]}
+
+
+class DataSection(Section):
+    """Where pictures come from and how they are cut."""
+
+    source: str | None = Field(default=None, description="Default source: folder, list file, shards, or a named set.")
+    image_size: Size = Field(description='Pixels after cropping: 224, [96, 160] or "96x160" (height, width).')
+    channels: int = Field(default=3, ge=1, description="Channels of a picture.")
+    mean: list[float] = Field(
+        description="Mean per channel of pixels in 0..1; default ImageNet's, .5 unless 3 channels."
+    )
+    std: list[Deviation] = Field(description="Deviation per channel; default ImageNet's, .25 unless 3 channels.")
+    crop_scale: Range = Field(default=(0.2, 1.0), description="Share of the picture's area that a random crop keeps.")
+    crop_ratio: Range = Field(default=(3 / 4, 4 / 3), description="Width / height of a random crop.")
+    flip: bool = Field(default=True, description="Mirror half of the crops left to right.")
+    limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
+    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unreadable pictures that stops the run.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalisation(cls, value: Any) -> Any:
+        """Default mean and std; one number stands for every channel."""
+        if not isinstance(value, dict) or not isinstance(channels := value.get("channels", 3), int):
+            return value
+        default = IMAGENET if channels == 3 else OTHER_CHANNELS
+        given = {key: value.get(key) or default[key] for key in default}
+        return value | {k: v * channels if isinstance(v, list) and len(v) == 1 else v for k, v in given.items()}
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataSection":
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"data.{key} has {len(values)} numbers for {self.channels} channels; give 1 or that many"
+                )
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"data.crop_scale {list(self.crop_scale)}: a crop cannot be larger than the picture, 1.0")
+        return self
+
+
+class BackboneSection(Section):
+    """f: the network that is trained."""
+
+    name: str = Field(min_length=1, description="A timm name, or vit_micro, vit_tiny.")
+    patch_size: int | None = Field(
+        default=None, ge=1, description="Pixels a side of a patch; unset = the network's own."
+    )
+    positions: Literal["sincos", "learned"] = Field(default="sincos", description="Position table: fixed or learned.")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="Stochastic depth at the last block.")
+    width: int | None = Field(default=None, ge=1, description="Overrides the network's width.")
+    depth: int | None = Field(default=None, ge=1, description="Overrides the number of blocks.")
+    heads: int | None = Field(default=None, ge=1, description="Overrides the number of attention heads.")
+
+    @property
+    def patch(self) -> int | None:
+        """Pixels a side of a patch where it is stated, here or in a ViT's name; None where only the network knows."""
+        match = re.match(r"vit_.*patch(\d+)", self.name)
+        return self.patch_size or (int(match[1]) if match else None)
+
+
+class MaskingSection(Section):
+    """Ω: who is hidden."""
+
+    pattern: Literal["random", "cells", "blocks"] = Field(description="Random patches, SimMIM's cells, BEiT's blocks.")
+    ratio: float = Field(gt=0, lt=1, description="m_corr: the share of patches that a view hides.")
+    cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_cell(cls, value: Any) -> Any:
+        return {"cell": 2, **value} if isinstance(value, dict) and value.get("pattern") == "cells" else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MaskingSection":
+        if self.pattern == "random" and self.cell > 1:
+            raise ValueError(f'masking.cell {self.cell} needs masking.pattern "cells": "random" hides single patches')
+        return self
+
+
+class MethodSection(Section):
+    """The paper's row of the table: what the masked patches predict, and through which decoder."""
+
+    name: str = Field(description=f"The method: {', '.join(METHODS)}.")
+    target: Target = Field(description="What the masked branch predicts: pixels, pixels-norm, hog, hog-l2 or a table.")
+    decoder_width: int = Field(default=512, ge=1, description="Width of the decoder.")
+    decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")
+    decoder_heads: int = Field(default=16, ge=1, description="Attention heads of the decoder.")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f'unknown method "{value}"; known: {", ".join(METHODS)}')
+        return value
+
+
+class DMSection(Section):
+    """Disjoint masking (DMJD Eq. 3): several views of a picture that together hide more than one of them."""
+
+    views: int = Field(default=2, ge=1, description="K: masked views per picture.")
+    prediction: float = Field(default=1.0, gt=0, le=1, description="m_pred: share of patches that some view hides.")
+    independent: bool = Field(default=False, description="Draw the views independently (baseline; ignores prediction).")
+
+
+class JDSection(Section):
+    """Joint distillation (DMJD Eq. 5): visible patches predict a target too."""
+
+    target: Target = Field(default=Target(kind="hog", norm="layer"), description="What the visible branch predicts.")
+    width: int = Field(default=512, ge=1, description="Width of the projector.")
+    beta: float = Field(default=2.0, gt=0, description="Where smooth-l1 turns from square to line.")
+    weight: float = Field(default=1.0, ge=0, description="λ of the visible branch.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hog(cls, value: Any) -> Any:
+        """A target table that names no kind is HOG, so that `--set jd.target.cell=4` is enough."""
+        if isinstance(value, dict) and isinstance(target := value.get("target"), dict):
+            return {**value, "target": {"kind": "hog", **target}}
+        return value
+
+
+class OptimSection(Section):
+    """How long, how fast."""
+
+    epochs: int = Field(ge=1, description="Passes over the pictures.")
+    warmup_epochs: float = Field(ge=0, description="Epochs in which the learning rate rises from 0.")
+    batch_size: int = Field(ge=1, description="Unique pictures per step, over all devices.")
+    base_lr: float = Field(gt=0, description="Learning rate per 256 pictures.")
+    lr: float | None = Field(default=None, gt=0, description="Absolute learning rate; overrides base_lr and lr_rule.")
+    lr_rule: Literal["dmjd", "linear"] = Field(
+        default="dmjd",
+        description="base_lr · batch / 256, times m_pred / m_corr under DM (dmjd, Eq. 4) or not (linear).",
+    )
+    min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end of the cosine.")
+    weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay; none on biases and norms.")
+    betas: Pair = Field(default=(0.9, 0.95), description="AdamW betas.")
+    clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; unset = no clipping.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Numbers of forward and backward.")
+    max_steps: int | None = Field(default=None, ge=1, description="End after N steps; the schedule stays as planned.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "OptimSection":
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs {self.warmup_epochs:g} is more than optim.epochs {self.epochs}; lower it with "
+                f"--set optim.warmup_epochs={self.epochs / 20:g}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas {list(self.betas)}: each must be at least 0 and below 1")
+        return self
+
+
+class RuntimeSection(Section):
+    """Where and how it runs; no key here changes results beyond the order of float sums."""
+
+    device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N, mps.")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", description="Loader processes.")
+    accumulate: int = Field(default=1, ge=1, description="Parts into which a batch is cut to fit in memory.")
+    compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile; auto = on GPUs.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; unset = PyTorch's choice.")
+    save_every_minutes: float = Field(default=10.0, gt=0, description="Minutes between checkpoints to resume from.")
+    keep_every_epochs: int | None = Field(
+        default=None, ge=1, description="Keep a checkpoint every N epochs; unset: none."
+    )
+    log_every: int = Field(default=10, ge=1, description="Steps between two lines of the log.")
+    tensorboard: bool = Field(default=True, description="Write TensorBoard files beside metrics.jsonl.")
+
+
+class ProbeSection(Section):
+    """kNN on the way, as a curve."""
+
+    source: str = Field(description="Labelled pictures to classify.")
+    every_epochs: int = Field(default=5, ge=1, description="Epochs between two probes.")
+    k: int = Field(default=20, ge=1, description="Neighbours that vote.")
+
+
+class Recipe(Section):
+    """One run, complete: what is trained on what, how, and what the paper reports for it."""
+
+    name: str = Field(description="The recipe's name: the stem of its file.")
+    title: str = Field(default="", description="One line: what this trains.")
+    paper: str = Field(default="", description="The paper, with its arXiv number.")
+    table: str = Field(default="", description="Table and row that this reproduces.")
+    expected: str = Field(default="", description="The number the paper reports, or that none is published.")
+    command: str = Field(default="", description="The command that runs it.")
+    cost: str = Field(default="", description="What it costs, as published or measured.")
+    notes: list[str] = Field(default=[], description="What is known, what is assumed, where it differs.")
+    seed: int = Field(default=0, ge=0, description="Seed of every random draw.")
+    data: DataSection
+    backbone: BackboneSection
+    masking: MaskingSection
+    method: MethodSection
+    dm: DMSection | None = Field(default=None, description="Disjoint masking; off when absent.")
+    jd: JDSection | None = Field(default=None, description="Joint distillation; off when absent.")
+    optim: OptimSection
+    runtime: RuntimeSection = RuntimeSection()
+    probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        for problem in _problems(self):
+            raise ValueError(problem)
+        return self
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    """What single keys cannot see, most likely mistake first."""
+    masking, dm, optim, patch = recipe.masking, recipe.dm, recipe.optim, recipe.backbone.patch
+    if dm and not dm.independent and dm.prediction < masking.ratio:
+        yield (
+            f"dm.prediction {dm.prediction:g} is below masking.ratio {masking.ratio:g}: "
+            "a view cannot hide more than all views together; raise dm.prediction or lower masking.ratio"
+        )
+    if patch:
+        yield from _grid_problems(recipe, patch)
+    if optim.batch_size % recipe.runtime.accumulate:
+        yield f"runtime.accumulate {recipe.runtime.accumulate} does not divide optim.batch_size {optim.batch_size}"
+    for where, width, heads in (
+        ("backbone.", recipe.backbone.width, recipe.backbone.heads),
+        ("method.decoder_", recipe.method.decoder_width, recipe.method.decoder_heads),
+    ):
+        if width and heads and width % heads:
+            yield f"{where}heads {heads} does not divide {where}width {width}"
+
+
+def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
+    """Pictures into patches, patches into masking cells, patches into HOG cells: nothing may be left over."""
+    height, width = recipe.data.image_size
+    unit = patch * recipe.masking.cell
+    nearest = "x".join(str(max(1, round(side / unit)) * unit) for side in (height, width))
+    if height % patch or width % patch:
+        yield f"data.image_size {height}x{width} cannot be cut into {patch}x{patch} patches; the nearest is {nearest}"
+    elif height % unit or width % unit:
+        yield (
+            f"masking.cell {recipe.masking.cell} does not fit the {height // patch}x{width // patch} patches of "
+            f"data.image_size {height}x{width}; the nearest is {nearest}"
+        )
+    for where, target in (("method", recipe.method.target), ("jd", recipe.jd and recipe.jd.target)):
+        if target and target.cell and patch % target.cell:
+            yield f"{where}.target.cell {target.cell} does not divide the patch of {patch} pixels"
+
+
+def recipe_keys(section: type[Section] = Recipe, prefix: str = "") -> dict[str, str]:
+    """Every key by its dotted path, sections included, with its line of help; in the order of the schema."""
+    keys: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        nested = next((kind for kind in inner if issubclass(kind, Section)), None)
+        keys[prefix + name] = field.description or (nested and nested.__doc__) or ""
+        if nested:
+            keys |= recipe_keys(nested, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,32 @@
+"""A resolved recipe as TOML text that loads back to an equal Recipe; the standard library only reads TOML."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from remask.recipe.schema import Recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """Every key with its value; what is unset or switched off is left out."""
+    values = recipe.model_dump(exclude_none=True)
+    for branch in ("method", "jd"):
+        if branch in values and values[branch]["target"]["kind"] == "pixels":
+            values[branch]["target"] = {"kind": "pixels", "norm": values[branch]["target"]["norm"]}
+    return _table(values, "")
+
+
+def _table(values: Mapping[str, Any], path: str) -> str:
+    """Plain keys first, then the tables inside, as TOML demands."""
+    lines = [f"[{path}]"] if path else []
+    lines += [f"{key} = {_literal(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
+    tables = {f"{path}.{key}".lstrip("."): value for key, value in values.items() if isinstance(value, Mapping)}
+    return "\n".join(["\n".join(lines) + "\n", *(_table(value, name) for name, value in tables.items())])
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):  # JSON's escapes are TOML's; DEL is the one character that only TOML refuses
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    return str(value).lower() if isinstance(value, bool) else repr(value)

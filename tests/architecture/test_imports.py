@@ -1,0 +1,119 @@
+"""Data flows one way, imports flow the other: each part imports only what stands to its left."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture.source import Edge, Module, exists, modules
+
+ORDER: tuple[frozenset[str], ...] = tuple(
+    frozenset(step.split())
+    for step in (
+        "types",
+        "tokens",
+        "views",
+        "masking",
+        "images backbones heads targets distances",
+        "method",
+        "methods",
+        "interop optim runtime checkpoint ledger console",
+        "trainer",
+        "evaluation",
+        "report",
+        "recipe",
+        "build",
+        "listing",
+        "commands",
+        "cli",
+        "__main__",
+    )
+)
+RANK = {part: rank for rank, step in enumerate(ORDER) for part in step}
+MODULES = modules()
+KNOWN = frozenset(module.name for module in MODULES)
+HEAVY = ("torchvision", "timm", "matplotlib", "sklearn")
+
+
+def edges_of(module: Module) -> list[Edge]:
+    return module.edges(KNOWN)
+
+
+def part(name: str) -> str:
+    pieces = name.split(".")
+    return pieces[1] if len(pieces) > 1 else pieces[0]
+
+
+def misplaced(edge: Edge) -> str | None:
+    """Why the import is against the order, or None."""
+    above, below = part(edge.importer), part(edge.imported)
+    if above == below or above == "remask":  # within one part, or the package's own front door
+        return None
+    where = f"{edge.importer}, line {edge.line}"
+    if below == "remask":
+        return None if edge.name == "__version__" else f"{where}: imports the front door, not the module behind it"
+    for stranger in {above, below} - RANK.keys():
+        return f"{where}: {stranger} has no place in the order"
+    if RANK[below] >= RANK[above]:
+        return f"{where}: {above} must not import {below}"
+    return None
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after the statement."""
+    code = f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(MODULES) >= 15
+    assert sum(len(edges_of(module)) for module in MODULES) >= 10
+
+
+def test_every_part_has_its_place_in_the_order() -> None:
+    strangers = {module.part for module in MODULES} - RANK.keys() - {"remask"}
+    assert not strangers, f"not in DESIGN.md's import order: {sorted(strangers)}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_imports_only_what_stands_to_its_left(module: Module) -> None:
+    assert not [fault for edge in edges_of(module) if (fault := misplaced(edge))]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_imports_only_what_exists(module: Module) -> None:
+    absent = [f"line {edge.line}: {edge.imported}" for edge in edges_of(module) if edge.imported not in KNOWN]
+    assert not absent
+
+
+def test_the_check_sees_a_wrong_import() -> None:
+    assert misplaced(Edge("remask.heads", "remask.targets.hog", "Hog", 1, True))
+    assert misplaced(Edge("remask.views", "remask.masking", None, 1, False))
+    assert misplaced(Edge("remask.views", "remask", "Masking", 1, False))
+    assert not misplaced(Edge("remask.method", "remask.views", "Views", 1, False))
+
+
+def test_no_cycle() -> None:
+    """Imports inside functions count too: one that hides a cycle is a cycle."""
+    graph = {module.name: {edge.imported for edge in edges_of(module)} & KNOWN for module in MODULES}
+    remaining = {name: needs - {name} for name, needs in graph.items()}
+    while free := {name for name, needs in remaining.items() if not needs}:
+        remaining = {name: needs - free for name, needs in remaining.items() if name not in free}
+    assert not remaining, f"in a cycle, or upon one: {sorted(remaining)}"
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "misc", "helpers", "common"}
+    assert not [module.where for module in MODULES if module.name.split(".")[-1] in drawers]
+
+
+def test_import_remask_is_light() -> None:
+    assert not imported_by("import remask") & set(HEAVY)
+
+
+@pytest.mark.skipif(not exists("remask.cli"), reason="no cli yet")
+def test_import_cli_is_light() -> None:
+    """`remask --help` prints before torch has been looked at."""
+    assert not imported_by("import remask.cli") & {"torch", *HEAVY}

@@ -1,0 +1,152 @@
+"""A recipe key that nothing reads is a bug; a recipe that does not say what to expect is not one."""
+
+import ast
+import re
+import tomllib
+import typing
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.commands import fault_in_remask, shell_commands
+from tests.architecture.source import LIBRARY, Module, exists, modules
+
+pytestmark = pytest.mark.skipif(not exists("remask.recipe"), reason="no remask.recipe yet")
+
+STATED = ("title", "paper", "expected", "command", "cost")
+TOML = sorted((LIBRARY / "recipes").glob("*.toml"))
+
+
+def sections() -> dict[str, tuple[set[str], set[str]]]:
+    """Each model of a recipe: the keys under which it is held, and the keys that it has."""
+    from pydantic import BaseModel
+
+    from remask.recipe import Recipe
+
+    found: dict[str, tuple[set[str], set[str]]] = {}
+
+    def visit(model: type[BaseModel], key: str) -> None:
+        held, _ = found.setdefault(model.__name__, (set(), set(model.model_fields)))
+        held.add(key)
+        for name, field in model.model_fields.items():
+            for inner in _models_in(field.annotation, BaseModel):
+                visit(inner, name)
+
+    visit(Recipe, "recipe")
+    return found
+
+
+def _models_in(annotation: object, base: type) -> list[type]:
+    """The models that an annotation mentions: itself, or inside Optional, list, dict, a union."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return [annotation] if issubclass(annotation, base) else []
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument, base)]
+
+
+def _last_name(node: ast.AST | None) -> str | None:
+    """`c` of `a.b.c`, `c` of `c`."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+
+
+def names_for(scope: ast.AST, models: set[str], held: set[str]) -> set[str]:
+    """What a function calls a section: its key, a variable annotated with its type or assigned from its key."""
+    names = set(held)
+    for node in ast.walk(scope):
+        if isinstance(node, ast.arg) and node.annotation:
+            names |= {node.arg} if models & set(re.findall(r"\w+", ast.unparse(node.annotation))) else set()
+        elif isinstance(node, ast.Assign | ast.NamedExpr | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {name for target in targets for name in _given(target, node.value, held)}
+    return names
+
+
+def _given(target: ast.AST, value: ast.AST | None, held: set[str]) -> set[str]:
+    """The names that receive a section in `target = value`, also in `a, b = recipe.data, recipe.optim`."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        return {name for t, v in zip(target.elts, value.elts, strict=False) for name in _given(t, v, held)}
+    name = _last_name(target)
+    return {name} if name and _last_name(value) in held else set()
+
+
+def reads(tree: ast.Module, model: str, held: set[str]) -> set[str]:
+    """What a module reads off a section: `recipe.optim.lr`, `optim.lr`, or `o.lr` after o = recipe.optim."""
+    imported = [alias for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    models = {model} | {alias.asname for alias in imported if alias.name == model and alias.asname}
+    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return _attributes(tree, held).union(*(_attributes(scope, names_for(scope, models, held)) for scope in scopes))
+
+
+def _attributes(scope: ast.AST, names: set[str]) -> set[str]:
+    return {
+        node.attr
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _last_name(node.value) in names
+    }
+
+
+def readers() -> list[Module]:
+    """Who may hold a recipe: what imports it, and the report that prints it."""
+    found = modules()
+    known = frozenset(module.name for module in found)
+    importers = {edge.importer for module in found for edge in module.edges(known) if "remask.recipe" in edge.imported}
+    outside = [module for module in found if module.part != "recipe"]
+    return [module for module in outside if module.part == "report" or module.name in importers]
+
+
+@pytest.mark.skipif(not exists("remask.build"), reason="no remask.build yet")
+def test_every_key_is_read() -> None:
+    unread, holders = [], readers()
+    for model, (held, keys) in sections().items():
+        read = set().union(*(reads(module.tree, model, held) for module in holders))
+        unread += [f"{'/'.join(sorted(held))}.{key}" for key in keys - read]
+    assert not unread, f"nothing reads {', '.join(sorted(unread))}"
+
+
+def test_the_walk_reaches_nested_keys() -> None:
+    keys = [key for _, keys in sections().values() for key in keys]
+    assert len(keys) >= 30
+    assert {"seed", "ratio", "epochs", "device"} <= set(keys)
+
+
+def test_the_check_tells_a_read_from_a_mention() -> None:
+    tree = ast.parse(
+        "from remask.recipe import OptimSection as O\n"
+        "def last(x: O):\n"
+        "    return x.seconds\n"
+        "def build(recipe, o: Recipes.OptimSection | None):\n"
+        "    m, d = recipe.masking, recipe.dm\n"
+        "    other.clip; recipe.optim.lr = 1\n"
+        "    return recipe.optim.epochs, o.betas, m.ratio, optim.warmup, d.views\n"
+        "def other(m, o):\n"
+        "    return m.cell, o.lr"
+    )
+    assert reads(tree, "OptimSection", {"optim"}) == {"epochs", "betas", "warmup", "seconds"}
+    assert reads(tree, "MaskingSection", {"masking"}) == {"ratio"}
+
+
+def test_there_are_recipes() -> None:
+    assert len(TOML) >= 5
+
+
+@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
+def test_recipe_loads(path: Path) -> None:
+    from remask.recipe import load_recipe
+
+    recipe = load_recipe(path.stem)
+    assert not [key for key in STATED if not getattr(recipe, key)]
+
+
+@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
+def test_recipe_states_what_it_is(path: Path) -> None:
+    """In its own file, save the paper: a title or an expected number that is inherited is another recipe's."""
+    own = tomllib.loads(path.read_text())
+    assert not [key for key in STATED if key != "paper" and not own.get(key)]
+
+
+@pytest.mark.skipif(not exists("remask.cli"), reason="no cli yet")
+@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
+def test_recipe_command_parses(path: Path) -> None:
+    commands = shell_commands(tomllib.loads(path.read_text())["command"])
+    ours = [words for words in commands if words[0] == "remask"]
+    assert ours, f"{path.name}: its command does not call remask"
+    assert not [fault for words in ours if (fault := fault_in_remask(words))]

@@ -1,0 +1,87 @@
+"""Mistakes of a user: one line that says what, where and what to do, exit code 2, nothing created or overwritten."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from remask import cli
+
+RUN = ["pretrain", "--recipe", "demo"]
+CASES = {
+    "unknown command": (["pretrian"], "pretrain"),
+    "unknown option": ([*RUN, "--batchsize", "3"], "--batch-size"),
+    "unknown recipe": (["pretrain", "--recipe", "mae-vit-bb", "--data", "photos"], "mae-vit-b"),
+    "unknown key": ([*RUN, "--set", "optim.epoch=3"], "optim.epochs"),
+    "missing source": ([*RUN, "--data", "nowhere/at/all"], "nowhere/at/all"),
+    "empty source": ([*RUN, "--data", "empty"], "empty"),
+    "no source": (["pretrain"], "--data"),
+    "ratio outside (0, 1)": ([*RUN, "--set", "masking.ratio=1.0"], "masking.ratio"),
+    "prediction below ratio": ([*RUN, "--set", "dm.prediction=0.5"], "dm.prediction"),
+    "more views than tokens": ([*RUN, "--set", "dm.views=40"], "40 views"),
+    "nothing left to see": ([*RUN, "--set", "masking.ratio=0.999"], "0.999"),
+    "a device that is not there": ([*RUN, "--device", "cuda:7"], "cuda:7"),
+    "no such device": ([*RUN, "--device", "tpu"], "tpu"),
+    "unknown backbone": ([*RUN, "--model", "vit_bse_patch16_224"], "vit_base_patch16_224"),
+    "no plain transformer": ([*RUN, "--model", "resnet18"], "resnet18"),
+    "a size no patch divides": ([*RUN, "--image-size", "33"], "33"),
+    "unknown method": ([*RUN, "--method", "mae+xy"], "mae+dmjd"),
+    "unknown target": ([*RUN, "--target", "hogg"], "hog"),
+    "cell does not divide patch": ([*RUN, "--set", "jd.target.cell=3"], "3"),
+    "an existing run": ([*RUN, "--out", "taken"], "taken"),
+    "limit": ([*RUN, "--limit", "0"], "limit"),
+    "probe without labels": ([*RUN, "--probe", "photos"], "labels"),
+    "resume nothing": (["resume", "nowhere"], "nowhere"),
+    "report nothing": (["report", "nowhere"], "nowhere"),
+    "probe nothing": (["probe", "nowhere", "--data", "digits"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_exit_2_and_nothing_created(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    arguments, telling = CASES[case]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["remask", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2, printed
+    assert printed.err.startswith("remask: ")
+    assert printed.err.count("\n") == 1, printed.err
+    assert telling in printed.err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "taken", "thesis.txt"]
+
+
+def test_too_many_bad_pictures_stop_the_run_and_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.jpg").write_bytes(b"not a picture")
+    monkeypatch.setattr(sys, "argv", ["remask", *RUN, "--data", str(folder), "--out", str(tmp_path / "run")])
+    for _ in range(2):  # nothing was trained, so the same command may be tried again
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.strip().splitlines()[-1].startswith("remask: ")
+    assert ".jpg" in (tmp_path / "run" / "bad_images.txt").read_text()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    import errno
+
+    from remask import checkpoint
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(sys, "argv", ["remask", *RUN, "--smoke", "--quiet", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "disk is full" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""distances.py: each against its formula in plain Python, row by row."""
+
+import math
+
+import pytest
+import torch
+
+from remask.distances import Distance, cosine, l1, smooth_l1, smooth_l1_with, squared
+
+A = [[0.5, -3.0, 2.0, 1.0], [1.0, 1.0, 0.0, -4.0]]
+B = [[0.0, 3.0, 2.5, -1.0], [1.0, 0.0, 0.5, 2.0]]
+
+
+def smooth(d: float, beta: float) -> float:
+    return d * d / (2 * beta) if abs(d) < beta else abs(d) - beta / 2
+
+
+def mean_of(f: object) -> list[float]:
+    return [sum(f(a - b) for a, b in zip(x, y, strict=True)) / len(x) for x, y in zip(A, B, strict=True)]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("distance", "by_hand"),
+    [
+        (squared, mean_of(lambda d: d * d)),
+        (l1, mean_of(abs)),
+        (smooth_l1, mean_of(lambda d: smooth(d, 2.0))),
+        (smooth_l1_with(0.5), mean_of(lambda d: smooth(d, 0.5))),
+    ],
+    ids=["squared", "l1", "smooth_l1", "smooth_l1 at .5"],
+)
+def test_formula(distance: Distance, by_hand: list[float]) -> None:
+    assert distance(torch.tensor(A), torch.tensor(B)).tolist() == pytest.approx(by_hand)
+
+
+def test_cosine_is_one_minus_the_cosine_of_the_angle() -> None:
+    by_hand = [
+        1 - sum(a * b for a, b in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))
+        for x, y in zip(A, B, strict=True)
+    ]
+    assert cosine(torch.tensor(A), torch.tensor(B)).tolist() == pytest.approx(by_hand)
+    assert cosine(torch.tensor(A), 3 * torch.tensor(A)).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("distance", [squared, l1, smooth_l1, cosine])
+def test_rows_are_independent_and_nothing_is_nothing(distance: Distance) -> None:
+    x, y = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3, 5)
+    both = distance(x, y)
+    assert both.shape == (2, 3)
+    assert torch.allclose(both[1, 2], distance(x[1, 2], y[1, 2]))
+    assert torch.allclose(distance(x, x), torch.zeros(2, 3), atol=1e-6)
+
+
+def test_smooth_l1_bends_at_two() -> None:
+    d = torch.tensor([[0.5], [1.9], [2.1], [-10.0]], requires_grad=True)
+    smooth_l1(d, torch.zeros_like(d)).sum().backward()
+    assert d.grad is not None
+    assert d.grad.flatten().tolist() == pytest.approx([0.25, 0.95, 1.0, -1.0])

@@ -1,0 +1,142 @@
+"""heads.py: the decoder's shortcuts against a plain dense decoder, alignment of the projector, rows of every mode."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from remask.heads import Decoder, Linear, Projector
+from remask.masking import Masking
+from remask.tokens import sincos_positions
+from remask.types import Features
+from remask.views import Views
+
+B, V, D, P = 3, 2, 12, 10
+
+
+def drawn(grid: tuple[int, int] = (4, 6), ratio: float = 0.6) -> Views:
+    return Masking(ratio, views=V)(B, grid, torch.Generator().manual_seed(0))
+
+
+def visible_features(views: Views, prefix: int, seed: int = 1) -> Features:
+    g = torch.Generator().manual_seed(seed)
+    rows, seen = views.visible.shape
+    made = (torch.randn(rows, n, D, generator=g, requires_grad=True) for n in (prefix, seen))
+    return Features(*made)
+
+
+def dense(decoder: Decoder, features: Features, views: Views) -> Tensor:
+    """MAE's decoder as published: un-shuffled to raster order, positions added, all blocks over all tokens."""
+    table = sincos_positions(views.grid, decoder.width)
+    outputs = []
+    for row in range(len(features.tokens)):
+        visible = iter(decoder.embed(features.tokens[row]))
+        hidden = views.mask.flatten(0, 1)[row]
+        raster = torch.stack([decoder.mask_token[0, 0] if hidden[i] else next(visible) for i in range(len(hidden))])
+        x = torch.cat([decoder.embed(features.prefix[row]), raster + table])
+        for block in decoder.blocks:
+            x = x + attention(block.attn, block.norm1(x))
+            x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
+        x = decoder.predict(decoder.norm(x))[features.prefix.shape[1] :]
+        outputs.append(x[hidden])
+    return torch.stack(outputs)
+
+
+def attention(module: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = module.qkv(x).chunk(3, dim=-1)
+    width = q.shape[-1] // module.num_heads
+    heads = []
+    for h in range(module.num_heads):
+        part = slice(h * width, (h + 1) * width)
+        weights = (q[:, part] @ k[:, part].T / width**0.5).softmax(-1)
+        heads.append(weights @ v[:, part])
+    return module.proj(torch.cat(heads, dim=-1))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("prefix", "depth"), [(1, 2), (0, 1), (5, 3)])
+def test_decoder_equals_a_dense_decoder_with_all_gradients(prefix: int, depth: int, fused: bool) -> None:
+    views = drawn()
+    torch.manual_seed(0)
+    short = Decoder(D, P, (4, 6), width=16, depth=depth, heads=4)
+    nn.init.normal_(short.mask_token)
+    for block in short.blocks:
+        block.attn.fused_attn = fused
+    plain = copy.deepcopy(short)
+    ours, theirs = visible_features(views, prefix), visible_features(views, prefix)
+    prediction, reference = short(ours, views), dense(plain, theirs, views)
+    assert prediction.shape == (V * B, views.hidden, P)
+    assert torch.allclose(prediction, reference, atol=1e-5)
+    weights = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(2))
+    (prediction * weights).sum().backward()
+    (reference * weights).sum().backward()
+    expected = dict(plain.named_parameters())
+    for name, parameter in short.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.allclose(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-4), name
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_decoder_on_another_grid_takes_that_grids_positions() -> None:
+    decoder, views = Decoder(D, P, (4, 6), width=16, depth=2, heads=4), drawn((3, 4))
+    features = visible_features(views, 1)
+    assert torch.allclose(decoder(features, views), dense(decoder, features, views), atol=1e-5)
+
+
+def test_decoder_keeps_a_stored_position_table() -> None:
+    decoder = Decoder(D, P, (4, 6), width=16, depth=1, heads=4)
+    assert torch.equal(decoder.state_dict()["positions"], sincos_positions((4, 6), 16))
+    assert "positions" not in dict(decoder.named_parameters())
+
+
+def test_projector_is_three_norms_and_one_predictor() -> None:
+    projector = Projector(D, P, width=8)
+    linear = [m for m in projector.modules() if isinstance(m, nn.Linear)]
+    norms = [m for m in projector.modules() if isinstance(m, nn.LayerNorm)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(D, 8), (8, 8), (8, 8), (8, P)]
+    assert [m.elementwise_affine for m in norms] == [True, True, False]
+    assert all(m.eps == 1e-6 for m in norms)
+    assert sum(isinstance(m, nn.GELU) for m in projector.modules()) == 2
+
+
+def test_projector_predicts_token_by_token() -> None:
+    views, projector = drawn(), Projector(D, P, width=8)
+    features = visible_features(views, 1)
+    straight = projector(features, views)
+    order = torch.randperm(features.tokens.shape[1], generator=torch.Generator().manual_seed(0))
+    permuted = projector(Features(features.prefix, features.tokens[:, order]), views)
+    assert torch.allclose(permuted, straight[:, order], atol=1e-6)
+    assert not torch.allclose(permuted, straight)
+
+
+@pytest.mark.parametrize("region", ["masked", "visible"])
+@pytest.mark.parametrize("head", [Linear, Projector])
+def test_heads_select_their_region_from_replaced_tokens(head: type, region: str) -> None:
+    views = drawn()
+    torch.manual_seed(0)
+    module = head(D, P, region=region)
+    tokens = torch.randn(V * B, 24, D)
+    predictions = module(Features(tokens[:, :0], tokens), views)
+    hidden = views.mask.flatten(0, 1)
+    wanted = torch.stack([row[m if region == "masked" else ~m] for row, m in zip(tokens, hidden, strict=True)])
+    # visible tokens alone, as a backbone that drops the others returns them
+    alone = module(Features(tokens[:, :0], wanted), views)
+    assert predictions.shape == (V * B, *wanted.shape[1:2], P)
+    assert torch.allclose(predictions, alone, atol=1e-6)
+
+
+def test_linear_is_linear() -> None:
+    views, head = drawn(), Linear(D, P)
+    tokens = torch.randn(V * B, 24, D)
+    by_hand = tokens @ head.predict.weight.T + head.predict.bias
+    wanted = torch.stack([row[m] for row, m in zip(by_hand, views.mask.flatten(0, 1), strict=True)])
+    assert torch.allclose(head(Features(tokens[:, :0], tokens), views), wanted, atol=1e-6)
+
+
+def test_words() -> None:
+    assert Decoder(D, P, (4, 6), 16, 2, 4).describe() == "decoder of 2 blocks, width 16"
+    assert Projector(D, P, 8).describe() == "projector of 3 layers, width 8, and predictor"
+    assert Linear(D, P).describe() == "linear"

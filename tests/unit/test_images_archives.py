@@ -1,0 +1,165 @@
+"""archives: tar shards and parquet, in any order and from any process."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from remask.images import open_source
+from remask.images.archives import HELD_GROUPS
+from remask.types import UserError
+
+
+def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    tar(tmp_path / "x-000.tar", {"a.jpg": b"A", "a.cls": b"2\n", "a.json": b"{}", "b.PNG": b"BB", "b.cls": b"0"})
+    tar(tmp_path / "x-001.tar", {"sub/c.d.jpg": b"C", "sub/c.cls": b"5", ".hidden.jpg": b"no"})
+    for spec in (str(tmp_path), f"{tmp_path}/x-{{000..001}}.tar", f"{tmp_path}/x-*.tar", f"{tmp_path}/x-00{{0,1}}.tar"):
+        source = open_source(spec)
+        assert [source.read(i) for i in (2, 0, 1)] == [b"C", b"A", b"BB"]
+        assert source.labels == [2, 0, 5]
+    assert source.where(2) == "x-001.tar: sub/c.d.jpg"
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read(1) == b"BB"
+    assert open_source(str(tmp_path), limit=1).labels == [2]
+    assert len(open_source(str(tmp_path), limit=3)) == 3
+
+
+def test_of_a_sample_the_picture_named_key_dot_extension(tmp_path: Path) -> None:
+    members = {"a.seg.png": b"mask", "a.jpg": b"A", "a.png": b"other", "b.v1.jpg": b"B1", "b.v2.jpg": b"B2"}
+    source = open_source(str(tar(tmp_path / "x.tar", members)))
+    assert [source.read(i) for i in range(len(source))] == [b"A", b"B1", b"B2"]
+    assert source.labels is None
+
+
+def test_labels_only_if_every_sample_has_one(tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", {"a.jpg": b"A", "a.cls": b"1", "b.jpg": b"B"})
+    assert open_source(str(path)).labels is None
+    with pytest.raises(UserError, match=r"has no labels.*\.cls"):
+        open_source(str(path), labelled=True)
+
+
+def test_imagenet_shards(shared: Path) -> None:
+    source = open_source(str(shared / "data/imagenet1000"), labelled=True)
+    assert source.labels is not None
+    assert sorted(source.labels) == list(range(1000))
+    assert source.read(999)[:2] == b"\xff\xd8"
+    assert source.where(0) == "imagenet1000-000000.tar: n01440764_0000.jpg"
+
+
+def test_tar_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no images"):
+        open_source(str(tar(tmp_path / "text.tar", {"a.txt": b"x"})))
+    with pytest.raises(UserError, match="uncompressed tar"):
+        open_source(str(tar(tmp_path / "zipped.tar", {"a.jpg": b"x"}, "w:gz")))
+    with pytest.raises(UserError, match="must be unpacked"):
+        open_source(str(tar(tmp_path / "zipped.tar.gz", {"a.jpg": b"x"}, "w:gz")))
+    with pytest.raises(UserError, match=r"a\.cls holds no class number but b'cat'"):
+        open_source(str(tar(tmp_path / "word.tar", {"a.jpg": b"x", "a.cls": b"cat"})))
+    whole = tar(tmp_path / "whole.tar", {"a.jpg": b"x" * 5000}).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:3000])
+    with pytest.raises(UserError, match="cut"):
+        open_source(str(tmp_path / "cut.tar"))
+    tar(tmp_path / "x-0.tar", {"a.jpg": b"x"})
+    with pytest.raises(UserError, match=r"there is no .*x-1\.tar"):
+        open_source(f"{tmp_path}/x-{{0..1}}.tar")
+
+
+def parquet(path: Path, rows: int, *, names: bool = True, group: int = 4, struct: bool = True, label: int = 0) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    data = [f"{path.stem}{i}".encode() for i in range(rows)]
+    pictures = pa.array([{"bytes": d, "path": None} for d in data]) if struct else pa.array(data)
+    table = pa.table({"picture": pictures, "label": pa.array([label + i % 2 for i in range(rows)])})
+    if names:
+        features = {"picture": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def test_parquet_folder(tmp_path: Path) -> None:
+    for stem in ("train-0", "train-1"):
+        parquet(tmp_path / f"{stem}.parquet", 10)
+    source = open_source(str(tmp_path), labelled=True)
+    assert len(source) == 20
+    assert [source.read(i) for i in (19, 0, 10, 7)] == [b"train-19", b"train-00", b"train-10", b"train-07"]
+    assert source.labels == [0, 1] * 10
+    assert source.classes == ["cat", "dog"]
+    assert source.where(13) == "train-1.parquet: row 3"
+    assert pickle.loads(pickle.dumps(source)).read(13) == b"train-13"
+    short = open_source(str(tmp_path), limit=5)
+    assert len(short) == 5
+    assert short.labels == [0, 1, 0, 1, 0]
+    assert len(open_source(f"{tmp_path}/*-1.parquet")) == 10
+
+
+def test_parquet_beyond_memory_reads_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remask.images.archives.HELD_BYTES", 0)
+    source = open_source(str(parquet(tmp_path / "x.parquet", 60)))
+    order = [(7 * i) % 60 for i in range(60)]
+    assert [source.read(i) for i in order] == [f"x{i}".encode() for i in order]
+    assert len(source._cache) == HELD_GROUPS  # type: ignore[attr-defined]
+
+
+def test_parquet_without_metadata(tmp_path: Path) -> None:
+    source = open_source(str(parquet(tmp_path / "x.parquet", 3, names=False, struct=False)))
+    assert [source.read(i) for i in range(3)] == [b"x0", b"x1", b"x2"]
+    assert source.labels == [0, 1, 0]
+    assert source.classes is None
+    withheld = open_source(str(parquet(tmp_path / "y.parquet", 3, label=-1)))
+    assert withheld.labels is None
+
+
+def test_parquet_of_paths(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jpg").write_bytes(b"A")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": None, "path": "in/a.jpg"}, {"bytes": b"B", "path": "gone.jpg"}, None]
+    pq.write_table(pa.table({"image": pa.array(rows, kind)}), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert [source.read(i) for i in range(3)] == [b"A", b"B", b""]
+    assert source.labels is None
+
+
+def test_parquet_mistakes(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="no column of images among x"):
+        open_source(str(tmp_path / "x.parquet"))
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        open_source(str(tmp_path / "text.parquet"))
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        parquet(tmp_path / "set" / f"{split}.parquet", 2)
+    with pytest.raises(UserError, match=r"several splits \(test, train\)"):
+        open_source(str(tmp_path / "set"))
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'remask\[data\]'"):
+        open_source(str(tmp_path / "x.parquet"))
+
+
+def test_cifar(shared: Path) -> None:
+    pytest.importorskip("pyarrow")
+    source = open_source(str(shared / "data/cifar10/test.parquet"), limit=1234, labelled=True)
+    assert len(source) == len(source.labels or []) == 1234
+    assert source.classes is not None
+    assert source.classes[:2] == ["airplane", "automobile"]
+    assert source.read(1233)[:2] == b"\xff\xd8"

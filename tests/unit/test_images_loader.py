@@ -1,0 +1,228 @@
+"""loader: a pure function of (seed, epoch, position), with broken pictures among them and any number of workers."""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from remask.images import Batch, CentreCrop, Loader, RandomCropFlip, TooManyBad, iterate, open_source
+from remask.images.loader import mix
+from remask.images.pictures import Pictures
+from remask.types import UserError
+
+CROP = RandomCropFlip((16, 16))
+
+
+@dataclass
+class Fake:
+    """n pictures of known colour, PNG-encoded; some broken, some too small, some gone."""
+
+    n: int
+    broken: frozenset[int] = frozenset()
+    small: frozenset[int] = frozenset()
+    gone: frozenset[int] = frozenset()
+    labels: list[int] | None = None
+    classes: list[str] | None = None
+    name: str = "fake"
+    sizes: bool = False
+    reads: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, i: int) -> bytes:
+        self.reads.append(i)
+        if i in self.gone:
+            raise FileNotFoundError(2, "No such file or directory")
+        side = 5 if i in self.small else 20 + (i % 3 if self.sizes else 0)
+        noise = np.random.default_rng(i).integers(0, 200, (side, side, 3), dtype=np.uint8)
+        noise[0, 0] = i
+        stream = io.BytesIO()
+        Image.fromarray(noise).save(stream, "PNG", compress_level=0)
+        return stream.getvalue()[: 60 if i in self.broken else None]
+
+    def where(self, i: int) -> str:
+        return f"fake {i}"
+
+
+def same(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(torch.equal(x.images, y.images) and torch.equal(x.index, y.index) for x, y in pairs)
+
+
+def index(batches: Iterable[Batch]) -> list[int]:
+    return [i for batch in batches for i in batch.index.tolist()]
+
+
+def test_an_epoch_is_every_picture_once_in_full_batches() -> None:
+    loader = Loader(Fake(50, labels=list(range(100, 150))), CROP, 8)
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader) == 6
+    assert len(set(index(batches))) == 48
+    for batch in batches:
+        assert batch.images.shape == (8, 3, 16, 16)
+        assert batch.images.dtype == torch.uint8
+        assert batch.labels is not None
+        assert torch.equal(batch.labels, batch.index + 100)
+    assert index(loader.epoch(0)) == index(batches)
+    assert index(loader.epoch(1)) != index(batches)
+    assert index(Loader(Fake(50), CROP, 8, seed=1).epoch(0)) != index(batches)
+
+
+def test_the_crop_differs_by_epoch_and_position_and_nothing_else() -> None:
+    one = Loader(Fake(12), CROP, 4, shuffle=False, seed=3)
+    other = Loader(Fake(12), CROP, 6, shuffle=False, seed=3)
+    images = torch.cat([batch.images for batch in one.epoch(2)])
+    assert torch.equal(images, torch.cat([batch.images for batch in other.epoch(2)])), "the batch size changes nothing"
+    assert not torch.equal(images, torch.cat([batch.images for batch in one.epoch(3)]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 4, 6])
+def test_starting_in_mid_epoch_is_exact(workers: int, start: int) -> None:
+    fake = Fake(50, broken=frozenset({7}), gone=frozenset({8, 30}), sizes=True)
+    whole = list(Loader(fake, CROP, 8).epoch(5))
+    assert same(whole[start:], Loader(fake, CROP, 8, workers=workers).epoch(5, start))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int) -> None:
+    fake = Fake(40, broken=frozenset({3, 4}), small=frozenset({39}))
+    alone, together = Loader(fake, CROP, 8, min_side=6), Loader(fake, CROP, 8, min_side=6, workers=workers)
+    before = torch.get_rng_state()
+    for epoch in range(2):
+        assert same(list(alone.epoch(epoch)), list(together.epoch(epoch)))
+    assert torch.equal(before, torch.get_rng_state()), "nothing is drawn from the global stream"
+    assert alone.bad == together.bad
+    assert set(alone.bad) == {"fake 3", "fake 4", "fake 39"}
+
+
+def test_cached_pictures_are_the_same_and_are_read_once() -> None:
+    fake = Fake(30)
+    kept, fresh = Loader(fake, CROP, 10), Loader(Fake(30), CROP, 10, cache_mb=0)
+    assert same(list(kept.epoch(0)), list(fresh.epoch(0)))
+    fake.reads.clear()
+    assert same(list(kept.epoch(1)), list(fresh.epoch(1)))
+    assert fake.reads == []
+
+
+def test_shared_cache_and_its_limits() -> None:
+    fake = Fake(9)
+    pictures = Pictures(fake, shared=True)
+    first = pictures.get(4)
+    fake.reads.clear()
+    assert torch.equal(pictures.get(4), first)
+    assert fake.reads == []
+    assert torch.equal(first, Pictures(fake, cache_mb=0).get(4))
+    mixed = Fake(9, sizes=True)
+    for no_room in (Pictures(mixed, shared=True), Pictures(mixed, cache_mb=0)):
+        no_room.get(4)
+        mixed.reads.clear()
+        no_room.get(4)
+        assert mixed.reads == [4]
+
+
+def test_a_source_smaller_than_a_batch_is_gone_through_again() -> None:
+    (batch,) = Loader(Fake(5), CROP, 12).epoch(0)
+    assert len(batch.index) == 12
+    assert sorted(batch.index[:5].tolist()) == sorted(batch.index[5:10].tolist()) == list(range(5))
+    (short,) = Loader(Fake(5), CROP, 12, drop_last=False).epoch(0)
+    assert sorted(short.index.tolist()) == list(range(5))
+
+
+def test_bad_pictures_are_replaced_by_the_next_good_one_and_told_once() -> None:
+    told: list[str] = []
+    fake = Fake(20, broken=frozenset({0}), gone=frozenset({1}), small=frozenset({19}))
+    loader = Loader(fake, CROP, 20, shuffle=False, min_side=16, report=told.append)
+    for epoch in range(3):
+        assert index(loader.epoch(epoch)) == [2, 2, *range(2, 19), 2]
+    assert loader.bad["fake 1"] == "No such file or directory"
+    assert loader.bad["fake 19"] == "5x5 is smaller than a 16-pixel patch"
+    assert sorted(told) == sorted(f"{where}: {reason}" for where, reason in loader.bad.items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad(workers: int) -> None:
+    loader = Loader(Fake(40, broken=frozenset(range(10, 15))), CROP, 8, workers=workers)
+    with pytest.raises(TooManyBad, match=r"of 40 images cannot be used, more than --max-bad 0.01.*bad_images.txt") as e:
+        list(loader.epoch(0))
+    assert len(e.value.bad) >= 4
+    assert set(e.value.bad) <= {f"fake {i}" for i in range(10, 15)}
+    assert str(e.value).count("fake") == 3
+    with pytest.raises(TooManyBad):
+        list(loader.epoch(1))
+    assert len(index(Loader(Fake(40, broken=frozenset(range(10, 15))), CROP, 8, max_bad=0.125).epoch(0))) == 40
+
+
+def test_three_of_few_are_allowed_unless_none_shall_be() -> None:
+    fake = Fake(10, broken=frozenset({1, 2, 3}))
+    assert len(index(Loader(fake, CROP, 10).epoch(0))) == 10
+    with pytest.raises(TooManyBad, match="1 of 10"):
+        list(Loader(fake, CROP, 10, max_bad=0.0).epoch(0))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_bad_pictures_ends(workers: int, skip: bool) -> None:
+    for n in (2, 30):
+        fake = Fake(n, broken=frozenset(range(n)))
+        with pytest.raises(TooManyBad, match=f"of {n} images"):
+            list(Loader(fake, CROP, 4, max_bad=1.0, workers=workers, skip=skip, drop_last=False).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iterate_skips_in_order(workers: int) -> None:
+    fake = Fake(11, broken=frozenset({0, 4, 5}), labels=list(range(11)))
+    batches = list(iterate(fake, CentreCrop((16, 16)), 2, workers=workers, max_bad=0.5))
+    assert index(batches) == [1, 2, 3, 6, 7, 8, 9, 10]
+    assert [len(batch.index) for batch in batches] == [1, 2, 2, 2, 1]
+    assert [label for batch in batches if batch.labels is not None for label in batch.labels.tolist()] == index(batches)
+
+
+def test_an_iterator_may_be_left_and_another_begun() -> None:
+    for workers in (0, 2):
+        loader = Loader(Fake(64), CROP, 4, workers=workers)
+        whole = list(loader.epoch(0))
+        for _ in range(3):
+            first = next(iter(loader.epoch(0)))
+            assert torch.equal(first.images, whole[0].images)
+        one, other = loader.epoch(0), loader.epoch(0)
+        assert all(torch.equal(next(one).images, next(other).images) for _ in range(5))
+
+
+def test_a_folder_with_three_broken_files(shared: Path, tmp_path: Path) -> None:
+    source = open_source(str(shared / "data/imagenet1000"), limit=20)
+    for i in range(20):
+        (tmp_path / f"{i:02}.jpg").write_bytes(source.read(i))  # type: ignore[arg-type]
+    for name in ("truncated_half.jpg", "zero_byte.jpg", "html_404.jpg"):
+        (tmp_path / name).write_bytes((shared / "data/nasty" / name).read_bytes())
+    loader = Loader(open_source(str(tmp_path)), RandomCropFlip((96, 160)), 4, min_side=16)
+    for epoch in range(2):
+        assert all(batch.images.shape == (4, 3, 96, 160) for batch in loader.epoch(epoch))
+    assert {Path(where).name for where in loader.bad} == {"truncated_half.jpg", "zero_byte.jpg", "html_404.jpg"}
+
+
+def test_gray_and_many_channels() -> None:
+    (batch,) = Loader(Fake(4), CROP, 4, channels=1).epoch(0)
+    assert batch.images.shape == (4, 1, 16, 16)
+    with pytest.raises(TooManyBad, match="1 or 3 channels"):
+        list(Loader(Fake(4), CROP, 4, channels=6).epoch(0))
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"workers": -1}, {"max_bad": 1.5}])
+def test_mistakes(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="batch size"):
+        Loader(Fake(4), CROP, **{"batch_size": 4, **wrong})  # type: ignore[arg-type]
+
+
+def test_mix_spreads_what_sums_would_confuse() -> None:
+    seeds = {mix(seed, epoch, position, 2) for seed in range(8) for epoch in range(8) for position in range(200)}
+    assert len(seeds) == 8 * 8 * 200
+    assert len({seed & 0xFFFFFFFF for seed in seeds}) == 8 * 8 * 200, "torch's generator takes the low 32 bits"
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert mix(-1) == mix(2**64 - 1)

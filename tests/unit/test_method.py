@@ -1,0 +1,179 @@
+"""method.py: the equation, with counted targets and parts so small that the loss is computed by hand."""
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from remask.backbones.vit import ViT, create_vit
+from remask.distances import l1, smooth_l1, squared
+from remask.heads import Decoder, Linear, Projector
+from remask.masking import Masking
+from remask.method import Branch, Method
+from remask.methods import dm, jd, mae
+from remask.targets import Hog, Pixels
+from remask.views import Views
+
+MEAN, STD = [0.5], [0.25]
+SIZE, PATCH = (16, 16), (4, 4)
+
+
+class Counted(nn.Module):
+    """A target that counts its calls."""
+
+    width = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: Tensor, views: Views) -> Tensor:
+        self.calls += 1
+        return torch.arange(len(images) * 16 * 5.0).reshape(len(images), 16, 5)
+
+    def describe(self) -> str:
+        return "counted"
+
+
+def vit() -> ViT:
+    torch.manual_seed(0)
+    small = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return create_vit("vit_micro", SIZE, MEAN, STD, overrides=small)
+
+
+def pictures(batch: int = 3) -> Tensor:
+    return torch.randint(0, 256, (batch, 1, *SIZE), dtype=torch.uint8, generator=Generator().manual_seed(1))
+
+
+def branch(name: str, target: Counted, region: str = "masked", weight: float = 1.0, layer: int = -1) -> Branch:
+    head = Projector(16, 5, 8) if region == "visible" else Decoder(16, 5, (4, 4), 16, 1, 2)
+    return Branch(name, head, target, squared, region, weight, layer)  # type: ignore[arg-type]
+
+
+def test_total_is_the_weighted_sum_of_the_branches() -> None:
+    target = Counted()
+    branches = [branch("masked", target, weight=0.5), branch("visible", target, "visible", weight=3.0)]
+    losses = Method(vit(), Masking(0.5, views=2), branches)(pictures())
+    assert list(losses) == ["masked", "visible", "total"]
+    assert losses["total"].item() == pytest.approx(0.5 * losses["masked"].item() + 3.0 * losses["visible"].item())
+    assert all(loss.shape == () for loss in losses.values())
+
+
+def test_a_loss_is_the_mean_distance_over_its_region() -> None:
+    """By a loop over views, images and tokens, on a backbone that replaces (every token is at hand)."""
+    backbone, target, images = vit(), Counted(), pictures()
+    parts = [
+        Branch("masked", Linear(16, 5), target, l1, "masked"),
+        Branch("visible", Linear(16, 5, "visible"), target, smooth_l1, "visible", layer=0),
+    ]
+    method = Method(backbone, Masking(0.6, views=2), parts, replace="tokens")
+    views = method.draw(images, Generator().manual_seed(0))
+    losses = method(images, views)
+    features = backbone.encode(backbone.embed(images), views, fill=method.fill, layers=(0, -1))
+    by_hand: dict[str, list[Tensor]] = {"masked": [], "visible": []}
+    for v in range(2):
+        for b in range(3):
+            for i in range(16):
+                part = parts[0] if views.mask[v, b, i] else parts[1]
+                prediction = part.head.predict(features[part.layer].tokens[v * 3 + b, i])  # type: ignore[attr-defined]
+                by_hand[part.name].append(part.distance(prediction, target(images, views)[b, i]))
+    for name, values in by_hand.items():
+        assert losses[name].item() == pytest.approx(torch.stack(values).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_a_target_is_computed_once_however_many_views_and_branches(views: int) -> None:
+    shared, other = Counted(), Counted()
+    branches = [branch("masked", shared), branch("visible", shared, "visible"), branch("deep", other, layer=0)]
+    Method(vit(), Masking(0.5, views=views), branches)(pictures())
+    assert (shared.calls, other.calls) == (1, 1)
+
+
+def test_perfect_predictions_lose_nothing() -> None:
+    """Predictions and targets meet token by token, in both regions."""
+
+    class Oracle(nn.Module):
+        def __init__(self, target: nn.Module, region: str) -> None:
+            super().__init__()
+            self.target, self.region = target, region
+
+        def forward(self, features: object, views: Views) -> Tensor:
+            return views.gather(self.target(images, views), self.region)
+
+        def describe(self) -> str:
+            return "oracle"
+
+    images = pictures()
+    for target in (Pixels(PATCH, MEAN, STD), Hog(PATCH, MEAN, STD, cell=2)):
+        branches = [
+            Branch(region, Oracle(target, region), target, squared, region)  # type: ignore[arg-type]
+            for region in ("masked", "visible")
+        ]
+        losses = Method(vit(), Masking(0.5, views=2), branches)(images)
+        assert losses["total"].item() == 0
+
+
+def test_predictions_are_of_the_tokens_they_are_compared_with() -> None:
+    """A decoder with one block of zeros returns mask token + position: each row must carry its own token's position."""
+    target, images = Pixels(PATCH, MEAN, STD), pictures()
+    method = mae(vit(), Masking(0.5, views=2), target, SIZE, 16, 1, 2)
+    decoder = method.branches[0].head
+    assert isinstance(decoder, Decoder)
+    for parameter in decoder.blocks.parameters():
+        nn.init.zeros_(parameter)
+    decoder.norm, decoder.predict = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    views = method.draw(images, Generator().manual_seed(0))
+    prediction, wanted = method.pairs(images, views)["masked"]
+    assert torch.allclose(prediction - decoder.mask_token, decoder.positions[views.masked], atol=1e-6)
+    assert torch.equal(wanted, views.gather(target(images), "masked"))
+
+
+def test_only_the_layers_asked_for_are_run() -> None:
+    method = Method(vit(), Masking(0.5), [branch("shallow", Counted(), layer=0)])
+    method(pictures())["total"].backward()
+    reached = {name for name, p in method.backbone.network.named_parameters() if p.grad is not None}
+    assert any(name.startswith("blocks.0") for name in reached)
+    assert not any(name.startswith(("blocks.1", "norm.")) for name in reached)
+
+
+def test_given_views_are_used_and_none_are_drawn() -> None:
+    method, images = Method(vit(), Masking(0.5), [branch("masked", Counted())]), pictures()
+    views = method.draw(images, Generator().manual_seed(0))
+    state = torch.random.get_rng_state()
+    first, second = method(images, views), method(images, views)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first["total"], second["total"])
+    assert not torch.equal(method(images)["total"], first["total"])
+
+
+def test_draw_is_decided_by_its_generator() -> None:
+    method, images = Method(vit(), Masking(0.5, views=2), [branch("masked", Counted())]), pictures()
+    draws = [method.draw(images, Generator().manual_seed(seed)).mask for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_the_batch_may_pass_in_slices() -> None:
+    """What gradient accumulation relies on: losses of slices, weighted by their sizes, are the loss of the batch."""
+    method, images = dm(mae(vit(), Masking(0.5), Pixels(PATCH, MEAN, STD), SIZE, 16, 1, 2)), pictures(4)
+    method = jd(method, Hog(PATCH, MEAN, STD, cell=2), 8)
+    views = method.draw(images, Generator().manual_seed(0))
+    whole = method(images, views)
+    parts = [method(i, v) for i, v in zip(images.tensor_split(4), views.split(4), strict=True)]
+    for name, loss in whole.items():
+        assert loss.item() == pytest.approx(sum(part[name].item() for part in parts) / 4, rel=1e-5)
+
+
+def test_losses_are_full_precision_under_autocast() -> None:
+    method = mae(vit(), Masking(0.5), Pixels(PATCH, MEAN, STD), SIZE, 16, 1, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method(pictures())
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("size", [(8, 24), (16, 16), (24, 12)])
+def test_pictures_of_another_size_than_built_for(size: tuple[int, int]) -> None:
+    method = jd(
+        dm(mae(vit(), Masking(0.5), Pixels(PATCH, MEAN, STD), SIZE, 16, 1, 2)), Hog(PATCH, MEAN, STD, cell=2), 8
+    )
+    images = torch.randint(0, 256, (2, 1, *size), dtype=torch.uint8)
+    assert torch.isfinite(method(images)["total"])

@@ -1,0 +1,121 @@
+"""recipe/: every mistake is one line that says what, where and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from remask.recipe import load_recipe
+from remask.types import UserError
+
+
+def problem(name: str = "mae-vit-b", *settings: str, **environment: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_recipe(name, settings, environment=environment)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def file(text: str, name: str = "mine.toml") -> str:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return file
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["optim.epochs=0"], "optim.epochs: must be at least 1, not 0"),
+        (["optim.epochs=many"], "optim.epochs: must be a whole number, not 'many'"),
+        (["optim.epochs=1.5"], "optim.epochs: must be a whole number, not 1.5"),
+        (["optim.base_lr=inf"], "optim.base_lr: must be a finite number, not inf"),
+        (["optim.min_lr=nan"], "optim.min_lr: must be a finite number, not nan"),
+        (["data.flip=1"], "data.flip: must be true or false, not 1"),
+        (["masking.ratio=1.0"], "masking.ratio: must be below 1, not 1.0"),
+        (["masking.ratio=0"], "masking.ratio: must be above 0, not 0"),
+        (["masking.pattern=stripes"], "masking.pattern: must be 'random', 'cells' or 'blocks', not 'stripes'"),
+        (["runtime.workers=some"], "runtime.workers: must be a whole number or 'auto', not 'some'"),
+        (["runtime.workers=-1"], "runtime.workers: must be at least 0 or 'auto', not -1"),
+        (["runtime.device=gpu"], 'runtime.device: must be auto, cpu, cuda, cuda:N or mps, not "gpu"'),
+        (["data.crop_scale=0.2"], "data.crop_scale: must be two numbers, as in [0.2, 1.0], not 0.2"),
+        (["data.crop_ratio=[2, 1]"], "data.crop_ratio: must be [low, high] with 0 < low ≤ high, not [2.0, 1.0]"),
+        (["method.name=simmin"], 'method.name: unknown method "simmin"; known: mae'),
+        (["optim=3"], "optim: must be a section of keys, not 3"),
+        (["dm=maybe"], "dm: must be on, off or a section of keys, not 'maybe'"),
+        (["optim.epochs=0", "seed=-1", "data.max_bad=2"], "seed: must be at least 0, not -1, and 2 more"),
+        (["method.target=hogs"], 'method.target: unknown target "hogs"; pixels, pixels-norm, hog, hog-l2, or a table'),
+        (["method.target.norm=l2"], 'method.target: pixels takes one of the norms none, patch, not "l2"'),
+        (
+            ["jd.target={kind='hog', norm='patch'}"],
+            'jd.target: hog takes one of the norms none, l2, layer, not "patch"',
+        ),
+        (["method.target.bins=12"], 'method.target: flavour, cell and bins belong to kind = "hog"'),
+        (["data.std=[0.2, 0.2]"], "data.std has 2 numbers for 3 channels; give 1 or that many"),
+        (["data.crop_scale=[0.5, 2]"], "data.crop_scale [0.5, 2.0]: a crop cannot be larger than the picture"),
+        (["optim.epochs=20", "optim.warmup_epochs=40"], "optim.warmup_epochs 40 is more than optim.epochs 20; lower it"),
+        (
+            ["dm.prediction=0.5"],
+            "dm.prediction 0.5 is below masking.ratio 0.75: a view cannot hide more than all views",
+        ),
+        (["dm.views=0"], "dm.views: must be at least 1, not 0"),
+        (["data.image_size=100"], "data.image_size 100x100 cannot be cut into 16x16 patches; the nearest is 96x96"),
+        (["data.image_size=8"], "data.image_size 8x8 cannot be cut into 16x16 patches; the nearest is 16x16"),
+        (
+            ["masking.pattern=cells", "masking.cell=4"],
+            "masking.cell 4 does not fit the 14x14 patches of data.image_size",
+        ),
+        (["masking.cell=2"], 'masking.cell 2 needs masking.pattern "cells"'),
+        (["jd.target.cell=5"], "jd.target.cell 5 does not divide the patch of 16 pixels"),
+        (["method.decoder_heads=7"], "method.decoder_heads 7 does not divide method.decoder_width 512"),
+        (["runtime.accumulate=3"], "runtime.accumulate 3 does not divide optim.batch_size 4096"),
+        (["probe.k=5"], "probe.source is missing: Labelled pictures to classify."),
+        (["optim.epochs"], '--set "optim.epochs": write it as section.key=value, as in --set optim.epochs=10'),
+        (["optim.epoch=1"], "unknown key optim.epoch; did you mean optim.epochs?"),
+        (["epochs=1"], "unknown key epochs; did you mean optim.epochs?"),
+        (["optimizer.batch_size=1"], "unknown key optimizer.batch_size; did you mean optim.batch_size?"),
+        (["zzz=1"], "unknown key zzz; remask show RECIPE prints the keys"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, line):
+    said = problem("mae-vit-b", *settings)
+    assert said.startswith(line)
+    assert len(said) < 200
+
+
+def test_unknown_recipes():
+    assert problem("mae-vitb").startswith('unknown recipe "mae-vitb"; did you mean mae-vit-b')
+    assert problem("qqqq") == 'unknown recipe "qqqq"; remask recipes lists them'
+
+
+def test_an_error_names_the_file_or_variable(write):
+    path = write('extends = "demo"\n[optim]\nepochs = 0\n')
+    assert problem(path) == f"optim.epochs: must be at least 1, not 0 ({path})"
+    path = write('extends = "demo"\n[optim]\nepoch = 3\n')
+    assert problem(path) == f"unknown key optim.epoch ({path}); did you mean optim.epochs?"
+    said = problem("demo", REMASK_OPTIM__EPOCHS="x")
+    assert said == "optim.epochs: must be a whole number, not 'x' (REMASK_OPTIM__EPOCHS)"
+    said = problem("demo", REMASK_BATCH_SIZE="2")
+    assert said == "unknown key batch_size (REMASK_BATCH_SIZE); did you mean optim.batch_size?"
+
+
+def test_broken_files(write, tmp_path):
+    path = write("a = 1\nb = \n")
+    assert problem(path).startswith(f"recipe file {path} is not valid TOML: ")
+    assert "line 2" in problem(path)
+    (tmp_path / "latin.toml").write_bytes(b'title = "\xe9"')
+    assert problem(str(tmp_path / "latin.toml")).endswith("is not UTF-8 text")
+    assert "does not exist; remask recipes lists" in problem(str(tmp_path / "none.toml"))
+    assert problem(f"{tmp_path}/").endswith("cannot be read: Is a directory")
+    assert problem(write("extends = 3")).startswith("extends must be a recipe's name or file, not 3")
+    missing = problem(write('extends = "demo"\n[optim]\nepochs = "off"'))
+    assert missing == f"optim.epochs: must be a whole number, not off ({path})"
+    assert problem(write("seed = 1")).startswith("data is missing: Where pictures come from and how they are cut.")
+
+
+def test_a_circle_of_extends_is_named(write):
+    write('extends = "b.toml"', "a.toml")
+    path = write('extends = "./a.toml"', "b.toml")
+    assert problem(path) == "recipes extend each other in a circle: b.toml → a.toml → b.toml"

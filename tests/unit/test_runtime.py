@@ -1,0 +1,163 @@
+"""runtime.py: seeds are pure functions, devices are found or refused, a stop request ends a step."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from timm.models.vision_transformer import Attention
+from torch import nn
+
+from remask import runtime
+from remask.runtime import Runtime, StopRequest, derive, generator, resolve, seeded
+from remask.types import UserError
+
+
+def test_derived_seeds_are_pure_and_distinct() -> None:
+    paths = [(0,), (1,), (0, 1), (0, "1"), (0, "draw", 1), (0, "draw", 2), (0, "step", 1), (1, "draw", 1)]
+    seeds = [derive(*path) for path in paths]
+    assert seeds == [derive(*path) for path in paths]
+    assert len(set(seeds)) == len(paths)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_generator_repeats_its_path() -> None:
+    draws = [torch.rand(4, generator=generator(7, "draw", step)) for step in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_seeded_restores_the_global_state() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with seeded(5, "weights"):
+        inside = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(5, "weights"):
+        assert torch.equal(torch.rand(3), inside)
+
+
+def test_seeded_restores_after_an_error() -> None:
+    state = torch.random.get_rng_state()
+    with pytest.raises(KeyError), seeded(5):
+        torch.rand(1)
+        raise KeyError
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), number)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_stop_request_outside_the_main_thread_leaves_signals_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def enter() -> None:
+        with StopRequest() as stop:
+            seen.append((stop.asked, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def test_auto_finds_a_device_that_is_there() -> None:
+    found = resolve("auto", "fp32")
+    assert torch.ones(1, device=found.device).sum() == 1
+    assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_prefers_the_fastest(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, wanted: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve("auto", "fp32").device.type == wanted
+
+
+def test_precision_and_compilation() -> None:
+    assert resolve("cpu", "bf16").dtype == torch.bfloat16
+    assert resolve("cpu", "auto").dtype in (torch.float32, torch.bfloat16)
+    assert not resolve("cpu", "fp32", "auto").compiled
+    assert resolve("cpu", "fp32", compile=True).compiled
+
+
+def test_auto_precision_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(runtime, "_cpu_multiplies_bf16", lambda there=there: there)
+        assert resolve("cpu", "auto").dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("gpu", "there is no device 'gpu'; choose"),
+        ("cuda", "device cuda is not there: torch sees cpu"),
+        ("mps", "device mps is not there"),
+        ("meta", "device meta is not there"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str, line: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=line) as caught:
+        resolve(name, "fp32")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cuda_number_beyond_the_last_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve("cuda:1", "fp32").device.index == 1
+    with pytest.raises(UserError, match="device cuda:2 is not there: torch sees 2 CUDA"):
+        resolve("cuda:2", "fp32")
+
+
+def test_threads_are_set() -> None:
+    before = torch.get_num_threads()
+    try:
+        resolve("cpu", "fp32", threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_prepare_chooses_the_attention_kernel(dtype: torch.dtype, fused: bool) -> None:
+    attention = Attention(8, 2)
+    attention.fused_attn = not fused
+    model = Runtime(torch.device("cpu"), dtype).prepare(nn.Sequential(attention))
+    assert model[0].fused_attn is fused  # type: ignore[index]
+
+
+def test_autocast_lowers_matrix_products_only_when_asked() -> None:
+    x = torch.randn(2, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        with Runtime(torch.device("cpu"), dtype).autocast():
+            assert (x @ x).dtype == dtype
+
+
+def test_peak_memory_only_grows() -> None:
+    here = Runtime(torch.device("cpu"))
+    before = here.peak_memory_mb()
+    held = torch.ones(40 * 2**18)  # 40 MB, written
+    after = here.peak_memory_mb()
+    assert 10 < before <= after < 10**6
+    assert held.sum() > 0
+
+
+def test_words() -> None:
+    words = Runtime(torch.device("cpu"), torch.bfloat16, compiled=True).describe()
+    assert words == f"cpu ({torch.get_num_threads()} threads), bfloat16, compiled"

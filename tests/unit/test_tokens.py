@@ -1,0 +1,66 @@
+"""tokens.py: patches, token rows and the position table against loops that spell the layout out."""
+
+import math
+
+import pytest
+import torch
+
+from remask.tokens import grid_of, patchify, scatter, sincos_positions, take, unpatchify
+
+
+def test_grid_is_rows_then_columns() -> None:
+    assert grid_of((96, 160), (16, 8)) == (6, 20)
+
+
+def test_patches_run_pixel_row_pixel_column_channel() -> None:
+    images = torch.arange(2 * 3 * 4 * 9).reshape(2, 3, 4, 9)
+    patches = patchify(images, (2, 3))
+    assert patches.shape == (2, 2 * 3, 2 * 3 * 3)
+    for b in range(2):
+        for row in range(2):
+            for col in range(3):
+                by_hand = [
+                    int(images[b, c, row * 2 + y, col * 3 + x]) for y in range(2) for x in range(3) for c in range(3)
+                ]
+                assert patches[b, row * 3 + col].tolist() == by_hand
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_unpatchify_is_the_inverse(dtype: torch.dtype) -> None:
+    images = torch.randint(0, 256, (2, 5, 12, 8)).to(dtype)
+    assert torch.equal(unpatchify(patchify(images, (4, 2)), (3, 4), (4, 2)), images)
+
+
+def test_take_and_scatter_are_inverse() -> None:
+    tokens = torch.randn(2, 6, 4)
+    ids = torch.tensor([[5, 0, 3], [1, 2, 4]])
+    taken = take(tokens, ids)
+    assert all(torch.equal(taken[r, k], tokens[r, ids[r, k]]) for r in range(2) for k in range(3))
+    empty = torch.full_like(tokens, -1)
+    written = scatter(taken, ids, empty)
+    assert torch.equal(take(written, ids), taken)
+    assert int((written == -1).all(-1).sum()) == 2 * 3
+    assert bool((empty == -1).all())
+
+
+def test_positions_follow_the_published_formula() -> None:
+    grid, width = (2, 3), 8
+    table = sincos_positions(grid, width)
+    assert table.shape == (6, 8)
+    assert table.dtype == torch.float32
+    for row in range(2):
+        for col in range(3):
+            rates = [10000 ** (-k / (width / 4)) for k in range(width // 4)]
+            halves = [f(at * rate) for at in (col, row) for f in (math.sin, math.cos) for rate in rates]
+            assert table[row * 3 + col].tolist() == pytest.approx(halves, abs=1e-7)
+
+
+def test_positions_of_prefix_tokens_are_zero_and_come_first() -> None:
+    table = sincos_positions((2, 2), 16, prefix=3)
+    assert not table[:3].any()
+    assert torch.equal(table[3:], sincos_positions((2, 2), 16))
+
+
+def test_positions_need_a_width_of_four_parts() -> None:
+    with pytest.raises(ValueError, match="divisible by 4, not 30"):
+        sincos_positions((2, 2), 30)

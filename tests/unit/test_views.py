@@ -1,0 +1,82 @@
+"""views.py: ids, rows and regions of a mask, against loops over rows."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from remask.views import Views
+
+MASK = torch.tensor(
+    [
+        [[1, 0, 0, 1, 1, 0], [0, 1, 1, 1, 0, 0]],
+        [[0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 1, 1]],
+        [[1, 1, 1, 0, 0, 0], [1, 0, 1, 0, 1, 0]],
+    ],
+    dtype=torch.bool,
+)
+GRID = (2, 3)
+
+
+@pytest.fixture
+def views() -> Views:
+    return Views.of(MASK, GRID)
+
+
+def test_ids_are_in_raster_order_row_by_row(views: Views) -> None:
+    rows = [MASK[v, b] for v in range(3) for b in range(2)]
+    assert views.masked.tolist() == [[i for i in range(6) if row[i]] for row in rows]
+    assert views.visible.tolist() == [[i for i in range(6) if not row[i]] for row in rows]
+    assert torch.equal(views.rows("masked"), views.masked)
+    assert torch.equal(views.rows("visible"), views.visible)
+
+
+def test_gather_takes_the_region_of_every_view(views: Views) -> None:
+    x = torch.arange(2 * 6 * 2).reshape(2, 6, 2)
+    for region, wanted in (("masked", MASK), ("visible", ~MASK)):
+        by_hand = torch.stack([x[b][wanted[v, b]] for v in range(3) for b in range(2)])
+        assert torch.equal(views.gather(x, region), by_hand)
+
+
+def test_repeat_is_view_major(views: Views) -> None:
+    x = torch.randn(2, 3, 5)
+    repeated = views.repeat(x)
+    assert all(torch.equal(repeated[v * 2 + b], x[b]) for v in range(3) for b in range(2))
+    assert views.repeat(torch.arange(2)).tolist() == [0, 1] * 3
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_split_cuts_the_batch_as_images_are_cut(views: Views, parts: int) -> None:
+    slices: list[Tensor] = [part.mask for part in views.split(parts)]
+    assert torch.equal(torch.cat(slices, dim=1), MASK)
+    assert [part.shape[1] for part in slices] == [len(x) for x in torch.arange(2).tensor_split(parts)]
+    assert all(part.grid == GRID and part.hidden == 3 for part in views.split(parts))
+
+
+def test_rates_are_realised_ones(views: Views) -> None:
+    assert views.hidden == 3
+    assert views.corruption_rate == 3 / 6
+    unions = [len({i for v in range(3) for i in range(6) if MASK[v, b, i]}) for b in range(2)]
+    assert views.prediction_rate == pytest.approx(sum(unions) / 2 / 6)
+
+
+def test_one_view_predicts_what_it_hides() -> None:
+    views = Views.of(MASK[:1], GRID)
+    assert views.prediction_rate == views.corruption_rate
+
+
+def test_rows_must_hide_equal_numbers() -> None:
+    uneven = MASK.clone()
+    uneven[1, 0, 0] = True
+    with pytest.raises(ValueError, match="same number"):
+        Views.of(uneven, GRID)
+
+
+def test_mask_must_fit_the_grid() -> None:
+    with pytest.raises(ValueError, match="6 tokens does not fit a grid of 2×4"):
+        Views.of(MASK, (2, 4))
+
+
+def test_views_move_to_a_device(views: Views) -> None:
+    moved = views.to(torch.device("meta"))
+    assert moved.mask.device.type == "meta"
+    assert (moved.grid, moved.hidden) == (GRID, 3)
