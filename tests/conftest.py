@@ -12,6 +12,7 @@ import tests.shapes  # the hook looks its checker up by name
 # Before `remask` is first imported: its annotated shapes and types are then checked on every call in this process.
 install_import_hook("remask", f"{tests.shapes.__name__}.check")
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -16,7 +16,8 @@ def check(function: F) -> F:
     """`function`, whose arguments and result are checked on every call."""
     hints = getattr(function, "__annotations__", {}).values()
     trusted = {protocol: object for hint in hints for protocol in _protocols(hint)}
-    checked: F = beartype(conf=BeartypeConf(hint_overrides=FrozenDict(trusted)))(function)
+    conf = BeartypeConf(hint_overrides=FrozenDict(trusted), is_pep484_tower=True)  # an int is a float, as for mypy
+    checked: F = beartype(conf=conf)(function)
     return checked
 
 

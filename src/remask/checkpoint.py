@@ -57,8 +57,10 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; the half line that a killed run may have left is not one."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: a killed run may have logged beyond its last checkpoint."""
@@ -92,8 +94,8 @@ def save(
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part / "model.safetensors")
     torch.save(optimizer.state_dict(), part / "optimizer.pt")
     (part / "state.json").write_text(json.dumps(state))
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else `old`, left by a run killed between the renames, is all there is: keep it until the end
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

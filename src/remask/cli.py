@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that `remask --help` ans
 """
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -31,12 +32,13 @@ Settings = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from remask import __version__
 
         print(__version__)
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -173,6 +175,7 @@ def doctor() -> None:
 
 def main() -> NoReturn:
     """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a shared CPU several times slower
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from remask.build import build_loader, build_method, build_trainer, open_run, trained
 from remask.checkpoint import RunFolder, refuse_existing
@@ -162,9 +161,9 @@ def probe(
     run, recipe = open_run(path)
     runtime = resolve(device or "auto", "fp32")
     train, test = _split(open_source(data, limit=limit, labelled=True), val, seed)
-    backbones: dict[str, nn.Module] = {
-        "top1": trained(run, recipe, checkpoint).backbone.to(runtime.device),  # type: ignore[attr-defined]
-        "untrained": build_method(recipe).backbone.to(runtime.device),  # type: ignore[attr-defined]
+    backbones = {
+        "top1": trained(run, recipe, checkpoint).to(runtime.device).backbone,
+        "untrained": build_method(recipe).to(runtime.device).backbone,
     }
     result = probe_features(
         backbones,

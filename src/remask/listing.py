@@ -51,10 +51,11 @@ def show(name: str, settings: Sequence[str] = (), as_json: bool = False) -> None
 
     with torch.device("meta"):
         method = build_method(recipe)
-    facts = {
+    size = {"backbone": parameters(method.backbone.network), "total": parameters(method)}
+    facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "equation": equation(method, recipe.data.image_size),
-        "parameters": {"backbone": parameters(method.backbone.network), "total": parameters(method)},
+        "parameters": size,
         "gflops_forward_per_image": gflops_per_image(recipe),
         "peak_lr": peak_lr(recipe, method),
         "ete": method.masking.views * recipe.optim.epochs,
@@ -65,7 +66,7 @@ def show(name: str, settings: Sequence[str] = (), as_json: bool = False) -> None
     print(f"{recipe.name}: {recipe.title}\n{recipe.paper}")
     print(f"{recipe.table or 'no table'}; expected: {recipe.expected or 'not published'}; cost: {recipe.cost or '-'}\n")
     print(f"{facts['equation']}\n")
-    print(f"parameters  {facts['parameters']['backbone']:,} in the backbone, {facts['parameters']['total']:,} in all")
+    print(f"parameters  {size['backbone']:,} in the backbone, {size['total']:,} in all")
     print(f"forward     {facts['gflops_forward_per_image']:.2f} GFLOP per image, all views")
     print(f"schedule    {recipe.optim.epochs} epochs = {facts['ete']} ETE, peak lr {facts['peak_lr']:.3g}")
     print(f"run it      {recipe.command}\n")

@@ -12,10 +12,35 @@ from safetensors.torch import load_file
 from remask import commands
 from remask.recipe import recipe_names
 
-TINY = ["backbone.width=32", "backbone.depth=2", "backbone.heads=2", "method.decoder_width=32", "method.decoder_heads=2"]
+TINY = [
+    "backbone.width=32",
+    "backbone.depth=2",
+    "backbone.heads=2",
+    "method.decoder_width=32",
+    "method.decoder_heads=2",
+]
 TINY += ["method.decoder_depth=1", "runtime.log_every=1", "optim.precision=fp32"]
-METRICS = {"step", "epoch", "loss/total", "loss/masked", "loss/visible", "lr", "images_per_s", "views_per_s", "data_wait"}
-COST = {"images", "views", "ete", "gpu_hours", "cpu_hours", "gflops_forward_per_image", "peak_memory_mb", "data_wait_share"}
+METRICS = {
+    "step",
+    "epoch",
+    "loss/total",
+    "loss/masked",
+    "loss/visible",
+    "lr",
+    "images_per_s",
+    "views_per_s",
+    "data_wait",
+}
+COST = {
+    "images",
+    "views",
+    "ete",
+    "gpu_hours",
+    "cpu_hours",
+    "gflops_forward_per_image",
+    "peak_memory_mb",
+    "data_wait_share",
+}
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

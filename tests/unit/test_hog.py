@@ -117,7 +117,9 @@ def test_central_equals_scikit_image_before_its_norm() -> None:
 @pytest.mark.parametrize("norm", ["none", "l2", "layer"])
 def test_normalised_floats_give_exactly_what_the_integers_give(flavour: Flavour, norm: str) -> None:
     """Gradients of 0 sit on a bin edge: without the integers recovered, rounding would move whole pixels."""
-    images = torch.cat([pictures(1, 3, 16, 16), torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1, 3, 1, 1)])
+    images = torch.cat(
+        [pictures(1, 3, 16, 16), torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1, 3, 1, 1)]
+    )
     mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (MEAN, STD))
     target = Hog((8, 8), MEAN, STD, flavour, 4, norm=norm)  # type: ignore[arg-type]
     assert torch.equal(target((images / 255 - mean) / std), target(images))

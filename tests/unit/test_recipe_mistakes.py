@@ -55,7 +55,10 @@ def write(tmp_path: Path):
         (["method.target.bins=12"], 'method.target: flavour, cell and bins belong to kind = "hog"'),
         (["data.std=[0.2, 0.2]"], "data.std has 2 numbers for 3 channels; give 1 or that many"),
         (["data.crop_scale=[0.5, 2]"], "data.crop_scale [0.5, 2.0]: a crop cannot be larger than the picture"),
-        (["optim.epochs=20", "optim.warmup_epochs=40"], "optim.warmup_epochs 40 is more than optim.epochs 20; lower it"),
+        (
+            ["optim.epochs=20", "optim.warmup_epochs=40"],
+            "optim.warmup_epochs 40 is more than optim.epochs 20; lower it",
+        ),
         (
             ["dm.prediction=0.5"],
             "dm.prediction 0.5 is below masking.ratio 0.75: a view cannot hide more than all views",

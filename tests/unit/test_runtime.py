@@ -41,9 +41,14 @@ def test_seeded_restores_the_global_state() -> None:
 
 def test_seeded_restores_after_an_error() -> None:
     state = torch.random.get_rng_state()
-    with pytest.raises(KeyError), seeded(5):
-        torch.rand(1)
-        raise KeyError
+
+    def fail() -> None:
+        with seeded(5):
+            torch.rand(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -78,9 +83,7 @@ def test_auto_finds_a_device_that_is_there() -> None:
     assert found.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
-)
+@pytest.mark.parametrize(("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
 def test_auto_prefers_the_fastest(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, wanted: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

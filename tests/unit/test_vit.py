@@ -39,7 +39,9 @@ def small(name: str = "vit_base_patch16_224", size: tuple[int, int] = (32, 32), 
 
 
 def pictures(size: tuple[int, int] = (32, 32), batch: int = 2, channels: int = 3) -> Tensor:
-    return torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (batch, channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def normalised(images: Tensor, mean: list[float] = MEAN, std: list[float] = STD) -> Tensor:
@@ -100,9 +102,7 @@ def test_embedding_gathered_pixels_is_gathering_embeddings(ratio: float) -> None
     backbone, images = small(), pictures()
     stem, views = backbone.embed(images), drawn(backbone, images, ratio=ratio)
     embedded = backbone.network.patch_embed(normalised(images))
-    by_hand = torch.stack(
-        [embedded[b][~views.mask[v, b]] for v in range(len(views.mask)) for b in range(len(images))]
-    )
+    by_hand = torch.stack([embedded[b][~views.mask[v, b]] for v in range(len(views.mask)) for b in range(len(images))])
     assert torch.allclose(backbone._visible(stem.patches, views), by_hand, atol=1e-5)
 
 
@@ -145,7 +145,9 @@ def test_layers_are_the_blocks_and_the_end_is_normed() -> None:
     assert all(torch.allclose(features[i].tokens, theirs[i], atol=1e-5, rtol=1e-4) for i in (0, 1))
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_224", "vit_base_patch16_reg4_gap_256", "vit_base_patch16_siglip_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_224", "vit_base_patch16_reg4_gap_256", "vit_base_patch16_siglip_224"]
+)
 @pytest.mark.parametrize("size", [(24, 40), (32, 32), (16, 16)])
 def test_another_image_size_resizes_the_positions_as_timm_does(name: str, size: tuple[int, int]) -> None:
     backbone = small(name, positions="learned")

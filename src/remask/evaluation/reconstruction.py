@@ -1,141 +1,195 @@
-"""Pictures of what a method predicts: originals, masked views, predictions, and the union that the views cover."""
+"""Pictures of the equation at work: what each view sees, what the branches predict there, what the views cover.
 
-import io
-import math
-from collections.abc import Iterator
+Pixels are drawn as pixels (MAE, figure 2), HOG as stars; other targets have no picture and are left out.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from remask.evaluation.features import evaluating
-from remask.method import Method, Pair
-from remask.targets import Hog, Pixels, Target
+from remask.evaluation.glyphs import magnitudes, stars
+from remask.evaluation.sheet import Panel, Reconstruction, sheet
+from remask.method import Branch, Method, Pair
+from remask.targets import Hog, Pixels
 from remask.tokens import patchify, scatter, unpatchify
-from remask.types import Grid
+from remask.types import Grid, Size
 from remask.views import Views
 
-GREY = 0.5
-GLYPH = 15
-"""Pixels a side of a HOG glyph."""
+_SHORT_SIDE = 224
+"""Pictures are enlarged by a whole factor to at least this many pixels a side."""
+_GREY = 128
+_PAPER, _GIVEN, _MASKED, _VISIBLE = (18, 20, 26), (235, 235, 235), (255, 190, 80), (110, 170, 255)
+_DIM = (90, 92, 100)
 
 
-class Panel(NamedTuple):
-    """One column of a sheet: a caption and a picture [H, W, C] of 0..1 for every image."""
+class _Group(NamedTuple):
+    """The branches that share a target, with their predictions over the whole grid."""
 
-    caption: str
-    pictures: Float[Tensor, "B h w c"]
+    target: Hog | Pixels
+    predicted: Float[Tensor, "V B N P"]
+    """Targets, and in their place whatever a branch predicts."""
+    regions: tuple[str, ...]
 
 
 def reconstruct(method: Method, images: UInt8[Tensor, "B C H W"], views: Views) -> bytes:
-    """A PNG with a row per image: original, each masked view with its prediction, HOG as glyphs, the covered union."""
-    return sheet(list(panels(method, images, views)))
+    """A PNG with a row an image: original, each masked view and what is predicted there, the union of the views."""
+    return sheet(panels(method, images, views))
 
 
-def panels(method: Method, images: UInt8[Tensor, "B C H W"], views: Views) -> Iterator[Panel]:
-    """The columns of a sheet, left to right."""
+def panels(method: Method, images: UInt8[Tensor, "B C H W"], views: Views) -> Reconstruction:
+    """The pictures of `reconstruct` and what to say about them, not yet arranged. The method's mode is kept."""
     with torch.inference_mode(), evaluating([method]):
-        pairs = method.pairs(images, views)
-        targets = {branch.name: branch.target(images, views) for branch in method.branches}
-    original, patch = images.float() / 255, method.backbone.patch
-    patches = patchify(original, patch)
-    masks = views.mask
-    yield Panel("original", _hwc(original))
-    masked = next(branch for branch in method.branches if branch.region == "masked")
-    if isinstance(masked.target, Hog):
-        yield Panel("HOG target", _glyphs(masked.target, targets[masked.name], views.grid))
-    for v, mask in enumerate(masks):
-        number = f" {v + 1}" if len(masks) > 1 else ""
-        hidden = torch.where(mask.unsqueeze(-1), GREY, patches)
-        yield Panel(f"view{number}: {mask[0].float().mean():.0%} hidden", _hwc(unpatchify(hidden, views.grid, patch)))
-        filled = _filled(masked.target, targets[masked.name], pairs, method, views, v)
-        if isinstance(masked.target, Hog):
-            yield Panel(f"predicted HOG{number}", _glyphs(masked.target, filled, views.grid))
-        elif isinstance(masked.target, Pixels):
-            seen = torch.where(mask.unsqueeze(-1), _colours(masked.target, filled, original), patches)
-            caption = f"predicted{number}" + (", own patch mean and contrast" if masked.target.per_patch else "")
-            yield Panel(caption, _hwc(unpatchify(seen, views.grid, patch)))
-    covered = masks.any(0)
-    union = torch.where(covered.unsqueeze(-1), patches, GREY)
-    yield Panel(f"predicted in some view: {covered.float().mean():.0%}", _hwc(unpatchify(union, views.grid, patch)))
+        where = next(method.parameters()).device
+        on_device, placed = images.to(where), views.to(where)
+        pairs = method.pairs(on_device, placed)
+        groups = [_group(target, method.branches, pairs, on_device, placed) for target in _drawable(method.branches)]
+    images, views, patch = images.cpu(), views.to(torch.device("cpu")), method.backbone.patch
+    columns = [_original(images), *_targets(groups, images, views)]
+    for v in range(len(views.mask)):
+        columns.append(_seen(images, views, patch, v))
+        columns += [_prediction(group, images, views, patch, v) for group in groups]
+    columns.append(_union(images, views, patch))
+    return Reconstruction([list(row) for row in zip(*columns, strict=True)], _notes(groups))
 
 
-def _filled(
-    target: Target, values: Float[Tensor, "B N P"], pairs: dict[str, Pair], method: Method, views: Views, v: int
-) -> Float[Tensor, "B N P"]:
-    """The target's map in view v with every token that a branch with this target predicts replaced by the prediction."""
-    rows = slice(v * len(values), (v + 1) * len(values))
-    for branch in method.branches:
+def _drawable(branches: Sequence[Branch]) -> list[Hog | Pixels]:
+    """Each distinct target that has a picture, in the order of the branches."""
+    found = {branch.target: None for branch in branches if isinstance(branch.target, Hog | Pixels)}
+    return [target for target in found if isinstance(target, Hog | Pixels)]
+
+
+def _group(
+    target: Hog | Pixels, branches: Sequence[Branch], pairs: dict[str, Pair], images: Tensor, views: Views
+) -> _Group:
+    canvas = views.repeat(target(images, views).float())
+    regions = []
+    for branch in branches:
         if branch.target is target:
-            values = scatter(pairs[branch.name][0][rows].float(), views.rows(branch.region)[rows], values)
-    return values
+            canvas = scatter(pairs[branch.name][0].float(), views.rows(branch.region), canvas)
+            regions.append(branch.region)
+    return _Group(target, canvas.unflatten(0, views.mask.shape[:2]).cpu(), tuple(regions))
 
 
-def _colours(target: Pixels, tokens: Float[Tensor, "B N P"], original: Float[Tensor, "B C H W"]) -> Tensor:
-    """Predicted pixel vectors as colours of 0..1; per-patch normalisation is undone with the true mean and deviation."""
+def _original(images: Tensor) -> list[Panel]:
+    return [Panel("original", _rgb(image)) for image in images]
+
+
+def _seen(images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
+    """The image with the view's masked patches grey."""
+    hidden = _pixels_of(views.mask[v], views.grid, patch)
+    grey = torch.where(hidden.unsqueeze(1), torch.tensor(_GREY, dtype=torch.uint8), images)
+    heading = f"view {v + 1}\n{100 * views.corruption_rate:.3g} % hidden"
+    return [Panel(heading, _rgb(image)) for image in grey]
+
+
+def _prediction(group: _Group, images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
+    if isinstance(group.target, Pixels):
+        return _pixel_prediction(group.target, group, images, views, patch, v)
+    return _hog_prediction(group.target, group, images, views, v)
+
+
+def _pixel_prediction(target: Pixels, group: _Group, images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
+    """Predicted patches among those of the image; a branch on visible patches alone leaves the masked ones grey."""
+    predicted, hidden = group.predicted[v], _pixels_of(views.mask[v], views.grid, patch).unsqueeze(1)
+    mean, std = target.mean.cpu(), target.std.cpu()
     if target.per_patch:
-        normalised = patchify((original - target.mean) / target.std, target.patch)
-        var, mean = torch.var_mean(normalised, dim=-1, keepdim=True)
-        tokens = tokens * (var + 1e-6).sqrt() + mean
-    pixels = target.patch[0] * target.patch[1]
-    mean, std = (x.flatten().repeat(pixels) for x in (target.mean, target.std))
-    return (tokens * std + mean).clamp(0, 1)
+        var, centre = torch.var_mean(patchify((images.float() / 255 - mean) / std, patch), dim=-1, keepdim=True)
+        predicted = predicted * (var + 1e-6).sqrt() + centre
+    painted = (unpatchify(predicted, views.grid, patch) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+    if "masked" in group.regions:
+        painted = torch.where(hidden, painted, images)
+    else:
+        painted = torch.where(hidden, torch.tensor(_GREY, dtype=torch.uint8), painted)
+    return [Panel(f"prediction {v + 1}", _rgb(image)) for image in painted]
 
 
-def _glyphs(target: Hog, tokens: Float[Tensor, "B N P"], grid: Grid) -> Float[Tensor, "B h w c"]:
-    """Each cell as a star of edge directions, as bright as their share; what a LayerNorm made negative stays dark."""
-    cells = target.cells(tokens, grid).clamp(min=0).mean(1)  # over channels: [B, bins, h, w]
-    lines = _lines(target.bins)
-    drawn = (cells.movedim(1, -1)[..., None, None] * lines).amax(3)  # [B, h, w, glyph, glyph]
-    b, h, w = drawn.shape[:3]
-    picture = drawn.permute(0, 1, 3, 2, 4).reshape(b, h * GLYPH, w * GLYPH, 1)
-    bright = picture.flatten(1).quantile(0.995, dim=1).clamp(min=1e-6).view(-1, 1, 1, 1)
-    return (picture / bright).clamp(0, 1)
+def _targets(groups: Sequence[_Group], images: Tensor, views: Views) -> list[list[Panel]]:
+    """A column for each target that is not the image itself."""
+    columns = []
+    for group in groups:
+        if isinstance(hog := group.target, Hog):
+            magnitude, full, side = _magnitudes(hog, images, views)
+            picture = stars(magnitude, full, side, hog.flavour)
+            colours = torch.tensor(_GIVEN).expand(*picture.shape, 3)
+            columns.append([Panel("HOG target", image) for image in _painted(picture, colours)])
+    return columns
 
 
-def _lines(bins: int) -> Float[Tensor, "bins glyph glyph"]:
-    """A soft line through the centre for each bin: the edge, which is perpendicular to the gradient."""
-    centre = (GLYPH - 1) / 2
-    y, x = torch.meshgrid(torch.arange(GLYPH) - centre, torch.arange(GLYPH) - centre, indexing="ij")
-    angles = (torch.arange(bins) + 0.5) * math.pi / bins
-    across = x * angles.cos()[:, None, None] + y * angles.sin()[:, None, None]  # distance from the edge's line
-    inside = (x.square() + y.square()).sqrt() <= centre
-    return (1.3 - across.abs()).clamp(0, 1) * inside
+def _hog_prediction(hog: Hog, group: _Group, images: Tensor, views: Views, v: int) -> list[Panel]:
+    """Stars at every patch that a branch predicts, coloured by region; where none does, the target, dimmed."""
+    _, full, side = _magnitudes(hog, images, views)
+    picture = stars(magnitudes(hog, group.predicted[v], views.grid), full, side, hog.flavour)
+    hidden = _pixels_of(views.mask[v], views.grid, (side * hog.patch[0] // hog.cell, side * hog.patch[1] // hog.cell))
+    masked = _MASKED if "masked" in group.regions else _DIM
+    visible = _VISIBLE if "visible" in group.regions else _DIM
+    colours = torch.where(hidden.unsqueeze(-1), torch.tensor(masked), torch.tensor(visible))
+    return [Panel(f"HOG prediction {v + 1}", image) for image in _painted(picture, colours)]
 
 
-def _hwc(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W C"]:
-    """Channels last; one or three of them: other counts show their first."""
-    return (images if images.shape[1] == 3 else images[:, :1]).permute(0, 2, 3, 1)
+def _magnitudes(hog: Hog, images: Tensor, views: Views) -> tuple[Tensor, Tensor, int]:
+    """The target's magnitudes [B, bins, h, w], that of a full stroke [B], pixels a cell. The same for a prediction."""
+    magnitude = magnitudes(hog, hog(images.to(hog.mean.device), views).cpu(), views.grid)
+    full = magnitude.flatten(1).quantile(0.99, dim=1)
+    return magnitude, full, max(8, -(-_SHORT_SIDE // min(magnitude.shape[-2:])))
 
 
-def sheet(columns: list[Panel]) -> bytes:
-    """A labelled figure, a row per image and a column per panel, as PNG bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = len(columns[0].pictures)
-    height, width = columns[0].pictures.shape[1:3]
-    cell = 2.0
-    figure = Figure(figsize=(cell * len(columns) * width / max(height, width) + 0.2, cell * rows * height / width + 0.5))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for column, panel in enumerate(columns):
-        axes[0][column].set_title(_wrapped(panel.caption), fontsize=8)
-        for row, picture in enumerate(panel.pictures):
-            axis = axes[row][column]
-            axis.imshow(picture.numpy().squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-            axis.set_axis_off()
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.42 / figure.get_figheight(), wspace=0.04, hspace=0.04)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "remask"})
-    return buffer.getvalue()
+def _painted(brightness: Float[Tensor, "B Y X"], colours: Tensor) -> UInt8[Tensor, "B Y X 3"]:
+    paper, light = torch.tensor(_PAPER, dtype=torch.float32), brightness.unsqueeze(-1)
+    return (paper + light * (colours - paper)).round().to(torch.uint8)
 
 
-def _wrapped(caption: str) -> str:
-    import textwrap
+def _union(images: Tensor, views: Views, patch: Size) -> list[Panel]:
+    """The image where some view hides it, hatched where none does."""
+    covered = views.mask.any(0)
+    shown = _pixels_of(covered, views.grid, patch)
+    result = []
+    for image, mask, share in zip(images, shown, covered.float().mean(1).tolist(), strict=True):
+        picture = _rgb(image)
+        factor = picture.shape[0] // image.shape[-2]
+        mask = mask.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+        picture = torch.where(mask.unsqueeze(-1), picture, _hatching(picture.shape[0], picture.shape[1]))
+        result.append(Panel("union of the views", picture, f"predicted {100 * share:.3g} %"))
+    return result
 
-    return "\n".join(textwrap.wrap(caption, 24))
+
+def _hatching(height: int, width: int) -> UInt8[Tensor, "height width 3"]:
+    """Diagonal stripes in two greys."""
+    stripe = (torch.arange(height)[:, None] + torch.arange(width)) // max(3, min(height, width) // 40) % 2
+    return (_GREY + 40 * stripe).to(torch.uint8).unsqueeze(-1).expand(-1, -1, 3)
 
 
-__all__ = ["Panel", "panels", "reconstruct", "sheet"]
+def _pixels_of(tokens: Bool[Tensor, "B N"], grid: Grid, patch: Size) -> Bool[Tensor, "B H W"]:
+    return tokens.unflatten(1, grid).repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+
+
+def _rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
+    """Three channels as colours, any other number as their mean in grey; small pictures enlarged by a whole factor."""
+    if image.shape[0] != 3:
+        image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
+    factor = max(1, -(-_SHORT_SIDE // min(image.shape[1:])))
+    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0)
+
+
+def _notes(groups: Sequence[_Group]) -> list[str]:
+    """What the pictures do not say themselves."""
+    notes = []
+    for group in groups:
+        masked, visible = "masked" in group.regions, "visible" in group.regions
+        if isinstance(group.target, Pixels):
+            told = ["Prediction: masked patches are predicted, visible ones are the image's own."] if masked else []
+            if group.target.per_patch:
+                told.append("Targets are normalised per patch: each patch is drawn with its true mean and spread.")
+        else:
+            told = ["HOG: strokes lie along the edges of a cell, as long and bright as they are strong."]
+            told += ["Orange: predicted at masked patches."] if masked else []
+            told += ["Blue: predicted at visible patches."] if visible else []
+            told += ["Grey: not predicted, the target."] if not (masked and visible) else []
+        notes.append(" ".join(told))
+    return notes
+
+
+__all__ = ["panels", "reconstruct"]

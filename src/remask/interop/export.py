@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from remask.backbones import Backbone
 from remask.backbones.vit import ViT
 from remask.types import Size
 
@@ -41,9 +42,11 @@ print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(feature
 '''
 
 
-def export_backbone(backbone: ViT, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
+def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write backbone.safetensors, config.json and load_example.py. Nothing of pre-training is in them."""
-    assert backbone.origin, "only a backbone made by create_vit knows how timm rebuilds it"
+    assert isinstance(backbone, ViT) and backbone.origin, (
+        "only a backbone made by create_vit knows how timm rebuilds it"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     model, arguments = backbone.origin
     config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}

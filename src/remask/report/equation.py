@@ -13,11 +13,12 @@ def equation(method: Method, size: Size) -> str:
     """A line per branch of L(x), then what f, v and x are; counts are those of images of `size` pixels."""
     counts = method.masking.counts(method.backbone.grid(size))
     tokens = {"masked": counts.hidden, "visible": counts.tokens - counts.hidden}
+    patch = method.backbone.patch
     terms = [_term(branch, method.masking.views, tokens[branch.region]) for branch in method.branches]
     where = [
         f"f  {_backbone(method.backbone, method.replace)}",
         f"v  {_views(method.masking, counts.hidden, counts.predicted, counts.tokens)}",
-        f"x  images of {size[0]}×{size[1]} px, {counts.tokens} tokens of {'×'.join(map(str, method.backbone.patch))} px",
+        f"x  images of {size[0]}×{size[1]} px, {counts.tokens} tokens of {patch[0]}×{patch[1]} px",
     ]
     return "\n".join(["L(x) = " + "\n     + ".join(terms), *where])
 
@@ -44,7 +45,9 @@ def _backbone(backbone: Backbone, replace: str | None) -> str:
 
 def _views(masking: Masking, hidden: int, predicted: float, tokens: int) -> str:
     blocks = isinstance(masking.score, Blocks)
-    pattern = "block-wise" if blocks else f"random {masking.cell}×{masking.cell} cells" if masking.cell > 1 else "random"
+    pattern = (
+        "block-wise" if blocks else f"random {masking.cell}×{masking.cell} cells" if masking.cell > 1 else "random"
+    )
     one = f"{pattern} masking of {hidden / tokens:.1%} (m_corr)"
     if masking.views == 1:
         return one

@@ -62,7 +62,11 @@ def _svg(figure) -> str:  # type: ignore[no-untyped-def]
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace("xlink:href", "href")
+    return (
+        text[text.index("<svg") :]
+        .replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+        .replace("xlink:href", "href")
+    )
 
 
 __all__ = ["bars", "lines"]

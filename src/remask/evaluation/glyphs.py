@@ -1,0 +1,61 @@
+"""Histograms of oriented gradients as pictures: in every cell a star of strokes along the edges that it holds.
+
+A stroke's length and brightness are the magnitude in its bin (Dalal and Triggs 2005, figure 6).
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from remask.targets import Hog
+from remask.types import Grid
+
+
+def cells(hog: Hog, tokens: Float[Tensor, "B N P"], grid: Grid) -> Float[Tensor, "B C bins h w"]:
+    """Token vectors back to histograms per channel and cell: the inverse of the order in which `Hog` writes them."""
+    (rows, cols), a, z = grid, hog.patch[0] // hog.cell, hog.patch[1] // hog.cell
+    c = hog.width // (hog.bins * a * z)
+    if hog.flavour == "central":
+        tokens = tokens.reshape(-1, rows, cols, a, z, hog.bins, c).permute(0, 6, 5, 1, 3, 2, 4)
+    else:
+        tokens = tokens.reshape(-1, rows, cols, c, hog.bins, a, z).permute(0, 3, 4, 1, 5, 2, 6)
+    return tokens.reshape(-1, c, hog.bins, rows * a, cols * z)
+
+
+def magnitudes(hog: Hog, tokens: Float[Tensor, "B N P"], grid: Grid) -> Float[Tensor, "B bins h w"]:
+    """What is drawn: positive parts (a normalised histogram has negative ones), averaged over channels."""
+    return cells(hog, tokens.float(), grid).relu().mean(1)
+
+
+def stars(
+    magnitude: Float[Tensor, "B bins h w"], full: Float[Tensor, "B"], side: int, flavour: str = "central"
+) -> Float[Tensor, "B Y X"]:
+    """Brightness 0..1 of a picture with `side` pixels a cell, Y = h · side, X = w · side; `full` is the magnitude of a
+    stroke of full length in each image.
+    """
+    b, bins, h, w = magnitude.shape
+    share = (magnitude / full.clamp(min=1e-12).view(-1, 1, 1, 1)).clamp(0, 1)
+    at = (torch.arange(side, device=magnitude.device) + 0.5) - side / 2
+    row, col = torch.meshgrid(at, at, indexing="ij")
+    picture = magnitude.new_zeros(b, h, w, side, side)
+    for number in range(bins):
+        down, right = edge_direction((number + 0.5) * math.pi / bins, flavour)
+        along, away = (row * down + col * right).abs(), (row * right - col * down).abs()
+        stroke = (max(0.5, side / 24) + 0.5 - away).clamp(0, 1)
+        part = share[:, number, :, :, None, None]
+        reach = (part.sqrt() * (side / 2) + 0.5 - along).clamp(0, 1)
+        picture = torch.maximum(picture, stroke * reach * part.sqrt())
+    return picture.permute(0, 1, 3, 2, 4).reshape(b, h * side, w * side)
+
+
+def edge_direction(angle: float, flavour: str) -> tuple[float, float]:
+    """(down, right) of the edge whose gradient has this angle: perpendicular to it.
+
+    "central" measures the angle from right to down, "sobel" from down to right (`Hog.histogram`).
+    """
+    return (math.cos(angle), -math.sin(angle)) if flavour == "central" else (math.sin(angle), -math.cos(angle))
+
+
+__all__ = ["cells", "edge_direction", "magnitudes", "stars"]

@@ -1,0 +1,65 @@
+"""A sheet of labelled pictures as a PNG: a row an image, a heading a column, notes below. No global plotting state."""
+
+import io
+import textwrap
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+_INK, _FAINT = "#1f2328", "#59636e"
+
+
+class Panel(NamedTuple):
+    """A picture, the heading of its column, and a caption of its own."""
+
+    heading: str
+    picture: UInt8[Tensor, "Y X 3"]
+    caption: str = ""
+
+
+class Reconstruction(NamedTuple):
+    """Rows of panels, all of the same columns, and the notes that go with them."""
+
+    rows: list[list[Panel]]
+    notes: list[str]
+
+
+def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) -> bytes:
+    """A PNG. `width` of a panel in inches; its height follows from the picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = reconstruction.rows
+    columns, (y, x) = len(rows[0]), rows[0][0].picture.shape[:2]
+    height, gap, edge, head = width * y / x, 0.07, 0.12, 0.4
+    below = 0.2 if any(panel.caption for row in rows for panel in row) else 0.0
+    total_x = 2 * edge + columns * width + (columns - 1) * gap
+    notes = [line for note in reconstruction.notes for line in textwrap.wrap(note, max(40, int(total_x * 15)))]
+    foot = 0.17 * len(notes) + (0.08 if notes else 0.0)
+    total_y = 2 * edge + head + len(rows) * (height + below) + (len(rows) - 1) * gap + foot
+    figure = Figure(figsize=(total_x, total_y), dpi=dpi, facecolor="white")
+    for r, row in enumerate(rows):
+        bottom = total_y - edge - head - (r + 1) * height - r * (below + gap)
+        for c, panel in enumerate(row):
+            left = edge + c * (width + gap)
+            axes = figure.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y))
+            axes.imshow(panel.picture.numpy(), aspect="auto")
+            axes.set_axis_off()
+            if r == 0:
+                middle = (left + width / 2) / total_x
+                at = (bottom + height + 0.05) / total_y
+                figure.text(middle, at, panel.heading, ha="center", va="bottom", fontsize=8, color=_INK)
+            if panel.caption:
+                at = (bottom - 0.04) / total_y
+                figure.text(
+                    (left + width / 2) / total_x, at, panel.caption, ha="center", va="top", fontsize=7.5, color=_INK
+                )
+    for number, line in enumerate(reversed(notes)):
+        figure.text(edge / total_x, (edge + 0.17 * number) / total_y, line, va="bottom", fontsize=7.5, color=_FAINT)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+__all__ = ["Panel", "Reconstruction", "sheet"]

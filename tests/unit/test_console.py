@@ -1,0 +1,72 @@
+"""console.py: lines at their own pace, nothing when quiet, and a bar that takes words as they are."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from remask import console as module
+from remask.console import Bar, Lines, console
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_come_every_few_seconds_and_at_the_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines(100, "run", seconds=5.0) as lines:
+        for step in range(1, 101):
+            lines.update(step, f"loss {step}")
+            clock[0] += 0.5
+    printed = capsys.readouterr().err.splitlines()
+    assert [int(line.split()[1].split("/")[0]) for line in printed] == [*range(1, 101, 10), 100]
+    assert printed[0] == "run 1/100 | loss 1"
+
+
+def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines(2, "run", quiet=True) as lines:
+        lines.update(1, "loss")
+        lines.update(2, "loss")
+        lines.say("a picture was skipped")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_lines_go_where_they_are_told(tmp_path: Path) -> None:
+    with open(tmp_path / "train.log", "w") as file:
+        Lines(2, "run", out=file).say("one line")
+        assert (tmp_path / "train.log").read_text() == "one line\n", "at once"
+
+
+def test_lines_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    Lines(1, "run").update(1, "done")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "run 1/1 | done\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "kind"), [(True, False, Bar), (True, True, Lines), (False, False, Lines)]
+)
+def test_a_bar_on_a_terminal_lines_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, quiet: bool, kind: type
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert isinstance(console(10, "run", quiet), kind)
+
+
+def test_the_bar_follows_the_steps_and_prints_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(4, "run") as bar:
+        bar.update(3, "loss 0.5")
+        bar.say("bad_images.txt: [red]picture[/red] 3 was skipped")
+    task = bar.progress.tasks[0]
+    assert (task.completed, task.total, task.fields["words"]) == (3, 4, "loss 0.5")
+    assert "[red]picture[/red] 3" in capsys.readouterr().err
+
+
+def test_an_error_passes_through() -> None:
+    for shown in (Lines(1, "run", quiet=True), Bar(1, "run")):
+        with pytest.raises(KeyError), shown:
+            raise KeyError

@@ -1,0 +1,80 @@
+"""interop/export.py: what is written is timm's own, loads strictly without remask, and runs as a script."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from remask.backbones.vit import ViT, create_vit
+from remask.interop.export import EXAMPLE, export_backbone
+
+SMALL = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+CASES = {
+    "class token": ("vit_micro", (16, 24), 3, "sincos"),
+    "learned positions": ("vit_tiny", (16, 16), 3, "learned"),
+    "one channel": ("vit_micro", (16, 16), 1, "sincos"),
+    "registers": ("vit_base_patch16_reg4_gap_256", (24, 16), 3, "sincos"),
+    "no prefix": ("vit_base_patch16_siglip_224", (16, 16), 2, "learned"),
+}
+
+
+def exported(folder: Path, name: str, size: tuple[int, int], channels: int, positions: str) -> ViT:
+    torch.manual_seed(0)
+    mean, std = [0.4] * channels, [0.2] * channels
+    backbone = create_vit(name, size, mean, std, positions=positions, overrides=SMALL).eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    export_backbone(backbone, folder, size, mean, std)
+    return backbone
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_timm_alone_rebuilds_the_backbone(tmp_path: Path, case: tuple[str, tuple[int, int], int, str]) -> None:
+    backbone = exported(tmp_path / "export", *case)
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    model = timm.create_model(config["model"], **config["arguments"]).eval()
+    model.load_state_dict(load_file(tmp_path / "export" / "backbone.safetensors"), strict=True)
+    _, size, channels, _ = case
+    assert config["image_size"] == list(size)
+    images = torch.randint(0, 256, (2, channels, *size), dtype=torch.uint8)
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        theirs = model.forward_features((images / 255 - mean) / std)
+        ours = backbone(images)
+    assert torch.allclose(torch.cat([ours.prefix, ours.tokens], dim=1), theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_of_pre_training_is_exported(tmp_path: Path) -> None:
+    backbone = exported(tmp_path, *CASES["class token"])
+    stored = load_file(tmp_path / "backbone.safetensors")
+    assert set(stored) == set(backbone.network.state_dict())
+    assert not [key for key in stored if "mask" in key or "decoder" in key or "head" in key]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "backbone.safetensors",
+        "config.json",
+        "load_example.py",
+    ]
+
+
+def test_the_script_knows_nothing_of_remask() -> None:
+    assert "remask" not in EXAMPLE
+
+
+def test_the_script_runs(tmp_path: Path) -> None:
+    """On a picture of another size and mode than the network was built for; slow: a process imports timm."""
+    from PIL import Image
+
+    folder = tmp_path / "export"
+    exported(folder, *CASES["class token"])
+    Image.new("RGBA", (50, 30), (200, 20, 20, 255)).save(tmp_path / "picture.png")
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(folder / "load_example.py"), str(tmp_path / "picture.png")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "vit_tiny_patch16_224: tokens (1, 7, 16), features (1, 16)\n"
