@@ -75,7 +75,7 @@ class RunFolder:
 
 def refuse_existing(path: Path) -> None:
     """Raise UserError unless `path` is free: absent, an empty folder, or a run that failed before its first step."""
-    status = RunFolder(path).read("status.json") if path.is_dir() else {}
+    status = RunFolder(path).read("status.json") if (path / "recipe.toml").is_file() else {}
     if (status.get("state"), status.get("step")) == ("failed", 0):
         return
     if path.is_file() or (path.is_dir() and any(path.iterdir())):

@@ -1,4 +1,7 @@
-"""checkpoint.py: whole or not at all, read without executing anything, one line for every file that does not fit."""
+"""checkpoint.py: whole or not at all, read without executing anything, one line for what does not fit.
+
+The run folder is in test_run_folder.
+"""
 
 import json
 import pickle
@@ -11,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from remask import checkpoint
-from remask.checkpoint import RunFolder, find, load_weights, refuse_existing, restore, save
+from remask.checkpoint import RunFolder, find, load_weights, restore, save
 from remask.types import UserError
 
 
@@ -38,93 +41,6 @@ def run(tmp_path: Path) -> RunFolder:
 def read_back(run: RunFolder, name: str = "last") -> tuple[nn.Module, int]:
     model, optimizer = pair(seed=99)
     return model, restore(find(run, name), model, optimizer)["step"]
-
-
-# ------------------------------------------------------------------------------------------------------ run folder
-
-
-def test_a_new_run_holds_its_recipe_and_environment(run: RunFolder) -> None:
-    assert (run.path / "recipe.toml").read_text() == "seed = 0\n"
-    assert run.read("env.json") == {"torch": "2"}
-    assert all((run.path / name).is_dir() for name in ("checkpoints", "pictures", "eval"))
-    assert RunFolder.open(run.path).path == run.path
-
-
-def test_an_existing_folder_is_refused_and_left_alone(run: RunFolder) -> None:
-    with pytest.raises(UserError, match=r"already exists.*remask resume .*run; or choose another --out"):
-        RunFolder.create(run.path, "seed = 1\n", {})
-    assert (run.path / "recipe.toml").read_text() == "seed = 0\n"
-
-
-def test_an_empty_folder_is_free_and_a_file_is_not(tmp_path: Path) -> None:
-    refuse_existing(tmp_path / "absent")
-    refuse_existing(tmp_path)
-    (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file", tmp_path):
-        with pytest.raises(UserError, match="not empty: choose another --out"):
-            refuse_existing(path)
-
-
-@pytest.mark.parametrize(("state", "step", "free"), [("failed", 0, True), ("failed", 3, False), ("running", 0, False)])
-def test_a_run_that_failed_before_its_first_step_is_free(run: RunFolder, state: str, step: int, free: bool) -> None:
-    run.write("status.json", {"state": state, "step": step})
-    if free:
-        refuse_existing(run.path)
-    else:
-        with pytest.raises(UserError, match="already exists"):
-            refuse_existing(run.path)
-
-
-@pytest.mark.xfail(strict=True, reason="a foreign status.json is a traceback")
-@pytest.mark.parametrize("content", ["[]", "all is well"])
-def test_a_folder_with_somebody_elses_status_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "status.json").write_text(content)
-    with pytest.raises(UserError, match="not empty"):
-        refuse_existing(tmp_path)
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run: it holds no recipe\.toml"):
-        RunFolder.open(tmp_path)
-
-
-def test_json_files_are_replaced_whole(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write("cost.json", {"images": 1})
-    with pytest.raises(TypeError):
-        run.write("cost.json", {"images": object()})
-    assert run.read("cost.json") == {"images": 1}
-    monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        run.write("cost.json", {"images": 2})
-    assert run.read("cost.json") == {"images": 1}
-    assert run.read("absent.json") == {}
-
-
-def test_json_may_lie_in_a_folder(run: RunFolder) -> None:
-    run.write("eval/probe.json", {"top1": 50.0})
-    assert run.read("eval/probe.json") == {"top1": 50.0}
-
-
-def test_metrics_are_appended_and_rewound(run: RunFolder) -> None:
-    assert run.metrics() == []
-    run.rewind(5)  # nothing there, nothing to do
-    for step in (2, 4, 6, 8):
-        run.log({"step": step, "loss/total": 1 / step})
-    with open(run.path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 9, "loss/to')  # killed in mid-line
-    run.rewind(6)
-    assert [line["step"] for line in run.metrics()] == [2, 4, 6]
-    run.log({"step": 7})
-    assert [line["step"] for line in run.metrics()] == [2, 4, 6, 7]
-    assert run.metrics()[0]["loss/total"] == 0.5
-    assert sorted(path.name for path in run.path.glob("*.part")) == []
-
-
-def test_metrics_of_a_killed_run_are_readable_before_it_is_resumed(run: RunFolder) -> None:
-    run.log({"step": 2})
-    with open(run.path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 3, "loss/to')
-    assert [line["step"] for line in run.metrics()] == [2]
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints

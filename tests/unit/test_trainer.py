@@ -1,114 +1,22 @@
-"""trainer.py: the loop on a toy that knows nothing of images: exact resume, accumulation, hooks, stops and failures."""
+"""trainer.py: the loop on a toy: schedule, accumulation, logging, hooks and failures; resuming is in its own file."""
 
 import json
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator
 
-from remask.checkpoint import RunFolder, find, load_weights
+from remask.checkpoint import find, load_weights
 from remask.console import Lines
-from remask.ledger import Ledger
-from remask.optim import adamw, parameter_groups
-from remask.runtime import Runtime
-from remask.trainer import Schedule, Trainer, Window
+from remask.runtime import generator
+from remask.trainer import Window
 from remask.types import UserError
-
-PER_EPOCH, BATCH = 5, 8
-
-
-class Batch(NamedTuple):
-    images: Tensor
-
-
-class Batches:
-    """Noise that is a function of (epoch, position), as the loader's pictures are."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[int, int]] = []
-
-    def __len__(self) -> int:
-        return PER_EPOCH
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        self.asked.append((epoch, start))
-        for at in range(start, PER_EPOCH):
-            yield Batch(torch.randn(BATCH, 6, generator=Generator().manual_seed(100 * epoch + at)))
-
-
-class Noise(NamedTuple):
-    """What the toy draws for a batch."""
-
-    values: Tensor
-
-    def split(self, parts: int) -> list["Noise"]:
-        return [Noise(part) for part in self.values.tensor_split(parts)]
-
-
-class Toy(nn.Module):
-    """Predicts drawn noise; with dropout, so that the global generator matters too. `at` runs code at a step."""
-
-    def __init__(self, dropout: float = 0.3, at: dict[int, Callable[[], object]] | None = None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 6))
-        self.at, self.calls, self.poison = at or {}, 0, False
-
-    def draw(self, images: Tensor, generator: Generator) -> Noise:
-        return Noise(torch.randn(len(images), 6, generator=generator))
-
-    def forward(self, images: Tensor, draw: Noise) -> dict[str, Tensor]:
-        self.calls += 1
-        if act := self.at.get(self.calls):
-            act()
-        error = (self.body(images) - draw.values).square().mean(1)
-        loss = error.mean() * (math.nan if self.poison else 1)
-        return {"masked": loss, "total": 2 * loss}
-
-
-def trainer(path: Path, model: Toy | None = None, *, make: bool = True, **keys: Any) -> Trainer:
-    """A trainer of the toy in a new run, or in the one that is there. Keys: those of Schedule, hooks, seed."""
-    run = RunFolder.create(path, "", {}) if make else RunFolder.open(path)
-    model = model or Toy()
-    optimizer = adamw(parameter_groups(model.named_parameters(), 0.05), 1.0, (0.9, 0.95))
-    extra = {key: keys.pop(key) for key in ("hooks", "seed") if key in keys}
-    settings: dict[str, Any] = {"epochs": 3, "lr": 0.05, "warmup_epochs": 1.0, "log_every": 1, **keys}
-    schedule = Schedule(steps_per_epoch=PER_EPOCH, **settings)
-    ledger = Ledger(PER_EPOCH * BATCH, 2, 0, 0.5)
-    here = Runtime(torch.device("cpu"))
-    return Trainer(model, Batches(), optimizer, schedule, here, run, ledger, tensorboard=False, **extra)
-
-
-def train(made: Trainer) -> list[dict[str, Any]]:
-    """Train to the end; the metrics."""
-    made.train(Lines(made.schedule.steps, "toy", quiet=True))
-    return made.run.metrics()
-
-
-def losses(metrics: list[dict[str, Any]]) -> list[tuple[int, float, float, float]]:
-    return [(line["step"], line["loss/total"], line["loss/masked"], line["lr"]) for line in metrics]
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that runs after it may save anything."""
-
-
-def kill() -> None:
-    raise Killed
-
-
-def weights(made: Trainer) -> list[Tensor]:
-    return [value.clone() for value in made.model.state_dict().values()]
-
-
-# --------------------------------------------------------------------------------------------------------- training
+from tests.toy import BATCH, PER_EPOCH, Batches, Toy, losses, train, trainer, weights
 
 
 def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
@@ -146,8 +54,6 @@ def test_a_step_is_what_plain_torch_does(tmp_path: Path) -> None:
         ],
         betas=(0.9, 0.95),
     )
-    from remask.runtime import generator
-
     for step, batch in zip(range(4), Batches().epoch(0), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = 0.01 * step / PER_EPOCH
@@ -222,89 +128,6 @@ def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     train(made)
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-# ----------------------------------------------------------------------------------------------------------- resume
-
-
-@pytest.mark.parametrize("log_every", [1, 3])
-@pytest.mark.parametrize("dies_in", [1, 4, 6, 9, 14])
-def test_a_killed_run_continues_bit_by_bit(tmp_path: Path, dies_in: int, log_every: int) -> None:
-    """Saved after every step, killed inside one: in mid-epoch, in mid-window, on either side of an epoch's end."""
-    whole = trainer(tmp_path / "whole", log_every=log_every)
-    expected = losses(train(whole))
-    killed = trainer(tmp_path / "killed", Toy(at={dies_in: kill}), log_every=log_every, save_minutes=0.0)
-    with pytest.raises(Killed):
-        train(killed)
-    resumed = trainer(tmp_path / "killed", make=False, log_every=log_every)
-    resumed.model.body[0].weight.data.zero_()  # whatever it starts from, the checkpoint decides
-    resumed.resume()
-    assert resumed.step == dies_in - 1
-    assert losses(train(resumed)) == expected
-    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
-    assert resumed.batches.asked[0] == divmod(dies_in - 1, PER_EPOCH)  # type: ignore[attr-defined]
-    assert resumed.run.read("cost.json")["images"] == 120
-
-
-def test_metrics_beyond_the_checkpoint_are_not_kept_twice(tmp_path: Path) -> None:
-    expected = losses(train(trainer(tmp_path / "whole")))
-    killed = trainer(tmp_path / "killed", Toy(at={9: kill}))  # saved at the end of the epoch, step 5; logged up to 8
-    with pytest.raises(Killed):
-        train(killed)
-    assert killed.run.metrics()[-1]["step"] == 8
-    resumed = trainer(tmp_path / "killed", make=False)
-    resumed.resume()
-    assert resumed.step == 5
-    assert [line["step"] for line in resumed.run.metrics()] == [1, 2, 3, 4, 5]
-    assert losses(train(resumed)) == expected
-
-
-def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
-    expected = losses(train(trainer(tmp_path / "whole")))
-    made = trainer(tmp_path / "run", Toy(at={2: kill}), save_minutes=0.0)
-    while True:
-        try:
-            metrics = train(made)
-            break
-        except Killed:
-            made = trainer(tmp_path / "run", Toy(at={3: kill}), make=False, save_minutes=0.0)
-            made.resume()
-    assert losses(metrics) == expected
-
-
-def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
-    first = trainer(tmp_path / "run")
-    before = losses(train(first))
-    again = trainer(tmp_path / "run", make=False)
-    again.resume()
-    assert losses(train(again)) == before
-    assert again.model.calls == 0
-    assert again.run.read("status.json")["state"] == "finished"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_request_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
-    expected = losses(train(trainer(tmp_path / "whole")))
-    made = trainer(tmp_path / "run", Toy(at={7: lambda: os.kill(os.getpid(), number)}))
-    with pytest.raises(KeyboardInterrupt):
-        train(made)
-    status = made.run.read("status.json")
-    assert (status["state"], status["step"]) == ("interrupted", 7)
-    resumed = trainer(tmp_path / "run", make=False)
-    resumed.resume()
-    assert resumed.step == 7
-    assert losses(train(resumed)) == expected
-
-
-def test_kept_checkpoints_are_named_by_epoch(tmp_path: Path) -> None:
-    made = trainer(tmp_path / "run", keep_every_epochs=2, epochs=5, warmup_epochs=0.0)
-    train(made)
-    assert sorted(path.name for path in (made.run.path / "checkpoints").iterdir()) == [
-        "epoch-0002",
-        "epoch-0004",
-        "last",
-    ]
-    assert json.loads((find(made.run, "epoch-0002") / "state.json").read_text())["step"] == 10
 
 
 # ------------------------------------------------------------------------------------------------------------ hooks

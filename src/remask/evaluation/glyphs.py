@@ -46,7 +46,8 @@ def stars(
         stroke = (max(0.5, side / 24) + 0.5 - away).clamp(0, 1)
         part = share[:, number, :, :, None, None]
         reach = (part.sqrt() * (side / 2) + 0.5 - along).clamp(0, 1)
-        picture = torch.maximum(picture, stroke * reach * part.sqrt())
+        # weak strokes are short rather than dim: a regression's predictions are weaker than their targets
+        picture = torch.maximum(picture, stroke * reach * part.pow(0.25))
     return picture.permute(0, 1, 3, 2, 4).reshape(b, h * side, w * side)
 
 

@@ -3,7 +3,7 @@
 Pixels are drawn as pixels (MAE, figure 2), HOG as stars; other targets have no picture and are left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,14 +56,14 @@ def panels(method: Method, images: UInt8[Tensor, "B C H W"], views: Views) -> Re
     return Reconstruction([list(row) for row in zip(*columns, strict=True)], _notes(groups))
 
 
-def _drawable(branches: Sequence[Branch]) -> list[Hog | Pixels]:
+def _drawable(branches: Iterable[Branch]) -> list[Hog | Pixels]:
     """Each distinct target that has a picture, in the order of the branches."""
     found = {branch.target: None for branch in branches if isinstance(branch.target, Hog | Pixels)}
     return [target for target in found if isinstance(target, Hog | Pixels)]
 
 
 def _group(
-    target: Hog | Pixels, branches: Sequence[Branch], pairs: dict[str, Pair], images: Tensor, views: Views
+    target: Hog | Pixels, branches: Iterable[Branch], pairs: dict[str, Pair], images: Tensor, views: Views
 ) -> _Group:
     canvas = views.repeat(target(images, views).float())
     regions = []

@@ -1,5 +1,6 @@
-"""One self-contained HTML page about a run."""
+"""What is told about a run: the page with its curves, pictures, probe and cost, and the equation in words."""
 
+from remask.report.equation import equation
 from remask.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["equation", "write_report"]

@@ -1,55 +1,78 @@
-"""The equation of a method with its names filled in, as `remask show` and the report print it."""
+"""The equation of the library with a method's names and numbers filled in: what `remask show` prints."""
 
+import inspect
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
-from remask.backbones import Backbone
-from remask.distances import Distance
-from remask.masking import Blocks, Masking
 from remask.method import Branch, Method
 from remask.types import Size
 
 
 def equation(method: Method, size: Size) -> str:
-    """A line per branch of L(x), then what f, v and x are; counts are those of images of `size` pixels."""
-    counts = method.masking.counts(method.backbone.grid(size))
+    """Plain lines for images of `size` pixels. Raises UserError where patches or masking do not fit the size."""
+    grid = method.backbone.grid(size)
+    counts, views = method.masking.counts(grid), method.masking.views
     tokens = {"masked": counts.hidden, "visible": counts.tokens - counts.hidden}
-    patch = method.backbone.patch
-    terms = [_term(branch, method.masking.views, tokens[branch.region]) for branch in method.branches]
-    where = [
-        f"f  {_backbone(method.backbone, method.replace)}",
-        f"v  {_views(method.masking, counts.hidden, counts.predicted, counts.tokens)}",
-        f"x  images of {size[0]}×{size[1]} px, {counts.tokens} tokens of {patch[0]}×{patch[1]} px",
-    ]
-    return "\n".join(["L(x) = " + "\n     + ".join(terms), *where])
-
-
-def _term(branch: Branch, views: int, tokens: int) -> str:
-    over = f"{views} views, {tokens} {branch.region} tokens each," if views > 1 else f"{tokens} {branch.region} tokens"
-    depth = "f(x)" if branch.layer == -1 else f"f(x) at block {branch.layer}"
-    head, target = branch.head.describe(), branch.target.describe()
-    return f"{branch.weight:g} · mean over {over} of {distance_name(branch.distance)}( {head} of {depth} ; {target} )"
-
-
-def distance_name(distance: Distance) -> str:
-    """The field's word for a distance, with its parameters."""
-    if isinstance(distance, partial):
-        parameters = ", ".join(f"{'β' if key == 'beta' else key}={value:g}" for key, value in distance.keywords.items())
-        return f"{distance_name(distance.func)} {parameters} "
-    return str(getattr(distance, "__name__", distance)).replace("_", "-")
-
-
-def _backbone(backbone: Backbone, replace: str | None) -> str:
-    does = "filled with a learned token" if replace else "dropped"
-    return f"{type(backbone).__name__}, width {backbone.width}, {backbone.depth} blocks, masked tokens {does}"
-
-
-def _views(masking: Masking, hidden: int, predicted: float, tokens: int) -> str:
-    blocks = isinstance(masking.score, Blocks)
-    pattern = (
-        "block-wise" if blocks else f"random {masking.cell}×{masking.cell} cells" if masking.cell > 1 else "random"
+    terms = list(_terms(method, tokens))
+    sees = (
+        "all patches, the masked ones replaced by a learned fill" if method.replace else "the visible patches of a view"
     )
-    one = f"{pattern} masking of {hidden / tokens:.1%} (m_corr)"
+    network, (ph, pw) = method.backbone, method.backbone.patch
+    return "\n".join(
+        [
+            "L(x) = " + "\n     + ".join(terms),
+            "",
+            f"f  {type(network).__name__} of width {network.width}, depth {network.depth}, patches of {ph}×{pw} px;"
+            f" sees {sees}",
+            f"x  image of {size[0]}×{size[1]} px, {grid[0]}×{grid[1]} = {counts.tokens} tokens",
+            f"v  {_pattern(method)}, m_corr {counts.hidden / counts.tokens:.4g}; K = {views} view{'s' * (views > 1)}"
+            f"{_together(method, counts.predicted, counts.tokens)}",
+        ]
+    )
+
+
+def _terms(method: Method, tokens: dict[str, int]) -> Iterator[str]:
+    """A line per branch: λ · mean over Ω of d( h ; τ )."""
+    views = method.masking.views
+    for branch in method.branches:
+        count = f"{tokens[branch.region]} {branch.region} tokens"
+        over = f"{views} views, {count} each" if views > 1 else f"1 view, {count}"
+        yield (
+            f"{branch.weight:g} · mean over {over}, of {distance_name(branch.distance)}"
+            f"( {branch.head.describe()}{_depth(branch)} ; {branch.target.describe()} )"
+        )
+
+
+def _depth(branch: Branch) -> str:
+    return "" if branch.layer == -1 else f" at block {branch.layer}"
+
+
+def distance_name(distance: Any) -> str:
+    """`squared`, `smooth-l1 β=2`: the function's name and its parameters, fixed by `partial` or by default."""
+    function, fixed = (distance.func, distance.keywords) if isinstance(distance, partial) else (distance, {})
+    parameters = inspect.signature(function).parameters.values()
+    values = {p.name: p.default for p in parameters if p.default is not p.empty} | fixed
+    greek = {"beta": "β"}
+    return " ".join([function.__name__.replace("_", "-"), *(f"{greek.get(k, k)}={v:g}" for k, v in values.items())])
+
+
+def _pattern(method: Method) -> str:
+    """`random`, `block-wise`, and the unit if it is not a patch."""
+    score, cell = method.masking.score, method.masking.cell
+    name = getattr(score, "__name__", type(score).__name__).lower()
+    name = {"blocks": "block-wise"}.get(name, name)
+    return f"{name} masking" + (f" of cells of {cell}×{cell} patches" if cell > 1 else "")
+
+
+def _together(method: Method, predicted: float, tokens: int) -> str:
+    """What the views predict between them."""
+    masking = method.masking
     if masking.views == 1:
-        return one
-    kind = "independent" if masking.prediction is None else "disjoint"
-    return f"{masking.views} {kind} views, {one}, together {predicted / tokens:.1%} (m_pred)"
+        return ""
+    if masking.prediction is None:
+        return f", drawn independently: m_pred {predicted / tokens:.4g} on average"
+    return f", disjoint as far as they can be: m_pred {predicted / tokens:.4g} ({predicted:g} of {tokens} tokens)"
+
+
+__all__ = ["distance_name", "equation"]

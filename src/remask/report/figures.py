@@ -1,72 +1,75 @@
-"""Charts of a report as inline SVG, transparent and readable on light and dark pages."""
+"""Curves as SVG text to be set inside a page: they take the page's font and its colour, by day and by night."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-"""Label -> (x, y)."""
+COLOURS = ("#3f83c8", "#d9822b", "#4c9f70", "#b0567c", "#8a6fc0")
+"""Readable on white and on near-black."""
+_INK = "#010203"
+"""Stands for the page's text colour until the SVG is written."""
+_POINTS = 600
+"""A curve of more points is averaged down to this many."""
 
-INK = "#808080"
-COLOURS = ("#2f7ed8", "#e07b39", "#3aa76d", "#9467bd")
-
-
-def lines(series: Series, x: str, y: str, log: bool = False) -> str:
-    """A line chart; every series is labelled at its end."""
-    axis, figure = _axes()
-    for colour, (label, (xs, ys)) in zip(COLOURS, series.items(), strict=False):
-        axis.plot(xs, ys, color=colour, linewidth=1.6, label=label, marker="o" if len(xs) < 15 else "", markersize=3)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    if log:
-        axis.set_yscale("log")
-    if len(series) > 1:
-        axis.legend(frameon=False, labelcolor=INK, fontsize=9)
-    return _svg(figure)
+Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def bars(groups: Mapping[str, Mapping[str, float]], y: str) -> str:
-    """Grouped bars, a number on each: {"kNN": {"trained": 50, "untrained": 30}}."""
-    axis, figure = _axes(width=7.6)
-    labels = list(next(iter(groups.values())))
-    width = 0.8 / len(labels)
-    for k, (label, colour) in enumerate(zip(labels, (COLOURS[0], "#9aa5b1", "#c9b458"), strict=False)):
-        values = [group[label] for group in groups.values()]
-        places = [i + (k - (len(labels) - 1) / 2) * width for i in range(len(groups))]
-        drawn = axis.bar(places, values, width * 0.92, color=colour, label=label)
-        axis.bar_label(drawn, fmt="%.1f", fontsize=8, color=INK, padding=1)
-    axis.set_xticks(range(len(groups)), list(groups))
-    axis.set_ylabel(y)
-    axis.margins(y=0.15)
-    axis.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=3, loc="upper right", bbox_to_anchor=(1, 1.14))
-    return _svg(figure)
+def curves(name: str, series: Mapping[str, Curve], x_label: str, *, markers: bool = False, zero: bool = False) -> str:
+    """An <svg> element with one line a series, and a legend where there are several.
 
-
-def _axes(width: float = 5.2, height: float = 3.0):  # type: ignore[no-untyped-def]  # matplotlib has no types here
+    name  what tells its inner ids from those of other figures     zero  the y axis starts at 0
+    """
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axis = figure.subplots()
-    axis.patch.set_alpha(0)
-    axis.grid(True, color=INK, alpha=0.2, linewidth=0.6)
-    axis.tick_params(colors=INK, labelsize=9)
-    for name, spine in axis.spines.items():
-        spine.set_color(INK)
-        spine.set_visible(name in ("left", "bottom"))
-    axis.xaxis.label.set_color(INK)
-    axis.yaxis.label.set_color(INK)
-    return axis, figure
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": _INK,
+        "text.color": _INK,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (label, curve) in enumerate(series.items()):
+            x, y = averaged(*curve)
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(x, y, color=colour, linewidth=1.6, label=label, marker="o" if markers or len(x) < 3 else None)
+        axes.set_xlabel(x_label, color=_INK)
+        axes.tick_params(colors=_INK, labelsize=8)
+        axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
+        axes.margins(x=0.01)
+        if zero:
+            axes.set_ylim(bottom=0)
+        if len(series) > 1:
+            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return inline(buffer.getvalue())
 
 
-def _svg(figure) -> str:  # type: ignore[no-untyped-def]
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return (
-        text[text.index("<svg") :]
-        .replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-        .replace("xlink:href", "href")
-    )
+def averaged(x: Sequence[float], y: Sequence[float]) -> Curve:
+    """Means of consecutive stretches, where there are more points than a curve can show."""
+    if len(x) <= _POINTS:
+        return x, y
+    cuts = [round(i * len(x) / _POINTS) for i in range(_POINTS + 1)]
+    pairs = list(pairwise(cuts))
+    return [sum(x[a:b]) / (b - a) for a, b in pairs], [sum(y[a:b]) / (b - a) for a, b in pairs]
 
 
-__all__ = ["bars", "lines"]
+def inline(svg: str) -> str:
+    """A matplotlib SVG file as an element of a page: no prolog, no metadata, no address, the page's colour."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'^<svg([^>]*?) (?:width|height)="[\d.]+pt"', r"<svg\1", svg)
+    svg = re.sub(r'^<svg([^>]*?) (?:width|height)="[\d.]+pt"', r"<svg\1", svg)
+    return svg.replace(_INK, "currentColor").strip()
+
+
+__all__ = ["COLOURS", "averaged", "curves", "inline"]
