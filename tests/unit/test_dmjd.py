@@ -106,7 +106,7 @@ def test_the_order_of_the_plugins_does_not_matter() -> None:
     views = one.draw(pictures(), Generator().manual_seed(0))
     assert torch.equal(views.mask, other.draw(pictures(), Generator().manual_seed(0)).mask)
     first, second = one(pictures(), views), other(pictures(), views)
-    assert {name: float(loss) for name, loss in first.items()} == {name: float(loss) for name, loss in second.items()}
+    assert {name: loss.item() for name, loss in first.items()} == {name: loss.item() for name, loss in second.items()}
 
 
 def test_jd_keeps_the_masked_loss() -> None:

@@ -66,6 +66,7 @@ def test_the_script_knows_nothing_of_remask() -> None:
     assert "remask" not in EXAMPLE
 
 
+@pytest.mark.slow
 def test_the_script_runs(tmp_path: Path) -> None:
     """On a picture of another size and mode than the network was built for; slow: a process imports timm."""
     from PIL import Image

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from remask.backbones import Backbone
 from remask.evaluation.features import Labelled, Pool, collect, flat, reader
 from remask.evaluation.knn import weighted_knn
-from remask.evaluation.linear import linear_probe
+from remask.evaluation.linear import LinearResult, linear_probe
 from remask.types import UserError
 
 Factory = Callable[[], Iterable[Labelled]]
@@ -68,11 +68,7 @@ def probe(
         "classes": classes,
         "seed": seed,
         "knn": {"k": k, "temperature": TEMPERATURE, "similarity": "cosine", "weight": "exp(similarity / temperature)"},
-        "linear": {
-            **{key: value for key, value in linear["pixels"].protocol.items() if key != "held_out_accuracy"},
-            "weight_decay": {x: result.weight_decay for x, result in linear.items()},
-            "held_out_accuracy": {x: result.protocol["held_out_accuracy"] for x, result in linear.items()},
-        },
+        "linear": _linear_protocol(linear),
         "few_labels": few_labels.pop("protocol"),
     }
     return {
@@ -80,6 +76,16 @@ def probe(
         "few_labels": few_labels,
         "knn": {**knn, "k": k},
         "protocol": protocol,
+    }
+
+
+def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
+    """What the regressions have in common, and what differs between the kinds of features."""
+    common = {key: value for key, value in results["pixels"].protocol.items() if key != "held_out_accuracy"}
+    return {
+        **common,
+        "weight_decay": {x: result.weight_decay for x, result in results.items()},
+        "held_out_accuracy": {x: result.protocol["held_out_accuracy"] for x, result in results.items()},
     }
 
 

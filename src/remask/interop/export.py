@@ -44,11 +44,11 @@ print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(feature
 
 def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write backbone.safetensors, config.json and load_example.py. Nothing of pre-training is in them."""
-    assert isinstance(backbone, ViT) and backbone.origin, (
-        "only a backbone made by create_vit knows how timm rebuilds it"
-    )
+    origin = backbone.origin if isinstance(backbone, ViT) else None
+    if origin is None:
+        raise ValueError("only a backbone made by create_vit knows how timm rebuilds it")
     folder.mkdir(parents=True, exist_ok=True)
-    model, arguments = backbone.origin
+    model, arguments = origin
     config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "load_example.py").write_text(EXAMPLE)

@@ -63,6 +63,7 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
     bad = _text(run / "bad_images.txt").splitlines()
     return {
         "run": run.name,
+        "path": str(run),
         "title": str(recipe.get("title") or "") or run.name,
         "summary": summary(recipe, cost, metrics),
         "status": _json(run / "status.json"),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from remask.types import Grid, Images, Size, UserError
+from remask.types import Images, Size, UserError
 from remask.views import Views
 
 Flavour = Literal["central", "sobel"]
@@ -90,15 +90,6 @@ class Hog(nn.Module):
         tokens = histogram.reshape(b, c, bins, h // a, a, w // z, z)
         order = (0, 3, 5, 4, 6, 2, 1) if self.flavour == "central" else (0, 3, 5, 1, 2, 4, 6)
         return tokens.permute(order).reshape(b, (h // a) * (w // z), self.width)
-
-    def cells(self, tokens: Float[Tensor, "B N P"], grid: Grid) -> Float[Tensor, "B C bins h w"]:
-        """Token vectors back to the map of cells they were made from, for pictures."""
-        a, z = self.patch[0] // self.cell, self.patch[1] // self.cell
-        channels = self.width // (self.bins * a * z)
-        inner = (a, z, self.bins, channels) if self.flavour == "central" else (channels, self.bins, a, z)
-        order = (0, 6, 5, 1, 3, 2, 4) if self.flavour == "central" else (0, 3, 4, 1, 5, 2, 6)
-        cells = tokens.reshape(len(tokens), *grid, *inner).permute(order)
-        return cells.reshape(len(tokens), channels, self.bins, grid[0] * a, grid[1] * z)
 
     def _integers(self, images: Images) -> Float[Tensor, "B C H W"]:
         """Pixel values 0..255 as floats; a normalised image is turned back and rounded where it came from integers."""

@@ -1,0 +1,100 @@
+"""evaluation/linear.py: against scikit-learn, at the minimum, and blind to the test images."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from remask.evaluation import linear_probe
+from remask.evaluation.linear import Weights, fit, spanned, standardised, stratified
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    features, labels = torch.tensor(x).float()[order], torch.tensor(y).long()[order]
+    return features[:1200], labels[:1200], features[1200:], labels[1200:]
+
+
+def test_digits_as_accurate_as_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    train_x, train_y, test_x, test_y = digits()
+    ours = linear_probe(train_x, train_y, test_x, test_y)
+    x, asked = standardised(train_x, test_x)
+    theirs = LogisticRegression(C=1 / (ours.weight_decay * len(x)), max_iter=2000, tol=1e-6).fit(x, train_y)
+    assert abs(ours.accuracy - 100 * theirs.score(asked, test_y)) <= 0.5
+    assert ours.accuracy > 94
+
+
+@pytest.mark.parametrize("decay", [1.0, 1e-3])
+def test_fit_is_at_the_minimum(decay: float) -> None:
+    """The gradient vanishes, although the features are all but collinear."""
+    train_x, train_y, *_ = digits()
+    x, _ = standardised(train_x, train_x)
+    x = torch.cat([x, x[:, ::2] + 1e-2 * torch.randn(len(x), 32, generator=torch.Generator().manual_seed(0))], 1)
+    x = x - x.mean(0)
+    found = fit(x, train_y, Weights(torch.zeros(10, 96), torch.zeros(10)), decay)
+    matrix, bias = found.matrix.requires_grad_(), found.bias.requires_grad_()
+    loss = F.cross_entropy(F.linear(x, matrix, bias), train_y) + decay / 2 * matrix.square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert matrix.grad is not None
+    assert float(matrix.grad.abs().max()) < 2e-3
+    assert float(loss.detach()) < 2.3
+
+
+def test_same_result_twice() -> None:
+    data = digits()
+    first, second = linear_probe(*data), linear_probe(*data)
+    assert first == second
+
+
+def test_test_labels_choose_nothing() -> None:
+    train_x, train_y, test_x, test_y = digits()
+    honest = linear_probe(train_x, train_y, test_x, test_y)
+    shuffled = linear_probe(train_x, train_y, test_x, test_y.flip(0))
+    assert shuffled.weight_decay == honest.weight_decay
+    assert shuffled.protocol == honest.protocol
+
+
+def test_protocol_says_what_was_tried() -> None:
+    train_x, train_y, test_x, test_y = digits()
+    result = linear_probe(train_x, train_y, test_x, test_y, grid=[1e-3, 1.0])
+    assert result.protocol["grid"] == [1.0, 1e-3]
+    assert set(result.protocol["held_out_accuracy"]) == {"1", "0.001"}
+    assert 200 <= result.protocol["held_out"] <= 280
+
+
+def test_span_of_few_images_is_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, asked = torch.randn(20, 50, generator=generator), torch.randn(7, 50, generator=generator)
+    y = torch.arange(20) % 2
+    x = x - x.mean(0)
+    small, small_asked = spanned(x, asked)
+    assert small.shape == (20, 20)
+    long = fit(x, y, Weights(torch.zeros(2, 50), torch.zeros(2)), 0.1)
+    short = fit(small, y, Weights(torch.zeros(2, 20), torch.zeros(2)), 0.1)
+    torch.testing.assert_close(long.logits(asked), short.logits(small_asked), atol=1e-3, rtol=1e-3)
+
+
+def test_held_out_part_is_stratified() -> None:
+    y = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3])
+    away = stratified(y, 0.2, seed=0)
+    assert [int(away[y == label].sum()) for label in range(4)] == [10, 2, 1, 0]
+    assert torch.equal(away, stratified(y, 0.2, seed=0))
+    assert not torch.equal(away, stratified(y, 0.2, seed=1))
+
+
+def test_constant_features_become_zero() -> None:
+    x = torch.stack([torch.arange(6.0), torch.full((6,), 0.3)], 1)
+    scaled, other = standardised(x, x + 5)
+    torch.testing.assert_close(scaled[:, 0].std(correction=0), torch.tensor(1.0))
+    assert scaled[:, 1].tolist() == [0] * 6
+    assert other[:, 1].tolist() == [0] * 6
+
+
+def test_one_image_a_class_still_fits() -> None:
+    x = torch.eye(3)
+    assert linear_probe(x, torch.arange(3), x, torch.arange(3)).accuracy == 100
