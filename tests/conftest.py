@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> Iterator[None]:
-    """At most two threads: sums come out alike on every machine, and small tensors are faster."""
+    """One thread: sums come out alike on every machine, and small tensors are faster."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,8 +117,17 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
     """Load a checkpoint into a model (strictly) and an optimizer; returns the saved state."""
     load_weights(folder / "model.safetensors", model)
     if optimizer:
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
+        optimizer.load_state_dict(_load_tensors(folder / "optimizer.pt"))
     return json.loads((folder / "state.json").read_text())
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    """A torch file of tensors and plain values; anything else in it is refused, not executed."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        why = (str(error).splitlines() or ["it is empty"])[0]
+        raise UserError(f"{path} cannot be read: {why}; the run cannot be resumed from this checkpoint") from error
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -58,6 +58,12 @@ class Method(nn.Module):
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.fill = nn.Parameter(0.02 * torch.randn(backbone.width)) if replace == "tokens" else None
 
+    def evolve(self, masking: Masking | None = None, *added: Branch) -> "Method":
+        """This method with another masking, with more branches: how plug-ins are made. Parts are shared, not copied."""
+        grown = Method(self.backbone, masking or self.masking, [*self.branches, *added], self.replace)
+        grown.fill = self.fill
+        return grown
+
     def forward(self, images: Images, views: Views | None = None) -> dict[str, Float[Tensor, ""]]:
         """Losses by branch name and their weighted "total", in views drawn by `draw` (here, unless given)."""
         pairs = self.pairs(images, views or self.draw(images))

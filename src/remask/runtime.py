@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
     def describe(self) -> str:
         name = (

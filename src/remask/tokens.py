@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from remask.types import Grid, Size
+from remask.types import Grid, Size, UserError
 
 
 def grid_of(size: Size, patch: Size) -> Grid:
@@ -44,7 +44,7 @@ def sincos_positions(grid: Grid, width: int, prefix: int = 0) -> Float[Tensor, "
     a stored table as it is). `prefix` rows of zeros come first, for class and register tokens.
     """
     if width % 4:
-        raise ValueError(f"a 2-D sin-cos table needs a width divisible by 4, not {width}")
+        raise UserError(f"a 2-D sin-cos position table needs a width divisible by 4, not {width}")
     rates = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
 
     def axis(positions: Tensor) -> Tensor:

@@ -176,11 +176,7 @@ class Trainer:
 
     def _log(self, end_of_epoch: bool, console: Console, writer: Any) -> None:
         line = self._line()
-        if not math.isfinite(line["loss/total"]):
-            raise UserError(
-                f"the loss is {line['loss/total']} at step {self.step}: lower optim.base_lr, set optim.clip or use "
-                f"fp32; the last good checkpoint is in {self.run.path / 'checkpoints' / 'last'}"
-            )
+        self._check(line["loss/total"])
         if end_of_epoch:
             line |= self._hooks(self.step // self.schedule.steps_per_epoch)
         self.run.log(line)
@@ -224,7 +220,15 @@ class Trainer:
                 if name not in ("step", "epoch"):
                     writer.add_scalar(name, value, self.step)
 
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.step}: lower optim.base_lr, set optim.clip or use fp32; "
+                f"the last good checkpoint is in {self.run.path / 'checkpoints' / 'last'}"
+            )
+
     def _save(self, name: str = "last") -> None:
+        self._check(float(self.window.losses.get("total", 0.0)))
         state = {"step": self.step, "ledger": self.ledger.state(), "window": self.window.state()}
         save(self.run, name, self.model, self.optimizer, state)
         self.saved = time.monotonic()

@@ -265,7 +265,6 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["backbone__width", "method__decoder_width"])
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a width that no sin-cos table has is no UserError")
 def test_a_width_without_a_sincos_table_is_one_line(key: str) -> None:
     with pytest.raises(UserError):
         build_method(tiny(**{key: 30}))

@@ -214,7 +214,6 @@ def test_the_optimizer_is_unpickled_as_tensors_only(run: RunFolder, tmp_path: Pa
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="a broken optimizer.pt is a traceback")
 @pytest.mark.parametrize("content", [b"", b"not a pickle"])
 def test_a_broken_optimizer_file_is_one_line(run: RunFolder, content: bytes) -> None:
     model, optimizer = pair()

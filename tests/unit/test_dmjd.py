@@ -140,7 +140,6 @@ def test_plugins_work_on_a_method_that_replaces() -> None:
     assert method.fill.grad.any()
 
 
-@pytest.mark.xfail(strict=True, reason="a plug-in draws the fill token anew instead of passing it on")
 def test_plugins_pass_the_fill_token_on() -> None:
     backbone, target = base().backbone, hog()
     head = Linear(backbone.width, target.width)

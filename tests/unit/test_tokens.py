@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from remask.tokens import grid_of, patchify, scatter, sincos_positions, take, unpatchify
+from remask.types import UserError
 
 
 def test_grid_is_rows_then_columns() -> None:
@@ -62,5 +63,5 @@ def test_positions_of_prefix_tokens_are_zero_and_come_first() -> None:
 
 
 def test_positions_need_a_width_of_four_parts() -> None:
-    with pytest.raises(ValueError, match="divisible by 4, not 30"):
+    with pytest.raises(UserError, match="divisible by 4, not 30"):
         sincos_positions((2, 2), 30)

@@ -191,7 +191,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(tmp_path: Path) -
     assert json.loads((find(made.run) / "state.json").read_text())["step"] == 5
 
 
-@pytest.mark.xfail(strict=True, reason="a save between two log lines does not look at the loss")
 def test_the_last_checkpoint_is_good_when_the_loss_is_not(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run", poisoned(3), log_every=5, save_minutes=0.0)
     with pytest.raises(UserError, match="the last good checkpoint is in"):

@@ -259,7 +259,6 @@ def test_a_vit_with_a_distillation_token_is_refused() -> None:
         create_vit("deit_tiny_distilled_patch16_224", (32, 32), MEAN, STD, overrides={"depth": 1})
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a width that no sin-cos table has is no UserError")
 def test_a_width_without_a_sincos_table_is_one_line() -> None:
     with pytest.raises(UserError, match="divisible by 4"):
         create_vit("vit_micro", (16, 16), MEAN, STD, overrides={"embed_dim": 30, "num_heads": 2})

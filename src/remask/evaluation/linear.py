@@ -115,7 +115,7 @@ def fit(
     inverse = torch.linalg.solve_triangular(outer, torch.eye(len(outer), dtype=outer.dtype), upper=False).to(x.dtype)
     inner, bias = (start.matrix @ outer.to(x.dtype)).requires_grad_(), start.bias.clone().requires_grad_()
     solver = torch.optim.LBFGS(
-        [inner, bias], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        [inner, bias], max_iter=iterations, tolerance_grad=1e-4, tolerance_change=1e-6, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:

@@ -23,6 +23,7 @@ Scores = dict[str, float]
 DRAWS = 5
 """Few labels are drawn this many times, and accuracies averaged: a single draw says more about luck."""
 TEMPERATURE = 0.07
+_KNN = {"temperature": TEMPERATURE, "similarity": "cosine", "weight": "exp(similarity / temperature)"}
 
 
 def probe(
@@ -51,12 +52,12 @@ def probe(
     readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
     readers["pixels"] = flat
     say("features of the training images")
-    train, train_y = collect(readers, backbones, train_batches())
-    train_y = _checked(train_y, k)
-    say(f"features of the validation images ({len(train_y)} training images)")
-    val, val_y = collect(readers, backbones, val_batches())
-    train_y, val_y, classes = _numbered(train_y, val_y)
-    say(f"kNN and linear classifiers ({len(val_y)} validation images, {classes} classes)")
+    train, labels = collect(readers, backbones, train_batches())
+    known = _checked(labels, k)
+    say(f"features of the validation images ({len(known)} training images)")
+    val, labels = collect(readers, backbones, val_batches())
+    train_y, val_y = _numbered(known, labels)
+    say(f"kNN and linear classifiers ({len(val_y)} validation images)")
     knn = {x: _knn(train[x], train_y, val[x], val_y, k) for x in readers}
     linear = {x: linear_probe(train[x], train_y, val[x], val_y, seed=seed) for x in readers}
     say(f"the same with {few} labels a class, {DRAWS} draws")
@@ -65,9 +66,9 @@ def probe(
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
         "images": {"train": len(train_y), "val": len(val_y)},
-        "classes": classes,
+        "classes": len(train_y.unique()),
         "seed": seed,
-        "knn": {"k": k, "temperature": TEMPERATURE, "similarity": "cosine", "weight": "exp(similarity / temperature)"},
+        "knn": _KNN | {"k": k},
         "linear": _linear_protocol(linear),
         "few_labels": few_labels.pop("protocol"),
     }
@@ -150,7 +151,7 @@ def _checked(labels: Int[Tensor, "n"] | None, k: int) -> Int[Tensor, "n"]:
     return labels
 
 
-def _numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int[Tensor, "n"], Int[Tensor, "m"], int]:
+def _numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int[Tensor, "n"], Int[Tensor, "m"]]:
     """Class numbers without gaps, the same for both."""
     if val is None:
         raise UserError(
@@ -162,7 +163,7 @@ def _numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[In
         raise UserError(
             f"class {unknown[0]} of the validation images has no training image: both sources need the same classes"
         )
-    return numbered, torch.searchsorted(classes, val), len(classes)
+    return numbered, torch.searchsorted(classes, val)
 
 
 __all__ = ["DRAWS", "draw_few", "probe"]

@@ -13,7 +13,7 @@ from remask.targets import Target
 
 def dm(method: Method, views: int = 2, prediction: float | None = 1.0) -> Method:
     """Disjoint masking: K views of the same m_corr whose union predicts m_pred (Eq. 3). None: independent views."""
-    return Method(method.backbone, disjoint(method.masking, views, prediction), list(method.branches), method.replace)
+    return method.evolve(disjoint(method.masking, views, prediction))
 
 
 def jd(method: Method, target: Target, width: int = 512, beta: float = 2.0, weight: float = 1.0) -> Method:
@@ -22,4 +22,4 @@ def jd(method: Method, target: Target, width: int = 512, beta: float = 2.0, weig
     projector.apply(initialise)
     # DMJD Eq. (5): visible tokens, each against its own target
     visible = Branch("visible", projector, target, smooth_l1_with(beta), "visible", weight)
-    return Method(method.backbone, method.masking, [*method.branches, visible], method.replace)
+    return method.evolve(None, visible)

@@ -74,8 +74,8 @@ class Hog(nn.Module):
         down, right = gradient(pixels)
         magnitude = torch.hypot(down, right)
         across, along = (down, right) if self.flavour == "central" else (right, down)
-        index = (torch.atan2(across, along) * (self.bins / math.pi)).floor().remainder(self.bins).long()
-        index = index.masked_fill(across == 0, 0)  # the edge of the first and the last bin, the same on every device
+        # half a millionth of a bin: 0 and 45 degrees, which integers hit exactly, then fall alike on every device
+        index = (torch.atan2(across, along) * (self.bins / math.pi) + 5e-7).floor().remainder(self.bins).long()
         b, c, h, w = pixels.shape
         rows, cols = h // self.cell, w // self.cell
         histogram = pixels.new_zeros(b, c, self.bins, h, w).scatter_(2, index.unsqueeze(2), magnitude.unsqueeze(2))
