@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Weight decays: each fit starts from the solution of the next stronger one."""
 
 
@@ -136,7 +136,7 @@ def _covariance(x: Float[Tensor, "n D"]) -> Float[Tensor, "D D"]:
 def _conditioner(covariance: Float[Tensor, "D D"], classes: int, decay: float) -> Float[Tensor, "D D"]:
     """The lower triangular Uᵀ with UᵀU = covariance / classes + decay, in double precision."""
     hessian = covariance.double() / classes
-    hessian.diagonal().add_(max(decay, 1e-5))
+    hessian.diagonal().add_(max(decay, 1e-6))
     return torch.linalg.cholesky(hessian)
 
 

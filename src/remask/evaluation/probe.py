@@ -6,7 +6,7 @@ network, for the same network untrained, and for raw pixels.
 
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +19,19 @@ from remask.evaluation.linear import LinearResult, linear_probe
 from remask.types import UserError
 
 Factory = Callable[[], Iterable[Labelled]]
-Scores = dict[str, float]
 DRAWS = 5
 """Few labels are drawn this many times, and accuracies averaged: a single draw says more about luck."""
 TEMPERATURE = 0.07
-_KNN = {"temperature": TEMPERATURE, "similarity": "cosine", "weight": "exp(similarity / temperature)"}
+
+
+class Split(NamedTuple):
+    """Every kind of features of the same images, and their class numbers."""
+
+    x: Mapping[str, Float[Tensor, "n D"]]
+    y: Int[Tensor, "n"]
+
+    def part(self, ids: Int[Tensor, "few"]) -> "Split":
+        return Split({name: features[ids] for name, features in self.x.items()}, self.y[ids])
 
 
 def probe(
@@ -57,26 +65,39 @@ def probe(
     say(f"features of the validation images ({len(known)} training images)")
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = _numbered(known, labels)
-    say(f"kNN and linear classifiers ({len(val_y)} validation images)")
-    knn = {x: _knn(train[x], train_y, val[x], val_y, k) for x in readers}
-    linear = {x: linear_probe(train[x], train_y, val[x], val_y, seed=seed) for x in readers}
-    say(f"the same with {few} labels a class, {DRAWS} draws")
-    few_labels = _few_labels(train, train_y, val, val_y, few, k, seed)
-    protocol = {
+    result = _scores(Split(train, train_y), Split(val, val_y), few, k, seed, say)
+    result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
         "images": {"train": len(train_y), "val": len(val_y)},
         "classes": len(train_y.unique()),
         "seed": seed,
-        "knn": _KNN | {"k": k},
-        "linear": _linear_protocol(linear),
-        "few_labels": few_labels.pop("protocol"),
+        **result["protocol"],
     }
+    return result
+
+
+def _scores(train: Split, val: Split, few: int, k: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """All accuracies, and the part of the protocol that is about classifiers."""
+    say(f"kNN and linear classifiers ({len(val.y)} validation images)")
+    knn = {name: round(_knn(train, val, name, k), 2) for name in train.x}
+    linear = {name: linear_probe(train.x[name], train.y, val.x[name], val.y, seed=seed) for name in train.x}
+    say(f"the same with {few} labels a class, {DRAWS} draws")
+    few_labels = _few_labels(train, val, few, k, seed)
     return {
-        "linear": {x: round(result.accuracy, 2) for x, result in linear.items()},
+        "linear": {name: round(result.accuracy, 2) for name, result in linear.items()},
         "few_labels": few_labels,
         "knn": {**knn, "k": k},
-        "protocol": protocol,
+        "protocol": {
+            "knn": {
+                "k": k,
+                "temperature": TEMPERATURE,
+                "similarity": "cosine",
+                "weight": "exp(similarity / temperature)",
+            },
+            "linear": _linear_protocol(linear),
+            "few_labels": few_labels.pop("protocol"),
+        },
     }
 
 
@@ -90,36 +111,27 @@ def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
     }
 
 
-def _few_labels(
-    train: Mapping[str, Float[Tensor, "n D"]],
-    train_y: Int[Tensor, "n"],
-    val: Mapping[str, Float[Tensor, "m D"]],
-    val_y: Int[Tensor, "m"],
-    few: int,
-    k: int,
-    seed: int,
-) -> dict[str, Any]:
+def _few_labels(train: Split, val: Split, few: int, k: int, seed: int) -> dict[str, Any]:
     """Mean accuracies over draws of `few` labels a class; every kind of features sees the same draws."""
-    draws = [draw_few(train_y, few, seed + number) for number in range(DRAWS)]
-    k = min(k, len(draws[0]))
-    linear: Scores = {}
-    knn: Scores = {}
-    decays: dict[str, list[float]] = {}
-    for x in train:
-        results = [linear_probe(train[x][ids], train_y[ids], val[x], val_y, seed=seed) for ids in draws]
-        linear[x] = round(fmean(result.accuracy for result in results), 2)
-        decays[x] = [result.weight_decay for result in results]
-        knn[x] = round(fmean(weighted_knn(train[x][i], train_y[i], val[x], val_y, k, TEMPERATURE) for i in draws), 2)
+    seeds = [seed + number for number in range(DRAWS)]
+    draws = [train.part(draw_few(train.y, few, number)) for number in seeds]
+    k = min(k, len(draws[0].y))
+    linear = {n: [linear_probe(d.x[n], d.y, val.x[n], val.y, seed=seed) for d in draws] for n in train.x}
     protocol = {
         "draws": DRAWS,
-        "seeds": [seed + number for number in range(DRAWS)],
+        "seeds": seeds,
         "average": f"mean accuracy over {DRAWS} draws",
-        "images_per_draw": len(draws[0]),
-        "held_out": results[0].protocol["held_out"],
+        "images_per_draw": len(draws[0].y),
+        "held_out": linear["pixels"][0].protocol["held_out"],
         "k": k,
-        "weight_decay": decays,
+        "weight_decay": {name: [result.weight_decay for result in results] for name, results in linear.items()},
     }
-    return {"per_class": few, **linear, "knn": knn, "protocol": protocol}
+    return {
+        "per_class": few,
+        **{name: round(fmean(result.accuracy for result in results), 2) for name, results in linear.items()},
+        "knn": {name: round(fmean(_knn(draw, val, name, k) for draw in draws), 2) for name in train.x},
+        "protocol": protocol,
+    }
 
 
 def draw_few(labels: Int[Tensor, "n"], few: int, seed: int) -> Int[Tensor, "few"]:
@@ -132,10 +144,8 @@ def draw_few(labels: Int[Tensor, "n"], few: int, seed: int) -> Int[Tensor, "few"
     return torch.cat(chosen).sort().values
 
 
-def _knn(
-    train_x: Float[Tensor, "n D"], train_y: Int[Tensor, "n"], x: Float[Tensor, "m D"], y: Int[Tensor, "m"], k: int
-) -> float:
-    return round(weighted_knn(train_x, train_y, x, y, k, TEMPERATURE), 2)
+def _knn(train: Split, val: Split, name: str, k: int) -> float:
+    return weighted_knn(train.x[name], train.y, val.x[name], val.y, k, TEMPERATURE)
 
 
 def _checked(labels: Int[Tensor, "n"] | None, k: int) -> Int[Tensor, "n"]:
