@@ -160,7 +160,7 @@ def test_sections_switch_on_and_off(write):
     assert load("demo", "dm=off").dm is None
     assert load("demo", "jd=false").jd is None
     assert load("demo", "dm.views=3", "dm=on").dm.views == 3
-    assert load("mae-vit-b", "jd=on").jd.target == load("demo").jd.target
+    assert load("mae-vit-b", "jd=on").jd.target == load("mae-dmjd-vit-b").jd.target
     assert load("mae-vit-b", REMASK_DM="on").dm.views == 2
     assert load("mae-dmjd-vit-l", "optim.clip=off").optim.clip is None
     assert load(write('extends = "demo"\njd = "off"\n')).jd is None

@@ -72,7 +72,8 @@ class ViT(nn.Module):
         return grid_of(size, self.patch)
 
     def embed(self, images: Images) -> Stem:
-        return Stem(patchify(images, self.patch), self.grid((images.shape[-2], images.shape[-1])))
+        grid = self.grid((images.shape[-2], images.shape[-1]))
+        return Stem(patchify(images, self.patch), grid)
 
     def encode(
         self,
