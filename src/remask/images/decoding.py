@@ -78,7 +78,7 @@ def _jpeg_header(data: bytes) -> _JpegHeader | None:
 
 def _decode_jpeg(data: bytes, components: int) -> UInt8[Tensor, "C H W"]:
     # torchvision 0.29 deprecates its decoders and names no release that drops them: Pillow, which gives the same
-    # pixels at two thirds of the speed, is there for that day
+    # pixels, is there for that day
     warnings.filterwarnings("ignore", message="The image decoding and encoding", category=DeprecationWarning)
     from torchvision.io import ImageReadMode, decode_jpeg
 
