@@ -59,9 +59,15 @@ def pretrain(
         typer.Option(metavar="SRC", help="Pictures: folder, list file, tar shards, parquet, a set's name."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the run.  [runs/RECIPE-DATE]")] = None,
-    method: Annotated[str | None, typer.Option(help="mae, mae+dm, mae+jd, mae+dmjd or dmjd.")] = None,
-    model: Annotated[str | None, typer.Option(help="vit_micro, vit_tiny or any timm vision transformer.")] = None,
-    target: Annotated[str | None, typer.Option(help="What masked tokens predict: pixels[-norm], hog[-l2].")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="mae, simmim, maskfeat, beit or convmae, with +dm, +jd or +dmjd.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="vit_micro, vit_tiny, convvit_base, or any timm ViT, BEiT or Swin.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; the warm-up keeps its share.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Unique pictures per step, over all devices.")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size after cropping, 224 or 96x160.")] = None,
@@ -76,7 +82,7 @@ def pretrain(
     quiet: Quiet = False,
 ) -> None:
     """Pre-train a backbone on unlabelled pictures."""
-    from remask import commands
+    from remask.recipe import choose
 
     flags: dict[str, Any] = {
         "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs,
@@ -85,7 +91,11 @@ def pretrain(
         "runtime.device": device,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
-    commands.pretrain(recipe, given, method=method, settings=set_ or [], out=out, smoke=smoke, quiet=quiet)
+    chosen = choose(recipe, given, method=method, settings=set_ or [], smoke=smoke)
+
+    from remask import commands
+
+    commands.pretrain(chosen, out=out, quiet=quiet)
 
 
 @app.command()
@@ -105,6 +115,7 @@ def probe(
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures of --data only.")] = None,
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
+    layer: Annotated[int, typer.Option(metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")] = -1,
     checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
     seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
     device: Device = None,
@@ -116,7 +127,9 @@ def probe(
     """
     from remask import commands
 
-    commands.probe(run, data, val, limit=limit, k=k, checkpoint=checkpoint, seed=seed, device=device, quiet=quiet)
+    commands.probe(
+        run, data, val, limit=limit, k=k, layer=layer, checkpoint=checkpoint, seed=seed, device=device, quiet=quiet
+    )
 
 
 @app.command()
@@ -132,6 +145,32 @@ def reconstruct(
     from remask import commands
 
     print(commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint))
+
+
+@app.command()
+def codebook(
+    data: Annotated[str, typer.Option(metavar="SRC", help="Pictures to fit the words on.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="New safetensors file.")],
+    recipe: Annotated[str, typer.Option(help="Where picture and patch size come from.")] = "beit-vit-b",
+    target: Annotated[str, typer.Option(help="hog, hog-l2, pixels, pixels-norm, or a teacher as timm:NAME.")] = "hog",
+    vocabulary: Annotated[int | None, typer.Option(metavar="N", help="Number of words.  [the recipe's]")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of k-means.")] = 0,
+    set_: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a codebook of patches by k-means.
+
+    Its words are what BEiT predicts: --set method.target.file=FILE.
+    """
+    from remask import codebook as codebooks
+
+    print(
+        codebooks.create(
+            data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed,
+            settings=set_ or [], quiet=quiet,
+        )
+    )  # fmt: skip
 
 
 @app.command()

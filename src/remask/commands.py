@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from remask import codebook as codebooks
 from remask.build import build_loader, build_method, build_trainer, open_run, trained
 from remask.checkpoint import RunFolder, refuse_existing
 from remask.console import Console, console
@@ -17,7 +18,7 @@ from remask.images import Batch, CentreCrop, Source, Subset, TooManyBad, iterate
 from remask.interop.export import export_backbone
 from remask.listing import environment
 from remask.method import Method
-from remask.recipe import Recipe, dump, load_recipe, method_label, method_overrides, parse_settings, shrink
+from remask.recipe import Recipe, choose, dump, method_label
 from remask.report import write_report
 from remask.report.equation import equation
 from remask.runtime import Runtime, generator, resolve
@@ -26,7 +27,7 @@ from remask.types import UserError
 
 
 def pretrain(
-    recipe: str,
+    recipe: str | Recipe,
     overrides: Mapping[str, Any] | None = None,
     *,
     method: str | None = None,
@@ -37,12 +38,13 @@ def pretrain(
 ) -> Path:
     """Train a recipe in a new run folder and return it. Everything is checked before the folder is made.
 
+    recipe     a name or file, or a whole recipe, which the next four do not change
     overrides  recipe keys by their dotted path     method    "mae+dmjd" and the like
     settings   texts "key=value", as from --set     smoke     shrink to seconds
     """
-    switches = method_overrides(method) if method else {}
-    chosen = load_recipe(recipe, {**switches, **(overrides or {}), **parse_settings(settings)})
-    chosen = _anchored(shrink(chosen) if smoke else chosen)
+    if isinstance(recipe, str):
+        recipe = choose(recipe, overrides, method=method, settings=settings, smoke=smoke)
+    chosen = _anchored(recipe)
     path = out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(path)
     return _train(chosen, path, quiet, fresh=True)
@@ -66,11 +68,18 @@ def _train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> Path:
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
     source = open_source(recipe.data.source, limit=recipe.data.limit)
     method = build_method(recipe)
+    words, kept = None, recipe
+    if recipe.method.target.unfitted:
+        words = codebooks.fit(recipe, source, (lambda line: None) if quiet else print, recipe.seed)
+        codebooks.install(words, method)
+        kept = codebooks.with_file(recipe, codebooks.FILE)
     hooks = (_knn_hook(recipe, method, runtime),) if recipe.probe else ()
     screen: list[Console] = []
     bad = BadImages(path, lambda line: screen[0].say(line))
     loader = build_loader(recipe, source, runtime, method, report=bad)
-    run = RunFolder.create(path, dump(recipe), environment()) if fresh else RunFolder.open(path)
+    run = RunFolder.create(path, dump(kept), environment()) if fresh else RunFolder.open(path)
+    if words:
+        words.save(run.path / codebooks.FILE)
     trainer = build_trainer(recipe, method, loader, runtime, run, hooks)
     if not fresh:
         trainer.resume()
@@ -152,12 +161,16 @@ def probe(
     *,
     limit: int | None = None,
     k: int = 20,
+    layer: int = -1,
     checkpoint: str = "last",
     seed: int = 0,
     device: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """kNN and linear probe of a run's backbone beside the untrained one and raw pixels; RUN/eval/probe.json."""
+    """kNN and linear probe of a run's backbone beside the untrained one and raw pixels; RUN/eval/probe.json.
+
+    layer  the block that is read, in both networks; -1 is the end, after the final norm
+    """
     run, recipe = open_run(path)
     runtime = resolve(device or "auto", "fp32")
     train, test = _split(open_source(data, limit=limit, labelled=True), val, seed)
@@ -170,6 +183,7 @@ def probe(
         lambda: batches(recipe, train),
         lambda: batches(recipe, test),
         k=k,
+        layer=layer,
         seed=seed,
         progress=None if quiet else print,
     )
@@ -244,9 +258,18 @@ def _anchored(recipe: Recipe) -> Recipe:
     updates: dict[str, Any] = {}
     for name in ("data", "probe"):
         section = getattr(recipe, name)
-        if section and section.source and Path(section.source).expanduser().exists():
-            updates[name] = section.model_copy(update={"source": str(Path(section.source).expanduser().resolve())})
+        if section:
+            updates[name] = section.model_copy(update={"source": _absolute(section.source)})
+    for name in ("method", "jd"):
+        if section := getattr(recipe, name):
+            files = {key: _absolute(getattr(section.target, key)) for key in ("file", "weights")}
+            updates[name] = section.model_copy(update={"target": section.target.model_copy(update=files)})
     return recipe.model_copy(update=updates)
+
+
+def _absolute(path: str | None) -> str | None:
+    """What is there, by its whole path; anything else as it is, a set's name for instance."""
+    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
 __all__ = ["pretrain", "probe", "probe_table", "reconstruct", "report", "resume"]

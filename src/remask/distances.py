@@ -5,11 +5,12 @@ from functools import partial
 from typing import TypeAlias
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 Rows: TypeAlias = Float[Tensor, "*rows P"]
-Distance: TypeAlias = Callable[[Rows, Rows], Float[Tensor, "*rows"]]
+Distance: TypeAlias = Callable[[Rows, Num[Tensor, "*rows T"]], Float[Tensor, "*rows"]]
+"""Targets are vectors of the same length, T = P, or one id each, T = 1."""
 
 
 def squared(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
@@ -37,4 +38,10 @@ def cosine(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
     return 1 - F.cosine_similarity(prediction, target, dim=-1)
 
 
-__all__ = ["Distance", "cosine", "l1", "smooth_l1", "smooth_l1_with", "squared"]
+def cross_entropy(prediction: Rows, target: Int[Tensor, "*rows 1"]) -> Float[Tensor, "*rows"]:
+    """Minus the log of the probability given to the target id; P is the vocabulary (BEiT, 2106.08254, Eq. 2)."""
+    logits = prediction.reshape(-1, prediction.shape[-1])
+    return F.cross_entropy(logits, target.flatten().long(), reduction="none").view(prediction.shape[:-1])
+
+
+__all__ = ["Distance", "cosine", "cross_entropy", "l1", "smooth_l1", "smooth_l1_with", "squared"]

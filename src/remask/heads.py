@@ -79,25 +79,27 @@ class Projector(nn.Module):
     """DMJD's visible distillation branch (2301.00230, section III-C): a projector and a one-layer predictor.
 
     Three Linear + LayerNorm with GELU between them, the last norm without affine, then one Linear. Token by token:
-    each visible token predicts its own target (Eq. 5).
+    each visible token predicts its own target (Eq. 5). `layers` is 1 for the linear projector of Table V.
     # official: predictions in shuffled order meet targets in raster order; here aligned, see docs/decisions/0001.
     """
 
-    def __init__(self, width_in: int, width_out: int, width: int = 512, region: str = "visible") -> None:
+    def __init__(
+        self, width_in: int, width_out: int, width: int = 512, region: str = "visible", layers: int = 3
+    ) -> None:
         super().__init__()
-        self.region, self.width = region, width
-        self.project = nn.Sequential(
-            nn.Linear(width_in, width), _norm(width), nn.GELU(),
-            nn.Linear(width, width), _norm(width), nn.GELU(),
-            nn.Linear(width, width), nn.LayerNorm(width, eps=1e-6, elementwise_affine=False),
-        )  # fmt: skip
+        self.region, self.width, self.layers = region, width, layers
+        parts: list[nn.Module] = []
+        for i in range(layers - 1):
+            parts += [nn.Linear(width if i else width_in, width), _norm(width), nn.GELU()]
+        last = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.project = nn.Sequential(*parts, nn.Linear(width if layers > 1 else width_in, width), last)
         self.predict = nn.Linear(width, width_out)
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
         return self.predict(self.project(_rows(features, views, self.region)))
 
     def describe(self) -> str:
-        return f"projector of 3 layers, width {self.width}, and predictor"
+        return f"projector of {self.layers} layer{'s' * (self.layers > 1)}, width {self.width}, and predictor"
 
 
 class Linear(nn.Module):
@@ -123,6 +125,8 @@ def _rows(features: Features, views: Views, region: str) -> Float[Tensor, "VB R 
     """A backbone that drops masked tokens returns the visible rows; one that replaces them returns all."""
     if features.tokens.shape[1] == views.mask.shape[-1]:
         return take(features.tokens, views.rows(region))
+    if region == "masked":
+        raise ValueError("a linear head on masked tokens needs a backbone that replaces them; this one dropped them")
     return features.tokens
 
 

@@ -2,10 +2,11 @@
 
 import json
 import platform
+import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,16 +14,28 @@ from remask.recipe import Recipe, load_recipe, method_label, recipe_names
 
 
 def recipes(as_json: bool = False) -> None:
-    """Print every shipped recipe: name, paper, table, method, backbone, target, expected."""
+    """Print every shipped recipe by the table it stands in: name, method, backbone, target, expected."""
     rows = [_row(load_recipe(name, environment={})) for name in recipe_names()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        print(f"{row['name']:<{width}}  {row['method']:<9}  {row['backbone']:<22}  {row['target']:<12}  {row['title']}")
-        print(f"{'':<{width}}  {row['table'] or '-'}; expected: {row['expected'] or '-'}")
+    tables = sorted({_table(row) for row in rows}, key=lambda table: (table not in TABLES, table))
+    for table in tables:
+        print(f"\n{table} of DMJD, arXiv 2301.00230" if table in TABLES else f"\n{table}")
+        for row in (row for row in rows if _table(row) == table):
+            print(f"  {row['name']:<{width}}  {row['method']:<13}  {row['backbone']}, {row['target']}")
+            print(f"  {'':<{width}}  expected: {row['expected'] or '-'}")
     print("\nremask show NAME prints a recipe's equation; remask pretrain --recipe NAME --data DIR trains it.")
+
+
+TABLES = ("Table I", "Table II", "Table III", "Table IV", "Table V", "Table VI")
+
+
+def _table(row: Mapping[str, str]) -> str:
+    """The first of DMJD's tables in which a recipe is a row."""
+    found = re.search(r"Tables? ([IV]+)\b", row["table"])
+    return f"Table {found[1]}" if found else "Not in a table of DMJD"
 
 
 def _row(recipe: Recipe) -> dict[str, str]:

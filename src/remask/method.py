@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
@@ -15,11 +15,12 @@ from remask.distances import Distance
 from remask.heads import Head
 from remask.masking import Masking
 from remask.targets import Target
-from remask.types import Features, Images
+from remask.types import Features, Images, UserError
 from remask.views import Views
 
 Region = Literal["masked", "visible"]
-Pair = tuple[Float[Tensor, "VB R P"], Float[Tensor, "VB R P"]]
+Pair = tuple[Float[Tensor, "VB R P"], Num[Tensor, "VB R T"]]
+"""Predictions, and targets: vectors of the same length, or one id a token (T = 1)."""
 
 
 class Branch(nn.Module):
@@ -39,8 +40,8 @@ class Branch(nn.Module):
         self.name, self.region, self.weight, self.layer = name, region, weight, layer
         self.head, self.target, self.distance = head, target, distance
 
-    def forward(self, features: Features, targets: Float[Tensor, "B N P"], views: Views) -> Pair:
-        """Predictions and targets of Ω, token by token, [VB, R, P] each."""
+    def forward(self, features: Features, targets: Num[Tensor, "B N T"], views: Views) -> Pair:
+        """Predictions and targets of Ω, token by token."""
         return self.head(features, views), views.gather(targets, self.region)
 
 
@@ -54,9 +55,14 @@ class Method(nn.Module):
         self, backbone: Backbone, masking: Masking, branches: Sequence[Branch], replace: Literal["tokens"] | None = None
     ) -> None:
         super().__init__()
+        if (mode := "replace" if replace else "drop") not in backbone.modes:
+            raise UserError(
+                f"{backbone.network.__class__.__name__} cannot {mode} masked tokens, as this method asks; "
+                "choose another backbone or method"
+            )
         self.backbone, self.masking, self.replace = backbone, masking, replace
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
-        self.fill = nn.Parameter(0.02 * torch.randn(backbone.width)) if replace == "tokens" else None
+        self.fill = nn.Parameter(0.02 * torch.randn(backbone.fill_width)) if replace == "tokens" else None
 
     def evolve(self, masking: Masking | None = None, *added: Branch) -> "Method":
         """This method with another masking, with more branches: how plug-ins are made. Parts are shared, not copied."""

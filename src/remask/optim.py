@@ -23,6 +23,13 @@ def cosine(epoch: float, peak: float, warmup: float, epochs: float, floor: float
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(epochs - warmup, 1e-12)))
 
 
+def step_down(epoch: float, peak: float, warmup: float, drop: float) -> float:
+    """Linear warm-up from 0, the peak until epoch `drop`, a tenth of it from there on (SimMIM's 800 epochs)."""
+    if epoch < warmup:
+        return peak * epoch / warmup
+    return peak if epoch < drop else peak / 10
+
+
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]],
     weight_decay: float,
@@ -91,4 +98,4 @@ class Lars(torch.optim.Optimizer):
         return grad * ratio
 
 
-__all__ = ["Lars", "adamw", "cosine", "learning_rate", "parameter_groups", "set_lr"]
+__all__ = ["Lars", "adamw", "cosine", "learning_rate", "parameter_groups", "set_lr", "step_down"]

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console
 from remask.ledger import Ledger
-from remask.optim import cosine, set_lr
+from remask.optim import cosine, set_lr, step_down
 from remask.runtime import Runtime, StopRequest, generator, seeded
 from remask.types import UserError
 
@@ -58,13 +58,17 @@ class Schedule:
     log_every: int = 10
     save_minutes: float = 10.0
     keep_every_epochs: int | None = None
+    drop_epoch: float | None = None
 
     @property
     def steps(self) -> int:
         return min(self.epochs * self.steps_per_epoch, self.max_steps or 10**12)
 
     def lr_at(self, step: int) -> float:
-        return cosine(step / self.steps_per_epoch, self.lr, self.warmup_epochs, self.epochs, self.min_lr)
+        epoch = step / self.steps_per_epoch
+        if self.drop_epoch:
+            return step_down(epoch, self.lr, self.warmup_epochs, self.drop_epoch)
+        return cosine(epoch, self.lr, self.warmup_epochs, self.epochs, self.min_lr)
 
 
 Hook = Callable[[int], Mapping[str, float]]

@@ -20,7 +20,10 @@ EQUATIONS = {
 PAPERS = {
     "2111.06377": "remask.methods.mae",  # MAE
     "2301.00230": "remask.methods.dmjd",  # DMJD
-    "2112.09133": "remask.targets.hog",  # MaskFeat
+    "2111.09886": "remask.methods.simmim",  # SimMIM
+    "2112.09133": "remask.methods.maskfeat",  # MaskFeat
+    "2106.08254": "remask.methods.beit",  # BEiT
+    "2205.03892": "remask.methods.convmae",  # ConvMAE
 }
 
 

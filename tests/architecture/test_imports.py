@@ -23,6 +23,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "report",
         "recipe",
         "build",
+        "codebook",
         "listing",
         "commands",
         "cli",

@@ -83,19 +83,19 @@ def test_the_masking_takes_every_key(pattern: str, cell: int, score: Any) -> Non
 @pytest.mark.parametrize(("patch", "cell"), [(16, 8), (8, 4), (4, 2), (2, 1)])
 def test_hog_cells_fit_small_patches(patch: int, cell: int) -> None:
     recipe = tiny(backbone__patch_size=patch, data__image_size=4 * patch, method__target="hog")
-    target = build_target(recipe.method.target, recipe, build_backbone(recipe))
+    target = build_target(recipe.method.target, recipe, build_backbone(recipe).patch)
     assert isinstance(target, Hog)
     assert (target.cell, target.bins, target.flavour, target.norm) == (cell, 9, "central", "layer")
 
 
 def test_targets_take_every_key() -> None:
     recipe = tiny(method__target={"kind": "hog", "norm": "none", "flavour": "sobel", "cell": 4, "bins": 6})
-    hog = build_target(recipe.method.target, recipe, build_backbone(recipe))
+    hog = build_target(recipe.method.target, recipe, build_backbone(recipe).patch)
     assert isinstance(hog, Hog)
     assert (hog.cell, hog.bins, hog.flavour, hog.norm, hog.width) == (4, 6, "sobel", "none", 3 * 6)
     for norm, per_patch in (("none", False), ("patch", True)):
         recipe = tiny(method__target={"kind": "pixels", "norm": norm})
-        pixels = build_target(recipe.method.target, recipe, build_backbone(recipe))
+        pixels = build_target(recipe.method.target, recipe, build_backbone(recipe).patch)
         assert isinstance(pixels, Pixels)
         assert pixels.per_patch is per_patch
 
@@ -268,3 +268,41 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
 def test_a_width_without_a_sincos_table_is_one_line(key: str) -> None:
     with pytest.raises(UserError):
         build_method(tiny(**{key: 30}))
+
+
+def test_methods_that_spare_tables_from_decay(tmp_path: Path) -> None:
+    """SimMIM and BEiT decay neither tokens nor position tables; MaskFeat does, as its code."""
+    found = {}
+    for name, target in (("simmim", "pixels"), ("maskfeat", "hog-l2")):
+        recipe = tiny(method__name=name, method__target=target, backbone__name="beit_micro")
+        method, runtime = build_method(recipe), Runtime(torch.device("cpu"))
+        loader = build_loader(recipe, open_source("photos", limit=4), runtime, method)
+        run = RunFolder.create(tmp_path / name, dump(recipe), {})
+        groups = build_trainer(recipe, method, loader, runtime, run).optimizer.param_groups
+        found[name] = {kind for group in groups for kind in group["names"] if group["weight_decay"] == 0.0}
+    tables = {"backbone.network.cls_token", "backbone.network.rel_pos_bias.relative_position_bias_table"}
+    assert tables <= found["simmim"]
+    assert not tables & found["maskfeat"]
+
+
+def test_the_stepped_schedule_is_a_recipe_key(tmp_path: Path) -> None:
+    recipe = tiny(optim__epochs=4, optim__drop_epoch=2.0, optim__lr=1.0)
+    method, runtime = build_method(recipe), Runtime(torch.device("cpu"))
+    loader = build_loader(recipe, open_source("photos", limit=4), runtime, method)
+    schedule = build_trainer(recipe, method, loader, runtime, RunFolder.create(tmp_path / "a", "", {})).schedule
+    assert [schedule.lr_at(step * schedule.steps_per_epoch) for step in range(4)] == [1.0, 1.0, 0.1, 0.1]
+
+
+def test_a_projector_of_one_layer(tmp_path: Path) -> None:
+    head = build_method(tiny(jd={"layers": 1, "width": 8})).branches[1].head
+    assert isinstance(head, Projector)
+    assert len(head.project) == 2
+    assert head.describe() == "projector of 1 layer, width 8, and predictor"
+
+
+def test_an_untrained_teacher_is_the_same_whatever_the_seed() -> None:
+    teacher = {"kind": "features", "norm": "layer", "teacher": "untrained:test_vit"}
+    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    first, other = (build_method(tiny(seed=seed, method__target=teacher)) for seed in (0, 1))
+    assert torch.equal(first.branches[0].target(image, None), other.branches[0].target(image, None))
+    assert not [name for name in first.state_dict() if "target" in name]

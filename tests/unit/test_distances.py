@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from remask.distances import Distance, cosine, l1, smooth_l1, smooth_l1_with, squared
+from remask.distances import Distance, cosine, cross_entropy, l1, smooth_l1, smooth_l1_with, squared
 
 A = [[0.5, -3.0, 2.0, 1.0], [1.0, 1.0, 0.0, -4.0]]
 B = [[0.0, 3.0, 2.5, -1.0], [1.0, 0.0, 0.5, 2.0]]
@@ -56,3 +56,25 @@ def test_smooth_l1_bends_at_two() -> None:
     smooth_l1(d, torch.zeros_like(d)).sum().backward()
     assert d.grad is not None
     assert d.grad.flatten().tolist() == pytest.approx([0.25, 0.95, 1.0, -1.0])
+
+
+def test_cross_entropy_is_minus_the_log_of_the_probability_of_the_id() -> None:
+    ids = torch.tensor([[2], [0]])
+    by_hand = [math.log(sum(math.exp(a) for a in row)) - row[int(i)] for row, i in zip(A, ids.flatten(), strict=True)]
+    assert cross_entropy(torch.tensor(A), ids).tolist() == pytest.approx(by_hand)
+    assert cross_entropy(torch.tensor(A), ids.to(torch.int32)).tolist() == pytest.approx(by_hand)
+
+
+def test_cross_entropy_keeps_its_rows_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, ids = torch.randn(2, 3, 5, generator=generator), torch.randint(0, 5, (2, 3, 1), generator=generator)
+    logits.requires_grad_()
+    both = cross_entropy(logits, ids)
+    assert both.shape == (2, 3)
+    assert torch.allclose(both[1, 2], cross_entropy(logits[1, 2], ids[1, 2]))
+    both[0, 1].backward()
+    assert logits.grad is not None
+    softmax = logits[0, 1].detach().softmax(0)
+    softmax[ids[0, 1, 0]] -= 1
+    assert torch.allclose(logits.grad[0, 1], softmax, atol=1e-6)
+    assert not logits.grad[1].any()

@@ -1,4 +1,4 @@
-"""targets/hog.py: both flavours against a loop over pixels, and the central one against scikit-image."""
+"""targets/hog.py: both flavours against a loop over pixels and against the plain form; central against scikit-image."""
 
 import math
 
@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.hog import plain
 from remask.targets import Hog
-from remask.targets.hog import Flavour, central_gradient, sobel_gradient
+from remask.targets.hog import Flavour, central_gradient, gradient_index, gradient_table, pixel_values, sobel_gradient
 from remask.types import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -194,3 +195,96 @@ def test_words_and_state() -> None:
     assert Hog((16, 16), MEAN, STD, "sobel", norm="l2").describe() == "HOG sobel 8 px, l2"
     assert target.width == 108
     assert target.state_dict() == {}
+
+
+def smooth(*shape: int, seed: int = 0) -> Tensor:
+    """Gradients like those of photographs: most of them small, many exactly 0."""
+    coarse = 255 * torch.rand(*shape[:2], 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, shape[2:], mode="bicubic").clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("norm", ["none", "l2", "layer"])
+@pytest.mark.parametrize(("cell", "bins"), [(8, 9), (4, 6), (2, 8), (1, 9)])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_bags_of_rows_equal_the_plain_form(flavour: Flavour, cell: int, bins: int, norm: str) -> None:
+    """The plain form spreads pixels over one plane per bin; 21 columns leave some that no cell holds."""
+    target = Hog((cell, cell), MEAN, STD, flavour, cell, bins, norm)  # type: ignore[arg-type]
+    for images in (pictures(2, 3, 16, 21), smooth(2, 3, 24, 16)):
+        dense = plain(images.float(), flavour, cell, bins)
+        for pixels in (images, images.float()):
+            ours = target.histogram(pixels)
+            torch.testing.assert_close(ours, dense, atol=1e-5 * max(1, float(dense.max())), rtol=1e-6)
+        if norm != "none" and images.shape[-1] % cell == 0:
+            normed = F.normalize(dense, dim=2) if norm == "l2" else dense
+            normed = F.layer_norm(dense.movedim(2, -1), (bins,)).movedim(-1, 2) if norm == "layer" else normed
+            torch.testing.assert_close(target(images), target._tokens(normed), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bins", [9, 6, 4])
+@pytest.mark.parametrize(("flavour", "reach"), [("central", 255), ("sobel", 1020)])
+def test_table_holds_every_gradient_of_8_bit_pixels(flavour: Flavour, reach: int, bins: int) -> None:
+    """Bin and length of either direction are those that Python gives."""
+    codes, lengths = gradient_table(flavour, bins)
+    span = 2 * reach + 1
+    assert len(codes) == len(lengths) == (span**2 + 1) // 2
+    for down, right in ((0, 0), (reach, -reach), (-reach, reach), (reach, 0), (0, -reach), (3, 4), (-1, 254), (-9, -1)):
+        across, along = (down, right) if flavour == "central" else (right, down)
+        entry = abs(down * span + right)
+        assert int(codes[entry]) % bins == int(math.degrees(math.atan2(across, along)) % 180 * bins // 180) % bins
+        assert float(lengths[entry]) == pytest.approx(math.hypot(down, right))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_index_of_the_steepest_pixels_lies_in_the_table(flavour: Flavour) -> None:
+    codes, _ = gradient_table(flavour, 9)
+    for shift in range(4):
+        board = ((torch.arange(12)[:, None] + shift) // 2 + torch.arange(12) // 2) % 2
+        corner = (torch.arange(12)[:, None] + torch.arange(12) > 11).long()
+        for plane in (board, corner, 1 - corner):
+            index = gradient_index((255 * plane).to(torch.uint8)[None, None], flavour)
+            assert 0 <= int(index.min()) <= int(index.max()) < len(codes)
+    assert not gradient_index(torch.full((1, 1, 4, 4), 9, dtype=torch.uint8), flavour).any()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_picture_that_was_never_integers_is_not_rounded(flavour: Flavour) -> None:
+    """One pixel in fifty lies near an integer by chance; only a picture whose every pixel does came from integers."""
+    pixels = 255 * torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.zeros(1, 1, 1), torch.full((1, 1, 1), 1 / 255)
+    assert torch.allclose(pixel_values(pixels, mean, std), pixels, atol=1e-4)
+    assert not torch.equal(pixel_values(pixels, mean, std), pixel_values(pixels, mean, std).round())
+    whole = pixels.round() + 1e-3
+    assert torch.equal(pixel_values(whole, mean, std), pixels.round())
+
+
+def test_meta_device_gives_shapes() -> None:
+    """A forward pass is counted on a device without memory."""
+    for flavour in FLAVOURS:
+        with torch.device("meta"):
+            target, images = Hog((16, 16), MEAN, STD, flavour), torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
+            assert target(images).shape == (2, 6, target.width)
+            assert target(torch.zeros(2, 3, 32, 48)).shape == (2, 6, target.width)
+
+
+def test_gaussian_weighs_magnitudes_by_their_place_in_tiles_of_16() -> None:
+    ramp = torch.arange(32, dtype=torch.uint8).expand(1, 1, 32, 32).contiguous()
+    cells = Hog((16, 16), [0.5], [0.5], "sobel", gaussian=True, norm="none").histogram(ramp)
+    weights = [[math.exp(-((y - 7.5) ** 2 + (x - 7.5) ** 2) / 128) for x in range(16)] for y in range(16)]
+    total = sum(map(sum, weights))
+    for y in range(2):
+        for x in (2, 3):  # away from the border, where the gradient is 8 everywhere
+            by_hand = sum(
+                8 * weights[8 * (y % 2) + i][(8 * x + j) % 16] / total
+                for i in range(8) for j in range(8) if 8 * x + j < 31
+            )  # fmt: skip
+            assert float(cells[0, 0, :, y, x].sum()) == pytest.approx(by_hand, rel=1e-5)
+    plain_cells = Hog((16, 16), [0.5], [0.5], "sobel", norm="none").histogram(ramp)
+    assert (plain_cells.argmax(2) == cells.argmax(2)).all()
+    assert Hog((16, 16), MEAN, STD, "sobel", norm="l2", gaussian=True).describe() == "HOG sobel 8 px, Gaussian, l2"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_gpu_gives_the_same(flavour: Flavour) -> None:
+    images, target = pictures(2, 3, 32, 32), Hog((16, 16), MEAN, STD, flavour)
+    torch.testing.assert_close(target.cuda()(images.cuda()).cpu(), target.cpu()(images), atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from remask.masking import Blocks, Masking
-from remask.optim import Lars, adamw, cosine, learning_rate, parameter_groups, set_lr
+from remask.optim import Lars, adamw, cosine, learning_rate, parameter_groups, set_lr, step_down
 
 
 def test_the_lr_rule_is_linear_in_unique_images() -> None:
@@ -26,6 +26,12 @@ def test_eq_4_multiplies_by_the_realised_rates(score: Blocks) -> None:
 def test_cosine_warms_up_from_zero_and_ends_on_the_floor() -> None:
     rate = [cosine(epoch, peak=2.0, warmup=4, epochs=12, floor=0.5) for epoch in (0, 1, 4, 8, 12)]
     assert rate == pytest.approx([0, 0.5, 2.0, 0.5 + 1.5 * 0.5, 0.5])
+
+
+def test_the_stepped_schedule_drops_once() -> None:
+    """SimMIM: warm-up, constant, a tenth from epoch 700 on."""
+    rate = [step_down(epoch, peak=2.0, warmup=10, drop=700) for epoch in (0, 5, 10, 699.99, 700, 800)]
+    assert rate == pytest.approx([0, 1.0, 2.0, 2.0, 0.2, 0.2])
 
 
 def test_cosine_follows_the_published_formula_per_step() -> None:

@@ -1,7 +1,7 @@
 """Backbones: the `f` of the equation. Each wraps a network whose state dict is the export."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,13 +9,23 @@ from torch import Tensor, nn
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
+Mode = Literal["drop", "replace"]
+
 
 class Backbone(Protocol):
     """What a method asks of a backbone. `network.state_dict()` is the export: nothing of pre-training lives in it."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
+
     patch: Size
+    """Pixels of a token of the grid on which masks, heads and targets live."""
     width: int
+    """D, of what `encode` returns."""
+    fill_width: int
+    """Length of the vector that replaces a masked token: the width of the stem."""
+    modes: tuple[Mode, ...]
+    """What it can do with masked tokens."""
     depth: int
     prefix: int
     channels: int
@@ -32,7 +42,7 @@ class Backbone(Protocol):
         self,
         stem: Any,
         views: Views | None = None,
-        fill: Float[Tensor, "D"] | None = None,
+        fill: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
         """Features at the named blocks; -1 is the end, after the final norm.
@@ -47,4 +57,4 @@ class Backbone(Protocol):
         ...
 
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "Mode"]

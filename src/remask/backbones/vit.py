@@ -12,6 +12,7 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from remask.backbones import Mode
 from remask.tokens import grid_of, patchify, sincos_positions
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -38,6 +39,7 @@ class ViT(nn.Module):
     origin      name and arguments with which `timm.create_model` rebuilds the network
     """
 
+    modes: tuple[Mode, ...] = ("drop", "replace")
     shift: Tensor
     scale: Tensor
 
@@ -58,6 +60,7 @@ class ViT(nn.Module):
         self.patch: Size = (int(stem.patch_size[0]), int(stem.patch_size[1]))
         self.built_for: Grid = (int(stem.grid_size[0]), int(stem.grid_size[1]))
         self.width, self.depth = int(network.embed_dim), len(network.blocks)
+        self.fill_width = self.width
         self.prefix, self.channels = int(network.num_prefix_tokens), stem.proj.in_channels
         pixels = self.patch[0] * self.patch[1]
         self.register_buffer("shift", torch.tensor(mean).repeat(pixels) * 255, persistent=False)

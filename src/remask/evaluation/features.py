@@ -73,6 +73,8 @@ def reader(
     """The function images -> features that `extract` applies to every batch."""
     if pool == "cls" and backbone.prefix < 1:
         raise UserError('pool "cls" needs a class token, and this backbone has no prefix token; use pool "mean"')
+    if not -1 <= layer < backbone.depth:
+        raise UserError(f"layer {layer} does not exist: blocks are 0 to {backbone.depth - 1}, and -1 is the end")
     where = torch.device(device) if device is not None else next(backbone.network.parameters()).device
 
     def describe(images: Images) -> Float[Tensor, "B D"]:

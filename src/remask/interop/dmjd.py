@@ -1,29 +1,82 @@
-"""DMJD's official layout → ours (Ma et al., arXiv 2301.00230): masks, decoder (MPB), projector and predictor (VDB).
+"""DMJD's official layout ⇄ ours (Ma et al., arXiv 2301.00230): ConViT, decoder (MPB), projector and predictor (VDB).
 
 official                                ours
-proj_embed.{0,1,3,4,6}.*  predictor.0.* Projector.project.{0,1,3,4,6}.*, Projector.predict.*
-mask_token  decoder_*                   Decoder, as MAE's, without a class row in its table
+patch_embed*  blocks*  stage*_decode …  backbone, as ConvMAE's
+mask_token  decoder_*                   branches.0.head, a Decoder, as MAE's, without a class row in its table
+proj_embed.{0,1,3,4,6}.*  predictor.0.* branches.1.head, a Projector: project.{0,1,3,4,6}.*, predict.*
 mask [2B, N], 1 = removed               Views, row = v·B + b in both
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from remask.heads import Decoder, Projector
-from remask.interop.mae import DECODER, POSITIONS, State, check, renamed, shape, sizes
-from remask.method import Pair
+from remask.interop import convmae
+from remask.interop.mae import DECODER, MEAN, POSITIONS, STD, Source, State, check, read, renamed, shape, sizes
+from remask.masking import Masking
+from remask.method import Method, Pair
+from remask.methods.convmae import convmae as build
+from remask.methods.dmjd import dm, jd
+from remask.targets import Hog
 from remask.tokens import take
-from remask.types import Grid
+from remask.types import Grid, Size
 from remask.views import Views
 
 PROJECTOR = {"proj_embed.": "project.", "predictor.0.": "predict."}
+VISIBLE = {key: f"branches.1.head.{name}" for key, name in PROJECTOR.items()}
 
 
 def views_of(mask: Num[Tensor, "VB N"], grid: Grid, views: int = 2) -> Views:
     """The official mask, which stacks its views, as ours."""
     return Views.of(mask.bool().unflatten(0, (views, -1)), grid)
+
+
+def load(
+    source: Source,
+    *,
+    heads: int,
+    decoder_heads: int,
+    size: Size | None = None,
+    ratio: float = 0.6,
+    cell: int = 2,
+    prediction: float = 1.0,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Method:
+    """An official pre-training checkpoint, strictly, as ConvMAE + DM + JD on HOG that goes on training.
+
+    heads, decoder_heads      asked for, never guessed, since weights fit any number (ConViT-B 12, L and decoder 16)
+    size                      pixels of the images it was trained on; needed only where they were not square
+    ratio, cell, prediction   of the two views (official: cells of 2×2 tokens at .6), of which the weights know nothing
+    """
+    where, state = convmae.named(source), read(source)
+    backbone, size = convmae.build(state, where, heads, size, mean, std)
+    width, depth, mlp_ratio = sizes(state, where, "decoder_blocks.", decoder_heads)
+    target = Hog(backbone.patch, mean, std)
+    single = build(backbone, Masking(ratio, cell=cell), target, size, width, depth, decoder_heads, mlp_ratio)
+    method = jd(dm(single, 2, prediction), target, shape(state, "proj_embed.0.weight", where)[0])
+    check(state, to_official(method), where)
+    method.load_state_dict(from_official(state))
+    return method
+
+
+def from_official(state: State) -> dict[str, Tensor]:
+    """A pre-training state, or a part of one -> the state dict of what `load` returns. UserError for unknown keys."""
+    visible = {key: tensor for key, tensor in state.items() if key.startswith(tuple(VISIBLE))}
+    rest = {key: tensor for key, tensor in state.items() if key not in visible}
+    return {**convmae.from_official(rest), **{renamed(key, VISIBLE): tensor for key, tensor in visible.items()}}
+
+
+def to_official(part: Decoder | Projector | Method) -> dict[str, Tensor]:
+    """A head's tensors under their official names, or a whole method's, bit for bit."""
+    if isinstance(part, Method):
+        names = {**convmae.OFFICIAL, **{ours: key for key, ours in VISIBLE.items()}}
+    else:
+        names = {ours: key for key, ours in (PROJECTOR if isinstance(part, Projector) else DECODER).items()}
+    state = {renamed(key, names): tensor for key, tensor in part.state_dict().items()}
+    return {key: tensor[None] if key == POSITIONS else tensor for key, tensor in state.items()}
 
 
 def projector(state: State, region: str = "visible") -> Projector:
@@ -42,13 +95,6 @@ def decoder(state: State, *, heads: int, grid: Grid) -> Decoder:
     head = Decoder(width_in, width_out, grid, width, depth, heads, mlp_ratio)
     _fill(head, state, DECODER)
     return head
-
-
-def to_official(head: Decoder | Projector) -> dict[str, Tensor]:
-    """A head's tensors under their official names, bit for bit."""
-    names = {ours: key for key, ours in (PROJECTOR if isinstance(head, Projector) else DECODER).items()}
-    state = {renamed(key, names): tensor for key, tensor in head.state_dict().items()}
-    return {key: tensor[None] if key == POSITIONS else tensor for key, tensor in state.items()}
 
 
 def official_visible_pairs(
@@ -74,4 +120,9 @@ def _fill(head: Decoder | Projector, state: State, names: Mapping[str, str]) -> 
     head.load_state_dict(own)
 
 
-__all__ = ["decoder", "official_visible_pairs", "projector", "to_official", "views_of"]
+classifier_state, load_backbone = convmae.classifier_state, convmae.load_backbone
+
+__all__ = [
+    "classifier_state", "decoder", "from_official", "load", "load_backbone", "official_visible_pairs", "projector",
+    "to_official", "views_of",
+]  # fmt: skip

@@ -1,4 +1,7 @@
-"""The export of a run: a backbone that `timm.create_model` rebuilds and loads strictly, and a script that shows it."""
+"""The export of a run: a backbone that its maker rebuilds and loads strictly, and a script that shows it.
+
+A timm backbone needs timm alone; ConvViT, which timm does not have, needs `remask.backbones.convvit`.
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from remask.backbones import Backbone
-from remask.backbones.vit import ViT
+from remask.backbones.convvit import ConvViT
 from remask.types import Size
 
 EXAMPLE = '''"""Load this backbone with timm alone: python load_example.py [PICTURE]"""
@@ -37,20 +40,40 @@ mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std")
 
 with torch.inference_mode():
     tokens = model.forward_features(((picture / 255 - mean) / std)[None])
-features = tokens[:, model.num_prefix_tokens :].mean(1)  # one vector per picture, as the probes use it
+prefix = getattr(model, "num_prefix_tokens", 0)
+features = tokens.flatten(1, -2)[:, prefix:].mean(1)  # one vector per picture, as the probes use it
 print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(features.shape)}")
 '''
+
+# What ConvViT's script has in the place of timm's.
+CONVVIT = {
+    "with timm alone": "with remask",
+    "import timm\nimport torch\n": "import torch\n",
+    "import load_file\n": "import load_file\nfrom remask.backbones.convvit import create_convvit\n",
+    'model = timm.create_model(config["model"], **config["arguments"]).eval()\n': (
+        'sizes = config["model"], tuple(config["image_size"]), config["mean"], config["std"]\n'
+        'model = create_convvit(*sizes, overrides=config["arguments"]).network.eval()\n'
+    ),
+}
 
 
 def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write backbone.safetensors, config.json and load_example.py. Nothing of pre-training is in them."""
-    origin = backbone.origin if isinstance(backbone, ViT) else None
+    origin = getattr(backbone, "origin", None)
     if origin is None:
-        raise ValueError("only a backbone made by create_vit knows how timm rebuilds it")
+        raise ValueError("only a backbone made by a create_… function knows how it is rebuilt")
     folder.mkdir(parents=True, exist_ok=True)
     model, arguments = origin
     config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "load_example.py").write_text(EXAMPLE)
+    (folder / "load_example.py").write_text(example(backbone))
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.network.state_dict().items()}
     save_file(state, folder / "backbone.safetensors", metadata={"format": "pt"})
+
+
+def example(backbone: Backbone) -> str:
+    """The script that loads an export of this kind."""
+    script = EXAMPLE
+    for theirs, ours in CONVVIT.items() if isinstance(backbone, ConvViT) else ():
+        script = script.replace(theirs, ours)
+    return script

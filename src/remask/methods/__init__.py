@@ -1,6 +1,10 @@
 """One small function per paper; DM and JD plug into all of them."""
 
+from remask.methods.beit import beit
+from remask.methods.convmae import convmae
 from remask.methods.dmjd import dm, jd
 from remask.methods.mae import mae
+from remask.methods.maskfeat import maskfeat
+from remask.methods.simmim import simmim
 
-__all__ = ["dm", "jd", "mae"]
+__all__ = ["beit", "convmae", "dm", "jd", "mae", "maskfeat", "simmim"]

@@ -1,5 +1,7 @@
 """MAE: Masked Autoencoders Are Scalable Vision Learners (He et al., arXiv 2111.06377)."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from remask.backbones import Backbone
@@ -20,14 +22,15 @@ def mae(
     depth: int = 8,
     heads: int = 16,
     mlp_ratio: float = 4.0,
+    initial: Callable[[nn.Module], None] | None = None,
 ) -> Method:
     """f drops the masked tokens; a decoder predicts their targets (pixels, normalised per patch); squared; masked.
 
-    width, depth, heads, mlp_ratio are the decoder's.
+    width, depth, heads, mlp_ratio are the decoder's. `initial` gives each module its first weights, in place of MAE's.
     """
     decoder = Decoder(backbone.width, target.width, backbone.grid(size), width, depth, heads, mlp_ratio)
     method = Method(backbone, masking, [Branch("masked", decoder, target, squared, "masked")])
-    method.apply(initialise)
+    method.apply(initial or initialise)
     for name, parameter in method.named_parameters():
         if name.endswith("_token"):
             nn.init.normal_(parameter, std=0.02)

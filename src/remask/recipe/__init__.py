@@ -1,19 +1,21 @@
 """Recipes: a TOML file ⇄ one strict, frozen, typed configuration. Nothing here imports torch.
 
-schema.py says which keys there are and what they may hold, load.py reads and merges (recipe < environment < flags),
-write.py writes the resolved recipe back, variants.py derives one recipe from another (--method, --smoke).
+sections.py says which keys there are and what they may hold, schema.py what fits together, load.py reads and merges
+(recipe < environment < flags), write.py writes the resolved recipe back, variants.py derives one recipe from another
+(--method, --smoke).
 """
 
 from remask.recipe.load import load_recipe, parse_settings, recipe_names
 from remask.recipe.schema import METHODS, Recipe, recipe_keys
 from remask.recipe.values import Target
-from remask.recipe.variants import method_label, method_overrides, shrink
+from remask.recipe.variants import choose, method_label, method_overrides, shrink
 from remask.recipe.write import dump
 
 __all__ = [
     "METHODS",
     "Recipe",
     "Target",
+    "choose",
     "dump",
     "load_recipe",
     "method_label",

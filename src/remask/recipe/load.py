@@ -92,7 +92,8 @@ def merge(base: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(value, Mapping):
             old = SHORTHANDS.get(old, {}) if isinstance(old, str) else old
-            merged[key] = merge(dict(old) if isinstance(old, Mapping) else {}, value)
+            kept = dict(old) if isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind")) else {}
+            merged[key] = merge(kept, value)  # a target of another kind starts anew
         else:
             merged[key] = value
     return merged

@@ -1,192 +1,24 @@
-"""The keys of a recipe: names, types, ranges, defaults, a line of help each, and the checks that span several keys."""
+"""A recipe as a whole: its sections, and the checks that single keys cannot make, each with the reason."""
 
-import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from remask.recipe.values import Deviation, Device, Pair, Range, Section, Size, Target
-
-METHODS = ("mae",)
-"""Method names that build.py knows."""
-
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-OTHER_CHANNELS = {"mean": [0.5], "std": [0.25]}
-
-
-class DataSection(Section):
-    """Where pictures come from and how they are cut."""
-
-    source: str | None = Field(default=None, description="Default source: folder, list file, shards, or a named set.")
-    image_size: Size = Field(description='Pixels after cropping: 224, [96, 160] or "96x160" (height, width).')
-    channels: int = Field(default=3, ge=1, description="Channels of a picture.")
-    mean: list[float] = Field(
-        description="Mean per channel of pixels in 0..1; default ImageNet's, .5 unless 3 channels."
-    )
-    std: list[Deviation] = Field(description="Deviation per channel; default ImageNet's, .25 unless 3 channels.")
-    crop_scale: Range = Field(default=(0.2, 1.0), description="Share of the picture's area that a random crop keeps.")
-    crop_ratio: Range = Field(default=(3 / 4, 4 / 3), description="Width / height of a random crop.")
-    flip: bool = Field(default=True, description="Mirror half of the crops left to right.")
-    limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
-    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unreadable pictures that stops the run.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _normalisation(cls, value: Any) -> Any:
-        """Default mean and std; one number stands for every channel."""
-        if not isinstance(value, dict) or not isinstance(channels := value.get("channels", 3), int):
-            return value
-        default = IMAGENET if channels == 3 else OTHER_CHANNELS
-        given = {key: value.get(key) or default[key] for key in default}
-        return value | {k: v * channels if isinstance(v, list) and len(v) == 1 else v for k, v in given.items()}
-
-    @model_validator(mode="after")
-    def _fits(self) -> "DataSection":
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels:
-                raise ValueError(
-                    f"data.{key} has {len(values)} numbers for {self.channels} channels; give 1 or that many"
-                )
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"data.crop_scale {list(self.crop_scale)}: a crop cannot be larger than the picture, 1.0")
-        return self
-
-
-class BackboneSection(Section):
-    """f: the network that is trained."""
-
-    name: str = Field(min_length=1, description="A timm name, or vit_micro, vit_tiny.")
-    patch_size: int | None = Field(
-        default=None, ge=1, description="Pixels a side of a patch; unset = the network's own."
-    )
-    positions: Literal["sincos", "learned"] = Field(default="sincos", description="Position table: fixed or learned.")
-    drop_path: float = Field(default=0.0, ge=0, lt=1, description="Stochastic depth at the last block.")
-    width: int | None = Field(default=None, ge=1, description="Overrides the network's width.")
-    depth: int | None = Field(default=None, ge=1, description="Overrides the number of blocks.")
-    heads: int | None = Field(default=None, ge=1, description="Overrides the number of attention heads.")
-
-    @property
-    def patch(self) -> int | None:
-        """Pixels a side of a patch where it is stated, here or in a ViT's name; None where only the network knows."""
-        match = re.match(r"vit_.*patch(\d+)", self.name)
-        return self.patch_size or (int(match[1]) if match else None)
-
-
-class MaskingSection(Section):
-    """Ω: who is hidden."""
-
-    pattern: Literal["random", "cells", "blocks"] = Field(description="Random patches, SimMIM's cells, BEiT's blocks.")
-    ratio: float = Field(gt=0, lt=1, description="m_corr: the share of patches that a view hides.")
-    cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_cell(cls, value: Any) -> Any:
-        return {"cell": 2, **value} if isinstance(value, dict) and value.get("pattern") == "cells" else value
-
-    @model_validator(mode="after")
-    def _fits(self) -> "MaskingSection":
-        if self.pattern == "random" and self.cell > 1:
-            raise ValueError(f'masking.cell {self.cell} needs masking.pattern "cells": "random" hides single patches')
-        return self
-
-
-class MethodSection(Section):
-    """The paper's row of the table: what the masked patches predict, and through which decoder."""
-
-    name: str = Field(description=f"The method: {', '.join(METHODS)}.")
-    target: Target = Field(description="What the masked branch predicts: pixels, pixels-norm, hog, hog-l2 or a table.")
-    decoder_width: int = Field(default=512, ge=1, description="Width of the decoder.")
-    decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")
-    decoder_heads: int = Field(default=16, ge=1, description="Attention heads of the decoder.")
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f'unknown method "{value}"; known: {", ".join(METHODS)}')
-        return value
-
-
-class DMSection(Section):
-    """Disjoint masking (DMJD Eq. 3): several views of a picture that together hide more than one of them."""
-
-    views: int = Field(default=2, ge=1, description="K: masked views per picture.")
-    prediction: float = Field(default=1.0, gt=0, le=1, description="m_pred: share of patches that some view hides.")
-    independent: bool = Field(default=False, description="Draw the views independently (baseline; ignores prediction).")
-
-
-class JDSection(Section):
-    """Joint distillation (DMJD Eq. 5): visible patches predict a target too."""
-
-    target: Target = Field(default=Target(kind="hog", norm="layer"), description="What the visible branch predicts.")
-    width: int = Field(default=512, ge=1, description="Width of the projector.")
-    beta: float = Field(default=2.0, gt=0, description="Where smooth-l1 turns from square to line.")
-    weight: float = Field(default=1.0, ge=0, description="λ of the visible branch.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _hog(cls, value: Any) -> Any:
-        """A target table that names no kind is HOG, so that `--set jd.target.cell=4` is enough."""
-        if isinstance(value, dict) and isinstance(target := value.get("target"), dict):
-            return {**value, "target": {"kind": "hog", **target}}
-        return value
-
-
-class OptimSection(Section):
-    """How long, how fast."""
-
-    epochs: int = Field(ge=1, description="Passes over the pictures.")
-    warmup_epochs: float = Field(ge=0, description="Epochs in which the learning rate rises from 0.")
-    batch_size: int = Field(ge=1, description="Unique pictures per step, over all devices.")
-    base_lr: float = Field(gt=0, description="Learning rate per 256 pictures.")
-    lr: float | None = Field(default=None, gt=0, description="Absolute learning rate; overrides base_lr and lr_rule.")
-    lr_rule: Literal["dmjd", "linear"] = Field(
-        default="dmjd",
-        description="base_lr · batch / 256, times m_pred / m_corr under DM (dmjd, Eq. 4) or not (linear).",
-    )
-    min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end of the cosine.")
-    weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay; none on biases and norms.")
-    betas: Pair = Field(default=(0.9, 0.95), description="AdamW betas.")
-    clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; unset = no clipping.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Numbers of forward and backward.")
-    max_steps: int | None = Field(default=None, ge=1, description="End after N steps; the schedule stays as planned.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "OptimSection":
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"optim.warmup_epochs {self.warmup_epochs:g} is more than optim.epochs {self.epochs}; lower it with "
-                f"--set optim.warmup_epochs={self.epochs / 20:g}"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas {list(self.betas)}: each must be at least 0 and below 1")
-        return self
-
-
-class RuntimeSection(Section):
-    """Where and how it runs; no key here changes results beyond the order of float sums."""
-
-    device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N, mps.")
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", description="Loader processes.")
-    accumulate: int = Field(default=1, ge=1, description="Parts into which a batch is cut to fit in memory.")
-    compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile; auto = on GPUs.")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; unset = PyTorch's choice.")
-    save_every_minutes: float = Field(default=10.0, gt=0, description="Minutes between checkpoints to resume from.")
-    keep_every_epochs: int | None = Field(
-        default=None, ge=1, description="Keep a checkpoint every N epochs; unset: none."
-    )
-    log_every: int = Field(default=10, ge=1, description="Steps between two lines of the log.")
-    tensorboard: bool = Field(default=True, description="Write TensorBoard files beside metrics.jsonl.")
-
-
-class ProbeSection(Section):
-    """kNN on the way, as a curve."""
-
-    source: str = Field(description="Labelled pictures to classify.")
-    every_epochs: int = Field(default=5, ge=1, description="Epochs between two probes.")
-    k: int = Field(default=20, ge=1, description="Neighbours that vote.")
+from remask.recipe.sections import (
+    DROPPING,
+    METHODS,
+    BackboneSection,
+    DataSection,
+    DMSection,
+    JDSection,
+    MaskingSection,
+    MethodSection,
+    OptimSection,
+    ProbeSection,
+    RuntimeSection,
+)
+from remask.recipe.values import Section
 
 
 class Recipe(Section):
@@ -228,6 +60,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         )
     if patch:
         yield from _grid_problems(recipe, patch)
+    yield from _method_problems(recipe)
     if optim.batch_size % recipe.runtime.accumulate:
         yield f"runtime.accumulate {recipe.runtime.accumulate} does not divide optim.batch_size {optim.batch_size}"
     for where, width, heads in (
@@ -236,6 +69,31 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     ):
         if width and heads and width % heads:
             yield f"{where}heads {heads} does not divide {where}width {width}"
+
+
+def _method_problems(recipe: Recipe) -> Iterator[str]:
+    """Method, backbone and targets that make no sense together, each with the reason."""
+    method, name = recipe.method, recipe.backbone.name
+    replacing = name.startswith(("beit", "swin"))
+    if method.name == "convmae" and not name.startswith("convvit"):
+        yield f"method convmae masks the convolutions of a ConViT; {name} has none: use mae, or backbone convvit_base"
+    elif method.name == "mae" and name.startswith("convvit"):
+        yield f"method mae on {name} is ConvMAE: set method.name convmae"
+    elif method.name in DROPPING and replacing:
+        yield (
+            f"method {method.name} drops masked tokens, and {name} needs the whole grid for its relative positions "
+            "and windows; use simmim, maskfeat or beit, or a vit"
+        )
+    elif method.name not in DROPPING and name.startswith("convvit"):
+        yield f"method {method.name} replaces masked tokens, and ConViT's masked convolutions drop them; use convmae"
+    if (method.name == "beit") != (method.target.kind == "tokens"):
+        yield (
+            f"method beit classifies token ids, {method.target.kind} are none: set method.target tokens"
+            if method.name == "beit"
+            else f"method {method.name} regresses vectors, and tokens are ids: use method beit, or another target"
+        )
+    if recipe.jd and recipe.jd.target.kind == "tokens":
+        yield "jd regresses vectors with smooth-l1, and tokens are ids: choose hog, pixels-norm or a teacher's features"
 
 
 def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
@@ -265,3 +123,6 @@ def recipe_keys(section: type[Section] = Recipe, prefix: str = "") -> dict[str, 
         if nested:
             keys |= recipe_keys(nested, f"{prefix}{name}.")
     return keys
+
+
+__all__ = ["METHODS", "Recipe", "recipe_keys"]

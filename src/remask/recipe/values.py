@@ -14,10 +14,23 @@ SHORTHANDS: Mapping[str, Mapping[str, Any]] = {
     "pixels-norm": {"kind": "pixels", "norm": "patch"},
     "hog": {"kind": "hog", "norm": "layer", "flavour": "central"},
     "hog-l2": {"kind": "hog", "norm": "l2", "flavour": "sobel"},
+    "tokens": {"kind": "tokens", "norm": "none"},
+    "clip": {"kind": "features", "norm": "layer", "teacher": "timm:vit_base_patch16_clip_224.openai"},
 }
 """Targets by one word, in TOML and in flags."""
 
-NORMS = {"pixels": ("none", "patch"), "hog": ("none", "l2", "layer")}
+NORMS = {
+    "pixels": ("none", "patch"),
+    "hog": ("none", "l2", "layer"),
+    "tokens": ("none",),
+    "features": ("none", "layer"),
+}
+KEYS = {
+    "flavour": ("hog",), "cell": ("hog",), "bins": ("hog",), "tokenizer": ("tokens",), "over": ("tokens",),
+    "vocabulary": ("tokens",), "file": ("tokens",),
+    "teacher": ("features", "tokens"), "weights": ("features", "tokens"),
+}  # fmt: skip
+"""Keys of a target that only some kinds have."""
 
 
 def _pair(value: Any) -> Any:
@@ -63,17 +76,39 @@ class Section(BaseModel):
 
 
 class Target(Section):
-    """τ: what a branch predicts. TOML also takes one word: pixels, pixels-norm, hog, hog-l2."""
+    """τ: what a branch predicts. TOML also takes one word: pixels, pixels-norm, hog, hog-l2, tokens, clip."""
 
-    kind: Literal["pixels", "hog"] = Field(
-        description="What is predicted: pixels, or histograms of oriented gradients."
+    kind: Literal["pixels", "hog", "tokens", "features"] = Field(
+        description="What is predicted: pixels, histograms of oriented gradients, token ids, a teacher's features."
     )
-    norm: Literal["none", "patch", "l2", "layer"] = Field(description="pixels: none, patch; hog: none, l2, layer.")
+    norm: Literal["none", "patch", "l2", "layer"] = Field(
+        description="pixels: none, patch; hog: none, l2, layer; features: none, layer."
+    )
     flavour: Literal["central", "sobel"] = Field(default="central", description="HOG of DMJD (central) or MaskFeat.")
     cell: int | None = Field(
         default=None, ge=1, description="Pixels a side of a HOG cell; unset = fitted to the patch."
     )
     bins: int = Field(default=9, ge=2, description="Orientation bins of HOG.")
+    tokenizer: Literal["codebook", "dalle", "stored"] = Field(
+        default="codebook", description="Where ids come from: a k-means codebook, DALL-E's dVAE, a file of stored ids."
+    )
+    over: Literal["hog", "hog-l2", "pixels", "pixels-norm", "features"] = Field(
+        default="hog",
+        description="What a codebook without a file is fitted on, from the run's pictures.",
+    )
+    vocabulary: int = Field(default=512, ge=2, description="Words of a codebook without a file.")
+    file: str | None = Field(
+        default=None, min_length=1, description="Codebook, dVAE weights or stored ids; unset = fit a codebook first."
+    )
+    teacher: str | None = Field(
+        default=None, min_length=1, description="timm:NAME, torchvision:mobilenet_v2, clip:NAME, open_clip:NAME, tae:."
+    )
+    weights: str | None = Field(default=None, min_length=1, description="The teacher's weights as a local file.")
+
+    @property
+    def unfitted(self) -> bool:
+        """A codebook that is still to be fitted."""
+        return self.kind == "tokens" and self.tokenizer == "codebook" and self.file is None
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +126,15 @@ class Target(Section):
     def _fits(self) -> "Target":
         if self.norm not in NORMS[self.kind]:
             raise ValueError(f'{self.kind} takes one of the norms {", ".join(NORMS[self.kind])}, not "{self.norm}"')
-        if self.kind == "pixels" and (self.flavour != "central" or self.cell is not None or self.bins != 9):
-            raise ValueError('flavour, cell and bins belong to kind = "hog"; leave them out for pixels')
+        given = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
+        foreign = [key for key, kinds in KEYS.items() if key in given and self.kind not in kinds]
+        if foreign:
+            kinds = " or ".join(f'"{kind}"' for kind in KEYS[foreign[0]])
+            raise ValueError(f"{', '.join(foreign)} belongs to kind = {kinds}; leave it out for {self.kind}")
+        if self.kind == "features" and self.teacher is None:
+            raise ValueError('kind = "features" needs a teacher, as in teacher = "timm:vit_small_patch16_224.dino"')
+        if self.kind == "tokens" and self.tokenizer != "codebook" and self.file is None:
+            raise ValueError(f'tokenizer = "{self.tokenizer}" needs a file: its weights or its ids')
+        if self.kind == "tokens" and (self.over == "features") != (self.teacher is not None):
+            raise ValueError('a teacher belongs to a codebook over features: over = "features", teacher = "timm:NAME"')
         return self

@@ -1,11 +1,42 @@
 """Recipes from recipes: `--method mae+dmjd` switches DM and JD, `--smoke` shrinks a run to seconds."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from remask.recipe.load import fail, merge
+from remask.recipe.load import fail, load_recipe, merge, parse_settings
 from remask.recipe.schema import METHODS, Recipe
+from remask.recipe.values import Target
 
 PLUGINS = {"dm": ("dm",), "jd": ("jd",), "dmjd": ("dm", "jd")}
+
+OWN_TARGETS = {
+    "mae": "pixels-norm",
+    "simmim": "pixels",
+    "maskfeat": "hog-l2",
+    "beit": "tokens",
+    "convmae": "pixels-norm",
+}
+"""What each paper's masked patches predict."""
+
+
+def choose(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    settings: Sequence[str] = (),
+    smoke: bool = False,
+) -> Recipe:
+    """The recipe that the flags of `remask pretrain` ask for. Raises UserError for any mistake in them.
+
+    A method other than the recipe's brings its paper's target, unless the flags name one.
+    """
+    switches = method_overrides(method) if method else {}
+    if switches and switches["method.name"] != load_recipe(recipe).method.name:
+        switches["method.target"] = OWN_TARGETS[switches["method.name"]]
+    chosen = load_recipe(recipe, {**switches, **(overrides or {}), **parse_settings(settings)})
+    return shrink(chosen) if smoke else chosen
 
 
 def method_overrides(spec: str) -> dict[str, Any]:
@@ -30,20 +61,42 @@ def method_label(recipe: Recipe) -> str:
 def shrink(recipe: Recipe) -> Recipe:
     """The recipe in seconds on a CPU, for `--smoke`: same method, masking, targets, DM and JD on a toy network.
 
-    Four steps of 8 pictures from the first 32, on a grid just fine enough for the masking; no probe on the way.
+    Four steps of 8 pictures from the first 32, on a grid just fine enough for the masking; no probe on the way. No
+    file, no download: an untrained network stands in for a teacher, a codebook of 16 words for a tokenizer.
     """
-    side = _side(recipe) * recipe.masking.cell * (recipe.backbone.patch or 16)
-    small = {
+    swin = recipe.backbone.name.startswith("swin")
+    toy = {"name": "swin_micro"} if swin else {"width": 32, "depth": 2, "heads": 2}
+    stride = 8 if swin else recipe.backbone.patch or 16
+    side = _side(recipe) * recipe.masking.cell * stride
+    small: dict[str, Any] = {
         "data": {"image_size": (side, side), "limit": 32},
-        "backbone": {"width": 32, "depth": 2, "heads": 2},
-        "method": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
+        "backbone": toy,
+        "method": {
+            "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "target": _toy_target(recipe.method.target),
+        },
         "optim": {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 8, "max_steps": 4, "precision": "fp32"},
         "runtime": {"device": "cpu", "workers": 0, "accumulate": 1, "compile": False},
         "probe": None,
-    }
+    }  # fmt: skip
     if recipe.jd:
-        small["jd"] = {"width": 32}
+        small["jd"] = {"width": 32, "target": _toy_target(recipe.jd.target)}
     return Recipe.model_validate(merge(recipe.model_dump(), small))
+
+
+def _toy_target(target: Target) -> dict[str, Any]:
+    """What to change in a target that would need a file or a download."""
+    if target.kind == "features":
+        return {"teacher": "untrained:test_vit", "weights": None}
+    if target.kind == "tokens":
+        return {
+            "tokenizer": "codebook",
+            "over": "hog",
+            "vocabulary": 16,
+            "file": None,
+            "teacher": None,
+            "weights": None,
+        }
+    return {}
 
 
 def _side(recipe: Recipe) -> int:

@@ -12,12 +12,12 @@ from remask.views import Views
 
 
 class Target(Protocol):
-    """(images, views) -> [B, N, P]. A target that only needs the image ignores the views and is computed once."""
+    """(images, views) -> [B, N, P], or ids [B, N, 1]. What only needs the image ignores the views."""
 
     width: int
-    """P, the length of a token's vector."""
+    """P: the length of a token's vector; for ids the size of the vocabulary, which is what a head must predict."""
 
-    def __call__(self, images: Images, views: Views) -> Num[Tensor, "B N P"]: ...
+    def __call__(self, images: Images, views: Views) -> Num[Tensor, "B N T"]: ...
 
     def describe(self) -> str:
         """A few words for the printed equation."""

@@ -8,6 +8,10 @@ magnitudes over cells. They differ in the gradient, in the scale of a cell and i
 
 Gradients of exactly 0 sit on a bin edge, so rounding moves whole pixels between bins: HOG is computed in fp32 on
 integer pixel values, where both gradients are exact. A normalised float image is first turned back into integers.
+
+A cell is a bag of pixels and a pixel is a row of bins, so a histogram is one `embedding_bag`: no axis of bins over the
+whole picture is ever written. The gradients of 8-bit pictures are integers, few enough for tables: a picture becomes
+one number per pixel, and no angle or root is taken of it. See docs/decisions/0008.
 """
 
 import math
@@ -16,7 +20,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor, nn
 
 from remask.types import Images, Size, UserError
@@ -24,6 +28,12 @@ from remask.views import Views
 
 Flavour = Literal["central", "sobel"]
 Norm = Literal["none", "l2", "layer"]
+
+REACH: dict[Flavour, int] = {"central": 255, "sobel": 1020}
+"""Largest gradient of 8-bit pixels, either way."""
+
+WINDOW, WINDOW_STD = 16, 8.0
+"""Side and standard deviation in pixels of mmpretrain's Gaussian."""
 
 
 class Hog(nn.Module):
@@ -34,10 +44,16 @@ class Hog(nn.Module):
     flavour  "central" (DMJD) or "sobel" (MaskFeat, FastMIM)
     cell     side of a cell in pixels
     norm     over the bins of each cell and channel: "layer" (LayerNorm without affine, DMJD), "l2" (MaskFeat), "none"
+    gaussian weigh magnitudes by a 16×16 Gaussian tiled over the image (mmpretrain's MaskFeat; SlowFast's has none)
     """
 
     mean: Tensor
     std: Tensor
+    bank: Tensor
+    rows: Tensor | None
+    codes: Tensor | None
+    lengths: Tensor | None
+    window: Tensor | None
 
     def __init__(
         self,
@@ -48,6 +64,7 @@ class Hog(nn.Module):
         cell: int = 8,
         bins: int = 9,
         norm: Norm = "layer",
+        gaussian: bool = False,
     ) -> None:
         super().__init__()
         if patch[0] % cell or patch[1] % cell:
@@ -56,32 +73,71 @@ class Hog(nn.Module):
             )
         self.patch, self.flavour, self.cell, self.bins, self.norm = patch, flavour, cell, bins, norm
         self.width = len(mean) * bins * (patch[0] // cell) * (patch[1] // cell)
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        codes, lengths = gradient_table(flavour, bins)
+        # whole rows where they are few: 5 MB in the central flavour, 75 in the other
+        rows = bin_rows(bins)[codes] * lengths.unsqueeze(1) if flavour == "central" and not gaussian else None
+        buffers = {
+            "mean": torch.tensor(mean).view(-1, 1, 1),
+            "std": torch.tensor(std).view(-1, 1, 1),
+            "bank": bin_rows(bins),
+            "rows": rows,
+            "codes": codes if rows is None else None,
+            "lengths": lengths if rows is None else None,
+            "window": gaussian_window() if gaussian else None,
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "B N P"]:
-        histogram = self.histogram(self._integers(images))  # fp32 also under autocast, which lowers none of these ops
-        if self.norm == "l2":
+        exact = images.dtype == torch.uint8
+        histogram = self.histogram(images if exact else pixel_values(images, self.mean, self.std))
+        if self.norm == "l2":  # fp32 also under autocast, which lowers none of these ops
             histogram = F.normalize(histogram, dim=2)
         elif self.norm == "layer":
             histogram = F.layer_norm(histogram.movedim(2, -1), (self.bins,)).movedim(-1, 2)
         return self._tokens(histogram)
 
-    def histogram(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C bins h w"]:
-        """Magnitude per orientation bin of each cell and channel, h = H / cell, w = W / cell; not normalised."""
-        gradient = central_gradient if self.flavour == "central" else sobel_gradient
-        down, right = gradient(pixels)
-        magnitude = torch.hypot(down, right)
-        across, along = (down, right) if self.flavour == "central" else (right, down)
-        # half a millionth of a bin: 0 and 45 degrees, which integers hit exactly, then fall alike on every device
-        index = (torch.atan2(across, along) * (self.bins / math.pi) + 5e-7).floor().remainder(self.bins).long()
+    def histogram(self, pixels: Num[Tensor, "B C H W"]) -> Float[Tensor, "B C bins h w"]:
+        """Magnitude per orientation bin of each cell and channel, h = H / cell, w = W / cell; not normalised.
+
+        pixels   values 0..255, as uint8 or float
+        """
         b, c, h, w = pixels.shape
-        rows, cols = h // self.cell, w // self.cell
-        histogram = pixels.new_zeros(b, c, self.bins, h, w).scatter_(2, index.unsqueeze(2), magnitude.unsqueeze(2))
-        cells = histogram[..., : rows * self.cell, : cols * self.cell]
-        cells = cells.unflatten(-1, (cols, self.cell)).unflatten(-3, (rows, self.cell)).sum((-3, -1))
+        if self.rows is not None and pixels.dtype == torch.uint8:
+            sums = F.embedding_bag(self._cells(gradient_index(pixels, self.flavour)), self.rows, mode="sum")
+        else:
+            bins, magnitude = self._measured(pixels)
+            if self.window is not None:
+                magnitude = magnitude * self._tiled((h, w), len(magnitude))
+            sums = F.embedding_bag(bins, self.bank, mode="sum", per_sample_weights=magnitude)
+        cells = sums.view(b, c, h // self.cell, w // self.cell, self.bins).movedim(-1, 2)
         return cells / self.cell**2 if self.flavour == "central" else cells
+
+    def _measured(
+        self, pixels: Num[Tensor, "B C H W"]
+    ) -> tuple[Int[Tensor, "cells pixels"], Float[Tensor, "cells pixels"]]:
+        """Row of the bank and magnitude of each pixel: looked up for 8-bit pixels, computed for others."""
+        if self.codes is not None and self.lengths is not None and pixels.dtype == torch.uint8:
+            index = self._cells(gradient_index(pixels, self.flavour))
+            flat = index.flatten()
+            return self.codes.index_select(0, flat).view_as(index), self.lengths.index_select(0, flat).view_as(index)
+        down, right = (self._cells(part) for part in gradient(pixels, self.flavour))
+        return orientation(down, right, self.flavour, self.bins), length(down, right)
+
+    def _cells(self, x: Num[Tensor, "B C H W"]) -> Num[Tensor, "cells pixels"]:
+        """One row of pixels per whole cell, cells in raster order; what no cell holds is left out."""
+        rows, cols = x.shape[-2] // self.cell, x.shape[-1] // self.cell
+        x = x[..., : rows * self.cell, : cols * self.cell]
+        x = x.unflatten(-1, (cols, self.cell)).unflatten(-3, (rows, self.cell))
+        return x.transpose(-3, -2).flatten(-2).flatten(0, -2)
+
+    def _tiled(self, size: Size, count: int) -> Float[Tensor, "cells pixels"]:
+        """The Gaussian over the image, in cells, for each of the images and channels that `count` cells are."""
+        assert self.window is not None
+        tiled = self.window.repeat(*(-(-side // WINDOW) for side in size))[: size[0], : size[1]]
+        weights = self._cells(tiled[None, None])
+        return weights.repeat(count // weights.shape[0], 1)
 
     def _tokens(self, histogram: Float[Tensor, "B C bins h w"]) -> Float[Tensor, "B N P"]:
         """Cells to the tokens they lie in, in the order of the flavour's official code."""
@@ -91,20 +147,28 @@ class Hog(nn.Module):
         order = (0, 3, 5, 4, 6, 2, 1) if self.flavour == "central" else (0, 3, 5, 1, 2, 4, 6)
         return tokens.permute(order).reshape(b, (h // a) * (w // z), self.width)
 
-    def _integers(self, images: Images) -> Float[Tensor, "B C H W"]:
-        """Pixel values 0..255 as floats; a normalised image is turned back and rounded where it came from integers."""
-        if not images.is_floating_point():
-            return images.float()
-        pixels = (images.float() * self.std + self.mean) * 255
-        nearest = pixels.round()
-        return torch.where((pixels - nearest).abs() < 1e-2, nearest, pixels)
-
     def describe(self) -> str:
         norm = {"none": "", "l2": ", l2", "layer": ", LayerNorm"}[self.norm]
-        return f"HOG {self.flavour} {self.cell} px{norm}"
+        window = ", Gaussian" if self.window is not None else ""
+        return f"HOG {self.flavour} {self.cell} px{window}{norm}"
 
 
-def central_gradient(pixels: Float[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
+def pixel_values(images: Images, mean: Float[Tensor, "C 1 1"], std: Float[Tensor, "C 1 1"]) -> Float[Tensor, "B C H W"]:
+    """Pixel values 0..255 as floats. A normalised image is turned back, and rounded if all of it came from integers."""
+    if not images.is_floating_point():
+        return images.float()
+    pixels = (images.float() * std + mean) * 255
+    nearest = pixels.round()
+    integral = (pixels - nearest).abs().amax((1, 2, 3), keepdim=True) < 1e-2
+    return torch.where(integral, nearest, pixels)
+
+
+def gradient(pixels: Num[Tensor, "B C H W"], flavour: Flavour) -> tuple[Tensor, Tensor]:
+    """(down, right) of a flavour."""
+    return central_gradient(pixels) if flavour == "central" else sobel_gradient(pixels)
+
+
+def central_gradient(pixels: Num[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
     """(down, right) as next - previous, without the half; zero on the first and last row (column)."""
     down, right = torch.zeros_like(pixels), torch.zeros_like(pixels)
     down[..., 1:-1, :] = pixels[..., 2:, :] - pixels[..., :-2, :]
@@ -112,9 +176,52 @@ def central_gradient(pixels: Float[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
     return down, right
 
 
-def sobel_gradient(pixels: Float[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
+def sobel_gradient(pixels: Num[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
     """(down, right) of the 3×3 Sobel operator, previous - next as in MaskFeat, border reflected."""
-    x = F.pad(pixels, (1, 1, 1, 1), mode="reflect")
-    smooth_cols = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
-    smooth_rows = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
+    x = torch.cat([pixels[..., 1:2, :], pixels, pixels[..., -2:-1, :]], dim=-2)  # F.pad reflects no integers
+    x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=-1)
+    smooth_cols = (x[..., :-2] + x[..., 2:]).add(x[..., 1:-1], alpha=2)
+    smooth_rows = (x[..., :-2, :] + x[..., 2:, :]).add(x[..., 1:-1, :], alpha=2)
     return smooth_cols[..., :-2, :] - smooth_cols[..., 2:, :], smooth_rows[..., :-2] - smooth_rows[..., 2:]
+
+
+def length(down: Float[Tensor, "*any"], right: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Magnitude. Squares of integers are exact in fp32 and roots are rounded alike everywhere, which hypot is not."""
+    return (down.square() + right.square()).sqrt()
+
+
+def orientation(
+    down: Float[Tensor, "*any"], right: Float[Tensor, "*any"], flavour: Flavour, bins: int
+) -> Int[Tensor, "*any"]:
+    """Row of `bin_rows`: the angle in bins, from -bins to bins, plus `bins`. Sobel's runs from the vertical."""
+    across, along = (down, right) if flavour == "central" else (right, down)
+    # half a millionth of a bin: 0 and 45 degrees, which integers hit exactly, then fall alike on every device
+    return (torch.atan2(across, along) * (bins / math.pi) + 5e-7).floor().to(torch.int32) + bins
+
+
+def bin_rows(bins: int) -> Float[Tensor, "rows bins"]:
+    """Row i is 1 in bin i modulo `bins`: opposite directions share a bin, and 180 degrees is 0."""
+    return torch.eye(bins).repeat(3, 1)[: 2 * bins + 1]
+
+
+def gradient_index(pixels: UInt8[Tensor, "B C H W"], flavour: Flavour) -> Int[Tensor, "B C H W"]:
+    """Entry of `gradient_table` for each pixel: |(2 · reach + 1) · down + right|, one of two opposite directions."""
+    down, right = gradient(pixels.to(torch.int16), flavour)
+    return (down.to(torch.int32) * (2 * REACH[flavour] + 1) + right).abs()
+
+
+def gradient_table(flavour: Flavour, bins: int) -> tuple[Int[Tensor, "entries"], Float[Tensor, "entries"]]:
+    """Row of `bin_rows` and magnitude of every gradient that 8-bit pixels can have, opposite ones being one."""
+    reach = REACH[flavour]
+    span = 2 * reach + 1
+    index = torch.arange(reach * span + reach + 1)
+    down = (index + reach) // span
+    right = (index - down * span).float()
+    return orientation(down.float(), right, flavour, bins), length(down.float(), right)
+
+
+def gaussian_window() -> Float[Tensor, "16 16"]:
+    """A Gaussian of standard deviation 8 in the middle of 16×16 pixels, its values adding up to 1."""
+    axis = torch.exp(-(((torch.arange(float(WINDOW)) - (WINDOW - 1) / 2) / WINDOW_STD) ** 2) / 2)
+    window = axis[:, None] * axis
+    return window / window.sum()

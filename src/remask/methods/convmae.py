@@ -1,0 +1,41 @@
+"""ConvMAE: Masked Convolution Meets Masked Autoencoders (Gao et al., arXiv 2205.03892): MAE on ConvViT."""
+
+from torch import nn
+
+from remask.backbones import Backbone
+from remask.backbones.convvit_network import ConvViTNetwork
+from remask.masking import Masking
+from remask.method import Method
+from remask.methods.mae import initialise, mae
+from remask.targets import Target
+from remask.types import Size, UserError
+
+
+def convmae(
+    backbone: Backbone,
+    masking: Masking,
+    target: Target,
+    size: Size,
+    width: int = 512,
+    depth: int = 8,
+    heads: int = 16,
+    mlp_ratio: float = 4.0,
+) -> Method:
+    """f drops the masked cells, its convolutions see none of them; all else is MAE, but for the initial weights.
+
+    width, depth, heads, mlp_ratio are the decoder's. Raises UserError for a backbone that is no ConvViT.
+    # official: the decoder's MLP ratio is that of the first stage (4 in ConvMAE, 8 in DMJD); here it is asked for.
+    """
+    network = backbone.network
+    if not isinstance(network, ConvViTNetwork):
+        raise UserError(
+            f"convmae trains a ConvViT, not a {type(network).__name__}: set backbone.name = convvit_base, or method mae"
+        )
+    method = mae(backbone, masking, target, size, width, depth, heads, mlp_ratio, _all_but_convolutions)
+    initialise(network.patch_embed3.proj)  # of the convolutions the only one; the others start as PyTorch has them
+    return method
+
+
+def _all_but_convolutions(module: nn.Module) -> None:
+    if not isinstance(module, nn.Conv2d):
+        initialise(module)

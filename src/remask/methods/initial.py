@@ -1,0 +1,47 @@
+"""Initial weights of the methods that replace tokens: SimMIM 2111.09886, MaskFeat 2112.09133, BEiT 2106.08254."""
+
+import math
+from functools import partial
+
+import torch
+from torch import nn
+
+from remask.method import Method
+
+STD = 0.02
+
+
+def truncated(module: nn.Module, bound: float = 2.0) -> None:
+    """Linear layers and the patch convolution: normal of std .02, cut off at ±bound; zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=STD, a=-bound, b=bound)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def initialise(method: Method, bound: float = 2.0, *, heads: bool = True, rescale: bool = False) -> None:
+    """The published start of a method, in place; targets, which may hold trained networks, are not touched.
+
+    bound     where the normal of std .02 is cut off; BEiT's and SimMIM's ViT cut at one deviation
+    heads     False leaves the heads as PyTorch made them (SimMIM)
+    rescale   divide the two matrices that write to the residual stream by √(2·block), blocks counted from 1
+    A Swin keeps the weights that timm gave it, which are the published ones.
+    """
+    network = method.backbone.network
+    parts = [branch.head for branch in method.branches] if heads else []
+    blocks = list(getattr(network, "blocks", []))
+    if blocks:
+        parts.append(network)  # type: ignore[arg-type]
+        tokens = [p for name, p in network.named_parameters() if name in ("cls_token", "reg_token", "pos_embed")]
+        for token in (p for p in [*tokens, method.fill] if p is not None and p.requires_grad):
+            nn.init.trunc_normal_(token, std=STD, a=-bound, b=bound)
+    for part in parts:
+        if isinstance(part, nn.Module):
+            part.apply(partial(truncated, bound=bound))
+    for number, block in enumerate(blocks if rescale else [], 1):
+        with torch.no_grad():
+            block.attn.proj.weight.div_(math.sqrt(2 * number))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * number))
+
+
+__all__ = ["STD", "initialise", "truncated"]
