@@ -236,7 +236,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         print("remask: the disk is full; free some space, then continue with remask resume RUN", file=sys.stderr)
         return 2
-    from remask.types import UserError
+    from remask.errors import UserError
 
     if isinstance(error, UserError):
         print(f"remask: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The axes of the library, the names that cross module borders, and the one error a user ever sees.
+"""The axes of the library and the names that cross module borders.
 
 Axes, in shapes and in prose:
 
@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+
+from remask.errors import UserError
 
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of the token grid, N = rows · columns."""
@@ -33,5 +35,4 @@ class Features(NamedTuple):
     tokens: Float[Tensor, "R N D"]
 
 
-class UserError(Exception):
-    """A mistake that one line explains: what, where, and what to do. The command line prints it and exits with 2."""
+__all__ = ["Features", "Grid", "Ids", "Images", "Size", "UserError"]

@@ -10,6 +10,7 @@ from tests.architecture.source import Edge, Module, exists, modules
 ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(step.split())
     for step in (
+        "errors",
         "types",
         "tokens",
         "views",

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from remask.interop import teachers
 from remask.interop.teachers import (
     KINDS,
     MEAN,
@@ -291,3 +292,15 @@ def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     one_line(
         "timm:resnet18", None, r"timm:resnet18 could not be opened \(no route to host\); offline, give its weights"
     )
+
+
+def test_an_unreachable_hub_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    def no_name(*_: object) -> None:
+        raise OSError("no name server")
+
+    before = constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(teachers.socket, "getaddrinfo", no_name)
+    assert teachers._fetched(lambda: constants.HF_HUB_OFFLINE, "timm:any") is True
+    assert before == constants.HF_HUB_OFFLINE

@@ -14,9 +14,12 @@ result. On the meta device networks are made without weights, for counting.
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlparse
 
 import torch
 from jaxtyping import Float
@@ -250,10 +253,27 @@ def _load(network: nn.Module, state: State, weights: Path, optional: tuple[str, 
 def _fetched(make: Callable[[], Any], spec: str) -> Any:
     """What a library makes of published weights; whatever it raises when they are out of reach becomes one line."""
     try:
-        return make()
+        with _quick_when_offline():
+            return make()
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{spec} could not be opened ({reason}); offline, give its weights as a file") from error
+
+
+@contextmanager
+def _quick_when_offline() -> Iterator[None]:
+    """Without a name server the hub's client would try again for minutes, and say so each time: it is told before."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True  # what was fetched earlier is still found
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _package(name: str, spec: str) -> Any:

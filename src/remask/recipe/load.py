@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from remask.errors import UserError
 from remask.recipe.schema import Recipe, recipe_keys
 from remask.recipe.values import SHORTHANDS
 
@@ -233,6 +234,4 @@ def _shown(value: Any) -> str:
 
 def fail(line: str) -> NoReturn:
     """Raise the UserError that `line` is."""
-    from remask.types import UserError  # here, for types.py imports torch: seconds that only an error should cost
-
     raise UserError(line) from None
