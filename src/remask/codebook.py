@@ -93,8 +93,8 @@ def install(words: Words, method: Method) -> None:
 def with_file(recipe: Recipe, file: str) -> Recipe:
     """The recipe with its codebook read from a file."""
     target = recipe.method.target
-    kept = {"kind": "tokens", "norm": target.norm, "tokenizer": "codebook", "file": file}
-    part = recipe.method.model_copy(update={"target": TargetRecipe.model_validate(kept)})
+    kept = target.model_copy(update={"file": file, "over": "hog", "teacher": None, "weights": None})
+    part = recipe.method.model_copy(update={"target": TargetRecipe.model_validate(kept.model_dump())})
     return recipe.model_copy(update={"method": part})
 
 

@@ -80,10 +80,14 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
     }
 
 
+NAMES = {"mae": "MAE", "simmim": "SimMIM", "maskfeat": "MaskFeat", "beit": "BEiT", "convmae": "ConvMAE"}
+"""Methods as their papers write them."""
+
+
 def summary(recipe: Mapping[str, Any], cost: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
     """One sentence: method, backbone, data, cost; what is not known is left out."""
     section = {key: recipe.get(key) or {} for key in ("method", "backbone", "data", "optim", "dm", "jd")}
-    name = str(section["method"].get("name", "")).upper()
+    name = NAMES.get(called := str(section["method"].get("name", "")), called)
     if section["dm"]:
         name += f" with disjoint masking ({section['dm'].get('views', 2)} views)"
     if section["jd"]:
