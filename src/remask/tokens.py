@@ -12,6 +12,16 @@ def grid_of(size: Size, patch: Size) -> Grid:
     return size[0] // patch[0], size[1] // patch[1]
 
 
+def whole_grid(size: Size, patch: Size) -> Grid:
+    """`grid_of`, or a UserError where patches do not divide the image."""
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise UserError(
+            f"an image of {size[0]}×{size[1]} px cannot be cut into patches of {patch[0]}×{patch[1]} px; "
+            "change data.image_size or backbone.patch_size"
+        )
+    return grid_of(size, patch)
+
+
 def patchify(images: Num[Tensor, "B C H W"], patch: Size) -> Num[Tensor, "B N P"]:
     """Cut images into patches, raster order; a vector runs pixel row, pixel column, channel (MAE's layout)."""
     (b, c, h, w), (ph, pw) = images.shape, patch

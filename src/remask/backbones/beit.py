@@ -18,7 +18,7 @@ from timm.models.beit import Beit, gen_relative_position_index
 from torch import Tensor, nn
 
 from remask.backbones import Mode
-from remask.tokens import grid_of, patchify
+from remask.tokens import patchify, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
 
@@ -69,12 +69,7 @@ class BeitViT(nn.Module):
         self.register_buffer("scale", 1 / (torch.tensor(std).view(-1, 1, 1) * 255), persistent=False)
 
     def grid(self, size: Size) -> Grid:
-        if size[0] % self.patch[0] or size[1] % self.patch[1]:
-            raise UserError(
-                f"an image of {size[0]}×{size[1]} px cannot be cut into patches of {self.patch[0]}×{self.patch[1]} px; "
-                "change data.image_size or backbone.patch_size"
-            )
-        return grid_of(size, self.patch)
+        return whole_grid(size, self.patch)
 
     def embed(self, images: Images) -> Stem:
         grid = self.grid((images.shape[-2], images.shape[-1]))

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from remask.backbones import Mode
-from remask.tokens import grid_of, patchify, sincos_positions
+from remask.tokens import patchify, sincos_positions, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
 
@@ -67,12 +67,7 @@ class ViT(nn.Module):
         self.register_buffer("scale", 1 / (torch.tensor(std).repeat(pixels) * 255), persistent=False)
 
     def grid(self, size: Size) -> Grid:
-        if size[0] % self.patch[0] or size[1] % self.patch[1]:
-            raise UserError(
-                f"an image of {size[0]}×{size[1]} px cannot be cut into patches of {self.patch[0]}×{self.patch[1]} px; "
-                "change data.image_size or backbone.patch_size"
-            )
-        return grid_of(size, self.patch)
+        return whole_grid(size, self.patch)
 
     def embed(self, images: Images) -> Stem:
         grid = self.grid((images.shape[-2], images.shape[-1]))
