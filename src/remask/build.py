@@ -11,17 +11,18 @@ from torch import nn
 from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
 from remask.backbones.convvit import create_convvit
+from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from remask.checkpoint import RunFolder, find, load_weights
+from remask.checkpoint import RunFolder
 from remask.images import Loader, RandomCropFlip, Source
 from remask.interop.teachers import open_teacher
 from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
-from remask.methods import beit, convmae, dm, jd, mae, maskfeat, simmim
+from remask.methods import beit, convmae, dm, fastmim, jd, mae, maskfeat, simmim
 from remask.optim import adamw, learning_rate, parameter_groups
-from remask.recipe import Recipe, load_recipe
+from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.runtime import Runtime, seeded
 from remask.targets import Hog, Pixels, Target
@@ -29,13 +30,14 @@ from remask.targets.dalle import Dalle, load_dalle
 from remask.targets.teacher import Teacher
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.trainer import Hook, Schedule, Trainer
-from remask.types import Size
+from remask.types import Size, UserError
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
 NETWORKS: Mapping[str, Callable[..., Backbone]] = {
-    "convvit": create_convvit, "beit": create_beit, "swin": create_swin, "": create_vit,
+    "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,
+    "": create_hierarchical,
 }  # fmt: skip
-"""Who makes a backbone, by how its name begins; the rest are plain vision transformers."""
+"""Who makes a backbone, by how its name begins; the rest return a map of features and can do no more."""
 
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")
 """Methods whose papers spare position tables and tokens from weight decay; MAE, MaskFeat and ConvMAE do not."""
@@ -49,16 +51,39 @@ def build_backbone(recipe: Recipe) -> Backbone:
     create = next(create for start, create in NETWORKS.items() if part.name.startswith(start))
     if create is create_vit:
         create = partial(create_vit, positions=part.positions)
+    if create is create_hierarchical and recipe.method.name != "fastmim" and known(part.name):
+        raise UserError(
+            f"method {recipe.method.name} drops or replaces masked tokens, and {part.name} can do neither; choose "
+            "method fastmim, which hides pixels, or a ViT"
+        )
+    if overrides and create is create_hierarchical:
+        given = " and ".join(
+            f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)
+        )
+        raise UserError(f"{part.name} has its own sizes: leave out {given}, or choose a vit")
     return create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
 
 
-def build_masking(recipe: Recipe) -> Masking:
-    """The pattern of [masking], one view; DM comes as a plug-in."""
-    return Masking(recipe.masking.ratio, PATTERNS[recipe.masking.pattern], recipe.masking.cell)
+def build_masking(recipe: Recipe, patch: Size) -> tuple[Masking, Size]:
+    """The pattern of [masking], one view (DM comes as a plug-in), and the pixels of a token of its grid.
+
+    A cell in pixels is whole patches, or a whole part of one (FastMIM). Raises UserError where it is neither.
+    """
+    part, side = recipe.masking, recipe.masking.cell_pixels
+    if not side:
+        return Masking(part.ratio, PATTERNS[part.pattern], part.cell), patch
+    if patch[0] == patch[1] and side % patch[0] == 0:
+        return Masking(part.ratio, PATTERNS[part.pattern], side // patch[0]), patch
+    if patch[0] % side or patch[1] % side or recipe.method.name != "fastmim":
+        raise UserError(
+            f"masking.cell_pixels {side} does not fit tokens of {patch[0]}×{patch[1]} px: a cell is whole "
+            "tokens, or in fastmim a whole part of one"
+        )
+    return Masking(part.ratio, PATTERNS[part.pattern]), (side, side)
 
 
 def build_target(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
-    """A target for a backbone's patches. A codebook that is still to be fitted has empty words."""
+    """A target for tokens of `patch` pixels. A codebook that is still to be fitted has empty words."""
     data = recipe.data
     cell = part.cell or (8 if min(patch) >= 16 else max(min(patch) // 2, 1))
     kinds: dict[str, Callable[[], Target]] = {
@@ -103,23 +128,25 @@ def codebook_features(part: TargetRecipe) -> TargetRecipe:
 def build_method(recipe: Recipe) -> Method:
     """Base method, then DM, then JD; a target that two branches share is one object, computed once."""
     with seeded(recipe.seed, "weights"):
-        backbone, masking, part = build_backbone(recipe), build_masking(recipe), recipe.method
-        target = build_target(part.target, recipe, backbone.patch)
+        backbone, part = build_backbone(recipe), recipe.method
+        masking, unit = build_masking(recipe, backbone.patch)
+        target = build_target(part.target, recipe, unit)
         size = recipe.data.image_size
         decoder = (part.decoder_width, part.decoder_depth, part.decoder_heads, part.decoder_mlp_ratio)
         bases: dict[str, Callable[[], Method]] = {
             "mae": lambda: mae(backbone, masking, target, size, *decoder),
-            "simmim": lambda: simmim(backbone, masking, target),
-            "maskfeat": lambda: maskfeat(backbone, masking, target),
-            "beit": lambda: beit(backbone, masking, target),
+            "simmim": lambda: simmim(backbone, masking, target, part.initial),
+            "maskfeat": lambda: maskfeat(backbone, masking, target, part.initial),
+            "beit": lambda: beit(backbone, masking, target, part.initial),
             "convmae": lambda: convmae(backbone, masking, target, size, *decoder),
+            "fastmim": lambda: fastmim(backbone, masking, target, unit, *decoder),
         }
         method = bases[part.name]()
         if recipe.dm:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:
             shared = recipe.jd.target == part.target
-            visible = target if shared else build_target(recipe.jd.target, recipe, backbone.patch)
+            visible = target if shared else build_target(recipe.jd.target, recipe, unit)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
     counts(method, recipe)
     return method
@@ -127,7 +154,7 @@ def build_method(recipe: Recipe) -> Method:
 
 def counts(method: Method, recipe: Recipe) -> Counts:
     """Tokens hidden and predicted on this recipe's grid. Raises UserError where the masking does not fit it."""
-    return method.masking.counts(method.backbone.grid(recipe.data.image_size))
+    return method.masking.counts(method.grid(recipe.data.image_size))
 
 
 def peak_lr(recipe: Recipe, method: Method) -> float:
@@ -150,6 +177,7 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         channels=data.channels,
         min_side=min(method.backbone.patch),
         max_bad=data.max_bad,
+        reduced=data.reduced,
         pin=runtime.device.type == "cuda",
         **report,
     )
@@ -164,9 +192,15 @@ def auto_workers(runtime: Runtime) -> int:
 
 
 def build_trainer(
-    recipe: Recipe, method: Method, loader: Loader, runtime: Runtime, run: RunFolder, hooks: tuple[Hook, ...] = ()
+    recipe: Recipe,
+    method: Method,
+    loader: Loader,
+    runtime: Runtime,
+    run: RunFolder,
+    hooks: tuple[Hook, ...] = (),
+    until_epoch: int | None = None,
 ) -> Trainer:
-    """Optimizer, schedule and ledger around a method."""
+    """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
     optim, part = recipe.optim, recipe.runtime
     gflops = gflops_per_image(recipe)
     lr = peak_lr(recipe, method)
@@ -177,7 +211,7 @@ def build_trainer(
     schedule = Schedule(
         optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, part.accumulate,
         optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
-        optim.drop_epoch,
+        optim.drop_epoch, until_epoch,
     )  # fmt: skip
     images = len(loader) * optim.batch_size
     ledger = Ledger(images, method.masking.views, int(runtime.device.type == "cuda"), gflops)
@@ -198,25 +232,3 @@ def gflops_per_image(recipe: Recipe) -> float:
 def parameters(module: nn.Module) -> int:
     """Number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def open_run(path: Path) -> tuple[RunFolder, Recipe]:
-    """A run folder and the recipe it was made with."""
-    run = RunFolder.open(path)
-    return run, _beside(load_recipe(path / "recipe.toml", environment={}), path)
-
-
-def _beside(recipe: Recipe, folder: Path) -> Recipe:
-    """A codebook that a run keeps in its own folder is found wherever the folder is moved."""
-    file = recipe.method.target.file
-    if file is None or not (folder / file).is_file():
-        return recipe
-    target = recipe.method.target.model_copy(update={"file": str(folder / file)})
-    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"target": target})})
-
-
-def trained(run: RunFolder, recipe: Recipe, name: str = "last") -> Method:
-    """The method of a run with the weights of a checkpoint."""
-    method = build_method(recipe)
-    load_weights(find(run, name) / "model.safetensors", method)
-    return method

@@ -113,6 +113,11 @@ def find(run: RunFolder, name: str = "last") -> Path:
     )
 
 
+def position(run: RunFolder, name: str = "last") -> dict[str, Any]:
+    """Where a run stood when it wrote a checkpoint: "step", "epoch" and the cost so far."""
+    return json.loads((find(run, name) / "state.json").read_text())
+
+
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Load a checkpoint into a model (strictly) and an optimizer; returns the saved state."""
     load_weights(folder / "model.safetensors", model)
@@ -150,4 +155,4 @@ def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
     return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(wanted[key].shape)}" for key in shared]
 
 
-__all__ = ["RunFolder", "find", "load_weights", "refuse_existing", "restore", "save"]
+__all__ = ["RunFolder", "find", "load_weights", "position", "refuse_existing", "restore", "save"]

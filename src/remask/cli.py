@@ -60,10 +60,10 @@ def pretrain(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the run.  [runs/RECIPE-DATE]")] = None,
     method: Annotated[
-        str | None, typer.Option(help="mae, simmim, maskfeat, beit or convmae, with +dm, +jd or +dmjd.")
+        str | None, typer.Option(help="mae, simmim, maskfeat, beit, convmae or fastmim, with +dm, +jd or +dmjd.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="vit_micro, vit_tiny, convvit_base, or any timm ViT, BEiT or Swin.")
+        str | None, typer.Option(help="vit_micro, convvit_base, a timm ViT, BEiT or Swin; for fastmim any timm name.")
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
@@ -117,6 +117,9 @@ def probe(
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
     layer: Annotated[int, typer.Option(metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")] = -1,
     checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+    image_size: Annotated[
+        str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures to probe.  [the run's]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -126,10 +129,31 @@ def probe(
     Accuracy on frozen features, with all labels and with 10 a class, beside the same network untrained and raw pixels.
     """
     from remask import commands
+    from remask.recipe.values import image_size as parsed
 
     commands.probe(
-        run, data, val, limit=limit, k=k, layer=layer, checkpoint=checkpoint, seed=seed, device=device, quiet=quiet
-    )
+        run, data, val, limit=limit, k=k, layer=layer, checkpoint=checkpoint,
+        image_size=parsed(image_size), seed=seed, device=device, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to.  [RUN/export]")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures it will see.  [the run's]")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+) -> None:
+    """Write a run's backbone for other programs.
+
+    Weights, how timm rebuilds the network, and a script that loads it; position tables are resized to the size asked.
+    """
+    from remask import commands
+    from remask.recipe.values import image_size as parsed
+
+    print(commands.export(run, out, image_size=parsed(image_size), checkpoint=checkpoint))
 
 
 @app.command()

@@ -1,29 +1,26 @@
 """The verbs, for scripts as for the command line: each takes plain values and leaves its result in the run folder."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from remask import codebook as codebooks
-from remask.build import build_loader, build_method, build_trainer, open_run, trained
-from remask.checkpoint import RunFolder, refuse_existing
-from remask.console import Console, console
-from remask.evaluation import extract, weighted_knn
+from remask.build import build_method
+from remask.checkpoint import refuse_existing
 from remask.evaluation import probe as probe_features
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
-from remask.images import Batch, CentreCrop, Source, Subset, TooManyBad, iterate, open_source
+from remask.images import Source, Subset, open_source
 from remask.interop.export import export_backbone
-from remask.listing import environment
-from remask.method import Method
-from remask.recipe import Recipe, choose, dump, method_label
+from remask.progressive import at_size
+from remask.recipe import Recipe, choose, dump
 from remask.report import write_report
 from remask.report.equation import equation
-from remask.runtime import Runtime, generator, resolve
-from remask.trainer import Hook
-from remask.types import UserError
+from remask.runs import open_run, trained
+from remask.runtime import generator, resolve
+from remask.session import batches, train
+from remask.types import Size, UserError
 
 
 def pretrain(
@@ -47,7 +44,8 @@ def pretrain(
     chosen = _anchored(recipe)
     path = out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(path)
-    return _train(chosen, path, quiet, fresh=True)
+    train(chosen, path, quiet, fresh=True)
+    return _finish(path, quiet)
 
 
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
@@ -57,101 +55,29 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Pat
         raise UserError(f"{path} is finished: probe it with remask probe {path} --data SRC, or start a new run")
     if device:
         recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
-    return _train(recipe, path, quiet, fresh=False)
+    train(recipe, path, quiet, fresh=False)
+    return _finish(path, quiet)
 
 
-def _train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> Path:
-    """Build all parts, make or open the folder, train, and leave export, pictures and report behind."""
-    if recipe.data.source is None:
-        raise UserError("no pictures to train on: give --data DIR, or a built-in set, --data photos or --data digits")
-    part = recipe.runtime
-    runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
-    source = open_source(recipe.data.source, limit=recipe.data.limit)
-    method = build_method(recipe)
-    words, kept = None, recipe
-    if recipe.method.target.unfitted:
-        words = codebooks.fit(recipe, source, (lambda line: None) if quiet else print, recipe.seed)
-        codebooks.install(words, method)
-        kept = codebooks.with_file(recipe, codebooks.FILE)
-    hooks = (_knn_hook(recipe, method, runtime),) if recipe.probe else ()
-    screen: list[Console] = []
-    bad = BadImages(path, lambda line: screen[0].say(line))
-    loader = build_loader(recipe, source, runtime, method, report=bad)
-    run = RunFolder.create(path, dump(kept), environment()) if fresh else RunFolder.open(path)
-    if words:
-        words.save(run.path / codebooks.FILE)
-    trainer = build_trainer(recipe, method, loader, runtime, run, hooks)
-    if not fresh:
-        trainer.resume()
-    screen.append(console(trainer.schedule.steps, recipe.name, quiet))
-    screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
-    screen[0].say(equation(method, recipe.data.image_size))
-    try:
-        trainer.train(screen[0])
-    except TooManyBad as error:
-        bad.write(error.bad)
-        raise
-    _finish(run, recipe, method.cpu(), quiet)
+def _finish(path: Path, quiet: bool) -> Path:
+    """What a finished run leaves besides its checkpoints: export, pictures and report."""
+    exported = export(path)
+    reconstruct(path)
+    page = report(path)
+    if not quiet:
+        print(f"backbone  {exported} (load_example.py shows how to use it)\nreport    {page}")
+        print(f"next      remask probe {path} --data LABELLED --val LABELLED")
     return path
 
 
-class BadImages:
-    """Names every unusable picture once, on the screen and in RUN/bad_images.txt, also over several sessions."""
-
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self.path, self.say = path / "bad_images.txt", say
-        self.known = set(self.path.read_text().splitlines()) if self.path.is_file() else set[str]()
-
-    def __call__(self, line: str) -> None:
-        if line not in self.known:
-            self.known.add(line)
-            self.say(f"skipped {line}")
-            with open(self.path, "a") as file:
-                file.write(line + "\n")
-
-    def write(self, bad: Mapping[str, str]) -> None:
-        for where, reason in bad.items():
-            self(f"{where}: {reason}")
-
-
-def _finish(run: RunFolder, recipe: Recipe, method: Method, quiet: bool) -> None:
-    """What a finished run leaves besides its checkpoints."""
-    export_backbone(method.backbone, run.path / "export", recipe.data.image_size, recipe.data.mean, recipe.data.std)
-    reconstruct(run.path)
-    page = report(run.path)
-    if not quiet:
-        print(f"backbone  {run.path / 'export'} (load_example.py shows how to use it)\nreport    {page}")
-        print(f"next      remask probe {run.path} --data LABELLED --val LABELLED")
-
-
-def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
-    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked. 5,000 images at most."""
-    assert recipe.probe
-    part = recipe.probe
-    source = open_source(part.source, limit=None, labelled=True)
-    order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
-    cut = max(len(order) // 5, 1)
-    asked, voters = Subset(source, order[:cut]), Subset(source, order[cut:])
-
-    def hook(epoch: int) -> dict[str, float]:
-        if epoch % part.every_epochs and epoch != recipe.optim.epochs:
-            return {}
-        known, query = (_features(method, subset, recipe, runtime) for subset in (voters, asked))
-        return {"probe/knn": weighted_knn(*known, *query, k=part.k)}
-
-    return hook
-
-
-def _features(method: Method, source: Source, recipe: Recipe, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
-    features, labels = extract(method.backbone, batches(recipe, source), device=runtime.device)
-    assert labels is not None
-    return features, labels
-
-
-def batches(recipe: Recipe, source: Source, size: int = 256) -> Iterator[Batch]:
-    """Centre crops of a source, in order, as a recipe's backbone sees them."""
-    data = recipe.data
-    return iterate(source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01))
+def export(path: Path, out: Path | None = None, *, image_size: Size | None = None, checkpoint: str = "last") -> Path:
+    """Write a run's backbone for images of `image_size` pixels, by default the run's own; returns the folder."""
+    run, recipe = open_run(path)
+    seen = at_size(recipe, image_size or recipe.data.image_size)
+    backbone = trained(run, recipe, checkpoint, seen.data.image_size).backbone
+    folder = out or run.path / "export"
+    export_backbone(backbone, folder, seen.data.image_size, recipe.data.mean, recipe.data.std)
+    return folder
 
 
 def probe(
@@ -163,31 +89,35 @@ def probe(
     k: int = 20,
     layer: int = -1,
     checkpoint: str = "last",
+    image_size: Size | None = None,
     seed: int = 0,
     device: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """kNN and linear probe of a run's backbone beside the untrained one and raw pixels; RUN/eval/probe.json.
 
-    layer  the block that is read, in both networks; -1 is the end, after the final norm
+    layer        the block that is read, in both networks; -1 is the end, after the final norm
+    image_size   of the pictures that are probed, whatever the run was trained at; the run's own by default
     """
     run, recipe = open_run(path)
     runtime = resolve(device or "auto", "fp32")
+    seen = at_size(recipe, image_size or recipe.data.image_size)
     train, test = _split(open_source(data, limit=limit, labelled=True), val, seed)
     backbones = {
-        "top1": trained(run, recipe, checkpoint).to(runtime.device).backbone,
-        "untrained": build_method(recipe).to(runtime.device).backbone,
+        "top1": trained(run, recipe, checkpoint, image_size).to(runtime.device).backbone,
+        "untrained": build_method(seen).to(runtime.device).backbone,
     }
     result = probe_features(
         backbones,
-        lambda: batches(recipe, train),
-        lambda: batches(recipe, test),
+        lambda: batches(seen, train),
+        lambda: batches(seen, test),
         k=k,
         layer=layer,
         seed=seed,
         progress=None if quiet else print,
     )
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": checkpoint}
+    result["protocol"]["image_size"] = list(seen.data.image_size)
     run.write("eval/probe.json", result)
     report(path)
     if not quiet:
@@ -272,4 +202,4 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
-__all__ = ["pretrain", "probe", "probe_table", "reconstruct", "report", "resume"]
+__all__ = ["export", "pretrain", "probe", "probe_table", "reconstruct", "report", "resume"]

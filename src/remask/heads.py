@@ -10,7 +10,7 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from remask.tokens import sincos_positions, take
+from remask.tokens import finer, sincos_positions, take
 from remask.types import Features, Grid
 from remask.views import Views
 
@@ -79,24 +79,33 @@ class Projector(nn.Module):
     """DMJD's visible distillation branch (2301.00230, section III-C): a projector and a one-layer predictor.
 
     Three Linear + LayerNorm with GELU between them, the last norm without affine, then one Linear. Token by token:
-    each visible token predicts its own target (Eq. 5). `layers` is 1 for the linear projector of Table V.
+    each visible token predicts its own target (Eq. 5). `layers` is 1 for the linear projector of Table V. `fine` as in
+    `TokenDecoder`.
     # official: predictions in shuffled order meet targets in raster order; here aligned, see docs/decisions/0001.
     """
 
     def __init__(
-        self, width_in: int, width_out: int, width: int = 512, region: str = "visible", layers: int = 3
+        self,
+        width_in: int,
+        width_out: int,
+        width: int = 512,
+        region: str = "visible",
+        layers: int = 3,
+        fine: Grid = (1, 1),
     ) -> None:
         super().__init__()
-        self.region, self.width, self.layers = region, width, layers
+        self.region, self.width, self.layers, self.fine = region, width, layers, fine
         parts: list[nn.Module] = []
         for i in range(layers - 1):
             parts += [nn.Linear(width if i else width_in, width), _norm(width), nn.GELU()]
         last = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.project = nn.Sequential(*parts, nn.Linear(width if layers > 1 else width_in, width), last)
-        self.predict = nn.Linear(width, width_out)
+        self.predict = nn.Linear(width, width_out * fine[0] * fine[1])
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
-        return self.predict(self.project(_rows(features, views, self.region)))
+        if self.fine == (1, 1):
+            return self.predict(self.project(_rows(features, views, self.region)))
+        return _finer_rows(self.predict(self.project(features.tokens)), views, self.region, self.fine)
 
     def describe(self) -> str:
         return f"projector of {self.layers} layer{'s' * (self.layers > 1)}, width {self.width}, and predictor"
@@ -117,6 +126,52 @@ class Linear(nn.Module):
         return "linear"
 
 
+class TokenDecoder(nn.Module):
+    """FastMIM's decoder (2212.06593): plain transformer blocks over all tokens of a backbone that saw them all.
+
+    No positions and no mask tokens: what is hidden was replaced before the backbone. Prefix tokens pass through.
+    fine    rows and columns into which the grid of the masks cuts a token (1, 1 unless masks are finer than tokens);
+            a token then predicts a vector for each part
+    eps     of the layer norms (official: 1e-6 over a ViT, 1e-5 over the others)
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        width: int = 256,
+        depth: int = 1,
+        heads: int = 8,
+        mlp_ratio: float = 4.0,
+        fine: Grid = (1, 1),
+        eps: float = 1e-6,
+        region: str = "masked",
+    ) -> None:
+        super().__init__()
+        self.width, self.fine, self.region = width, fine, region
+        self.embed = nn.Linear(width_in, width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps)) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.predict = nn.Linear(width, width_out * fine[0] * fine[1])
+
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
+        x, prefix = torch.cat([features.prefix, features.tokens], dim=1), features.prefix.shape[1]
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x[:, prefix:])
+        if self.fine == (1, 1):
+            return self.predict(take(x, views.rows(self.region)))
+        return _finer_rows(self.predict(x), views, self.region, self.fine)
+
+    def describe(self) -> str:
+        return (
+            f"decoder of {len(self.blocks)} block{'s' * (len(self.blocks) != 1)}, width {self.width}, over all tokens"
+        )
+
+
 def _norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6)
 
@@ -128,6 +183,12 @@ def _rows(features: Features, views: Views, region: str) -> Float[Tensor, "VB R 
     if region == "masked":
         raise ValueError("a linear head on masked tokens needs a backbone that replaces them; this one dropped them")
     return features.tokens
+
+
+def _finer_rows(predicted: Float[Tensor, "VB n FP"], views: Views, region: str, fine: Grid) -> Float[Tensor, "VB R P"]:
+    """The rows of a region on a grid that is finer than the tokens."""
+    grid = views.grid[0] // fine[0], views.grid[1] // fine[1]
+    return take(finer(predicted, grid, fine), views.rows(region))
 
 
 def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "R M D"]:
@@ -150,4 +211,4 @@ def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, 
     return kept + block.mlp(block.norm2(kept))
 
 
-__all__ = ["Decoder", "Head", "Linear", "Projector"]
+__all__ = ["Decoder", "Head", "Linear", "Projector", "TokenDecoder"]

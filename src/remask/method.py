@@ -15,7 +15,8 @@ from remask.distances import Distance
 from remask.heads import Head
 from remask.masking import Masking
 from remask.targets import Target
-from remask.types import Features, Images, UserError
+from remask.tokens import grid_of, whole_grid
+from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
 
 Region = Literal["masked", "visible"]
@@ -45,28 +46,43 @@ class Branch(nn.Module):
         return self.head(features, views), views.gather(targets, self.region)
 
 
+Replace = Literal["tokens", "pixels"]
+
+
 class Method(nn.Module):
-    """A backbone, a masking and the branches that predict. Masked tokens are dropped, or replaced by a learned fill."""
+    """A backbone, a masking and the branches that predict.
+
+    replace   None: masked tokens are dropped · "tokens": replaced by a learned vector after the stem · "pixels": their
+              pixels by a learned colour before it (FastMIM), which any network bears
+    unit      pixels of a token of the grid of masks, heads and targets, where masks are finer than the backbone's
+    """
 
     branches: Sequence[Branch]
     fill: Tensor | None
 
     def __init__(
-        self, backbone: Backbone, masking: Masking, branches: Sequence[Branch], replace: Literal["tokens"] | None = None
+        self,
+        backbone: Backbone,
+        masking: Masking,
+        branches: Sequence[Branch],
+        replace: Replace | None = None,
+        unit: Size | None = None,
     ) -> None:
         super().__init__()
-        if (mode := "replace" if replace else "drop") not in backbone.modes:
+        mode = {None: "drop", "tokens": "replace"}.get(replace)
+        if mode and mode not in backbone.modes:
             raise UserError(
                 f"{backbone.network.__class__.__name__} cannot {mode} masked tokens, as this method asks; "
-                "choose another backbone or method"
+                "choose another backbone, or method fastmim, which hides pixels"
             )
-        self.backbone, self.masking, self.replace = backbone, masking, replace
+        self.backbone, self.masking, self.replace, self.finer = backbone, masking, replace, unit
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
-        self.fill = nn.Parameter(0.02 * torch.randn(backbone.fill_width)) if replace == "tokens" else None
+        width = backbone.fill_width if replace == "tokens" else backbone.channels if replace else 0
+        self.fill = nn.Parameter(0.02 * torch.randn(width)) if width else None
 
     def evolve(self, masking: Masking | None = None, *added: Branch) -> "Method":
         """This method with another masking, with more branches: how plug-ins are made. Parts are shared, not copied."""
-        grown = Method(self.backbone, masking or self.masking, [*self.branches, *added], self.replace)
+        grown = Method(self.backbone, masking or self.masking, [*self.branches, *added], self.replace, self.finer)
         grown.fill = self.fill
         return grown
 
@@ -79,13 +95,38 @@ class Method(nn.Module):
 
     def pairs(self, images: Images, views: Views) -> dict[str, Pair]:
         """Per branch the predictions and the targets of its region: what a loss compares and a picture shows."""
-        stem = self.backbone.embed(images)
-        layers = tuple({branch.layer for branch in self.branches})
-        features = self.backbone.encode(stem, views, fill=self.fill, layers=layers)
+        features = self.encode(images, views, tuple({branch.layer for branch in self.branches}))
         targets = {target: target(images, views) for target in {branch.target for branch in self.branches}}
         return {b.name: b(features[b.layer], targets[b.target], views) for b in self.branches}
 
+    def encode(self, images: Images, views: Views, layers: Sequence[int] = (-1,)) -> dict[int, Features]:
+        """f(x, v) at the named depths: the stem once per image, or once per view where its pixels are hidden."""
+        if self.replace == "pixels":
+            return self.backbone.encode(self.backbone.embed(self.hide(images, views)), layers=layers)
+        return self.backbone.encode(self.backbone.embed(images), views, fill=self.fill, layers=layers)
+
+    def hide(self, images: Images, views: Views) -> Float[Tensor, "VB C H W"]:
+        """The views as FastMIM's networks see them: normalised pixels, masked ones replaced by the learned colour."""
+        assert self.fill is not None
+        hidden = views.pixels(self.unit).flatten(0, 1).unsqueeze(1)
+        return torch.where(hidden, self.fill.view(-1, 1, 1), views.repeat(self.backbone.normalise(images)))
+
+    @property
+    def unit(self) -> Size:
+        """Pixels of a token of the grid of masks, heads and targets."""
+        return self.finer or self.backbone.patch
+
+    @property
+    def fine(self) -> Grid:
+        """Rows and columns of that grid in a token of the backbone."""
+        return grid_of(self.backbone.patch, self.finer) if self.finer else (1, 1)
+
+    def grid(self, size: Size) -> Grid:
+        """The grid of masks, heads and targets for images of `size` pixels: the backbone's, or finer."""
+        whole = self.backbone.grid(size)
+        return whole_grid(size, self.finer) if self.finer else whole
+
     def draw(self, images: Images, generator: Generator | None = None) -> Views:
         """The masked views of a batch, drawn on the generator's device and moved to the images'."""
-        grid = self.backbone.grid((images.shape[-2], images.shape[-1]))
+        grid = self.grid((images.shape[-2], images.shape[-1]))
         return self.masking(images.shape[0], grid, generator).to(images.device)

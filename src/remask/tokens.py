@@ -37,6 +37,15 @@ def unpatchify(patches: Num[Tensor, "B N P"], grid: Grid, patch: Size) -> Num[Te
     return folded.reshape(b, c, rows * ph, cols * pw)
 
 
+def finer(tokens: Num[Tensor, "R n FP"], grid: Grid, fine: Grid) -> Num[Tensor, "R N P"]:
+    """Each token's vector cut into `fine` rows × columns of shorter ones, in raster order on the finer grid.
+
+    grid   the coarse one, n = rows · columns; a long vector holds its short ones in raster order
+    """
+    cut = tokens.unflatten(-1, (*fine, -1)).unflatten(1, grid)
+    return cut.transpose(2, 3).flatten(1, 4)
+
+
 def take(tokens: Num[Tensor, "R N D"], ids: Int[Tensor, "R K"]) -> Num[Tensor, "R K D"]:
     """The tokens that `ids` names, row by row."""
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -59,10 +59,17 @@ class Schedule:
     save_minutes: float = 10.0
     keep_every_epochs: int | None = None
     drop_epoch: float | None = None
+    until_epoch: int | None = None
+    """Where another trainer takes over; None: this one runs to the end."""
 
     @property
     def steps(self) -> int:
         return min(self.epochs * self.steps_per_epoch, self.max_steps or 10**12)
+
+    @property
+    def last_step(self) -> int:
+        """Where this trainer stops."""
+        return min(self.steps, (self.until_epoch or self.epochs) * self.steps_per_epoch)
 
     def lr_at(self, step: int) -> float:
         epoch = step / self.steps_per_epoch
@@ -100,14 +107,17 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
-        state = restore(find(self.run), self.model, self.optimizer)
+        self.place(restore(find(self.run), self.model, self.optimizer))
+        self.run.rewind(self.step)
+
+    def place(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state` says."""
         self.step = state["step"]
         self.ledger.load(state["ledger"])
         self.window.load(state["window"])
-        self.run.rewind(self.step)
 
     def train(self, console: Console) -> None:
-        """Run to the end. Asked to stop (Ctrl-C, SIGTERM), it ends the step, saves, and raises KeyboardInterrupt."""
+        """Run to the end, or `until_epoch`. Asked to stop (Ctrl-C, SIGTERM), it saves and raises KeyboardInterrupt."""
         writer = self._tensorboard()
         if self.step == 0:
             self._save()
@@ -124,7 +134,7 @@ class Trainer:
                         self._save()
                         raise KeyboardInterrupt
             self._save()
-            self._status("finished")
+            self._status("finished" if self.step >= self.schedule.steps else "running")
         except BaseException as error:
             self._status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             raise
@@ -136,13 +146,13 @@ class Trainer:
     def _steps(self) -> Iterator[tuple[int, Any, float]]:
         """(step, batch, seconds waited for it) from the current position to the end."""
         per_epoch = self.schedule.steps_per_epoch
-        while self.step < self.schedule.steps:
+        while self.step < self.schedule.last_step:
             batches = self.batches.epoch(self.step // per_epoch, self.step % per_epoch)
             for _ in range(self.step % per_epoch, per_epoch):
                 began = time.perf_counter()
                 batch = next(batches)
                 yield self.step, batch, time.perf_counter() - began
-                if self.step >= self.schedule.steps:
+                if self.step >= self.schedule.last_step:
                     return
 
     def _learn(self, step: int, images: Tensor) -> dict[str, Tensor]:
@@ -233,9 +243,13 @@ class Trainer:
 
     def _save(self, name: str = "last") -> None:
         self._check(float(self.window.losses.get("total", 0.0)))
-        state = {"step": self.step, "ledger": self.ledger.state(), "window": self.window.state()}
-        save(self.run, name, self.model, self.optimizer, state)
+        save(self.run, name, self.model, self.optimizer, self.state())
         self.saved = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Where the run stands, beside weights and optimizer."""
+        state = {"step": self.step, "epoch": self.step / self.schedule.steps_per_epoch}
+        return {**state, "ledger": self.ledger.state(), "window": self.window.state()}
 
     def _status(self, state: str, why: str = "") -> None:
         status = {"state": state, "step": self.step, "steps": self.schedule.steps}

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int, Num
 from torch import Tensor
 
 from remask.tokens import take
-from remask.types import Grid
+from remask.types import Grid, Size
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Views:
     def repeat(self, x: Num[Tensor, "B *rest"]) -> Num[Tensor, "VB *rest"]:
         """One row per view of what is the same in all views of an image."""
         return x.repeat(self.mask.shape[0], *[1] * (x.ndim - 1))
+
+    def pixels(self, unit: Size) -> Bool[Tensor, "V B H W"]:
+        """The mask over pixels, for tokens of `unit` pixels."""
+        mask = self.mask.unflatten(-1, self.grid)
+        return mask.repeat_interleave(unit[0], 2).repeat_interleave(unit[1], 3)
 
     def split(self, parts: int) -> "list[Views]":
         """The views of `parts` consecutive slices of the batch, cut as `Tensor.tensor_split` cuts it."""

@@ -1,6 +1,7 @@
 """What every method keeps, whatever is composed: each base that build.py knows × DM, JD × backbones × targets."""
 
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,25 +12,31 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from remask.backbones.convvit import ConvViT, create_convvit
+from remask.backbones.cmt_network import Cmt
+from remask.backbones.convvit import create_convvit
+from remask.backbones.convvit_network import ConvViTNetwork
+from remask.backbones.hierarchical import create_hierarchical
 from remask.build import NETWORKS, PATTERNS, build_method
 from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import METHODS, Recipe, load_recipe, method_overrides
 from remask.targets.tokens import Codebook
-from remask.tokens import unpatchify
 from remask.views import Views
 
 PLUGINS = ("", "+dm", "+jd", "+dmjd")
 REPLACING = ("vit_micro", "beit_micro", "swin_micro")
 BACKBONES = {
     "mae": ("vit_micro",), "convmae": ("convvit_micro",), "simmim": REPLACING, "maskfeat": REPLACING, "beit": REPLACING,
+    "fastmim": (*REPLACING, "convvit_micro", "pvt_v2_b0", "cmt_micro"),
 }  # fmt: skip
+STRIDES = {"swin": 8, "pvt": 32, "cmt": 32}
+"""Of networks whose tokens are what they are; the others' are made 4 pixels."""
 TEACHER = {"kind": "features", "norm": "layer", "teacher": "untrained:test_vit"}
 VECTORS = {"pixels": "pixels", "pixels-norm": "pixels-norm", "hog": "hog", "hog-l2": "hog-l2", "teacher": TEACHER}
 WORDS = {"words": {"kind": "tokens", "norm": "none", "vocabulary": 8}}
 SMALL: dict[str, Any] = {
     "data.image_size": "24x16", "masking.ratio": 0.6, "method.decoder_width": 16, "method.decoder_heads": 2,
+    "method.decoder_depth": 1,
 }  # fmt: skip
 TOY = {"backbone.width": 16, "backbone.depth": 1, "backbone.heads": 2}
 
@@ -40,6 +47,8 @@ class Combination(NamedTuple):
     backbone: str
     target: str
     pattern: str
+    finer: int = 1
+    """Masking cells along a side of a token."""
 
 
 def combinations() -> list[Combination]:
@@ -50,10 +59,13 @@ def combinations() -> list[Combination]:
         found += [Combination(base, *pair, targets[-2:][0], "random") for pair in product(PLUGINS, backbones)]
         found += [Combination(base, "+jd", backbones[0], target, "random") for target in targets]
         found += [Combination(base, "+dmjd", backbones[0], targets[0], pattern) for pattern in PATTERNS]
+    found.append(Combination("fastmim", "+dmjd", "swin_micro", "hog", "random", finer=2))
     return list(dict.fromkeys(found))
 
 
 CASES = combinations()
+OURS: dict[type, Callable[..., Any]] = {ConvViTNetwork: create_convvit, Cmt: create_hierarchical}
+"""Networks that timm does not have, and who makes them."""
 
 
 class Case(NamedTuple):
@@ -68,9 +80,12 @@ class Case(NamedTuple):
 
 
 def settings(case: Combination) -> dict[str, Any]:
-    swin = case.backbone.startswith("swin")
+    stride = STRIDES.get(case.backbone.split("_")[0])
     keys = {**SMALL, **method_overrides(case.base + case.plugin), "backbone.name": case.backbone}
-    keys |= {"data.image_size": "48x32"} if swin else {**TOY, "backbone.patch_size": 4}
+    keys |= {**TOY, "backbone.patch_size": 4} if stride is None else {}
+    rows, columns = (side * (stride or 4) // case.finer for side in (6, 4))
+    keys |= {"data.image_size": f"{rows}x{columns}"}
+    keys |= {"masking.cell_pixels": (stride or 4) // case.finer} if case.finer > 1 else {}
     keys |= {"method.target": {**VECTORS, **WORDS}[case.target], "masking.pattern": case.pattern}
     if "jd" in case.plugin:
         keys["jd"] = {"width": 8, "weight": 0.5, "target": "hog" if case.base == "beit" else VECTORS[case.target]}
@@ -86,7 +101,7 @@ def built(recipe: Recipe) -> Method:
     return method
 
 
-@pytest.fixture(params=CASES, ids=["-".join((c.base + c.plugin, *c[2:])) for c in CASES], scope="module")
+@pytest.fixture(params=CASES, ids=["-".join(map(str, (c.base + c.plugin, *c[2:]))) for c in CASES], scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
     recipe = load_recipe(
         "mae-vit-micro-cifar", {"backbone.patch_size": None, **settings(request.param)}, environment={}
@@ -99,9 +114,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def test_the_cases_are_all_there_are() -> None:
     assert set(BACKBONES) == set(METHODS)
-    assert {name.split("_")[0] for names in BACKBONES.values() for name in names} == {
-        start or "vit" for start in NETWORKS
-    }
+    used = {name for names in BACKBONES.values() for name in names}
+    assert {next(start for start in NETWORKS if name.startswith(start)) for name in used} == {*NETWORKS} - {"deit"}
 
 
 def test_every_row_hides_exactly_m_and_the_union_is_the_promised_one(case: Case) -> None:
@@ -130,7 +144,8 @@ def test_every_trainable_parameter_receives_a_gradient(case: Case) -> None:
     trainable = {name for name, parameter in named.items() if parameter.requires_grad}
     reached = {name for name, p in named.items() if p.grad is not None and bool(p.grad.any())}
     assert reached == trainable
-    assert set(named) - trainable <= {"backbone.network.pos_embed"}
+    frozen = {name for name in named if name.startswith("backbone.fusions.") and case.recipe.method.name == "fastmim"}
+    assert set(named) - trainable <= {"backbone.network.pos_embed", *frozen}
     assert all(bool(torch.isfinite(named[name].grad).all()) for name in reached)  # type: ignore[arg-type]
 
 
@@ -144,20 +159,17 @@ def test_the_state_dict_goes_round(case: Case) -> None:
 
 
 def test_masked_pixels_reach_no_visible_token(case: Case) -> None:
-    """One view at a time, for what one view hides another sees."""
+    """One view at a time, for what one view hides another sees; where no token is dropped, they reach no token."""
     for v in range(len(case.views.mask)):
         views = Views(case.views.mask[v : v + 1], case.views.grid, case.views.hidden)
-        patch = case.method.backbone.patch
-        values = views.mask[0].unsqueeze(-1).expand(-1, -1, 3 * patch[0] * patch[1]).to(torch.uint8)
-        hidden = unpatchify(values, case.grid, patch).bool()
-        changed = torch.where(hidden, 255 - case.images, case.images)
-        backbone, fill = case.method.backbone, case.method.fill
-        before, after = (
-            backbone.encode(backbone.embed(images), views, fill=fill)[-1] for images in (case.images, changed)
-        )
+        changed = torch.where(views.pixels(case.method.unit)[0].unsqueeze(1), 255 - case.images, case.images)
+        before, after = (case.method.encode(images, views)[-1] for images in (case.images, changed))
         assert not torch.equal(changed, case.images)
         assert torch.equal(before.tokens, after.tokens)
         assert torch.equal(before.prefix, after.prefix)
+        dropped = case.views.hidden if case.method.replace is None else 0
+        fine = case.method.fine[0] * case.method.fine[1]
+        assert before.tokens.shape[1] == (24 - dropped) // fine
 
 
 def test_predictions_and_targets_meet_token_by_token(case: Case) -> None:
@@ -180,8 +192,8 @@ def test_the_export_loads_strictly(case: Case, tmp_path: Path) -> None:
     export_backbone(backbone, tmp_path, data.image_size, data.mean, data.std)
     config, state = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "backbone.safetensors")
     ours = backbone.eval()(case.images)  # type: ignore[operator]
-    if isinstance(backbone, ConvViT):
-        other = create_convvit(config["model"], data.image_size, data.mean, data.std, overrides=config["arguments"])
+    if create := next((create for kind, create in OURS.items() if isinstance(backbone.network, kind)), None):
+        other: Any = create(config["model"], data.image_size, data.mean, data.std, overrides=config["arguments"])
         other.network.load_state_dict(state, strict=True)
         assert torch.equal(other.eval()(case.images).tokens, ours.tokens)
         return
@@ -190,5 +202,6 @@ def test_the_export_loads_strictly(case: Case, tmp_path: Path) -> None:
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
         theirs = model.forward_features((case.images / 255 - mean) / std)
-    theirs = theirs if theirs.ndim == 3 else theirs.flatten(1, 2)  # Swin's is a map
+    if theirs.ndim == 4:  # a map: PVT's has its channels first, Swin's last
+        theirs = theirs.flatten(2).mT if theirs.shape[1] == backbone.width else theirs.flatten(1, 2)
     assert torch.allclose(torch.cat([ours.prefix, ours.tokens], dim=1), theirs, atol=1e-5, rtol=1e-4)

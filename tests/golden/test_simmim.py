@@ -8,8 +8,9 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor
 
-from remask.backbones.beit import BeitViT, resize_table
+from remask.backbones.beit import BeitViT
 from remask.backbones.swin import Swin
+from remask.backbones.tables import resize_table
 from remask.interop import simmim as interop
 from remask.masking import Masking
 from remask.method import Method

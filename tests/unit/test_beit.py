@@ -9,7 +9,8 @@ import torch
 from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
-from remask.backbones.beit import SMALL, BeitViT, create_beit, resize_table, spline
+from remask.backbones.beit import SMALL, BeitViT, create_beit
+from remask.backbones.tables import resize_table, spline
 from remask.masking import Masking
 from remask.types import UserError
 from remask.views import Views

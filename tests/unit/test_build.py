@@ -17,12 +17,10 @@ from remask.build import (
     build_trainer,
     counts,
     gflops_per_image,
-    open_run,
     parameters,
     peak_lr,
-    trained,
 )
-from remask.checkpoint import RunFolder, save
+from remask.checkpoint import RunFolder
 from remask.console import Lines
 from remask.heads import Decoder, Projector
 from remask.images import open_source
@@ -74,10 +72,32 @@ def test_unset_sizes_are_the_networks_own() -> None:
     ("pattern", "cell", "score"), [("random", 1, random), ("cells", 2, random), ("blocks", 1, None)]
 )
 def test_the_masking_takes_every_key(pattern: str, cell: int, score: Any) -> None:
-    masking = build_masking(tiny(masking__pattern=pattern, masking__ratio=0.6))
-    assert (masking.ratio, masking.cell, masking.views) == (0.6, cell, 1)
-    assert masking.score is score if score else masking.score == Blocks()
-    assert set(PATTERNS) == {"random", "cells", "blocks"}
+    masking, unit = build_masking(tiny(masking__pattern=pattern, masking__ratio=0.6), (4, 4))
+    assert (masking.ratio, masking.cell, masking.views, unit) == (0.6, cell, 1, (4, 4))
+    assert masking.score is score if score else masking.score == Blocks() and len(PATTERNS) == 3
+
+
+@pytest.mark.parametrize(
+    ("pixels", "patch", "cell", "unit"), [(8, (4, 4), 2, (4, 4)), (4, (4, 4), 1, (4, 4)), (2, (4, 4), 1, (2, 2))]
+)
+def test_masking_cells_in_pixels(pixels: int, patch: tuple[int, int], cell: int, unit: tuple[int, int]) -> None:
+    recipe = tiny(method__name="fastmim", masking__cell_pixels=pixels)
+    masking, found = build_masking(recipe, patch)
+    assert (masking.cell, found) == (cell, unit)
+    method = build_method(recipe)
+    assert (method.unit, method.fine) == (unit, (4 // unit[0], 4 // unit[1]))
+    views = method.draw(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    assert views.grid == (16 // unit[0], 16 // unit[1])
+    sides = views.pixels(unit).unflatten(2, (-1, pixels)).unflatten(4, (-1, pixels))
+    assert torch.equal(sides.amin((3, 5)), sides.amax((3, 5)))  # a cell is hidden whole, or not at all
+
+
+@pytest.mark.parametrize(("method", "pixels"), [("fastmim", 24), ("fastmim", 12), ("simmim", 16)])
+def test_masking_cells_that_fit_no_token_of_the_network(method: str, pixels: int) -> None:
+    """Where only the network knows how large its tokens are, 32 px here."""
+    recipe = tiny(method__name=method, masking__cell_pixels=pixels, data__image_size=96, masking__pattern="cells")
+    with pytest.raises(UserError, match=rf"masking.cell_pixels {pixels} does not fit tokens of 32×32 px: a cell is"):
+        build_masking(recipe, (32, 32))
 
 
 @pytest.mark.parametrize(("patch", "cell"), [(16, 8), (8, 4), (4, 2), (2, 1)])
@@ -115,11 +135,11 @@ def test_dm_takes_every_key() -> None:
 
 
 def test_jd_takes_every_key() -> None:
-    method = build_method(tiny(jd={"target": "hog-l2", "width": 8, "beta": 0.5, "weight": 0.25}))
+    method = build_method(tiny(jd={"target": "hog-l2", "width": 8, "beta": 0.5, "weight": 0.25, "layers": 1}))
     branch = method.branches[1]
     assert isinstance(branch.head, Projector)
     assert isinstance(branch.target, Hog)
-    assert (branch.head.width, branch.weight, branch.target.flavour) == (8, 0.25, "sobel")
+    assert (branch.head.width, branch.head.layers, branch.weight, branch.target.flavour) == (8, 1, 0.25, "sobel")
     assert branch.distance(torch.tensor([[2.0]]), torch.zeros(1, 1)).item() == 2 - 0.5 / 2
 
 
@@ -237,33 +257,6 @@ def test_a_recipe_trains(run: RunFolder) -> None:
     assert run.read("cost.json")["ete"] == 1.0
 
 
-def test_a_run_opens_with_its_recipe_and_weights(run: RunFolder) -> None:
-    opened, recipe = open_run(run.path)
-    assert opened.path == run.path
-    assert (recipe.dm and recipe.dm.views, recipe.seed) == (2, 0)
-    method, fresh = trained(opened, recipe).state_dict(), build_method(recipe).state_dict()
-    assert method.keys() == fresh.keys()
-    assert any(not torch.equal(method[key], fresh[key]) for key in method)
-
-
-def test_a_run_with_another_recipe_is_one_line(run: RunFolder) -> None:
-    with pytest.raises(UserError, match="does not fit the model"):
-        trained(run, tiny(data__channels=1, data__mean=[0.5], data__std=[0.25], backbone__width=24))
-
-
-def test_named_checkpoints_are_found(run: RunFolder) -> None:
-    recipe = open_run(run.path)[1]
-    method = build_method(recipe)
-    save(run, "epoch-0007", method, torch.optim.SGD(method.parameters(), lr=0.1), {"step": 7})
-    restored = trained(run, recipe, "epoch-0007").state_dict()
-    assert all(torch.equal(value, restored[key]) for key, value in method.state_dict().items())
-
-
-def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run"):
-        open_run(tmp_path)
-
-
 @pytest.mark.parametrize("key", ["backbone__width", "method__decoder_width"])
 def test_a_width_without_a_sincos_table_is_one_line(key: str) -> None:
     with pytest.raises(UserError):
@@ -291,13 +284,6 @@ def test_the_stepped_schedule_is_a_recipe_key(tmp_path: Path) -> None:
     loader = build_loader(recipe, open_source("photos", limit=4), runtime, method)
     schedule = build_trainer(recipe, method, loader, runtime, RunFolder.create(tmp_path / "a", "", {})).schedule
     assert [schedule.lr_at(step * schedule.steps_per_epoch) for step in range(4)] == [1.0, 1.0, 0.1, 0.1]
-
-
-def test_a_projector_of_one_layer(tmp_path: Path) -> None:
-    head = build_method(tiny(jd={"layers": 1, "width": 8})).branches[1].head
-    assert isinstance(head, Projector)
-    assert len(head.project) == 2
-    assert head.describe() == "projector of 1 layer, width 8, and predictor"
 
 
 def test_an_untrained_teacher_is_the_same_whatever_the_seed() -> None:

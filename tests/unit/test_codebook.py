@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from remask import codebook
-from remask.build import build_method, open_run
+from remask import codebook, commands, session
+from remask.build import build_method
 from remask.images import open_source
+from remask.progressive import hand_over
 from remask.recipe import Recipe, load_recipe
+from remask.runs import open_run
 from remask.targets.tokens import Codebook, StoredIds, content_key, read_codebook, save_ids
+from remask.trainer import Trainer
 from remask.types import UserError
 
 
@@ -76,8 +80,6 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_run_finds_its_words_where_it_was_moved_to(tmp_path: Path) -> None:
-    from remask import commands
-
     run = commands.pretrain(
         "beit-vit-micro-cifar", {"data.source": "photos"}, out=tmp_path / "a", smoke=True, quiet=True
     )
@@ -86,6 +88,22 @@ def test_a_run_finds_its_words_where_it_was_moved_to(tmp_path: Path) -> None:
     target = build_method(recipe).branches[0].target
     assert isinstance(target, Codebook)
     assert torch.equal(target.centres, read_codebook(moved / codebook.FILE)[0])
+
+
+def test_words_stay_the_same_where_images_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is resumed reads them from its folder; one that goes on must have the same."""
+    found: list[Tensor] = []
+
+    def watched(old: Trainer, new: Trainer, *sizes: Any) -> None:
+        found.extend(each.model.branches[0].target.centres for each in (old, new))  # type: ignore[union-attr, index]
+        hand_over(old, new, *sizes)
+
+    monkeypatch.setattr(session, "hand_over", watched)
+    keys = {"data.source": "photos", "data.image_size": 24, "progress.sizes": [16, 24]}
+    run = commands.pretrain("beit-vit-micro-cifar", keys, out=tmp_path / "a", smoke=True, quiet=True)
+    words = read_codebook(run / codebook.FILE)[0]
+    assert len(found) == 2
+    assert all(torch.equal(centres, words) for centres in found)
 
 
 def test_stored_ids_by_recipe(tmp_path: Path) -> None:

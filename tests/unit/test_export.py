@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
 from remask.interop.export import EXAMPLE, export_backbone
 
@@ -64,6 +66,22 @@ def test_nothing_of_pre_training_is_exported(tmp_path: Path) -> None:
 
 def test_the_script_knows_nothing_of_remask() -> None:
     assert "remask" not in EXAMPLE
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("resnet18", "1, 2, 3, 512"), ("cmt_micro", "1, 2, 3, 192")])
+def test_the_script_of_a_map_of_features(
+    tmp_path: Path, name: str, tokens: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: its features are the mean of the tokens that are probed; CMT's maker is remask."""
+    backbone = create_hierarchical(name, (64, 96), [0.4] * 3, [0.2] * 3).eval()
+    export_backbone(backbone, tmp_path, (64, 96), [0.4] * 3, [0.2] * 3)
+    assert ("import create_hierarchical" in (tmp_path / "load_example.py").read_text()) == (name == "cmt_micro")
+    monkeypatch.setattr(sys, "argv", ["load_example.py"])
+    made = runpy.run_path(str(tmp_path / "load_example.py"))
+    assert capsys.readouterr().out == f"{name}: tokens ({tokens}), features (1, {backbone.width})\n"
+    with torch.no_grad():
+        ours = backbone(made["picture"][None]).tokens.mean(1)
+    assert torch.allclose(ours, made["features"], atol=1e-4)
 
 
 @pytest.mark.slow

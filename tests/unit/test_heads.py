@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remask.heads import Decoder, Linear, Projector
+from remask.heads import Decoder, Linear, Projector, TokenDecoder
 from remask.masking import Masking
-from remask.tokens import sincos_positions
+from remask.tokens import finer, sincos_positions
 from remask.types import Features
 from remask.views import Views
 
@@ -140,7 +140,81 @@ def test_linear_is_linear() -> None:
     assert torch.allclose(head(Features(tokens[:, :0], tokens), views), wanted, atol=1e-6)
 
 
+def whole_features(views: Views, prefix: int, fine: tuple[int, int] = (1, 1)) -> Features:
+    """Of a backbone that saw all tokens, each as large as `fine` cells of the masks' grid."""
+    g, count = torch.Generator().manual_seed(1), views.mask.shape[-1] // (fine[0] * fine[1])
+    return Features(*(torch.randn(V * B, n, D, generator=g) for n in (prefix, count)))
+
+
+def rows_of(region: str, everything: Tensor, views: Views) -> Tensor:
+    hidden = views.mask.flatten(0, 1)
+    return torch.stack([x[m if region == "masked" else ~m] for x, m in zip(everything, hidden, strict=True)])
+
+
+@pytest.mark.parametrize("region", ["masked", "visible"])
+@pytest.mark.parametrize(("prefix", "depth", "fine"), [(1, 2, (1, 1)), (0, 1, (1, 1)), (0, 1, (2, 3)), (1, 0, (4, 1))])
+def test_token_decoder_is_plain_blocks_over_all_tokens(
+    prefix: int, depth: int, fine: tuple[int, int], region: str
+) -> None:
+    views = drawn()
+    torch.manual_seed(0)
+    decoder = TokenDecoder(D, P, 16, depth, 4, fine=fine, region=region)
+    features = whole_features(views, prefix, fine)
+    by_hand = []
+    for front, tokens in zip(*features, strict=True):
+        x = decoder.embed(torch.cat([front, tokens]))
+        for block in decoder.blocks:
+            x = x + attention(block.attn, block.norm1(x))
+            x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
+        by_hand.append(decoder.predict(decoder.norm(x))[prefix:])
+    wanted = rows_of(region, finer(torch.stack(by_hand), (4 // fine[0], 6 // fine[1]), fine), views)
+    assert wanted.shape[-1] == P
+    assert torch.allclose(decoder(features, views), wanted, atol=1e-5)
+
+
+def test_a_token_decoder_has_no_positions() -> None:
+    """Tokens that change places take their predictions with them, and masked ones are no different from others."""
+    views, order = drawn(), torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    decoder, features = TokenDecoder(D, P, 16, 2, 4), whole_features(views, 1)
+    straight = decoder(features, views)
+    moved = Views(views.mask[..., order], views.grid, views.hidden)
+    permuted = decoder(Features(features.prefix, features.tokens[:, order]), moved)
+    places = [order[m].argsort() for m in moved.mask.flatten(0, 1)]
+    assert torch.allclose(torch.stack([x[p] for x, p in zip(permuted, places, strict=True)]), straight, atol=1e-5)
+    assert not torch.allclose(permuted, straight, atol=1e-3)
+    assert not [name for name, _ in decoder.named_parameters() if "position" in name or "token" in name]
+
+
+def test_token_decoder_norms_have_their_own_eps() -> None:
+    norms = [m for m in TokenDecoder(D, P, 16, 2, 4, eps=1e-5).modules() if isinstance(m, nn.LayerNorm)]
+    assert [norm.eps for norm in norms] == [1e-5] * 5
+
+
+@pytest.mark.parametrize("region", ["masked", "visible"])
+def test_projector_of_finer_masks_predicts_every_part_of_a_token(region: str) -> None:
+    views, fine = drawn(), (2, 3)
+    torch.manual_seed(0)
+    projector, features = Projector(D, P, 8, region, fine=fine), whole_features(views, 1, fine)
+    predicted = projector(features, views)
+    everything = finer(projector.predict(projector.project(features.tokens)), (2, 2), fine)
+    assert torch.allclose(predicted, rows_of(region, everything, views), atol=1e-6)
+    other = features.tokens.clone()
+    other[:, 3] += 1  # the last token: rows 2 and 3, columns 3 to 5
+    changed = (projector(Features(features.prefix, other), views) - predicted).abs().amax(-1) > 0
+    inside = (views.rows(region) // 6 >= 2) & (views.rows(region) % 6 >= 3)
+    assert torch.equal(changed, inside)
+
+
+def test_a_projector_of_one_layer() -> None:
+    head = Projector(D, P, 8, layers=1)
+    assert len(head.project) == 2
+    assert head.describe() == "projector of 1 layer, width 8, and predictor"
+
+
 def test_words() -> None:
+    assert TokenDecoder(D, P, 16, 1, 4).describe() == "decoder of 1 block, width 16, over all tokens"
+    assert TokenDecoder(D, P, 16, 2, 4).describe() == "decoder of 2 blocks, width 16, over all tokens"
     assert Decoder(D, P, (4, 6), 16, 2, 4).describe() == "decoder of 2 blocks, width 16"
     assert Projector(D, P, 8).describe() == "projector of 3 layers, width 8, and predictor"
     assert Linear(D, P).describe() == "linear"

@@ -11,8 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from remask.backbones.beit import create_beit, resize_table
+from remask.backbones.beit import create_beit
 from remask.backbones.swin import create_swin
+from remask.backbones.tables import resize_table
 from remask.backbones.vit import create_vit
 from remask.interop import beit, maskfeat, simmim
 from remask.masking import Masking

@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1, smooth_l1, squared
-from remask.heads import Decoder, Linear, Projector
+from remask.heads import Decoder, Linear, Projector, TokenDecoder
 from remask.masking import Masking
-from remask.method import Branch, Method
+from remask.method import Branch, Method, Replace
 from remask.methods import dm, jd, mae
 from remask.targets import Hog, Pixels
+from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = [0.5], [0.25]
@@ -177,3 +179,97 @@ def test_pictures_of_another_size_than_built_for(size: tuple[int, int]) -> None:
     )
     images = torch.randint(0, 256, (2, 1, *size), dtype=torch.uint8)
     assert torch.isfinite(method(images)["total"])
+
+
+# ----------------------------------------------------------------------------------------------- masked pixels hidden
+
+
+def hiding(views: int = 2, unit: tuple[int, int] | None = None) -> Method:
+    """Masked pixels become a colour, on tokens of 4×4 px or masks of `unit`."""
+    fine = (1, 1) if unit is None else (4 // unit[0], 4 // unit[1])
+    target = Pixels(unit or PATCH, MEAN, STD)
+    parts = [
+        Branch(region, TokenDecoder(16, target.width, 16, 1, 2, fine=fine, region=region), target, squared, region)
+        for region in ("masked", "visible")
+    ]
+    return Method(vit(), Masking(0.6, views=views), parts, replace="pixels", unit=unit)
+
+
+def normalised(images: Tensor) -> Tensor:
+    return (images / 255 - MEAN[0]) / STD[0]
+
+
+@pytest.mark.parametrize("unit", [None, (2, 2), (4, 1)])
+def test_hidden_pixels_are_one_learned_colour_and_the_rest_the_image(unit: tuple[int, int] | None) -> None:
+    method, images = hiding(unit=unit), pictures()
+    (down, right), views = unit or PATCH, method.draw(images, Generator().manual_seed(0))
+    assert method.fill is not None
+    assert (method.fill.shape, method.unit, views.grid) == ((1,), (down, right), (16 // down, 16 // right))
+    seen, whole = method.hide(images, views), normalised(images)
+    assert seen.shape == (2 * 3, 1, 16, 16)
+    for v in range(2):
+        for b in range(3):
+            mask = views.mask[v, b].unflatten(0, views.grid)
+            for y in range(16):
+                for x in range(16):
+                    wanted = method.fill if mask[y // down, x // right] else whole[b, :, y, x]
+                    assert torch.allclose(seen[v * 3 + b, :, y, x], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [None, (2, 2)])
+def test_hidden_pixels_change_nothing_at_all(unit: tuple[int, int] | None) -> None:
+    """One view at a time, for what one view hides another sees; not by the smallest number."""
+    method, images = hiding(views=1, unit=unit), pictures()
+    views = method.draw(images, Generator().manual_seed(0))
+    hidden = views.pixels(method.unit)[0].unsqueeze(1)
+    before, after, other = (
+        method.encode(x, views, (0, -1))
+        for x in (images, torch.where(hidden, 255 - images, images), torch.where(hidden, images, 255 - images))
+    )
+    for layer in (0, -1):
+        for mine, theirs in zip(before[layer], after[layer], strict=True):
+            assert float((mine - theirs).detach().abs().max()) == 0.0
+        assert not torch.equal(before[layer].tokens, other[layer].tokens)
+
+
+def test_views_share_nothing_but_the_image() -> None:
+    """Each view alone has the features that it has beside others."""
+    method, images = hiding(views=3), pictures()
+    views = method.draw(images, Generator().manual_seed(0))
+    together = method.encode(images, views)[-1].tokens.unflatten(0, (3, 3))
+    for v in range(3):
+        alone = method.encode(images, Views(views.mask[v : v + 1], views.grid, views.hidden))[-1].tokens
+        assert torch.allclose(together[v], alone, atol=1e-6)
+
+
+def test_floats_are_taken_as_normalised_before_they_are_hidden() -> None:
+    method, images = hiding(), pictures()
+    views = method.draw(images, Generator().manual_seed(0))
+    assert torch.allclose(method.hide(normalised(images), views), method.hide(images, views), atol=1e-5)
+    mine, theirs = (method(x, views)["total"].item() for x in (images, normalised(images)))
+    assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_plug_ins_keep_what_hides_and_where() -> None:
+    plain, images = hiding(views=1, unit=(2, 2)), pictures()
+    grown = jd(dm(plain, 2), Hog((2, 2), MEAN, STD, cell=1), 8)
+    assert (grown.replace, grown.unit, grown.fine, grown.masking.views) == ("pixels", (2, 2), (2, 2), 2)
+    assert grown.fill is plain.fill
+    assert torch.isfinite(grown(images)["total"])
+
+
+@pytest.mark.parametrize(("replace", "line"), [(None, "cannot drop masked"), ("tokens", "cannot replace masked")])
+def test_a_backbone_that_cannot_is_refused_in_one_line(replace: Replace | None, line: str) -> None:
+    backbone = create_hierarchical("resnet18", (32, 32), MEAN, STD)
+    with pytest.raises(UserError, match=f"ResNet {line} tokens, as this method asks; choose another backbone") as error:
+        Method(backbone, Masking(0.5), [branch("masked", Counted())], replace)
+    assert "\n" not in str(error.value)
+    assert Method(backbone, Masking(0.5), [branch("masked", Counted())], "pixels").fill is not None
+
+
+def test_masks_must_fit_the_image() -> None:
+    """And images the backbone's tokens, however fine the masks are."""
+    for unit in (None, (2, 2)):
+        with pytest.raises(UserError, match="18×16 px cannot be cut into patches of 4×4"):
+            hiding(unit=unit).grid((18, 16))
+    assert hiding(unit=(2, 2)).grid((20, 16)) == (10, 8)

@@ -84,12 +84,17 @@ def test_shrink_keeps_the_method_and_passes_every_check(name, write):
     for section in ("masking", "dm"):
         assert getattr(small, section) == getattr(recipe, section)
     assert small.method.target == local(recipe.method.target)
-    assert small.backbone.patch == (8 if recipe.backbone.name.startswith("swin") else recipe.backbone.patch)
+    patch, masking = small.backbone.patch or 0, recipe.masking
+    assert patch == (8 if recipe.backbone.name.startswith("swin") else recipe.backbone.patch)
     assert method_label(small) == method_label(recipe)
     assert (small.jd and small.jd.target) == (recipe.jd and local(recipe.jd.target))
-    assert (small.optim.epochs, small.optim.max_steps, small.data.limit, small.runtime.device) == (1, 4, 32, "cpu")
-    patch = small.backbone.patch or 0
-    assert small.data.image_size == (4 * patch, 4 * patch)
+    grows = recipe.progress is not None
+    assert (small.optim.epochs, small.optim.max_steps) == ((2, 6) if grows else (1, 4))
+    assert (small.data.limit, small.runtime.device) == (32, "cpu")
+    coarse, unit = masking.cell > 1 or masking.cell_pixels, max(patch * masking.cell, masking.cell_pixels or 0)
+    side = (2 if coarse else 4) * unit
+    assert small.data.image_size == ((2 * side, 2 * side) if grows else (side, side))
+    assert (small.progress and small.progress.sizes) == ([(side, side), (2 * side, 2 * side)] if grows else None)
     assert load(write(dump(small))) == small
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from remask.recipe import load_recipe
+from remask.recipe.values import image_size
 from remask.types import UserError
 
 
@@ -84,10 +85,44 @@ def write(tmp_path: Path):
         (["data.image_size=8"], "data.image_size 8x8 cannot be cut into 16x16 patches; the nearest is 16x16"),
         (
             ["masking.pattern=cells", "masking.cell=4"],
-            "masking.cell 4 does not fit the 14x14 patches of data.image_size",
+            "masking cells of 64 px do not fit the 14x14 patches of data.image_size 224x224; the nearest is 256x256",
         ),
         (["masking.cell=2"], 'masking.cell 2 needs masking.pattern "cells"'),
         (["jd.target.cell=5"], "jd.target.cell 5 does not divide the patch of 16 pixels"),
+        (
+            ["method.name=fastmim", "masking.cell_pixels=8", "method.target=hog", "method.target.cell=16"],
+            "method.target.cell 16 does not divide the masking cell of 8 pixels",
+        ),
+        (["masking.cell_pixels=0"], "masking.cell_pixels: must be at least 1, not 0"),
+        (
+            ["masking.pattern=cells", "masking.cell=2", "masking.cell_pixels=32"],
+            "masking.cell 2 and masking.cell_pixels 32: give one of them",
+        ),
+        (
+            ["masking.cell_pixels=64"],
+            "masking cells of 64 px do not fit the 14x14 patches of data.image_size 224x224; the nearest is 256x256",
+        ),
+        (["masking.cell_pixels=24"], "masking.cell_pixels 24 neither divides the patch of 16 pixels nor is a multiple"),
+        (["masking.cell_pixels=8"], "masking.cell_pixels 8 is finer than the patch of 16 pixels, and method mae hides"),
+        (["progress.sizes=[]"], "progress.sizes: "),
+        (["progress.sizes=[128, 224, 192]"], "progress.sizes go from 224x224 to 192x192: each must be larger"),
+        (["progress.sizes=[128, 128, 224]"], "progress.sizes go from 128x128 to 128x128: each must be larger"),
+        (["progress.sizes=['96x160', '160x96']"], "progress.sizes go from 96x160 to 160x96: each must be larger"),
+        (
+            ["progress.sizes=[128, 192]"],
+            "progress.sizes end at 192x192, and data.image_size is 224x224: the last size is the one that is kept",
+        ),
+        (
+            ["progress.sizes=[128, 224]", "progress.epochs=[800, 700]"],
+            "progress.epochs [800, 700] add up to 1500, and optim.epochs is 1600",
+        ),
+        (["progress.sizes=[128, 224]", "progress.epochs=[1600]"], "progress.epochs has 1 numbers for 2 sizes"),
+        (["progress.sizes=[128, 224]", "progress.epochs=[1600, 0]"], "progress.epochs: must be at least 1, not 0"),
+        (
+            ["progress.sizes=[128, 176, 224]", "optim.epochs=2"],
+            "optim.epochs 2 is too few for 3 sizes: give each one at least an epoch",
+        ),
+        (["progress=on"], "progress.sizes is missing: Image sizes one after the other, growing."),
         (["method.decoder_heads=7"], "method.decoder_heads 7 does not divide method.decoder_width 512"),
         (["runtime.accumulate=3"], "runtime.accumulate 3 does not divide optim.batch_size 4096"),
         (["probe.k=5"], "probe.source is missing: Labelled pictures to classify."),
@@ -138,3 +173,15 @@ def test_a_circle_of_extends_is_named(write):
     write('extends = "b.toml"', "a.toml")
     path = write('extends = "./a.toml"', "b.toml")
     assert problem(path) == "recipes extend each other in a circle: b.toml → a.toml → b.toml"
+
+
+@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("96x160", (96, 160)), (None, None), ("8", (8, 8))])
+def test_an_image_size_on_the_command_line(text, size):
+    assert image_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "big", "96x", "1x2x3", "-4", "0", "96.5"])
+def test_no_image_size_on_the_command_line(text):
+    with pytest.raises(UserError, match=r"^--image-size must be pixels as in 224, ") as error:
+        image_size(text)
+    assert "\n" not in str(error.value)

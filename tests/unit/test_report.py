@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import create_vit
 from remask.distances import smooth_l1, smooth_l1_with, squared
 from remask.masking import Blocks, Masking
-from remask.methods import dm, jd, mae
+from remask.methods import dm, fastmim, jd, mae
 from remask.report import equation, write_report
 from remask.report.equation import distance_name
 from remask.report.figures import averaged, curves
@@ -203,6 +204,15 @@ def test_equation_of_mae_and_of_independent_views() -> None:
     assert "block-wise masking" in text
     assert "m_pred" not in text
     assert "independently: m_pred 0.9375 on average" in independent
+
+
+def test_equation_of_fastmim_with_masks_finer_than_tokens() -> None:
+    with torch.device("meta"):
+        backbone, hog = create_hierarchical("resnet18", (64, 96), [0.5], [0.25]), Hog((16, 16), [0.5], [0.25], cell=8)
+        text = equation(fastmim(backbone, Masking(0.75), hog, (16, 16), 64, 1, 4), (64, 96))
+    assert "1 view, 18 masked tokens, of squared( decoder of 1 block, width 64, over all tokens ; HOG" in text
+    assert "f  ResNet of width 512, depth 5, patches of 32×32 px; sees all patches, masked pixels replaced by a" in text
+    assert "x  image of 64×96 px, 4×6 = 24 tokens of 16×16 px" in text
 
 
 def test_equation_of_a_size_that_does_not_fit() -> None:

@@ -5,12 +5,19 @@ import math
 import pytest
 import torch
 
-from remask.tokens import grid_of, patchify, scatter, sincos_positions, take, unpatchify
+from remask.tokens import finer, grid_of, patchify, scatter, sincos_positions, take, unpatchify, whole_grid
 from remask.types import UserError
 
 
 def test_grid_is_rows_then_columns() -> None:
     assert grid_of((96, 160), (16, 8)) == (6, 20)
+
+
+def test_a_whole_grid_leaves_nothing_over() -> None:
+    assert whole_grid((96, 160), (16, 8)) == (6, 20)
+    for size in ((97, 160), (96, 164)):
+        with pytest.raises(UserError, match=rf"{size[0]}×{size[1]} px cannot be cut into patches of 16×8 px"):
+            whole_grid(size, (16, 8))
 
 
 def test_patches_run_pixel_row_pixel_column_channel() -> None:
@@ -30,6 +37,19 @@ def test_patches_run_pixel_row_pixel_column_channel() -> None:
 def test_unpatchify_is_the_inverse(dtype: torch.dtype) -> None:
     images = torch.randint(0, 256, (2, 5, 12, 8)).to(dtype)
     assert torch.equal(unpatchify(patchify(images, (4, 2)), (3, 4), (4, 2)), images)
+
+
+@pytest.mark.parametrize("fine", [(1, 1), (2, 2), (3, 1), (2, 4)])
+def test_finer_tokens_stand_in_raster_order(fine: tuple[int, int]) -> None:
+    (rows, columns), (down, right), width = (2, 3), fine, 5
+    coarse = torch.arange(2 * rows * columns * down * right * width).reshape(2, rows * columns, -1)
+    cut = finer(coarse, (rows, columns), fine)
+    assert cut.shape == (2, rows * down * columns * right, width)
+    for row in range(rows * down):
+        for col in range(columns * right):
+            token, part = row // down * columns + col // right, row % down * right + col % right
+            by_hand = coarse[:, token, part * width : (part + 1) * width]
+            assert torch.equal(cut[:, row * columns * right + col], by_hand)
 
 
 def test_take_and_scatter_are_inverse() -> None:

@@ -44,6 +44,15 @@ def test_repeat_is_view_major(views: Views) -> None:
     assert views.repeat(torch.arange(2)).tolist() == [0, 1] * 3
 
 
+@pytest.mark.parametrize("unit", [(1, 1), (2, 3), (4, 2)])
+def test_pixels_of_hidden_tokens(views: Views, unit: tuple[int, int]) -> None:
+    hidden = views.pixels(unit)
+    assert hidden.shape == (3, 2, 2 * unit[0], 3 * unit[1])
+    for y in range(2 * unit[0]):
+        for x in range(3 * unit[1]):
+            assert torch.equal(hidden[:, :, y, x], MASK[:, :, y // unit[0] * 3 + x // unit[1]])
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_split_cuts_the_batch_as_images_are_cut(views: Views, parts: int) -> None:
     slices: list[Tensor] = [part.mask for part in views.split(parts)]

@@ -25,10 +25,14 @@ class Backbone(Protocol):
     fill_width: int
     """Length of the vector that replaces a masked token: the width of the stem."""
     modes: tuple[Mode, ...]
-    """What it can do with masked tokens."""
+    """What it can do with masked tokens. Hiding their pixels before the stem needs nothing of it."""
     depth: int
     prefix: int
     channels: int
+
+    def normalise(self, images: Images) -> Float[Tensor, "B C H W"]:
+        """Integers become what the network was meant to see; a float image is that already."""
+        ...
 
     def grid(self, size: Size) -> Grid:
         """Token grid of an image of `size` pixels. Raises UserError where the size does not fit."""

@@ -6,7 +6,6 @@ pre-training, one per block in fine-tuning), in layer scale, and in a query-key-
 
 import difflib
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import timm
@@ -18,6 +17,8 @@ from timm.models.beit import Beit, gen_relative_position_index
 from torch import Tensor, nn
 
 from remask.backbones import Mode
+from remask.backbones.normalise import Normalise
+from remask.backbones.tables import resize_table
 from remask.tokens import patchify, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -47,8 +48,6 @@ class BeitViT(nn.Module):
     """
 
     modes: tuple[Mode, ...] = ("replace",)
-    shift: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -65,15 +64,14 @@ class BeitViT(nn.Module):
         self.width, self.depth = int(network.embed_dim), len(network.blocks)
         self.fill_width = self.width
         self.prefix, self.channels = int(network.num_prefix_tokens), stem.proj.in_channels
-        self.register_buffer("shift", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
-        self.register_buffer("scale", 1 / (torch.tensor(std).view(-1, 1, 1) * 255), persistent=False)
+        self.normalise = Normalise(mean, std)
 
     def grid(self, size: Size) -> Grid:
         return whole_grid(size, self.patch)
 
     def embed(self, images: Images) -> Stem:
         grid = self.grid((images.shape[-2], images.shape[-1]))
-        pixels = images if images.is_floating_point() else (images.float() - self.shift) * self.scale
+        pixels = self.normalise(images)
         conv = self.network.patch_embed.proj  # a matrix product, for its kernel and its stride are the patch
         tokens = F.linear(patchify(pixels, self.patch), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
         return Stem(self.network.patch_embed.norm(tokens), grid)
@@ -164,45 +162,6 @@ def _attend(attention: Any, x: Float[Tensor, "R T D"], bias: Tensor | None) -> F
     return attention.proj_drop(attention.proj(mixed.transpose(1, 2).flatten(2)))
 
 
-def resize_table(table: Float[Tensor, "old heads"], old: Grid, new: Grid, extra: int = 0) -> Float[Tensor, "new heads"]:
-    """A table of biases by relative offset, built for windows of `old` tokens, for windows of `new`; differentiable.
-
-    BEiT's and SimMIM's way: the old offsets lie in geometric progression over the new ones, dense near 0, and a cubic
-    spline goes through them. The last `extra` rows (for the class token) are kept.
-    # official: scipy's interp2d, which is gone; here one spline an axis, which is the same for a tensor product.
-    """
-    rows, kept = table[: len(table) - extra], table[len(table) - extra :]
-    along = [spline(2 * a - 1, 2 * b - 1).to(table.device, table.dtype) for a, b in zip(old, new, strict=True)]
-    square = rows.unflatten(0, (2 * old[0] - 1, 2 * old[1] - 1))
-    return torch.cat([torch.einsum("ab,cd,bdh->ach", *along, square).flatten(0, 1), kept])
-
-
-@cache
-def spline(old: int, new: int) -> Float[Tensor, "new old"]:
-    """The matrix of one axis: values at `old` offsets (odd, symmetric around 0) → values at `new` offsets."""
-    import numpy as np
-    from scipy.interpolate import make_interp_spline  # type: ignore[import-untyped]
-
-    if old == new:
-        return torch.eye(old, device="cpu")  # never of the device of the moment: it is kept
-    if old == 1:
-        return torch.ones(new, 1, device="cpu")
-    half = _geometric(old // 2, new // 2)
-    known = np.array([-x for x in reversed(half)] + [0.0] + half)
-    wanted = np.clip(np.arange(new) - new // 2, known[0], known[-1])  # constant beyond the border
-    matrix = make_interp_spline(known, np.eye(old), k=min(3, old - 1))(wanted)
-    return torch.from_numpy(np.asarray(matrix, dtype=np.float32))
-
-
-def _geometric(count: int, reach: int) -> list[float]:
-    """1, 1 + q, 1 + q + q², …, `count` of them, with the q in 1.01..1.5 for which the last comes nearest `reach`."""
-    low, high = 1.01, 1.5
-    while high - low > 1e-6:
-        q = (low + high) / 2
-        low, high = (low, q) if sum(q**i for i in range(count)) > reach else (q, high)
-    return [sum(q**i for i in range(n + 1)) for n in range(count)]
-
-
 def create_beit(
     name: str,
     size: Size,
@@ -239,4 +198,4 @@ def create_beit(
     return backbone
 
 
-__all__ = ["CLASS_ROWS", "SMALL", "BeitViT", "Stem", "create_beit", "resize_table", "spline"]
+__all__ = ["CLASS_ROWS", "SMALL", "BeitViT", "Stem", "create_beit"]

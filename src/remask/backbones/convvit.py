@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from remask.backbones import Mode
 from remask.backbones.convvit_network import ConvViTNetwork, Mix, Sizes, nest
+from remask.backbones.normalise import Normalise
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
 
@@ -84,6 +85,7 @@ class ConvViT(nn.Module):
         self.fusions = nn.ModuleList(  # type: ignore[assignment]
             nn.Conv2d(dim, self.width, side, side) for dim, side in zip(sizes.dims[:2], sides, strict=True)
         )
+        self.normalise = Normalise(mean, std)
         pixels = sizes.patch**2
         self.register_buffer("shift", torch.tensor(mean).repeat(pixels) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).repeat(pixels) * 255), persistent=False)
@@ -120,10 +122,7 @@ class ConvViT(nn.Module):
     def pyramid(self, images: Images) -> list[Float[Tensor, "B D h w"]]:
         """Maps of the whole image at four strides, for dense tasks."""
         self.grid((images.shape[-2], images.shape[-1]))
-        if not images.is_floating_point():
-            shift, scale = (buffer[: self.channels].view(-1, 1, 1) for buffer in (self.shift, self.scale))
-            images = (images.float() - shift) * scale
-        return self.network.pyramid(images)
+        return self.network.pyramid(self.normalise(images))
 
     def _stages(self, stem: Stem, views: Views | None) -> Stages:
         """Both conv stages on the cells that are seen; without views on all."""

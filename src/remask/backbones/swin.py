@@ -16,6 +16,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from remask.backbones import Mode
+from remask.backbones.normalise import Normalise
 from remask.tokens import grid_of, patchify
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -47,8 +48,6 @@ class Swin(nn.Module):
 
     modes: tuple[Mode, ...] = ("replace",)
     prefix = 0
-    shift: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -66,8 +65,7 @@ class Swin(nn.Module):
         self.patch: Size = (self.stem_patch[0] * self.stride, self.stem_patch[1] * self.stride)
         self.width, self.fill_width = int(network.num_features), int(stem.proj.out_channels)
         self.channels = stem.proj.in_channels
-        self.register_buffer("shift", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
-        self.register_buffer("scale", 1 / (torch.tensor(std).view(-1, 1, 1) * 255), persistent=False)
+        self.normalise = Normalise(mean, std)
 
     def grid(self, size: Size) -> Grid:
         """Raises UserError where stages halve to no whole grid, or where a window does not tile one."""
@@ -89,7 +87,7 @@ class Swin(nn.Module):
     def embed(self, images: Images) -> Stem:
         size = images.shape[-2], images.shape[-1]
         self.grid(size)
-        pixels = images if images.is_floating_point() else (images.float() - self.shift) * self.scale
+        pixels = self.normalise(images)
         conv = self.network.patch_embed.proj  # a matrix product, for its kernel and its stride are the patch
         tokens = F.linear(patchify(pixels, self.stem_patch), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
         grid = grid_of(size, self.stem_patch)

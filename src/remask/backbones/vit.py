@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from remask.backbones import Mode
+from remask.backbones.normalise import Normalise
 from remask.tokens import patchify, sincos_positions, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -62,6 +63,7 @@ class ViT(nn.Module):
         self.width, self.depth = int(network.embed_dim), len(network.blocks)
         self.fill_width = self.width
         self.prefix, self.channels = int(network.num_prefix_tokens), stem.proj.in_channels
+        self.normalise = Normalise(mean, std)
         pixels = self.patch[0] * self.patch[1]
         self.register_buffer("shift", torch.tensor(mean).repeat(pixels) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).repeat(pixels) * 255), persistent=False)

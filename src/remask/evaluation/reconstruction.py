@@ -47,7 +47,7 @@ def panels(method: Method, images: UInt8[Tensor, "B C H W"], views: Views) -> Re
         on_device, placed = images.to(where), views.to(where)
         pairs = method.pairs(on_device, placed)
         groups = [_group(target, method.branches, pairs, on_device, placed) for target in _drawable(method.branches)]
-    images, views, patch = images.cpu(), views.to(torch.device("cpu")), method.backbone.patch
+    images, views, patch = images.cpu(), views.to(torch.device("cpu")), method.unit
     columns = [_original(images), *_targets(groups, images, views)]
     for v in range(len(views.mask)):
         columns.append(_seen(images, views, patch, v))

@@ -3,12 +3,13 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
@@ -19,7 +20,20 @@ class BadImage(Exception):  # noqa: N818  (a fact about a picture, not a fault o
     """One picture that cannot be used; the message is one line and says why."""
 
 
-def decode(data: bytes | np.ndarray, channels: int = 3, *, max_pixels: int = 100_000_000) -> UInt8[Tensor, "C H W"]:
+LARGE = 1 << 20
+"""Pixels from which on decoding at reduced scale is faster: 1.1 times at 1.7 megapixels, 2.4 at 6.8 (measured)."""
+
+Reduction = Callable[[int, int], int]
+"""Height and width of a picture -> by how much both sides may be divided on the way: 1, 2, 4 or 8."""
+
+
+def decode(
+    data: bytes | np.ndarray,
+    channels: int = 3,
+    *,
+    max_pixels: int = 100_000_000,
+    reduction: Reduction | None = None,
+) -> UInt8[Tensor, "C H W"]:
     """Pixels 0..255 of an encoded picture (1 or 3 channels) or of an array HW or HWC (any number of channels).
 
     Encoded: turned as EXIF says, first frame or page, alpha dropped, CMYK and palette as Pillow converts them, 16 bits
@@ -28,6 +42,9 @@ def decode(data: bytes | np.ndarray, channels: int = 3, *, max_pixels: int = 100
 
     The size is read from the header first: a picture of more than `max_pixels` is refused before a pixel is decoded,
     and one within it takes at most 20 bytes a pixel while it is decoded (2 GB at the default).
+
+    A JPEG of a megapixel and more that EXIF does not turn is decoded at the scale that `reduction` allows, if one is
+    given: the inverse cosine transform then makes 4, 2 or 1 pixels of 8. Smaller ones gain nothing by it.
 
     Raises BadImage, and nothing else, for whatever is wrong with the data.
     """
@@ -41,6 +58,11 @@ def decode(data: bytes | np.ndarray, channels: int = 3, *, max_pixels: int = 100
     if header is not None:
         _check_size(header.width, header.height, max_pixels)
         if header.bits == 8 and header.components in (1, 3):
+            large = header.height * header.width >= LARGE
+            if large and reduction and (by := reduction(header.height, header.width)) > 1:
+                with contextlib.suppress(Exception):  # the whole path names the fault
+                    if (small := _decode_reduced(data, by, channels)) is not None:
+                        return small
             try:
                 return _fitted(_decode_jpeg(data, header.components), channels)
             except (RuntimeError, ImportError):
@@ -85,6 +107,15 @@ def _decode_jpeg(data: bytes, components: int) -> UInt8[Tensor, "C H W"]:
     mode = ImageReadMode.RGB if components == 3 else ImageReadMode.GRAY
     # a copy, since a tensor over immutable bytes would be a writable one
     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
+
+
+def _decode_reduced(data: bytes, by: int, channels: int) -> UInt8[Tensor, "C h w"] | None:
+    """A JPEG with both sides divided by `by`, rounded up; None for one that has to be turned."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return None
+        image.draft(None, (image.width // by, image.height // by))  # the mode stays the file's
+        return _from_pillow(image, channels)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

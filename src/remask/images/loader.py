@@ -16,10 +16,10 @@ from jaxtyping import Int, UInt8
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from remask.images.decoding import BadImage
+from remask.images.decoding import BadImage, Reduction
 from remask.images.pictures import Pictures
 from remask.images.sources import Source
-from remask.images.transforms import Transform
+from remask.images.transforms import RandomCropFlip, Transform
 from remask.types import UserError
 
 
@@ -69,6 +69,7 @@ class Loader:
     channels, min_side, cache_mb   see `Pictures`
     max_bad      share of pictures that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
                  that a small folder is not lost for one of them, unless the share is 0
+    reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives
     skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
     pin          page-locked memory, for copies to a GPU that do not wait
     report       gets a line for each unusable picture, once
@@ -87,6 +88,7 @@ class Loader:
         channels: int = 3,
         min_side: int = 1,
         max_bad: float = 0.01,
+        reduced: bool = False,
         skip: bool = False,
         pin: bool = False,
         cache_mb: int = 1024,
@@ -102,7 +104,7 @@ class Loader:
         self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
         self._labels = None if source.labels is None else torch.tensor(source.labels)
         pictures = Pictures(source, channels=channels, min_side=min_side, cache_mb=cache_mb, shared=workers > 0)
-        self._maker = _Maker(pictures, transform, seed, skip, self._allowed)
+        self._maker = _Maker(pictures, transform, seed, skip, self._allowed, reduced)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -203,9 +205,11 @@ def iterate(
 class _Maker(Dataset[_Made]):
     """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far."""
 
-    def __init__(self, pictures: Pictures, transform: Transform, seed: int, skip: bool, allowed: int) -> None:
+    def __init__(
+        self, pictures: Pictures, transform: Transform, seed: int, skip: bool, allowed: int, reduced: bool
+    ) -> None:
         self._pictures, self._transform, self._seed = pictures, transform, seed
-        self._skip, self._allowed = skip, allowed
+        self._skip, self._allowed, self._reduced = skip, allowed, reduced
         self.bad: dict[int, str] = {}
 
     def too_many(self, bad: dict[int, str]) -> bool:
@@ -216,9 +220,10 @@ class _Maker(Dataset[_Made]):
         generator = Generator()
         images, index = [], []
         for position, wanted in zip(task.positions, task.indices, strict=True):
-            found = self._usable(wanted)
+            seed = mix(self._seed, task.epoch, position, _CROP)
+            found = self._usable(wanted, self._reduction(seed))
             if found is not None:
-                generator.manual_seed(mix(self._seed, task.epoch, position, _CROP))
+                generator.manual_seed(seed)
                 images.append(self._transform(found[0], generator))
                 index.append(found[1])
             elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
@@ -226,14 +231,21 @@ class _Maker(Dataset[_Made]):
         fresh = dict(list(self.bad.items())[known:])
         return _Made(torch.stack(images) if images else None, index, fresh)
 
-    def _usable(self, wanted: int) -> tuple[Tensor, int] | None:
+    def _reduction(self, seed: int) -> Reduction | None:
+        """What the crop of this seed leaves of a picture's scale."""
+        crop = self._transform
+        if not self._reduced or not isinstance(crop, RandomCropFlip):
+            return None
+        return lambda rows, columns: crop.reduction(rows, columns, Generator().manual_seed(seed))
+
+    def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Tensor, int] | None:
         """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
         for step in range(1 if self._skip else len(self._pictures)):
             i = (wanted + step) % len(self._pictures)
             if i in self.bad:
                 continue
             try:
-                return self._pictures.get(i), i
+                return self._pictures.get(i, reduction), i
             except BadImage as bad:
                 self.bad[i] = str(bad)
             if self.too_many(self.bad):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from remask.images.decoding import BadImage, decode
+from remask.images.decoding import BadImage, Reduction, decode
 from remask.images.sources import Source
 
 
@@ -29,21 +29,22 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.source)
 
-    def get(self, i: int) -> UInt8[Tensor, "C H W"]:
+    def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
+        """`reduction` says by how much the picture may be smaller; only pictures that are not kept are."""
         kept = self._cache.get(i)
         if kept is not None:
             return kept
-        image, encoded = self._load(i)
+        image, encoded = self._load(i, reduction if isinstance(self._cache, _Nothing) else None)
         if encoded:  # arrays lie in memory already
             self._cache.put(i, image)
         return image
 
-    def _load(self, i: int) -> tuple[UInt8[Tensor, "C H W"], bool]:
+    def _load(self, i: int, reduction: Reduction | None = None) -> tuple[UInt8[Tensor, "C H W"], bool]:
         try:
             data = self.source.read(i)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
-        image = decode(data, self._channels)
+        image = decode(data, self._channels, reduction=reduction)
         height, width = image.shape[-2:]
         if min(height, width) < self._min_side:
             raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")

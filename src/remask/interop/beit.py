@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from timm.models.beit import Beit
 from torch import Tensor
 
-from remask.backbones.beit import CLASS_ROWS, BeitViT, create_beit, resize_table
+from remask.backbones.beit import CLASS_ROWS, BeitViT, create_beit
+from remask.backbones.tables import resize_table
 from remask.interop.mae import Source, State, check, read, resize_positions, shape, sizes
 from remask.masking import Blocks, Masking
 from remask.method import Method

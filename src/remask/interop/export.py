@@ -1,6 +1,6 @@
 """The export of a run: a backbone that its maker rebuilds and loads strictly, and a script that shows it.
 
-A timm backbone needs timm alone; ConvViT, which timm does not have, needs `remask.backbones.convvit`.
+A timm backbone needs timm alone; ConvViT and CMT, which timm does not have, need remask.
 """
 
 import json
@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from remask.backbones import Backbone
-from remask.backbones.convvit import ConvViT
+from remask.backbones.cmt_network import Cmt
+from remask.backbones.convvit_network import ConvViTNetwork
 from remask.types import Size
 
 EXAMPLE = '''"""Load this backbone with timm alone: python load_example.py [PICTURE]"""
@@ -40,19 +41,21 @@ mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std")
 
 with torch.inference_mode():
     tokens = model.forward_features(((picture / 255 - mean) / std)[None])
+if tokens.ndim == 4 and tokens.shape[1] == model.num_features:
+    tokens = tokens.movedim(1, -1)
 prefix = getattr(model, "num_prefix_tokens", 0)
 features = tokens.flatten(1, -2)[:, prefix:].mean(1)  # one vector per picture, as the probes use it
 print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(features.shape)}")
 '''
 
-# What ConvViT's script has in the place of timm's.
-CONVVIT = {
+# What the script of a network that timm does not have says in the place of timm's.
+OURS = {
     "with timm alone": "with remask",
     "import timm\nimport torch\n": "import torch\n",
-    "import load_file\n": "import load_file\nfrom remask.backbones.convvit import create_convvit\n",
+    "import load_file\n": "import load_file\nfrom remask.backbones.{module} import create_{module}\n",
     'model = timm.create_model(config["model"], **config["arguments"]).eval()\n': (
         'sizes = config["model"], tuple(config["image_size"]), config["mean"], config["std"]\n'
-        'model = create_convvit(*sizes, overrides=config["arguments"]).network.eval()\n'
+        'model = create_{module}(*sizes, overrides=config["arguments"]).network.eval()\n'
     ),
 }
 
@@ -73,7 +76,8 @@ def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence
 
 def example(backbone: Backbone) -> str:
     """The script that loads an export of this kind."""
-    script = EXAMPLE
-    for theirs, ours in CONVVIT.items() if isinstance(backbone, ConvViT) else ():
-        script = script.replace(theirs, ours)
+    script, network = EXAMPLE, backbone.network
+    module = "convvit" if isinstance(network, ConvViTNetwork) else "hierarchical" if isinstance(network, Cmt) else None
+    for theirs, ours in OURS.items() if module else ():
+        script = script.replace(theirs, ours.replace("{module}", str(module)))
     return script

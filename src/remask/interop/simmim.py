@@ -19,8 +19,9 @@ from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
-from remask.backbones.beit import BeitViT, resize_table
+from remask.backbones.beit import BeitViT
 from remask.backbones.swin import Swin, create_swin
+from remask.backbones.tables import resize_table
 from remask.interop import beit
 from remask.interop.beit import BUFFERS, FILL, HEAD, NETWORK, TABLE, label, own_state, vit_of, weights, window_of
 from remask.interop.mae import MEAN, STD, Source, State, _read, check, shape

@@ -5,16 +5,16 @@ from remask.distances import cross_entropy
 from remask.heads import Linear
 from remask.masking import Masking
 from remask.method import Branch, Method
-from remask.methods.initial import STD, initialise
+from remask.methods.initial import STD, Start, initialise
 from remask.targets import Target
 
 
-def beit(backbone: Backbone, masking: Masking, target: Target) -> Method:
+def beit(backbone: Backbone, masking: Masking, target: Target, start: Start = "published") -> Method:
     """f replaces the masked tokens; one linear layer after the final norm scores a vocabulary; cross-entropy; masked.
 
     The target names each token's word, out of target.width. As published: blocks at ratio .4 on a BEiT-style ViT.
     """
     head = Linear(backbone.width, target.width)
     method = Method(backbone, masking, [Branch("masked", head, target, cross_entropy, "masked")], replace="tokens")
-    initialise(method, bound=STD, rescale=True)
+    initialise(method, bound=STD, rescale=True, start=start)
     return method

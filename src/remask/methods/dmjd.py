@@ -20,7 +20,7 @@ def jd(
     method: Method, target: Target, width: int = 512, beta: float = 2.0, weight: float = 1.0, layers: int = 3
 ) -> Method:
     """Joint distillation: a branch on the visible tokens that regresses a normalised target, smooth-l1."""
-    projector = Projector(method.backbone.width, target.width, width, layers=layers)
+    projector = Projector(method.backbone.width, target.width, width, layers=layers, fine=method.fine)
     projector.apply(initialise)
     # DMJD Eq. (5): visible tokens, each against its own target
     visible = Branch("visible", projector, target, smooth_l1_with(beta), "visible", weight)

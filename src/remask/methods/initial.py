@@ -2,11 +2,13 @@
 
 import math
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
 
 from remask.method import Method
+from remask.methods.mae import initialise as as_mae
 
 STD = 0.02
 
@@ -19,14 +21,25 @@ def truncated(module: nn.Module, bound: float = 2.0) -> None:
             nn.init.zeros_(module.bias)
 
 
-def initialise(method: Method, bound: float = 2.0, *, heads: bool = True, rescale: bool = False) -> None:
-    """The published start of a method, in place; targets, which may hold trained networks, are not touched.
+Start = Literal["published", "xavier"]
+"""Initial weights: the papers', or MAE's, for networks so narrow that .02 lets next to nothing through."""
+
+
+def initialise(
+    method: Method, bound: float = 2.0, *, heads: bool = True, rescale: bool = False, start: Start = "published"
+) -> None:
+    """The start of a method, in place; targets, which may hold trained networks, are not touched.
 
     bound     where the normal of std .02 is cut off; BEiT's and SimMIM's ViT cut at one deviation
     heads     False leaves the heads as PyTorch made them (SimMIM)
     rescale   divide the two matrices that write to the residual stream by √(2·block), blocks counted from 1
+    start     "xavier": MAE's weights in network and heads, whatever the rest says
     A Swin keeps the weights that timm gave it, which are the published ones.
     """
+    if start == "xavier":
+        for part in (method.backbone, *(branch.head for branch in method.branches)):
+            part.apply(as_mae)  # type: ignore[attr-defined]
+        return
     network = method.backbone.network
     parts = [branch.head for branch in method.branches] if heads else []
     blocks = list(getattr(network, "blocks", []))
@@ -44,4 +57,4 @@ def initialise(method: Method, bound: float = 2.0, *, heads: bool = True, rescal
             block.mlp.fc2.weight.div_(math.sqrt(2 * number))
 
 
-__all__ = ["STD", "initialise", "truncated"]
+__all__ = ["STD", "Start", "initialise", "truncated"]

@@ -43,5 +43,5 @@ def initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d) and module.kernel_size == module.stride:
+    elif isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
         nn.init.xavier_uniform_(module.weight.flatten(1).view(module.out_channels, -1))

@@ -5,16 +5,16 @@ from remask.distances import squared
 from remask.heads import Linear
 from remask.masking import Masking
 from remask.method import Branch, Method
-from remask.methods.initial import initialise
+from remask.methods.initial import Start, initialise
 from remask.targets import Target
 
 
-def maskfeat(backbone: Backbone, masking: Masking, target: Target) -> Method:
+def maskfeat(backbone: Backbone, masking: Masking, target: Target, start: Start = "published") -> Method:
     """f replaces the masked tokens; one linear layer after the final norm predicts their HOG; squared; masked.
 
     As published: blocks at ratio .4 on a ViT with learned positions.
     """
     head = Linear(backbone.width, target.width)
     method = Method(backbone, masking, [Branch("masked", head, target, squared, "masked")], replace="tokens")
-    initialise(method)
+    initialise(method, start=start)
     return method

@@ -5,11 +5,11 @@ from remask.distances import l1
 from remask.heads import Linear
 from remask.masking import Masking
 from remask.method import Branch, Method
-from remask.methods.initial import STD, initialise
+from remask.methods.initial import STD, Start, initialise
 from remask.targets import Target
 
 
-def simmim(backbone: Backbone, masking: Masking, target: Target) -> Method:
+def simmim(backbone: Backbone, masking: Masking, target: Target, start: Start = "published") -> Method:
     """f replaces the masked tokens; one linear layer predicts their targets (raw pixels); l1; masked.
 
     As published: random cells of 32 px at ratio .6 on a BEiT-style ViT or a Swin.
@@ -17,5 +17,5 @@ def simmim(backbone: Backbone, masking: Masking, target: Target) -> Method:
     """
     head = Linear(backbone.width, target.width)
     method = Method(backbone, masking, [Branch("masked", head, target, l1, "masked")], replace="tokens")
-    initialise(method, bound=STD, heads=False, rescale=True)
+    initialise(method, bound=STD, heads=False, rescale=True, start=start)
     return method

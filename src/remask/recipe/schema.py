@@ -16,6 +16,7 @@ from remask.recipe.sections import (
     MethodSection,
     OptimSection,
     ProbeSection,
+    ProgressSection,
     RuntimeSection,
 )
 from remask.recipe.values import Section
@@ -40,6 +41,7 @@ class Recipe(Section):
     dm: DMSection | None = Field(default=None, description="Disjoint masking; off when absent.")
     jd: JDSection | None = Field(default=None, description="Joint distillation; off when absent.")
     optim: OptimSection
+    progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
     runtime: RuntimeSection = RuntimeSection()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
 
@@ -61,6 +63,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if patch:
         yield from _grid_problems(recipe, patch)
     yield from _method_problems(recipe)
+    yield from _progress_problems(recipe)
     if optim.batch_size % recipe.runtime.accumulate:
         yield f"runtime.accumulate {recipe.runtime.accumulate} does not divide optim.batch_size {optim.batch_size}"
     for where, width, heads in (
@@ -84,7 +87,7 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
             f"method {method.name} drops masked tokens, and {name} needs the whole grid for its relative positions "
             "and windows; use simmim, maskfeat or beit, or a vit"
         )
-    elif method.name not in DROPPING and name.startswith("convvit"):
+    elif method.name not in (*DROPPING, "fastmim") and name.startswith("convvit"):
         yield f"method {method.name} replaces masked tokens, and ConViT's masked convolutions drop them; use convmae"
     if (method.name == "beit") != (method.target.kind == "tokens"):
         yield (
@@ -96,21 +99,52 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         yield "jd regresses vectors with smooth-l1, and tokens are ids: choose hog, pixels-norm or a teacher's features"
 
 
+def _progress_problems(recipe: Recipe) -> Iterator[str]:
+    """Sizes that end at the recipe's own, epochs that add up."""
+    if not recipe.progress:
+        return
+    sizes, epochs = recipe.progress.sizes, recipe.optim.epochs
+    last, own = ("x".join(map(str, size)) for size in (sizes[-1], recipe.data.image_size))
+    if last != own:
+        yield f"progress.sizes end at {last}, and data.image_size is {own}: the last size is the one that is kept"
+    elif sum(shares := recipe.progress.epochs or recipe.progress.even(epochs)) != epochs:
+        yield f"progress.epochs {shares} add up to {sum(shares)}, and optim.epochs is {epochs}"
+    elif min(shares) < 1:
+        yield f"optim.epochs {epochs} is too few for {len(sizes)} sizes: give each one at least an epoch"
+
+
 def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
     """Pictures into patches, patches into masking cells, patches into HOG cells: nothing may be left over."""
+    yield from _cell_problems(recipe, patch)
     height, width = recipe.data.image_size
-    unit = patch * recipe.masking.cell
+    unit = max(patch, recipe.masking.cell_pixels or patch * recipe.masking.cell)
     nearest = "x".join(str(max(1, round(side / unit)) * unit) for side in (height, width))
     if height % patch or width % patch:
         yield f"data.image_size {height}x{width} cannot be cut into {patch}x{patch} patches; the nearest is {nearest}"
     elif height % unit or width % unit:
         yield (
-            f"masking.cell {recipe.masking.cell} does not fit the {height // patch}x{width // patch} patches of "
+            f"masking cells of {unit} px do not fit the {height // patch}x{width // patch} patches of "
             f"data.image_size {height}x{width}; the nearest is {nearest}"
         )
     for where, target in (("method", recipe.method.target), ("jd", recipe.jd and recipe.jd.target)):
-        if target and target.cell and patch % target.cell:
-            yield f"{where}.target.cell {target.cell} does not divide the patch of {patch} pixels"
+        unit = min(patch, recipe.masking.cell_pixels or patch)
+        if target and target.cell and unit % target.cell:
+            whose = "patch" if unit == patch else "masking cell"
+            yield f"{where}.target.cell {target.cell} does not divide the {whose} of {unit} pixels"
+
+
+def _cell_problems(recipe: Recipe, patch: int) -> Iterator[str]:
+    """Masking cells that are given in pixels: whole patches, or in fastmim whole parts of one."""
+    side = recipe.masking.cell_pixels
+    if not side or side % patch == 0:
+        return
+    if patch % side:
+        yield f"masking.cell_pixels {side} neither divides the patch of {patch} pixels nor is a multiple of it"
+    elif recipe.method.name != "fastmim":
+        yield (
+            f"masking.cell_pixels {side} is finer than the patch of {patch} pixels, and method {recipe.method.name} "
+            "hides whole patches; only fastmim hides parts of one"
+        )
 
 
 def recipe_keys(section: type[Section] = Recipe, prefix: str = "") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The sections of a recipe: keys with their types, ranges, defaults and a line of help each."""
 
+import itertools
 import re
 from typing import Annotated, Any, Literal
 
@@ -7,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from remask.recipe.values import Deviation, Device, Pair, Range, Section, Size, Target
 
-METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae")
+METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim")
 """Method names that build.py knows."""
 
 DROPPING = ("mae", "convmae")
@@ -17,8 +18,8 @@ STRIDES = {
     r"vit_micro|beit_micro|convvit_micro": 4,
     r"vit_tiny|beit_tiny|swin_micro": 8,
     r"convvit_.*": 16,
-    r"swin_.*": 32,
-    r"(?:vit|beit|beitv2)_.*patch(\d+).*": None,
+    r"swin_.*|cmt_.*|pvt_v2_.*": 32,
+    r"(?:vit|beit|beitv2|deit3?)_.*patch(\d+).*": None,
 }
 """Pixels a side of a token, by the network's name; None = the number in it."""
 
@@ -39,6 +40,9 @@ class DataSection(Section):
     crop_scale: Range = Field(default=(0.2, 1.0), description="Share of the picture's area that a random crop keeps.")
     crop_ratio: Range = Field(default=(3 / 4, 4 / 3), description="Width / height of a random crop.")
     flip: bool = Field(default=True, description="Mirror half of the crops left to right.")
+    reduced: bool = Field(
+        default=False, description="Decode a JPEG no larger than its crop needs: faster, other pixels by a few levels."
+    )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
     max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unreadable pictures that stops the run.")
 
@@ -69,7 +73,7 @@ class BackboneSection(Section):
 
     name: str = Field(
         min_length=1,
-        description="A timm ViT, BEiT or Swin, a convvit_{base,base_wide,large}, a vit_tiny, a …_micro.",
+        description="A timm ViT, BEiT or Swin, convvit_{base,base_wide,large}, …_micro; for fastmim any timm name.",
     )
     patch_size: int | None = Field(
         default=None, ge=1, description="Pixels a side of a patch; unset = the network's own."
@@ -94,14 +98,20 @@ class MaskingSection(Section):
     pattern: Literal["random", "cells", "blocks"] = Field(description="Random patches, SimMIM's cells, BEiT's blocks.")
     ratio: float = Field(gt=0, lt=1, description="m_corr: the share of patches that a view hides.")
     cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
+    cell_pixels: int | None = Field(
+        default=None, ge=1, description="The same in pixels, in place of cell; fastmim's may be finer than a patch."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _default_cell(cls, value: Any) -> Any:
-        return {"cell": 2, **value} if isinstance(value, dict) and value.get("pattern") == "cells" else value
+        cells = isinstance(value, dict) and value.get("pattern") == "cells" and not value.get("cell_pixels")
+        return {"cell": 2, **value} if cells else value
 
     @model_validator(mode="after")
     def _fits(self) -> "MaskingSection":
+        if self.cell > 1 and self.cell_pixels:
+            raise ValueError(f"masking.cell {self.cell} and masking.cell_pixels {self.cell_pixels}: give one of them")
         if self.pattern == "random" and self.cell > 1:
             raise ValueError(f'masking.cell {self.cell} needs masking.pattern "cells": "random" hides single patches')
         return self
@@ -114,7 +124,10 @@ class MethodSection(Section):
     target: Target = Field(
         description="What the masked branch predicts: pixels, pixels-norm, hog, hog-l2, tokens, clip or a table."
     )
-    decoder_width: int = Field(default=512, ge=1, description="Width of the decoder (MAE, ConvMAE).")
+    initial: Literal["published", "xavier"] = Field(
+        default="published", description="First weights of simmim, maskfeat, beit: the papers', or MAE's if narrow."
+    )
+    decoder_width: int = Field(default=512, ge=1, description="Width of the decoder (MAE, ConvMAE, FastMIM).")
     decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")
     decoder_heads: int = Field(default=16, ge=1, description="Attention heads of the decoder.")
     decoder_mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the decoder's MLPs, in widths.")
@@ -185,6 +198,33 @@ class OptimSection(Section):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas {list(self.betas)}: each must be at least 0 and below 1")
         return self
+
+
+class ProgressSection(Section):
+    """FastMIM-P: the image size grows during pre-training; data.image_size is the last one."""
+
+    sizes: list[Size] = Field(min_length=1, description="Image sizes one after the other, growing.")
+    epochs: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, description="Epochs at each size; unset = even shares of optim.epochs."
+    )
+
+    @model_validator(mode="after")
+    def _grows(self) -> "ProgressSection":
+        for before, after in itertools.pairwise(self.sizes):
+            if after[0] < before[0] or after[1] < before[1] or after == before:
+                raise ValueError(f"progress.sizes go from {_px(before)} to {_px(after)}: each must be larger")
+        if self.epochs and len(self.epochs) != len(self.sizes):
+            raise ValueError(f"progress.epochs has {len(self.epochs)} numbers for {len(self.sizes)} sizes")
+        return self
+
+    def even(self, epochs: int) -> list[int]:
+        """Even shares of so many epochs; what is left over goes to the later sizes."""
+        count = len(self.sizes)
+        return [epochs * (i + 1) // count - epochs * i // count for i in range(count)]
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 class RuntimeSection(Section):

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from remask.errors import UserError
+
 SHORTHANDS: Mapping[str, Mapping[str, Any]] = {
     "pixels": {"kind": "pixels", "norm": "none"},
     "pixels-norm": {"kind": "pixels", "norm": "patch"},
@@ -54,6 +56,14 @@ def _size(value: Any) -> Any:
     if isinstance(value, list | tuple) and [type(side) for side in value] == [int, int] and min(value) > 0:
         return tuple(value)
     raise ValueError(f'must be pixels as in 224, [96, 160] or "96x160" (height, width), not {value}')
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """What `--image-size` says, (height, width); None where it says nothing. Raises UserError."""
+    try:
+        return _size(text) if text is not None else None
+    except ValueError as error:
+        raise UserError(f"--image-size {error}") from None
 
 
 def _device(value: str) -> str:

@@ -1,5 +1,6 @@
 """Recipes from recipes: `--method mae+dmjd` switches DM and JD, `--smoke` shrinks a run to seconds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,17 @@ OWN_TARGETS = {
     "maskfeat": "hog-l2",
     "beit": "tokens",
     "convmae": "pixels-norm",
+    "fastmim": "hog-l2",
 }
 """What each paper's masked patches predict."""
+
+TOYS: Mapping[str, dict[str, Any]] = {
+    r"swin_": {"name": "swin_micro"},
+    r"cmt_": {"name": "cmt_micro"},
+    r"pvt_v2_": {"name": "pvt_v2_b0"},
+    r"(vit_|beit|deit|convvit)": {"width": 32, "depth": 2, "heads": 2},
+}
+"""What stands for a network in a smoke run, by how its name begins; others stand for themselves."""
 
 
 def choose(
@@ -30,12 +40,17 @@ def choose(
 ) -> Recipe:
     """The recipe that the flags of `remask pretrain` ask for. Raises UserError for any mistake in them.
 
-    A method other than the recipe's brings its paper's target, unless the flags name one.
+    A method other than the recipe's brings its paper's target, and a network other than the recipe's its own sizes,
+    unless the flags name them.
     """
     switches = method_overrides(method) if method else {}
-    if switches and switches["method.name"] != load_recipe(recipe).method.name:
+    flags = {**(overrides or {}), **parse_settings(settings)}
+    own = load_recipe(recipe) if switches or "backbone.name" in flags else None
+    if own and switches.get("method.name", own.method.name) != own.method.name:
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
-    chosen = load_recipe(recipe, {**switches, **(overrides or {}), **parse_settings(settings)})
+    if own and flags.get("backbone.name", own.backbone.name) != own.backbone.name:
+        switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
+    chosen = load_recipe(recipe, {**switches, **flags})
     return shrink(chosen) if smoke else chosen
 
 
@@ -64,10 +79,10 @@ def shrink(recipe: Recipe) -> Recipe:
     Four steps of 8 pictures from the first 32, on a grid just fine enough for the masking; no probe on the way. No
     file, no download: an untrained network stands in for a teacher, a codebook of 16 words for a tokenizer.
     """
-    swin = recipe.backbone.name.startswith("swin")
-    toy = {"name": "swin_micro"} if swin else {"width": 32, "depth": 2, "heads": 2}
-    stride = 8 if swin else recipe.backbone.patch or 16
-    side = _side(recipe) * recipe.masking.cell * stride
+    toy = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
+    named = recipe.backbone.model_copy(update=toy)
+    stride = named.patch or 32
+    side = _side(recipe) * max(stride * recipe.masking.cell, recipe.masking.cell_pixels or 0)
     small: dict[str, Any] = {
         "data": {"image_size": (side, side), "limit": 32},
         "backbone": toy,
@@ -80,6 +95,10 @@ def shrink(recipe: Recipe) -> Recipe:
     }  # fmt: skip
     if recipe.jd:
         small["jd"] = {"width": 32, "target": _toy_target(recipe.jd.target)}
+    if recipe.progress:  # two sizes, six steps: two beyond the switch
+        small["progress"] = {"sizes": [(side, side), (2 * side, 2 * side)], "epochs": None}
+        small["data"]["image_size"] = (2 * side, 2 * side)
+        small["optim"] |= {"epochs": 2, "max_steps": 6}
     return Recipe.model_validate(merge(recipe.model_dump(), small))
 
 
@@ -105,5 +124,6 @@ def _side(recipe: Recipe) -> int:
     regulated = recipe.dm and not recipe.dm.independent
     fresh = recipe.dm.prediction - recipe.masking.ratio if recipe.dm and regulated else 1.0
     share = min(fresh, 1 - recipe.masking.ratio)
-    sides = (2, 4, 8, 16) if recipe.masking.cell > 1 else (4, 8, 16)
+    coarse = recipe.masking.cell > 1 or (recipe.masking.cell_pixels or 0) >= 16
+    sides = (2, 4, 8, 16) if coarse else (4, 8, 16)
     return next((side for side in sides if int(side**2 * share) >= max(1, views - 1)), sides[-1])

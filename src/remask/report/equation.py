@@ -11,21 +11,24 @@ from remask.types import Size
 
 def equation(method: Method, size: Size) -> str:
     """Plain lines for images of `size` pixels. Raises UserError where patches or masking do not fit the size."""
-    grid = method.backbone.grid(size)
+    grid = method.grid(size)
     counts, views = method.masking.counts(grid), method.masking.views
     tokens = {"masked": counts.hidden, "visible": counts.tokens - counts.hidden}
     terms = list(_terms(method, tokens))
-    sees = (
-        "all patches, the masked ones replaced by a learned fill" if method.replace else "the visible patches of a view"
-    )
+    sees = {
+        None: "the visible patches of a view",
+        "tokens": "all patches, the masked ones replaced by a learned fill",
+        "pixels": "all patches, masked pixels replaced by a learned colour",
+    }[method.replace]
+    unit = "" if method.unit == method.backbone.patch else f" of {method.unit[0]}×{method.unit[1]} px"
     network, (ph, pw) = method.backbone, method.backbone.patch
+    name = type(network if network.modes else network.network).__name__
     return "\n".join(
         [
             "L(x) = " + "\n     + ".join(terms),
             "",
-            f"f  {type(network).__name__} of width {network.width}, depth {network.depth}, patches of {ph}×{pw} px;"
-            f" sees {sees}",
-            f"x  image of {size[0]}×{size[1]} px, {grid[0]}×{grid[1]} = {counts.tokens} tokens",
+            f"f  {name} of width {network.width}, depth {network.depth}, patches of {ph}×{pw} px; sees {sees}",
+            f"x  image of {size[0]}×{size[1]} px, {grid[0]}×{grid[1]} = {counts.tokens} tokens{unit}",
             f"v  {_pattern(method)}, m_corr {counts.hidden / counts.tokens:.4g}; K = {views} view{'s' * (views > 1)}"
             f"{_together(method, counts.predicted, counts.tokens)}",
         ]

@@ -1,0 +1,172 @@
+"""FastMIM's checkpoints, ViT, Swin, PVTv2 and CMT, ⇄ ours (Guo et al., arXiv 2212.06593).
+
+official                                                     ours
+mask_token  (a colour)                                       fill
+cls_token  pos_embed  patch_embed.*  blocks.*  norm.* (ViT)  backbone.network.(the same)
+encoder.*  (CMT)                                             backbone.network.*
+encoder.layers.i.downsample.*  (Swin)                        backbone.network.layers.(i+1).downsample.*
+encoder.{patch_embedN,blockN.j,normN}.*  (PVTv2, N from 1)   backbone.network.stages.(N-1).{downsample,blocks.j,norm}.*
+encoder.patch_embed1.*  *.dwconv.dwconv.*  (PVTv2)           backbone.network.{patch_embed.*, *.dwconv.*}
+decoder_{embed,blocks,norm}.*                                branches.0.head.{embed,blocks,norm}.*
+decoder_pred.*                                               branches.0.head.predict.*, rows reordered as `rows` says
+relative_position_index  attn_mask  (Swin)                   computed, not stored
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from remask.interop.beit import FILL, NETWORK, counterpart, label, own_state, weights
+from remask.interop.fastmim_encoders import PREFIX, Heads, Network, build, encoder_state, inner
+from remask.interop.mae import ENCODER, HEAD, MEAN, STD, Source, State, check, read, shape, sizes
+from remask.masking import Masking
+from remask.method import Method
+from remask.methods.fastmim import fastmim
+from remask.targets import Hog, Pixels, Target
+from remask.types import Grid, Size, UserError
+
+Predicted: TypeAlias = Literal["hog", "pixels"]
+
+PREDICT, BINS = HEAD + "predict.", 9
+DECODER = {
+    "decoder_embed.": HEAD + "embed.",
+    "decoder_blocks.": HEAD + "blocks.",
+    "decoder_norm.": HEAD + "norm.",
+    "decoder_pred.": PREDICT,
+}
+OURS = {**{key: NETWORK + key for key in ENCODER}, **DECODER}
+OFFICIAL = {name: key for key, name in DECODER.items()}
+
+
+def from_official(state: State, fine: Grid = (1, 1), target: Predicted = "hog", channels: int = 3) -> dict[str, Tensor]:
+    """A pre-training state, or a part of one -> the state dict of `methods.fastmim`. UserError for unknown keys.
+
+    fine     rows and columns of the masks' grid in a token, `Method.fine`
+    target   what the decoder predicts of images of so many channels
+    """
+    ours = {}
+    for key, tensor in weights(state).items():
+        if key == "mask_token":
+            ours[FILL] = tensor.flatten()
+        elif key.startswith(PREFIX):
+            ours[NETWORK + inner(key.removeprefix(PREFIX))] = tensor
+        else:
+            name = counterpart(key, OURS, "FastMIM")
+            ours[name] = tensor[rows(len(tensor), fine, target, channels)] if name.startswith(PREDICT) else tensor
+    return ours
+
+
+def to_official(method: Method) -> dict[str, Tensor]:
+    """The way back, bit for bit, buffers included. Raises UserError for what the layout has no place for."""
+    official, target = encoder_state(method.backbone), _predicted(method.branches[0].target)
+    for name, tensor in own_state(method).items():
+        if name == FILL:
+            official["mask_token"] = tensor.view(1, -1, 1, 1)
+        elif name.startswith(PREDICT):
+            order = rows(len(tensor), method.fine, target, method.backbone.channels)
+            official[counterpart(name, OFFICIAL, "FastMIM")] = tensor[order.argsort()]
+        elif not name.startswith(NETWORK):
+            official[counterpart(name, OFFICIAL, "FastMIM")] = tensor
+    return official
+
+
+def rows(count: int, fine: Grid, target: Predicted, channels: int = 3) -> Tensor:
+    """Which official row each of our `count` rows of a token's prediction is, where the token is cut into `fine` parts.
+
+    Ours: part after part, each with the vector of a whole target. Official HOG: channel and bin, cell row, cell column,
+    over the whole token. Official pixels: number by number of a part's vector, each for all parts.
+    """
+    parts, each = fine[0] * fine[1], channels * BINS
+    if parts == 1:
+        return torch.arange(count)
+    if target == "pixels" and count % parts == 0:
+        return torch.arange(count).view(-1, parts).T.flatten()
+    side = math.isqrt(count // each)
+    if target == "pixels" or each * side * side != count or side % fine[0] or side % fine[1]:
+        raise UserError(f"{count} numbers a token are no {target} that can be cut into {fine[0]}×{fine[1]} parts")
+    cells = torch.arange(count).view(each, fine[0], side // fine[0], fine[1], side // fine[1])
+    return cells.permute(1, 3, 0, 2, 4).flatten()
+
+
+def load(
+    source: Source,
+    *,
+    heads: Heads = None,
+    decoder_heads: int | None = None,
+    size: Size | None = None,
+    cell_pixels: int | None = None,
+    target: Predicted = "hog",
+    ratio: float = 0.75,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Method:
+    """An official pre-training checkpoint, strictly, as a method that goes on training.
+
+    heads          as in `load_backbone`, in pre-training
+    decoder_heads  width / 32 unless given, which official code has fixed
+    size           pixels of the images that it goes on with, as in `load_backbone`
+    cell_pixels    side of the cells that are hidden: whole tokens, or a part of one; published 16 for ViT and 32 for
+                   the others, which is a token unless given
+    target, ratio  what is predicted, and the share hidden, of which the weights know nothing
+    """
+    where, state = label(source), weights(read(source))
+    if not any(key.startswith(tuple(DECODER)) for key in state):
+        raise UserError(f"{where} holds no decoder: load its backbone with load_backbone")
+    backbone, state = build(state, where, heads, size, mean, std)
+    decoder_heads = decoder_heads or shape(state, "decoder_embed.weight", where)[0] // 32
+    decoder = sizes(state, where, "decoder_blocks.", decoder_heads)
+    masking, unit = _masking(ratio, backbone.patch, cell_pixels)
+    # official: pixels are normalised over the part that is predicted, not over the token
+    predicted: Target = Hog(unit, mean, std, "sobel", norm="l2") if target == "hog" else Pixels(unit, mean, std)
+    method = fastmim(backbone, masking, predicted, unit, *decoder[:2], decoder_heads, decoder[2])
+    check(state, weights(to_official(method)), where)
+    method.load_state_dict(from_official(state, method.fine, target, backbone.channels))
+    return method
+
+
+def load_backbone(
+    source: Source,
+    *,
+    heads: Heads = None,
+    size: Size | None = None,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Network:
+    """The encoder of a pre-training checkpoint, with or without a decoder in it, strictly.
+
+    heads   of a ViT, and of a PVTv2 by stage; asked for, never guessed. FastMIM pre-trained ViT-B with 6 heads and
+            fine-tuned it with 12. A Swin's and a CMT's are read from their position tables
+    size    pixels of the images that it is for, whatever it was trained on: position tables are resized. Unless given
+            those it was trained on; a Swin's weights do not tell them, and a PVTv2 takes any
+    """
+    where, state = label(source), weights(read(source))
+    encoder = {key: tensor for key, tensor in state.items() if not key.startswith((*DECODER, "mask_token"))}
+    backbone, encoder = build(encoder, where, heads, size, mean, std)
+    check(encoder, weights(encoder_state(backbone)), where)
+    named = from_official(encoder)
+    backbone.network.load_state_dict({name.removeprefix(NETWORK): tensor for name, tensor in named.items()})
+    return backbone
+
+
+def _masking(ratio: float, patch: Size, cell_pixels: int | None) -> tuple[Masking, Size]:
+    """Cells of whole tokens, or of a part of one; and the pixels of a token of the grid of masks."""
+    side = cell_pixels or patch[0]
+    if side % patch[0] == 0:
+        return Masking(ratio, cell=side // patch[0]), patch
+    if patch[0] % side:
+        raise UserError(f"cells of {side} px are neither whole tokens of {patch[0]}×{patch[1]} px nor a part of one")
+    return Masking(ratio), (side, side)
+
+
+def _predicted(target: Target) -> Predicted:
+    if isinstance(target, Hog) and target.flavour == "sobel" and target.bins == BINS:
+        return "hog"
+    if isinstance(target, Pixels):
+        return "pixels"
+    raise UserError(f"FastMIM's layout holds a decoder of pixels or of HOG (sobel, {BINS} bins)")
+
+
+__all__ = ["from_official", "load", "load_backbone", "rows", "to_official"]

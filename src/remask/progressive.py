@@ -1,0 +1,89 @@
+"""FastMIM-P (2212.06593): images that grow during pre-training. One trainer a size; what is learned is handed on.
+
+The batch, and with it the learning rate, stays the same in unique images at every size. A size is over at the end of an
+epoch, where a checkpoint is written, and handing over is a function of that checkpoint alone: a run that is killed on
+either side of a switch goes on bit by bit.
+# official: the released code changes the crop and the batch but no table, and stops at the first larger image.
+"""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from remask.backbones.tables import resize_state
+from remask.method import Method
+from remask.recipe import Recipe
+from remask.trainer import Trainer
+from remask.types import Size
+
+NETWORK = "backbone.network."
+
+
+class Phase(NamedTuple):
+    """A recipe at one image size, and the number of epochs done when it ends."""
+
+    recipe: Recipe
+    end: int
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    """The sizes of a recipe one after the other; one phase where it has but one size."""
+    if not recipe.progress:
+        return [Phase(recipe, recipe.optim.epochs)]
+    ends = accumulate(recipe.progress.epochs or recipe.progress.even(recipe.optim.epochs))
+    return [Phase(at_size(recipe, size), end) for size, end in zip(recipe.progress.sizes, ends, strict=True)]
+
+
+def phase_of(recipe: Recipe, epoch: float) -> int:
+    """Which phase wrote a checkpoint after `epoch` epochs: a phase still writes the one at its end."""
+    return next(i for i, phase in enumerate(phases(recipe)) if epoch <= phase.end)
+
+
+def at_size(recipe: Recipe, size: Size) -> Recipe:
+    """The recipe for images of `size` pixels, and no other size."""
+    data = recipe.data.model_copy(update={"image_size": size})
+    return recipe.model_copy(update={"data": data, "progress": None})
+
+
+def grow(state: Mapping[str, Tensor], method: Method, before: Size, after: Size) -> dict[str, Tensor]:
+    """The state dict of a method for images of `before` pixels as one of `method`, which is built for `after`.
+
+    The network's tables are resized; a decoder's fixed positions are the new size's own.
+    """
+    inside = {name.removeprefix(NETWORK): value for name, value in state.items() if name.startswith(NETWORK)}
+    resized = resize_state(inside, method.backbone.network, before, after, method.backbone.patch)
+    grown = {**state, **{NETWORK + name: value for name, value in resized.items()}}
+    own = method.state_dict()
+    fixed = {name for name, _ in method.named_buffers() if not name.startswith(NETWORK) and before != after}
+    return {name: own[name] if name in fixed else value for name, value in grown.items()}
+
+
+def hand_over(old: Trainer, new: Trainer, before: Size, after: Size) -> None:
+    """Weights, the optimizer's moments and the place in the schedule, from one size's trainer to the next one's."""
+    method: Method = new.model  # type: ignore[assignment]
+    method.load_state_dict(grow(old.model.state_dict(), method, before, after))
+    moments, parameters = _moments(old), _by_name(new)
+    for kind in ("exp_avg", "exp_avg_sq"):
+        grown = grow({name: state[kind] for name, state in moments.items()}, method, before, after)
+        for name, value in grown.items():
+            moments[name][kind] = value.clamp(min=0) if kind == "exp_avg_sq" else value  # cubic curves overshoot
+    for name, state in moments.items():
+        new.optimizer.state[parameters[name]] = {key: torch.clone(value) for key, value in state.items()}
+    new.place(old.state())
+
+
+def _by_name(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
+    groups = trainer.optimizer.param_groups
+    return {name: p for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
+
+
+def _moments(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """What AdamW keeps of each parameter, by name."""
+    state = trainer.optimizer.state
+    return {name: dict(state[p]) for name, p in _by_name(trainer).items() if p in state}
+
+
+__all__ = ["Phase", "at_size", "grow", "hand_over", "phase_of", "phases"]

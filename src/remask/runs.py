@@ -1,0 +1,48 @@
+"""Runs that are there already: their recipe, and their networks at any image size."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from remask.build import build_method
+from remask.checkpoint import RunFolder, find, load_weights, position
+from remask.method import Method
+from remask.progressive import at_size, grow, phase_of, phases
+from remask.recipe import Recipe, load_recipe
+from remask.types import Size
+
+
+def open_run(path: Path) -> tuple[RunFolder, Recipe]:
+    """A run folder and the recipe it was made with."""
+    run = RunFolder.open(path)
+    return run, _beside(load_recipe(path / "recipe.toml", environment={}), path)
+
+
+def _beside(recipe: Recipe, folder: Path) -> Recipe:
+    """A codebook that a run keeps in its own folder is found wherever the folder is moved."""
+    file = recipe.method.target.file
+    if file is None or not (folder / file).is_file():
+        return recipe
+    target = recipe.method.target.model_copy(update={"file": str(folder / file)})
+    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"target": target})})
+
+
+def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | None = None) -> Method:
+    """The method of a run with the weights of a checkpoint, for images of `size` pixels; the recipe's own by default.
+
+    Tables of positions are resized where the checkpoint was written at another size. Raises UserError where the network
+    does not take the size, or the checkpoint does not fit.
+    """
+    folder = find(run, name)
+    written = phases(recipe)[phase_of(recipe, position(run, name)["epoch"]) if recipe.progress else 0].recipe
+    before, after = written.data.image_size, size or recipe.data.image_size
+    method = build_method(written)
+    load_weights(folder / "model.safetensors", method)
+    if before == after:
+        return method
+    other = build_method(at_size(recipe, after))
+    other.load_state_dict(grow(load_file(folder / "model.safetensors"), other, before, after))
+    return other
+
+
+__all__ = ["open_run", "trained"]

@@ -1,0 +1,133 @@
+"""One session of training: a recipe's parts put together, its phases one after the other, bad pictures named."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from remask import codebook as codebooks
+from remask.build import build_loader, build_method, build_trainer
+from remask.checkpoint import RunFolder, position
+from remask.console import Console, console
+from remask.evaluation import extract, weighted_knn
+from remask.images import Batch, CentreCrop, Source, Subset, TooManyBad, iterate, open_source
+from remask.listing import environment
+from remask.method import Method
+from remask.progressive import Phase, hand_over, phase_of, phases
+from remask.recipe import Recipe, dump, method_label
+from remask.report.equation import equation
+from remask.runtime import Runtime, generator, resolve
+from remask.trainer import Hook, Trainer
+from remask.types import UserError
+
+
+def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> None:
+    """Build all parts, make or open the folder, and train to the end of the recipe."""
+    if recipe.data.source is None:
+        raise UserError("no pictures to train on: give --data DIR, or a built-in set, --data photos or --data digits")
+    part, run = recipe.runtime, RunFolder(path)
+    runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
+    source = open_source(recipe.data.source, limit=recipe.data.limit)
+    ahead = phases(recipe)[phase_of(recipe, position(run)["epoch"]) if recipe.progress and not fresh else 0 :]
+    method = build_method(ahead[0].recipe)
+    for phase in ahead[1:]:
+        with torch.device("meta"):  # a size that does not fit is met now, not in hours
+            build_method(phase.recipe)
+    words, kept = None, recipe
+    if recipe.method.target.unfitted:
+        words = codebooks.fit(ahead[0].recipe, source, (lambda line: None) if quiet else print, recipe.seed)
+        kept = codebooks.with_file(recipe, codebooks.FILE)
+    screen: list[Console] = []
+    bad = BadImages(path, lambda line: screen[0].say(line))
+
+    def trainer_of(phase: Phase, method: Method) -> Trainer:
+        if words:
+            codebooks.install(words, method)
+        hooks = (_knn_hook(phase.recipe, method, runtime),) if recipe.probe else ()
+        loader = build_loader(phase.recipe, source, runtime, method, report=bad)
+        return build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+
+    trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
+    if fresh:
+        RunFolder.create(path, dump(kept), environment())
+    else:
+        trainer.resume()
+    if words:
+        words.save(path / codebooks.FILE)
+    screen.append(console(trainer.schedule.steps, recipe.name, quiet))
+    screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
+    screen[0].say(equation(method, ahead[0].recipe.data.image_size))
+    try:
+        _through(ahead, trainer, trainer_of, screen[0])
+    except TooManyBad as error:
+        bad.write(error.bad)
+        raise
+
+
+def _through(
+    ahead: Sequence[Phase], trainer: Trainer, trainer_of: Callable[[Phase, Method], Trainer], screen: Console
+) -> None:
+    """Train one phase after the other; where images grow, the next size's trainer takes over."""
+    trainer.train(screen)
+    for before, after in itertools.pairwise(ahead):
+        if trainer.step >= trainer.schedule.steps:  # max_steps ended the run
+            return
+        sizes = before.recipe.data.image_size, after.recipe.data.image_size
+        following = trainer_of(after, build_method(after.recipe))
+        hand_over(trainer, following, *sizes)
+        screen.say(f"after epoch {before.end} images grow to {sizes[1][0]}×{sizes[1][1]} px")
+        trainer = following
+        trainer.train(screen)
+
+
+class BadImages:
+    """Names every unusable picture once, on the screen and in RUN/bad_images.txt, also over several sessions."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self.path, self.say = path / "bad_images.txt", say
+        self.known = set(self.path.read_text().splitlines()) if self.path.is_file() else set[str]()
+
+    def __call__(self, line: str) -> None:
+        if line not in self.known:
+            self.known.add(line)
+            self.say(f"skipped {line}")
+            with open(self.path, "a") as file:
+                file.write(line + "\n")
+
+    def write(self, bad: Mapping[str, str]) -> None:
+        for where, reason in bad.items():
+            self(f"{where}: {reason}")
+
+
+def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
+    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked. 5,000 images at most."""
+    assert recipe.probe
+    part = recipe.probe
+    source = open_source(part.source, limit=None, labelled=True)
+    order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
+    cut = max(len(order) // 5, 1)
+    asked, voters = Subset(source, order[:cut]), Subset(source, order[cut:])
+
+    def hook(epoch: int) -> dict[str, float]:
+        if epoch % part.every_epochs and epoch != recipe.optim.epochs:
+            return {}
+        known, query = (_features(method, subset, recipe, runtime) for subset in (voters, asked))
+        return {"probe/knn": weighted_knn(*known, *query, k=part.k)}
+
+    return hook
+
+
+def _features(method: Method, source: Source, recipe: Recipe, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+    features, labels = extract(method.backbone, batches(recipe, source), device=runtime.device)
+    assert labels is not None
+    return features, labels
+
+
+def batches(recipe: Recipe, source: Source, size: int = 256) -> Iterator[Batch]:
+    """Centre crops of a source, in order, as a recipe's backbone sees them."""
+    data = recipe.data
+    return iterate(source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01))
+
+
+__all__ = ["BadImages", "batches", "train"]
