@@ -23,6 +23,16 @@ def l1(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
     return (prediction - target).abs().mean(-1)
 
 
+def l1_unit(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
+    """Absolute error of the two brought to unit length (DMAE, 2208.12256; the scaling is its official code's)."""
+    return l1(F.normalize(prediction, dim=-1), F.normalize(target, dim=-1))
+
+
+def squared_unit(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
+    """Squared error of the two brought to unit length (an option of DMAE's official code)."""
+    return squared(F.normalize(prediction, dim=-1), F.normalize(target, dim=-1))
+
+
 def smooth_l1(prediction: Rows, target: Rows, beta: float = 2.0) -> Float[Tensor, "*rows"]:
     """d²/2β below β, |d| - β/2 from there on (DMJD Eq. (5): β = 2)."""
     return F.smooth_l1_loss(prediction, target, beta=beta, reduction="none").mean(-1)
@@ -44,4 +54,6 @@ def cross_entropy(prediction: Rows, target: Int[Tensor, "*rows 1"]) -> Float[Ten
     return F.cross_entropy(logits, target.flatten().long(), reduction="none").view(prediction.shape[:-1])
 
 
-__all__ = ["Distance", "cosine", "cross_entropy", "l1", "smooth_l1", "smooth_l1_with", "squared"]
+__all__ = [
+    "Distance", "cosine", "cross_entropy", "l1", "l1_unit", "smooth_l1", "smooth_l1_with", "squared", "squared_unit",
+]  # fmt: skip

@@ -1,12 +1,12 @@
 """Heads: the `h` of the equation, (features, views) -> predictions for the rows of a region, in raster order."""
 
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import LayerNorm
+from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -126,6 +126,28 @@ class Linear(nn.Module):
         return "linear"
 
 
+class Align(nn.Module):
+    """A student's tokens in the space of a teacher (DMAE 2208.12256, MOMA 2302.02089), each by itself.
+
+    kind    "linear": one layer · "mlp": two of the teacher's width with GELU between them
+    region  "seen": prefix tokens, then the visible ones
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, kind: Literal["linear", "mlp"] = "linear", region: str = "seen"
+    ) -> None:
+        super().__init__()
+        self.kind, self.region = kind, region
+        linear = kind == "linear"
+        self.project = nn.Linear(width_in, width_out) if linear else Mlp(width_in, width_out, width_out)
+
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
+        return self.project(_rows(features, views, self.region))
+
+    def describe(self) -> str:
+        return "linear" if self.kind == "linear" else "MLP of 2 layers"
+
+
 class TokenDecoder(nn.Module):
     """FastMIM's decoder (2212.06593): plain transformer blocks over all tokens of a backbone that saw them all.
 
@@ -178,6 +200,8 @@ def _norm(width: int) -> nn.LayerNorm:
 
 def _rows(features: Features, views: Views, region: str) -> Float[Tensor, "VB R D"]:
     """A backbone that drops masked tokens returns the visible rows; one that replaces them returns all."""
+    if region == "seen":
+        return torch.cat([features.prefix, _rows(features, views, "visible")], dim=1)
     if features.tokens.shape[1] == views.mask.shape[-1]:
         return take(features.tokens, views.rows(region))
     if region == "masked":
@@ -211,4 +235,4 @@ def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, 
     return kept + block.mlp(block.norm2(kept))
 
 
-__all__ = ["Decoder", "Head", "Linear", "Projector", "TokenDecoder"]
+__all__ = ["Align", "Decoder", "Head", "Linear", "Projector", "TokenDecoder"]

@@ -3,6 +3,7 @@
 L(x) = Σ_b λ_b · mean over views v and tokens i ∈ Ω_b(v) of  d_b( h_b( f(x, v) )_i ,  τ_b(x, v)_i )
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,18 +15,25 @@ from remask.backbones import Backbone
 from remask.distances import Distance
 from remask.heads import Head
 from remask.masking import Masking
-from remask.targets import Target
+from remask.targets import Target, per_view
 from remask.tokens import grid_of, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
 
-Region = Literal["masked", "visible"]
+Region = Literal["masked", "visible", "seen"]
+"""Ω; "seen" is prefix tokens and then the visible ones, all that a network has which drops the others."""
+
 Pair = tuple[Float[Tensor, "VB R P"], Num[Tensor, "VB R T"]]
 """Predictions, and targets: vectors of the same length, or one id a token (T = 1)."""
 
 
 class Branch(nn.Module):
-    """One term of the sum: λ · mean over Ω of d(h(f(x)), τ(x)), read from one depth of the backbone."""
+    """One term of the sum: λ · mean over Ω of d(h(f(x)), τ(x)), read from one depth of the backbone.
+
+    learned   λ is trained, from `weight` on: exp(-s), and s is added to the term (Kendall et al., 1705.07115)
+    """
+
+    log_variance: Tensor | None
 
     def __init__(
         self,
@@ -36,14 +44,33 @@ class Branch(nn.Module):
         region: Region,
         weight: float = 1.0,
         layer: int = -1,
+        learned: bool = False,
     ) -> None:
         super().__init__()
+        if region == "masked" and per_view(target):
+            raise UserError(f"{target.describe()}: it knows nothing of masked tokens; choose a target that sees them")
         self.name, self.region, self.weight, self.layer = name, region, weight, layer
         self.head, self.target, self.distance = head, target, distance
+        self.log_variance = nn.Parameter(torch.tensor(-math.log(weight))) if learned else None
 
-    def forward(self, features: Features, targets: Num[Tensor, "B N T"], views: Views) -> Pair:
-        """Predictions and targets of Ω, token by token."""
-        return self.head(features, views), views.gather(targets, self.region)
+    def forward(self, features: Features, targets: Num[Tensor, "_ _ T"], views: Views) -> Pair:
+        """Predictions and targets of Ω, token by token. Rows of targets beyond the grid's are prefix tokens, first."""
+        of_view = per_view(self.target)
+        first = targets.shape[1] - (views.visible if of_view else views.mask).shape[-1]
+        prefix, tokens = targets[:, :first], targets[:, first:]
+        if not of_view:
+            prefix, tokens = views.repeat(prefix), views.gather(tokens, self.region)
+        return self.head(features, views), torch.cat([prefix, tokens], dim=1) if self.region == "seen" else tokens
+
+    @property
+    def learned(self) -> Float[Tensor, ""] | None:
+        """λ = exp(-s), where it is trained."""
+        return None if self.log_variance is None else (-self.log_variance).exp()
+
+    def term(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """λ · loss, and s beside it where λ is trained."""
+        s = self.log_variance
+        return self.weight * loss if s is None else (-s).exp() * loss + s
 
 
 Replace = Literal["tokens", "pixels"]
@@ -90,8 +117,9 @@ class Method(nn.Module):
         """Losses by branch name and their weighted "total", in views drawn by `draw` (here, unless given)."""
         pairs = self.pairs(images, views or self.draw(images))
         losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
-        total = torch.stack([b.weight * losses[b.name] for b in self.branches]).sum()  # DMJD Eq. (6)
-        return {**losses, "total": total}
+        total = torch.stack([b.term(losses[b.name]) for b in self.branches]).sum()  # DMJD Eq. (6)
+        learned = {f"weight/{b.name}": b.learned.detach() for b in self.branches if b.learned is not None}
+        return {**losses, **learned, "total": total}
 
     def pairs(self, images: Images, views: Views) -> dict[str, Pair]:
         """Per branch the predictions and the targets of its region: what a loss compares and a picture shows."""

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from remask.distances import Distance, cosine, cross_entropy, l1, smooth_l1, smooth_l1_with, squared
+from remask.distances import (
+    Distance,
+    cosine,
+    cross_entropy,
+    l1,
+    l1_unit,
+    smooth_l1,
+    smooth_l1_with,
+    squared,
+    squared_unit,
+)  # fmt: skip
 
 A = [[0.5, -3.0, 2.0, 1.0], [1.0, 1.0, 0.0, -4.0]]
 B = [[0.0, 3.0, 2.5, -1.0], [1.0, 0.0, 0.5, 2.0]]
@@ -33,6 +43,16 @@ def test_formula(distance: Distance, by_hand: list[float]) -> None:
     assert distance(torch.tensor(A), torch.tensor(B)).tolist() == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize(("distance", "power"), [(l1_unit, 1), (squared_unit, 2)])
+def test_vectors_may_be_brought_to_unit_length_first(distance: Distance, power: int) -> None:
+    by_hand = [
+        sum(abs(a / math.hypot(*x) - b / math.hypot(*y)) ** power for a, b in zip(x, y, strict=True)) / len(x)
+        for x, y in zip(A, B, strict=True)
+    ]
+    assert distance(torch.tensor(A), torch.tensor(B)).tolist() == pytest.approx(by_hand)
+    assert distance(5 * torch.tensor(A), 0.1 * torch.tensor(B)).tolist() == pytest.approx(by_hand)
+
+
 def test_cosine_is_one_minus_the_cosine_of_the_angle() -> None:
     by_hand = [
         1 - sum(a * b for a, b in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))
@@ -42,7 +62,7 @@ def test_cosine_is_one_minus_the_cosine_of_the_angle() -> None:
     assert cosine(torch.tensor(A), 3 * torch.tensor(A)).tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize("distance", [squared, l1, smooth_l1, cosine])
+@pytest.mark.parametrize("distance", [squared, l1, smooth_l1, cosine, l1_unit, squared_unit])
 def test_rows_are_independent_and_nothing_is_nothing(distance: Distance) -> None:
     x, y = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3, 5)
     both = distance(x, y)

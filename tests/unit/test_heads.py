@@ -1,13 +1,14 @@
 """heads.py: the decoder's shortcuts against a plain dense decoder, alignment of the projector, rows of every mode."""
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remask.heads import Decoder, Linear, Projector, TokenDecoder
+from remask.heads import Align, Decoder, Linear, Projector, TokenDecoder
 from remask.masking import Masking
 from remask.tokens import finer, sincos_positions
 from remask.types import Features
@@ -206,6 +207,23 @@ def test_projector_of_finer_masks_predicts_every_part_of_a_token(region: str) ->
     assert torch.equal(changed, inside)
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_align_predicts_all_that_is_seen(kind: Literal["linear", "mlp"], prefix: int) -> None:
+    """Prefix tokens, then the visible ones, of a backbone that dropped the others or has them all."""
+    views = drawn()
+    torch.manual_seed(0)
+    head, whole = Align(D, P, kind), whole_features(views, prefix)
+    seen = rows_of("visible", whole.tokens, views)
+    x, part = torch.cat([whole.prefix, seen], dim=1), head.project
+    by_hand = part(x) if kind == "linear" else part.fc2(F.gelu(part.fc1(x)))
+    for features in (whole, Features(whole.prefix, seen)):
+        assert torch.allclose(head(features, views), by_hand, atol=1e-6)
+        visible = Align(D, P, kind, "visible")
+        visible.load_state_dict(head.state_dict())
+        assert torch.allclose(visible(features, views), by_hand[:, prefix:], atol=1e-6)
+
+
 def test_a_projector_of_one_layer() -> None:
     head = Projector(D, P, 8, layers=1)
     assert len(head.project) == 2
@@ -217,4 +235,5 @@ def test_words() -> None:
     assert TokenDecoder(D, P, 16, 2, 4).describe() == "decoder of 2 blocks, width 16, over all tokens"
     assert Decoder(D, P, (4, 6), 16, 2, 4).describe() == "decoder of 2 blocks, width 16"
     assert Projector(D, P, 8).describe() == "projector of 3 layers, width 8, and predictor"
-    assert Linear(D, P).describe() == "linear"
+    assert Linear(D, P).describe() == Align(D, P).describe() == "linear"
+    assert Align(D, P, "mlp").describe() == "MLP of 2 layers"

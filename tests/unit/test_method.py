@@ -1,5 +1,7 @@
 """method.py: the equation, with counted targets and parts so small that the loss is computed by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import Generator, Tensor, nn
@@ -7,9 +9,9 @@ from torch import Generator, Tensor, nn
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1, smooth_l1, squared
-from remask.heads import Decoder, Linear, Projector, TokenDecoder
+from remask.heads import Align, Decoder, Linear, Projector, TokenDecoder
 from remask.masking import Masking
-from remask.method import Branch, Method, Replace
+from remask.method import Branch, Method, Region, Replace
 from remask.methods import dm, jd, mae
 from remask.targets import Hog, Pixels
 from remask.types import UserError
@@ -179,6 +181,66 @@ def test_pictures_of_another_size_than_built_for(size: tuple[int, int]) -> None:
     )
     images = torch.randint(0, 256, (2, 1, *size), dtype=torch.uint8)
     assert torch.isfinite(method(images)["total"])
+
+
+# ------------------------------------------------------------------------------- prefix tokens, views, learned weights
+
+
+class Numbered(Counted):
+    """Rows of their own numbers: 100 · image (or row of the views) + place; `prefix` of them before the grid's."""
+
+    def __init__(self, prefix: int, per_view: bool) -> None:
+        super().__init__()
+        self.prefix, self.per_view = prefix, per_view
+
+    def forward(self, images: Tensor, views: Views) -> Tensor:
+        rows, tokens = views.visible.shape if self.per_view else (len(images), 16)
+        numbers = 100.0 * torch.arange(rows)[:, None] + torch.arange(self.prefix + tokens)
+        return numbers.unsqueeze(-1).expand(-1, -1, 5)
+
+
+@pytest.mark.parametrize(
+    ("region", "prefix"),
+    [("seen", 1), ("visible", 0), ("visible", 1), ("visible", 4), ("masked", 0), ("masked", 4)],
+)
+@pytest.mark.parametrize("per_view", [False, True])
+def test_rows_of_a_target_that_has_prefix_tokens_or_sees_the_view(prefix: int, per_view: bool, region: Region) -> None:
+    target, images = Numbered(prefix, per_view), pictures()
+    if per_view and region == "masked":
+        with pytest.raises(UserError, match="counted: it knows nothing of masked tokens"):
+            Branch("b", Linear(16, 5), target, l1, region)
+        return
+    head = Align(16, 5, "linear", region) if region == "seen" else Linear(16, 5, region)
+    part = Branch("b", head, target, l1, region)
+    method = Method(vit(), Masking(0.6, views=2), [part], "tokens")
+    views = method.draw(images, Generator().manual_seed(0))
+    prediction, wanted = method.pairs(images, views)["b"]
+    for v in range(2):
+        for b in range(3):
+            hidden = views.mask[v, b] if region == "masked" else ~views.mask[v, b]
+            places = hidden.nonzero().flatten().tolist()
+            if per_view:  # its grid is the visible tokens
+                places = range(len(places))
+            places = [*(range(prefix) if region == "seen" else ()), *(prefix + place for place in places)]
+            row = 3 * v + b
+            assert wanted[row, :, 0].tolist() == [100 * (row if per_view else b) + place for place in places]
+    assert prediction.shape == wanted.shape
+
+
+def test_a_learned_weight_is_one_parameter() -> None:
+    """exp(-s), and s beside it; a given one is a number, and the names of the losses are as ever."""
+    target = Counted()
+    branches = [branch("masked", target, weight=0.5), branch("visible", target, "visible", weight=3.0)]
+    branches.append(Branch("trained", Projector(16, 5, 8), target, l1, "visible", 0.25, learned=True))
+    method = Method(vit(), Masking(0.5), branches)
+    losses = {name: loss.item() for name, loss in method(pictures()).items()}
+    assert list(losses) == ["masked", "visible", "trained", "weight/trained", "total"]
+    assert losses["weight/trained"] == pytest.approx(0.25)
+    expected = 0.5 * losses["masked"] + 3 * losses["visible"] + 0.25 * losses["trained"] + math.log(4)
+    assert losses["total"] == pytest.approx(expected)
+    named = {name for name, _ in method.named_parameters() if "log_variance" in name}
+    assert named == {"branches.2.log_variance"}
+    assert method.evolve().branches[2].log_variance is branches[2].log_variance
 
 
 # ----------------------------------------------------------------------------------------------- masked pixels hidden

@@ -2,10 +2,12 @@
 
 from remask.methods.beit import beit
 from remask.methods.convmae import convmae
+from remask.methods.dmae import dmae
 from remask.methods.dmjd import dm, jd
 from remask.methods.fastmim import fastmim
 from remask.methods.mae import mae
 from remask.methods.maskfeat import maskfeat
+from remask.methods.moma import moma
 from remask.methods.simmim import simmim
 
-__all__ = ["beit", "convmae", "dm", "fastmim", "jd", "mae", "maskfeat", "simmim"]
+__all__ = ["beit", "convmae", "dm", "dmae", "fastmim", "jd", "mae", "maskfeat", "moma", "simmim"]

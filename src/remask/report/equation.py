@@ -13,7 +13,8 @@ def equation(method: Method, size: Size) -> str:
     """Plain lines for images of `size` pixels. Raises UserError where patches or masking do not fit the size."""
     grid = method.grid(size)
     counts, views = method.masking.counts(grid), method.masking.views
-    tokens = {"masked": counts.hidden, "visible": counts.tokens - counts.hidden}
+    visible = counts.tokens - counts.hidden
+    tokens = {"masked": counts.hidden, "visible": visible, "seen": visible + method.backbone.prefix}
     terms = list(_terms(method, tokens))
     sees = {
         None: "the visible patches of a view",

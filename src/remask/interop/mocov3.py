@@ -1,0 +1,95 @@
+"""MoCo v3's ViT checkpoints → a backbone (Chen et al., arXiv 2104.02057). Every tensor is taken as it is stored.
+
+official                                                                                ours
+module.base_encoder.{cls_token,pos_embed,patch_embed.*,blocks.*,norm.*}                 network.(the same)
+module.momentum_encoder.(the same)                                                      the same, where asked for
+module.base_encoder.head.{0,1,3,4,6,7}.*  module.momentum_encoder.head.*                projector, left out
+module.predictor.*                                                                      left out
+
+Its position table is the transpose of MAE's, so that none is ever computed here.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from remask.backbones.vit import ViT
+from remask.interop.beit import counterpart, label
+from remask.interop.mae import ENCODER, MEAN, STD, Source, State, _backbone, _read, check
+from remask.interop.mae import read as read_tensors
+from remask.types import Size, UserError
+
+WRAPPED = "module."
+BASE, MOMENTUM, PREDICTOR = "base_encoder.", "momentum_encoder.", "predictor."
+KNOWN = {part: part for part in (BASE, MOMENTUM, PREDICTOR)}
+PROJECTOR = tuple(f"head.{layer}." for layer in (0, 1, 3, 4, 6, 7))
+STEM = "patch_embed.proj.0.weight"
+
+
+def from_official(state: State, momentum: bool = False, where: str = "the state") -> dict[str, Tensor]:
+    """A pre-training state -> the state dict of a ViT's network: of the base encoder, or of the momentum encoder.
+
+    Raises UserError for unknown keys, an encoder that is absent, a linear probe's state, and a convolutional stem.
+    """
+    own = {key.removeprefix(WRAPPED): tensor for key, tensor in state.items()}
+    if any(key.startswith(ENCODER) for key in own):
+        raise UserError(
+            f"{where} holds an encoder under plain names, as MoCo v3's linear probes do (linear-vit-*.pth.tar): "
+            "give the pre-training checkpoint, vit-*.pth.tar"
+        )
+    for key in own:
+        counterpart(key, KNOWN, "MoCo v3")
+    part = MOMENTUM if momentum else BASE
+    encoder = {key.removeprefix(part): tensor for key, tensor in own.items() if key.startswith(part)}
+    if not encoder:
+        raise UserError(f"{where} holds no {part}*: give a whole MoCo v3 checkpoint, or ask for its other encoder")
+    if STEM in encoder:
+        raise UserError(
+            f"{where} holds a ViT with a convolutional stem (vit_conv_*), whose tokens overlap and cannot be dropped: "
+            "give a checkpoint of MoCo v3's vit_small or vit_base"
+        )
+    return {key: tensor for key, tensor in encoder.items() if not key.startswith(PROJECTOR)}
+
+
+def load_backbone(
+    source: Source,
+    *,
+    heads: int,
+    momentum: bool = False,
+    size: Size | None = None,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> ViT:
+    """An encoder of a pre-training checkpoint, strictly.
+
+    heads      asked for, never guessed, since weights fit any number (ViT-S has 12 here, and 6 in timm; ViT-B 12)
+    momentum   the momentum encoder in place of the base encoder
+    size       pixels of the images it was trained on; needed only where they were not square
+    # official: the patch projection is frozen, and so is the table; here the table alone, because a student that starts
+    # from these weights trains its projection (MOMA).
+    """
+    where = label(source)
+    state = from_official(read(source), momentum, where)
+    backbone, _ = _backbone(state, where, heads, size, mean, std)
+    check(state, backbone.network.state_dict(), where)
+    backbone.network.load_state_dict(state)
+    return backbone
+
+
+def read(source: Source, under: Sequence[str] = ("state_dict",)) -> State:
+    """The tensors of a file or dict, under the first of these names that it has. Raises UserError for anything else."""
+    content = source if isinstance(source, Mapping) else _read(Path(source))
+    names = [name for name in under if isinstance(content, Mapping) and name in content]
+    inner = content[names[0]] if names else content
+    if not isinstance(inner, Mapping):
+        raise UserError(
+            f'{label(source)} holds no weights: names and tensors were expected, alone or under "{under[0]}"'
+        )
+    try:
+        return read_tensors(inner)
+    except UserError as error:
+        raise UserError(f"{label(source)} {str(error).removeprefix('the state ')}") from error
+
+
+__all__ = ["from_official", "load_backbone", "read"]
