@@ -16,19 +16,18 @@ from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
 from remask.images import Loader, RandomCropFlip, Source
-from remask.interop.teachers import open_teacher
 from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
-from remask.methods import beit, convmae, dm, fastmim, jd, mae, maskfeat, simmim
+from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
 from remask.optim import adamw, learning_rate, parameter_groups
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.runtime import Runtime, seeded
 from remask.targets import Hog, Pixels, Target
 from remask.targets.dalle import Dalle, load_dalle
-from remask.targets.teacher import Teacher
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
+from remask.teaching import build_teachers, map_teacher, start_from, student_layers, weight_of
 from remask.trainer import Hook, Schedule, Trainer
 from remask.types import Size, UserError
 
@@ -89,21 +88,10 @@ def build_target(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     kinds: dict[str, Callable[[], Target]] = {
         "pixels": lambda: Pixels(patch, data.mean, data.std, per_patch=part.norm == "patch"),
         "hog": lambda: Hog(patch, data.mean, data.std, part.flavour, cell, part.bins, part.norm),  # type: ignore[arg-type]
-        "features": lambda: _teacher(part, recipe, patch),
+        "features": lambda: map_teacher(str(part.teacher), part.weights, part.norm, recipe, patch),
         "tokens": lambda: _tokenizer(part, recipe, patch),
     }
     return kinds[part.kind]()
-
-
-def _teacher(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
-    assert part.teacher
-    with seeded(0, part.teacher):  # draws nothing of the student's weights; an untrained one is the same in every run
-        network, mean, std, size, width = open_teacher(part.teacher, part.weights)
-    return Teacher(
-        network, patch, recipe.data.mean, recipe.data.std,
-        teacher_mean=mean, teacher_std=std, size=size, norm=part.norm,  # type: ignore[arg-type]
-        width=width, name=part.teacher,
-    )  # fmt: skip
 
 
 def _tokenizer(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
@@ -140,8 +128,11 @@ def build_method(recipe: Recipe) -> Method:
             "beit": lambda: beit(backbone, masking, target, part.initial),
             "convmae": lambda: convmae(backbone, masking, target, size, *decoder),
             "fastmim": lambda: fastmim(backbone, masking, target, unit, *decoder),
+            "dmae": lambda: _dmae(recipe, backbone, masking, target, decoder),
+            "moma": lambda: _moma(recipe, backbone, masking),
         }
         method = bases[part.name]()
+        start_from(backbone, recipe)
         if recipe.dm:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:
@@ -150,6 +141,30 @@ def build_method(recipe: Recipe) -> Method:
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
     counts(method, recipe)
     return method
+
+
+def _dmae(recipe: Recipe, backbone: Backbone, masking: Masking, target: Target, decoder: tuple[Any, ...]) -> Method:
+    teachers, part = build_teachers(recipe, backbone.patch), recipe.distill
+    assert part
+    layers, size = student_layers(recipe, backbone), recipe.data.image_size
+    width, depth, heads, mlp_ratio = decoder
+    method = dmae(
+        backbone, masking, target, teachers, size, layers,
+        head=part.head, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio,
+    )  # fmt: skip
+    for branch, teacher in zip(method.branches[1:], part.teachers, strict=True):
+        branch.weight = weight_of(teacher, 1.0)
+    return method
+
+
+def _moma(recipe: Recipe, backbone: Backbone, masking: Masking) -> Method:
+    teachers, part = build_teachers(recipe, backbone.patch), recipe.distill
+    assert part
+    weights = [weight_of(teacher, 1 / len(teachers)) for teacher in part.teachers]
+    layer = part.layers[0] if part.layers else -1
+    return moma(
+        backbone, masking, teachers, weights=weights, learned=part.learned, head=part.head, beta=part.beta, layer=layer
+    )
 
 
 def counts(method: Method, recipe: Recipe) -> Counts:

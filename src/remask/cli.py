@@ -60,13 +60,18 @@ def pretrain(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the run.  [runs/RECIPE-DATE]")] = None,
     method: Annotated[
-        str | None, typer.Option(help="mae, simmim, maskfeat, beit, convmae or fastmim, with +dm, +jd or +dmjd.")
+        str | None,
+        typer.Option(help="mae, simmim, maskfeat, beit, convmae, fastmim, dmae, moma, with +dm, +jd, +dmjd."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="vit_micro, convvit_base, a timm ViT, BEiT or Swin; for fastmim any timm name.")
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help="dmae, moma: mae:FILE,heads=12; mocov3:FILE,heads=12; run:RUN; repeatable."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; the warm-up keeps its share.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Unique pictures per step, over all devices.")] = None,
@@ -91,7 +96,7 @@ def pretrain(
         "runtime.device": device,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
-    chosen = choose(recipe, given, method=method, settings=set_ or [], smoke=smoke)
+    chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
 
     from remask import commands
 

@@ -194,7 +194,20 @@ def _anchored(recipe: Recipe) -> Recipe:
         if section := getattr(recipe, name):
             files = {key: _absolute(getattr(section.target, key)) for key in ("file", "weights")}
             updates[name] = section.model_copy(update={"target": section.target.model_copy(update=files)})
+    if recipe.distill:
+        teachers = [
+            t.model_copy(update={"source": _anchored_spec(t.source), "weights": _absolute(t.weights)})
+            for t in recipe.distill.teachers
+        ]
+        updates["distill"] = recipe.distill.model_copy(update={"teachers": teachers})
+    updates["backbone"] = recipe.backbone.model_copy(update={"weights": _anchored_spec(recipe.backbone.weights)})
     return recipe.model_copy(update=updates)
+
+
+def _anchored_spec(spec: str | None) -> str | None:
+    """The file of "mae:FILE" and the like by its whole path."""
+    kind, colon, name = (spec or "").partition(":")
+    return f"{kind}:{_absolute(name)}" if colon and kind not in ("timm", "untrained") else spec
 
 
 def _absolute(path: str | None) -> str | None:

@@ -23,6 +23,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "evaluation",
         "report",
         "recipe",
+        "teaching",
         "build",
         "progressive",
         "runs",

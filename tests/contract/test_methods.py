@@ -20,6 +20,8 @@ from remask.build import NETWORKS, PATTERNS, build_method
 from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import METHODS, Recipe, load_recipe, method_overrides
+from remask.recipe.sections import DISTILLING
+from remask.targets import per_view, prefix
 from remask.targets.tokens import Codebook
 from remask.views import Views
 
@@ -28,6 +30,7 @@ REPLACING = ("vit_micro", "beit_micro", "swin_micro")
 BACKBONES = {
     "mae": ("vit_micro",), "convmae": ("convvit_micro",), "simmim": REPLACING, "maskfeat": REPLACING, "beit": REPLACING,
     "fastmim": (*REPLACING, "convvit_micro", "pvt_v2_b0", "cmt_micro"),
+    "dmae": ("vit_micro",), "moma": ("vit_micro", "convvit_micro"),
 }  # fmt: skip
 STRIDES = {"swin": 8, "pvt": 32, "cmt": 32}
 """Of networks whose tokens are what they are; the others' are made 4 pixels."""
@@ -86,6 +89,7 @@ def settings(case: Combination) -> dict[str, Any]:
     rows, columns = (side * (stride or 4) // case.finer for side in (6, 4))
     keys |= {"data.image_size": f"{rows}x{columns}"}
     keys |= {"masking.cell_pixels": (stride or 4) // case.finer} if case.finer > 1 else {}
+    keys |= {"distill": {"teachers": ["untrained:vit_micro"]}} if case.base in DISTILLING else {}
     keys |= {"method.target": {**VECTORS, **WORDS}[case.target], "masking.pattern": case.pattern}
     if "jd" in case.plugin:
         keys["jd"] = {"width": 8, "weight": 0.5, "target": "hog" if case.base == "beit" else VECTORS[case.target]}
@@ -130,10 +134,13 @@ def test_every_row_hides_exactly_m_and_the_union_is_the_promised_one(case: Case)
 
 def test_losses_are_named_finite_and_add_up(case: Case) -> None:
     losses = {name: loss.item() for name, loss in case.method(case.images, case.views).items()}
-    assert list(losses) == ["masked", "visible", "total"] if case.recipe.jd else ["masked", "total"]
-    assert all(0 < loss < float("inf") for loss in losses.values())
+    own = {"dmae": {"masked": 1.0, "align": 1.0}, "moma": {"teacher0": 1.0}}.get(
+        case.recipe.method.name, {"masked": 1.0}
+    )
     weights = {branch.name: branch.weight for branch in case.method.branches}
-    assert weights == ({"masked": 1.0, "visible": 0.5} if case.recipe.jd else {"masked": 1.0})
+    assert weights == own | ({"visible": 0.5} if case.recipe.jd else {})
+    assert list(losses) == [*weights, "total"]
+    assert all(0 < loss < float("inf") for loss in losses.values())
     assert losses["total"] == pytest.approx(sum(weight * losses[name] for name, weight in weights.items()))
 
 
@@ -177,13 +184,21 @@ def test_predictions_and_targets_meet_token_by_token(case: Case) -> None:
     for branch in case.method.branches:
         prediction, wanted = pairs[branch.name]
         everything = branch.target(case.images, case.views)
+        if branch.region == "seen":
+            assert prediction.shape[1] == 24 - case.views.hidden + case.method.backbone.prefix
+        if not per_view(branch.target):
+            everything = everything[:, prefix(branch.target) :]
         assert prediction.shape[:-1] == wanted.shape[:-1]
         assert wanted.shape[-1] == (1 if isinstance(branch.target, Codebook) else branch.target.width)
         assert prediction.shape[-1] == branch.target.width
         for v in range(len(case.views.mask)):
             for b in range(3):
                 region = case.views.mask[v, b] if branch.region == "masked" else ~case.views.mask[v, b]
-                assert torch.equal(wanted[v * 3 + b], everything[b][region])
+                row = v * 3 + b
+                if per_view(branch.target):
+                    assert torch.equal(wanted[row], everything[row])
+                else:
+                    assert torch.equal(wanted[row][-int(region.sum()) :], everything[b][region])
 
 
 def test_the_export_loads_strictly(case: Case, tmp_path: Path) -> None:

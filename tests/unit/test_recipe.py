@@ -92,7 +92,8 @@ def test_shrink_keeps_the_method_and_passes_every_check(name, write):
     assert (small.optim.epochs, small.optim.max_steps) == ((2, 6) if grows else (1, 4))
     assert (small.data.limit, small.runtime.device) == (32, "cpu")
     coarse, unit = masking.cell > 1 or masking.cell_pixels, max(patch * masking.cell, masking.cell_pixels or 0)
-    side = (2 if coarse else 4) * unit
+    cells = next(n for n in (2, 4, 8) if n >= (2 if coarse else 4) and int(n**2 * (1 - masking.ratio)) >= 1)
+    side = cells * unit
     assert small.data.image_size == ((2 * side, 2 * side) if grows else (side, side))
     assert (small.progress and small.progress.sizes) == ([(side, side), (2 * side, 2 * side)] if grows else None)
     assert load(write(dump(small))) == small

@@ -15,7 +15,7 @@ from remask.recipe.schema import Recipe, recipe_keys
 from remask.recipe.values import SHORTHANDS
 
 FOLDER = Path(__file__).parent.parent / "recipes"
-OPTIONAL = ("dm", "jd", "progress", "probe")
+OPTIONAL = ("dm", "jd", "distill", "progress", "probe")
 """Sections that "on" and "off" switch."""
 
 NOT_KEYS = ("REMASK_CACHE", "REMASK_GOLDEN")

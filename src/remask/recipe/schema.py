@@ -5,7 +5,9 @@ from typing import get_args
 
 from pydantic import Field, model_validator
 
+from remask.recipe.distill import DistillSection
 from remask.recipe.sections import (
+    DISTILLING,
     DROPPING,
     METHODS,
     BackboneSection,
@@ -41,6 +43,7 @@ class Recipe(Section):
     dm: DMSection | None = Field(default=None, description="Disjoint masking; off when absent.")
     jd: JDSection | None = Field(default=None, description="Joint distillation; off when absent.")
     optim: OptimSection
+    distill: DistillSection | None = Field(default=None, description="Teachers of dmae and moma; off when absent.")
     progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
     runtime: RuntimeSection = RuntimeSection()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
@@ -86,6 +89,12 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             f"method {method.name} drops masked tokens, and {name} needs the whole grid for its relative positions "
             "and windows; use simmim, maskfeat or beit, or a vit"
+        )
+    elif bool(recipe.distill) != (method.name in DISTILLING):
+        yield (
+            f"method {method.name} learns from teachers: name one with --teacher mae:FILE, or in [distill]"
+            if method.name in DISTILLING
+            else f"[distill] belongs to dmae and moma, and method {method.name} has no teachers: choose one of those"
         )
     elif method.name not in (*DROPPING, "fastmim") and name.startswith("convvit"):
         yield f"method {method.name} replaces masked tokens, and ConViT's masked convolutions drop them; use convmae"

@@ -8,11 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from remask.recipe.values import Deviation, Device, Pair, Range, Section, Size, Target
 
-METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim")
+METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma")
 """Method names that build.py knows."""
 
-DROPPING = ("mae", "convmae")
+DROPPING = ("mae", "convmae", "dmae", "moma")
 """Methods whose backbone sees visible patches only; the others replace the masked ones."""
+
+DISTILLING = ("dmae", "moma")
+"""Methods that learn from frozen teachers."""
 
 STRIDES = {
     r"vit_micro|beit_micro|convvit_micro": 4,
@@ -80,6 +83,9 @@ class BackboneSection(Section):
     )
     positions: Literal["sincos", "learned"] = Field(default="sincos", description="Position table: fixed or learned.")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="Stochastic depth at the last block.")
+    weights: str | None = Field(
+        default=None, min_length=1, description="Start from these: mae:FILE, mocov3:FILE, run:RUN, ..."
+    )
     width: int | None = Field(default=None, ge=1, description="Overrides the network's width.")
     depth: int | None = Field(default=None, ge=1, description="Overrides the number of blocks.")
     heads: int | None = Field(default=None, ge=1, description="Overrides the number of attention heads.")

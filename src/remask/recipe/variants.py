@@ -18,6 +18,8 @@ OWN_TARGETS = {
     "beit": "tokens",
     "convmae": "pixels-norm",
     "fastmim": "hog-l2",
+    "dmae": "pixels",
+    "moma": "pixels",
 }
 """What each paper's masked patches predict."""
 
@@ -35,6 +37,7 @@ def choose(
     overrides: Mapping[str, Any] | None = None,
     *,
     method: str | None = None,
+    teachers: Sequence[str] = (),
     settings: Sequence[str] = (),
     smoke: bool = False,
 ) -> Recipe:
@@ -45,6 +48,8 @@ def choose(
     """
     switches = method_overrides(method) if method else {}
     flags = {**(overrides or {}), **parse_settings(settings)}
+    if teachers:
+        flags["distill.teachers"] = [teacher(text) for text in teachers]
     own = load_recipe(recipe) if switches or "backbone.name" in flags else None
     if own and switches.get("method.name", own.method.name) != own.method.name:
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
@@ -52,6 +57,12 @@ def choose(
         switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
     chosen = load_recipe(recipe, {**switches, **flags})
     return shrink(chosen) if smoke else chosen
+
+
+def teacher(text: str) -> dict[str, Any]:
+    """A text of `--teacher` as a table: "mae:FILE,heads=16,layer=17"."""
+    source, *settings = text.split(",")
+    return {"source": source, **parse_settings(settings)}
 
 
 def method_overrides(spec: str) -> dict[str, Any]:
@@ -95,6 +106,10 @@ def shrink(recipe: Recipe) -> Recipe:
     }  # fmt: skip
     if recipe.jd:
         small["jd"] = {"width": 32, "target": _toy_target(recipe.jd.target)}
+    if recipe.distill:
+        stand_in = "untrained:" + {4: "vit_micro", 8: "vit_tiny"}.get(stride, "vit_tiny_patch16_224")
+        small["backbone"] = {**toy, "weights": None}
+        small["distill"] = {"teachers": [{"source": stand_in} for _ in recipe.distill.teachers], "layers": None}
     if recipe.progress:  # two sizes, six steps: two beyond the switch
         small["progress"] = {"sizes": [(side, side), (2 * side, 2 * side)], "epochs": None}
         small["data"]["image_size"] = (2 * side, 2 * side)

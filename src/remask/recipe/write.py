@@ -29,4 +29,6 @@ def _literal(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key} = {_literal(inner)}' for key, inner in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else repr(value)

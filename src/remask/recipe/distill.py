@@ -1,0 +1,53 @@
+"""[distill]: the frozen teachers of DMAE and MOMA, and how a student is aligned with them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from remask.recipe.values import Section, Size
+
+
+class TeacherSection(Section):
+    """One frozen teacher. In flags: --teacher "mae:FILE,heads=16,layer=17"."""
+
+    source: str = Field(
+        min_length=1,
+        description="mae:FILE, mocov3:FILE, dino:FILE, dmae:FILE, dmjd:FILE, run:RUN, timm:NAME, clip:NAME, …",
+    )
+    heads: int | None = Field(default=None, ge=1, description="Attention heads, where weights do not tell them.")
+    layer: int | None = Field(
+        default=None, ge=-1, description="Block that is read, from 0; unset = 3/4 of the depth (dmae), the last (moma)."
+    )
+    weight: float | None = Field(default=None, gt=0, description="λ; unset = 1 (dmae), 1 / number of teachers (moma).")
+    size: Size | None = Field(default=None, description="Pixels to which it has images resized; unset = the student's.")
+    final_norm: bool = Field(default=False, description="Read behind the teacher's own last norm.")
+    weights: str | None = Field(default=None, min_length=1, description="Local weights of a timm:, clip: or tae: one.")
+
+
+class DistillSection(Section):
+    """Teachers, and the student's side of the alignment."""
+
+    teachers: list[TeacherSection] = Field(min_length=1, description="The frozen networks.")
+    layers: list[Annotated[int, Field(ge=-1)]] | None = Field(
+        default=None, description="Student's block for each teacher; unset = 3/4 of the depth (dmae), the end (moma)."
+    )
+    head: Literal["linear", "mlp"] = Field(default="linear", description="From the student's width to a teacher's.")
+    learned: bool = Field(default=False, description="Train the teachers' weights (moma).")
+    beta: float = Field(default=1.0, gt=0, description="Where moma's smooth-l1 turns from square to line.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources(cls, value: Any) -> Any:
+        """A teacher may be given by its source alone."""
+        if isinstance(value, dict) and isinstance(teachers := value.get("teachers"), list):
+            return {**value, "teachers": [{"source": t} if isinstance(t, str) else t for t in teachers]}
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DistillSection":
+        if self.layers and len(self.layers) != len(self.teachers):
+            raise ValueError(f"distill.layers has {len(self.layers)} blocks for {len(self.teachers)} teachers")
+        return self
+
+
+__all__ = ["DistillSection", "TeacherSection"]

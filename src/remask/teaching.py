@@ -1,0 +1,95 @@
+"""[distill] and [backbone].weights → frozen teachers as targets (DMAE, MOMA), and a student's first weights."""
+
+from typing import Any
+
+import timm
+import torch
+
+from remask.backbones import Backbone
+from remask.backbones.tables import resize_state
+from remask.backbones.vit import SMALL
+from remask.interop.encoders import open_encoder
+from remask.interop.mae import check
+from remask.interop.teachers import open_teacher
+from remask.recipe import Recipe
+from remask.recipe.distill import TeacherSection
+from remask.runtime import seeded
+from remask.targets import Encoded, Target
+from remask.targets.teacher import Teacher
+from remask.types import Size, UserError
+
+MAPS = ("torchvision", "clip", "open_clip", "tae")
+"""Kinds of teachers that give a map of features and no tokens."""
+
+
+def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
+    """The teachers of [distill]: for dmae of the view that the student sees, for moma of the whole image."""
+    assert recipe.distill
+    return [_teacher(teacher, recipe, patch) for teacher in recipe.distill.teachers]
+
+
+def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
+    data, of_view = recipe.data, recipe.method.name == "dmae"
+    if _gives_map(teacher):
+        if of_view:
+            raise UserError(f"the teacher {teacher.source} sees whole images, and dmae's see a view: use method moma")
+        return map_teacher(teacher.source, teacher.weights, "layer", recipe, patch)
+    size = teacher.size or data.image_size
+    with seeded(0, teacher.source):  # draws nothing of the student's; an untrained one is the same in every run
+        backbone = open_encoder(teacher.source, heads=teacher.heads, size=size)
+    three_quarters = backbone.depth * 3 // 4 - 1
+    layer = teacher.layer if teacher.layer is not None else three_quarters if of_view else -1
+    return Encoded(
+        backbone, patch, data.mean, data.std, layer=layer, sees="view" if of_view else "image",
+        norm="unit" if of_view else "layer", final_norm=teacher.final_norm, size=teacher.size, name=teacher.source,
+    )  # fmt: skip
+
+
+def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, patch: Size) -> Teacher:
+    """A teacher by its feature map: a convolutional network, CLIP, an autoencoder."""
+    with seeded(0, source):
+        network, mean, std, size, width = open_teacher(source, weights)
+    return Teacher(
+        network, patch, recipe.data.mean, recipe.data.std,
+        teacher_mean=mean, teacher_std=std, size=size, norm=norm, width=width, name=source,
+    )  # fmt: skip
+
+
+def _gives_map(teacher: TeacherSection) -> bool:
+    """Whether a teacher has no tokens: by its kind, and timm's networks by where they are defined."""
+    kind, _, name = teacher.source.partition(":")
+    if kind not in ("timm", "untrained") or name in SMALL or not timm.is_model(name):
+        return kind in MAPS
+    plain = timm.models.model_entrypoint(name).__module__.endswith(("vision_transformer", "deit"))
+    return not plain or teacher.weights is not None
+
+
+def student_layers(recipe: Recipe, backbone: Backbone) -> list[int]:
+    """The student's block for each teacher of dmae: as given, or at 3/4 of its depth."""
+    assert recipe.distill
+    return recipe.distill.layers or [backbone.depth * 3 // 4 - 1] * len(recipe.distill.teachers)
+
+
+def weight_of(teacher: TeacherSection, unstated: float) -> float:
+    """λ of a teacher's branch."""
+    return unstated if teacher.weight is None else teacher.weight
+
+
+def start_from(backbone: Backbone, recipe: Recipe) -> None:
+    """Load [backbone].weights into a student; position tables are resized. All of it is trained (MOMA)."""
+    spec, network = recipe.backbone.weights, backbone.network
+    if spec is None or next(network.parameters()).device.type == "meta":
+        return
+    kind, own = spec.partition(":")[0], getattr(network, "blocks", None)
+    heads = own[0].attn.num_heads if own is not None and kind not in ("timm", "untrained", "run") else None
+    source: Any = open_encoder(spec, heads=heads)
+    if source.patch != backbone.patch:
+        raise UserError(f"{spec} has patches of {source.patch[0]} px, the student of {backbone.patch[0]}; change one")
+    before = (source.built_for[0] * source.patch[0], source.built_for[1] * source.patch[1])
+    state = resize_state(source.network.state_dict(), network, before, recipe.data.image_size, backbone.patch)
+    check(state, network.state_dict(), spec)
+    with torch.no_grad():
+        network.load_state_dict(state)
+
+
+__all__ = ["build_teachers", "map_teacher", "start_from", "student_layers", "weight_of"]
