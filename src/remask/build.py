@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from remask.backbones import Backbone
-from remask.backbones.beit import create_beit
-from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical, known
-from remask.backbones.swin import create_swin
+from remask.backbones.makers import maker
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
 from remask.images import Loader, RandomCropFlip, Source
@@ -32,12 +30,6 @@ from remask.trainer import Hook, Schedule, Trainer
 from remask.types import Size, UserError
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
-NETWORKS: Mapping[str, Callable[..., Backbone]] = {
-    "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,
-    "": create_hierarchical,
-}  # fmt: skip
-"""Who makes a backbone, by how its name begins; the rest return a map of features and can do no more."""
-
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")
 """Methods whose papers spare position tables and tokens from weight decay; MAE, MaskFeat and ConvMAE do not."""
 
@@ -47,7 +39,7 @@ def build_backbone(recipe: Recipe) -> Backbone:
     part, data = recipe.backbone, recipe.data
     sizes = {"patch_size": part.patch_size, "embed_dim": part.width, "depth": part.depth, "num_heads": part.heads}
     overrides = {name: value for name, value in sizes.items() if value is not None}
-    create = next(create for start, create in NETWORKS.items() if part.name.startswith(start))
+    create = maker(part.name)
     if create is create_vit:
         create = partial(create_vit, positions=part.positions)
     if create is create_hierarchical and recipe.method.name != "fastmim" and known(part.name):

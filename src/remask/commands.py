@@ -17,7 +17,7 @@ from remask.progressive import at_size
 from remask.recipe import Recipe, choose, dump
 from remask.report import write_report
 from remask.report.equation import equation
-from remask.runs import open_run, trained
+from remask.runs import open_run, trained, untrained
 from remask.runtime import generator, resolve
 from remask.session import batches, train
 from remask.types import Size, UserError
@@ -73,10 +73,9 @@ def _finish(path: Path, quiet: bool) -> Path:
 def export(path: Path, out: Path | None = None, *, image_size: Size | None = None, checkpoint: str = "last") -> Path:
     """Write a run's backbone for images of `image_size` pixels, by default the run's own; returns the folder."""
     run, recipe = open_run(path)
-    seen = at_size(recipe, image_size or recipe.data.image_size)
-    backbone = trained(run, recipe, checkpoint, seen.data.image_size).backbone
-    folder = out or run.path / "export"
-    export_backbone(backbone, folder, seen.data.image_size, recipe.data.mean, recipe.data.std)
+    size, folder = image_size or recipe.data.image_size, out or run.path / "export"
+    backbone = trained(run, recipe, checkpoint, size).backbone
+    export_backbone(backbone, folder, size, recipe.data.mean, recipe.data.std)
     return folder
 
 
@@ -105,7 +104,7 @@ def probe(
     train, test = _split(open_source(data, limit=limit, labelled=True), val, seed)
     backbones = {
         "top1": trained(run, recipe, checkpoint, image_size).to(runtime.device).backbone,
-        "untrained": build_method(seen).to(runtime.device).backbone,
+        "untrained": untrained(recipe, image_size).to(runtime.device).backbone,
     }
     result = probe_features(
         backbones,

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from remask.build import build_method
 from remask.checkpoint import RunFolder, find, load_weights, position
 from remask.method import Method
@@ -16,6 +14,12 @@ def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     """A run folder and the recipe it was made with."""
     run = RunFolder.open(path)
     return run, _beside(load_recipe(path / "recipe.toml", environment={}), path)
+
+
+def untrained(recipe: Recipe, size: Size | None = None) -> Method:
+    """The method with its first weights, drawn at random even where the run started from a model's."""
+    backbone = recipe.backbone.model_copy(update={"weights": None})
+    return build_method(at_size(recipe.model_copy(update={"backbone": backbone}), size or recipe.data.image_size))
 
 
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
@@ -41,8 +45,8 @@ def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | Non
     if before == after:
         return method
     other = build_method(at_size(recipe, after))
-    other.load_state_dict(grow(load_file(folder / "model.safetensors"), other, before, after))
+    other.load_state_dict(grow(method.state_dict(), other, before, after))
     return other
 
 
-__all__ = ["open_run", "trained"]
+__all__ = ["open_run", "trained", "untrained"]

@@ -33,7 +33,9 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
     if _gives_map(teacher):
         if of_view:
             raise UserError(f"the teacher {teacher.source} sees whole images, and dmae's see a view: use method moma")
+        _refuse(teacher, ("heads", "layer", "size", "final_norm"), "has a map of features and no tokens")
         return map_teacher(teacher.source, teacher.weights, "layer", recipe, patch)
+    _refuse(teacher, ("weights",), "names its own weights")
     size = teacher.size or data.image_size
     with seeded(0, teacher.source):  # draws nothing of the student's; an untrained one is the same in every run
         backbone = open_encoder(teacher.source, heads=teacher.heads, size=size)
@@ -43,6 +45,12 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
         backbone, patch, data.mean, data.std, layer=layer, sees="view" if of_view else "image",
         norm="unit" if of_view else "layer", final_norm=teacher.final_norm, size=teacher.size, name=teacher.source,
     )  # fmt: skip
+
+
+def _refuse(teacher: TeacherSection, keys: tuple[str, ...], why: str) -> None:
+    """Raise UserError for what was stated and would be passed over."""
+    if stated := [key for key in keys if getattr(teacher, key) != TeacherSection.model_fields[key].default]:
+        raise UserError(f"the teacher {teacher.source} {why}: leave out {' and '.join(stated)}")
 
 
 def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, patch: Size) -> Teacher:
@@ -83,6 +91,8 @@ def start_from(backbone: Backbone, recipe: Recipe) -> None:
     kind, own = spec.partition(":")[0], getattr(network, "blocks", None)
     heads = own[0].attn.num_heads if own is not None and kind not in ("timm", "untrained", "run") else None
     source: Any = open_encoder(spec, heads=heads)
+    if not hasattr(source, "built_for"):
+        raise UserError(f"backbone.weights {spec} is a {type(source.network).__name__}: start from a ViT or a ConViT")
     if source.patch != backbone.patch:
         raise UserError(f"{spec} has patches of {source.patch[0]} px, the student of {backbone.patch[0]}; change one")
     before = (source.built_for[0] * source.patch[0], source.built_for[1] * source.patch[1])

@@ -9,6 +9,7 @@ import torch
 from remask.build import build_method
 from remask.interop.export import export_backbone
 from remask.recipe import Recipe, choose, dump, load_recipe
+from remask.runs import untrained
 from remask.targets import Encoded
 from remask.targets.teacher import Teacher
 from remask.types import UserError
@@ -58,6 +59,9 @@ def test_a_network_without_tokens_teaches_moma_alone() -> None:
     target = build_method(recipe("moma", distill={"teachers": ["untrained:resnet18"]})).branches[0].target
     assert isinstance(target, Teacher)
     assert target.norm == "layer"
+    named = {"teachers": [{"source": "untrained:resnet18", "layer": 0, "heads": 4}]}
+    with pytest.raises(UserError, match="leave out heads and layer"):
+        build_method(recipe("moma", distill=named))
     with pytest.raises(UserError, match="use method moma"):
         build_method(recipe("dmae", distill={"teachers": ["untrained:resnet18"]}))
 
@@ -68,6 +72,8 @@ def test_a_student_starts_from_a_run_and_all_of_it_is_trained(tmp_path: Path) ->
     method = build_method(recipe("moma", backbone__weights=f"run:{tmp_path}"))
     state, wanted = method.backbone.network.state_dict(), own.backbone.network.state_dict()
     assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+    fresh = untrained(recipe("moma", backbone__weights=f"run:{tmp_path}")).backbone.network.state_dict()
+    assert not torch.equal(fresh["blocks.0.attn.qkv.weight"], wanted["blocks.0.attn.qkv.weight"])
     frozen = [name for name, p in method.backbone.network.named_parameters() if not p.requires_grad]
     assert frozen == ["pos_embed"]
 
@@ -93,6 +99,8 @@ def load_written(text: str) -> Recipe:
         ("mae", {"method.name": "moma"}, "learns from teachers: name one with --teacher"),
         ("moma", {"distill": {"teachers": []}}, "distill.teachers"),
         ("dmae", {"distill": {"teachers": ["untrained:vit_micro"], "layers": [1, 2]}}, "2 blocks for 1 teachers"),
+        ("moma", {"distill": {"teachers": ["a:b", "c:d"], "layers": [1, 2]}}, "one block of the student"),
+        ("dmae", {"distill": {"teachers": ["untrained:vit_micro"], "learned": True}}, "belong to moma"),
         ("dmae", {"distill": {"teachers": [{"source": "untrained:vit_micro", "weight": 0.0}]}}, "above 0"),
     ],
 )
@@ -109,6 +117,7 @@ def test_mistakes_are_one_line(name: str, keys: dict[str, Any], words: str) -> N
         ({"teachers": [{"source": "untrained:vit_micro", "layer": 6}]}, "no block 6"),
         ({"teachers": ["mae:nowhere.pth"]}, "does not exist"),
         ({"teachers": ["magic:x"]}, "names no encoder"),
+        ({"teachers": [{"source": "untrained:vit_micro", "weights": "x"}]}, "leave out weights"),
     ],
 )
 def test_teachers_that_do_not_fit_are_one_line(distill: dict[str, Any], words: str) -> None:

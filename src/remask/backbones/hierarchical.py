@@ -115,8 +115,9 @@ class Hierarchical(nn.Module):
     def _tried(self, size: Size) -> tuple[Tensor, Grid]:
         """The tokens of an empty image, and the grid on which they stand: the most even one of that many tokens."""
         training, where = self.network.training, next(self.network.parameters()).device
+        self.network.eval()
         try:
-            tokens = self.network.eval() and self._final(torch.zeros(1, self.channels, *size, device=where))
+            tokens = self._final(torch.zeros(1, self.channels, *size, device=where))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"{type(self.network).__name__} does not take images of {size[0]}×{size[1]} px: "

@@ -25,10 +25,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from remask.backbones import Backbone
-from remask.backbones.beit import create_beit
-from remask.backbones.convvit import create_convvit
-from remask.backbones.hierarchical import create_hierarchical
-from remask.backbones.swin import create_swin
+from remask.backbones.makers import maker
 from remask.backbones.vit import SMALL, ViT, create_vit
 from remask.interop import convmae, dmae, dmjd, mocov3
 from remask.interop.mae import DECODER, MEAN, STD, State, _backbone, check, read, shape
@@ -49,11 +46,6 @@ PUBLISHED_HEADS = {
     "dmjd": "DMJD's ConViT-B has 12, L 16",
     "convmae": "ConvMAE's ConViT-B has 12",
 }
-MAKERS: Mapping[str, Callable[..., Backbone]] = {
-    "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,
-    "": create_hierarchical,
-}  # fmt: skip
-"""Who rebuilds an exported backbone, by how the name of its model begins."""
 FIXED = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm")
 """What a maker sets itself."""
 
@@ -224,7 +216,7 @@ def _exported(asked: Asked, path: Path) -> Backbone:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{config} is damaged: export the run again with remask export {path}") from error
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    make = next(make for start, make in MAKERS.items() if model.startswith(start))
+    make = maker(model)
     keys = {"positions": "learned"} if make is create_vit else {}
     backbone = make(model, size, mean, std, overrides=given, **keys)
     with torch.device("cpu"):

@@ -67,6 +67,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield from _grid_problems(recipe, patch)
     yield from _method_problems(recipe)
     yield from _progress_problems(recipe)
+    yield from _distill_problems(recipe)
     if optim.batch_size % recipe.runtime.accumulate:
         yield f"runtime.accumulate {recipe.runtime.accumulate} does not divide optim.batch_size {optim.batch_size}"
     for where, width, heads in (
@@ -106,6 +107,15 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.jd and recipe.jd.target.kind == "tokens":
         yield "jd regresses vectors with smooth-l1, and tokens are ids: choose hog, pixels-norm or a teacher's features"
+
+
+def _distill_problems(recipe: Recipe) -> Iterator[str]:
+    """Keys of [distill] that this method would pass over."""
+    part, moma = recipe.distill, recipe.method.name == "moma"
+    if part and moma and len({*(part.layers or [-1])}) > 1:
+        yield f"distill.layers {part.layers}: moma reads one block of the student for all teachers"
+    if part and not moma and (part.learned or part.beta != 1.0):
+        yield f"distill.learned and distill.beta belong to moma; method {recipe.method.name} has neither"
 
 
 def _progress_problems(recipe: Recipe) -> Iterator[str]:
