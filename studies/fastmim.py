@@ -7,12 +7,10 @@ was trained at: a linear probe and kNN on all training labels, tested on val. In
 """
 
 import argparse
-import json
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from studies import runs
 
 PROBED_AT = (128, 128)
 
@@ -55,57 +53,6 @@ def flags(row: Row) -> list[str]:
     return given
 
 
-def train(row: Row, data: Path, out: Path) -> None:
-    """Pre-train where that is still to be done, on one thread."""
-    status = out / "status.json"
-    if status.is_file() and json.loads(status.read_text())["state"] == "finished":
-        return
-    begin = ["pretrain", "--recipe", "fastmim-vit-micro", "--data", str(data / "train.parquet"), "--out", str(out)]
-    command = ["resume", str(out)] if status.is_file() else [*begin, *flags(row), "--set", "runtime.threads=1"]
-    subprocess.run([sys.executable, "-m", "remask.cli", *command, "--quiet"], check=True)
-
-
-def result(row: Row, data: Path, out: Path) -> dict[str, Any]:
-    """What a row cost, and the probes of its network and of the same one untrained.
-
-    The untrained network depends on the seed alone, so it is probed once a seed.
-    """
-    from remask.build import build_method
-    from remask.progressive import at_size
-    from remask.runs import open_run, trained
-
-    run, recipe = open_run(out)
-    cost, known = run.read("cost.json"), out.parent / f"untrained-seed{row.seed}.json"
-    if not known.is_file():
-        known.write_text(json.dumps(probe(build_method(at_size(recipe, PROBED_AT)), data)))
-    return {
-        "row": row._asdict(), "cpu_minutes": 60 * cost["cpu_hours"], "images": cost["images"],
-        "trained": probe(trained(run, recipe, size=PROBED_AT), data), "untrained": json.loads(known.read_text()),
-    }  # fmt: skip
-
-
-def probe(method: Any, data: Path) -> dict[str, float]:
-    """Linear probe and kNN at one size for all rows."""
-    import torch
-
-    from remask.evaluation import extract, linear_probe, weighted_knn
-    from remask.images import CentreCrop, iterate, open_source
-
-    torch.set_num_threads(1)
-    sources = [open_source(str(data / f"{split}.parquet"), labelled=True) for split in ("train", "val")]
-    (x, y), (u, v) = [extract(method.backbone, iterate(s, CentreCrop(PROBED_AT), 256)) for s in sources]
-    return {"linear": linear_probe(x, y, u, v, seed=0).accuracy, "knn": weighted_knn(x, y, u, v)}
-
-
-def measure(number: int, data: Path, out: Path) -> dict[str, Any]:
-    """A row's result, from its file where there is one, else by a process of its own."""
-    done = out / ROWS[number].name / "study.json"
-    if not done.is_file():
-        command = ["studies.fastmim", "--data", str(data), "--out", str(out), "--row", str(number)]
-        subprocess.run([sys.executable, "-m", *command], check=True)
-    return json.loads(done.read_text())
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = ["| px | target | method | seed | pictures | CPU min | linear | untrained | kNN | untrained |"]
@@ -127,11 +74,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.row is not None:
         row, out = ROWS[given.row], given.out / ROWS[given.row].name
-        train(row, given.data, out)
-        (out / "study.json").write_text(json.dumps(result(row, given.data, out)))
+        runs.pretrain("fastmim-vit-micro", flags(row), given.data, out)
+        measured = runs.result(out, given.data, PROBED_AT, False, f"seed{row.seed}")
+        runs.write(out, {"row": row._asdict(), **measured})
         return
-    with ThreadPoolExecutor(given.workers) as pool:
-        print(table(list(pool.map(lambda n: measure(n, given.data, given.out), range(len(ROWS))))))
+    passed = ["--data", str(given.data), "--out", str(given.out)]
+    print(table(runs.all_rows("studies.fastmim", [row.name for row in ROWS], given.out, passed, given.workers)))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from torch import Generator, Tensor, nn
 from remask.checkpoint import RunFolder
 from remask.console import Lines
 from remask.ledger import Ledger
-from remask.optim import adamw, parameter_groups
+from remask.optim import Schedule, adamw, parameter_groups
 from remask.runtime import Runtime
-from remask.trainer import Schedule, Trainer
+from remask.trainer import Trainer
 
 PER_EPOCH, BATCH = 5, 8
 

@@ -18,15 +18,16 @@ from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
-from remask.optim import adamw, learning_rate, parameter_groups
+from remask.optim import Schedule, adamw, learning_rate, parameter_groups
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.runtime import Runtime, seeded
 from remask.targets import Hog, Pixels, Target
+from remask.targets.cached import Cached
 from remask.targets.dalle import Dalle, load_dalle
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.teaching import build_teachers, map_teacher, start_from, student_layers, weight_of
-from remask.trainer import Hook, Schedule, Trainer
+from remask.trainer import Hook, Trainer
 from remask.types import Size, UserError
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
@@ -155,8 +156,9 @@ def _moma(recipe: Recipe, backbone: Backbone, masking: Masking) -> Method:
     weights = [weight_of(teacher, 1 / len(teachers)) for teacher in part.teachers]
     layer = part.layers[0] if part.layers else -1
     return moma(
-        backbone, masking, teachers, weights=weights, learned=part.learned, head=part.head, beta=part.beta, layer=layer
-    )
+        backbone, masking, teachers, weights=weights, learned=part.learned, head=part.head, beta=part.beta,
+        layer=layer, jitter=part.jitter,
+    )  # fmt: skip
 
 
 def counts(method: Method, recipe: Recipe) -> Counts:
@@ -212,13 +214,15 @@ def build_trainer(
     gflops = gflops_per_image(recipe)
     lr = peak_lr(recipe, method)
     runtime.prepare(method)
+    for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
+        target.reserve(len(loader.source), recipe.data.image_size)
     named = list(method.named_parameters())
     exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
     optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
     schedule = Schedule(
         optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, part.accumulate,
         optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
-        optim.drop_epoch, until_epoch,
+        (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
     images = len(loader) * optim.batch_size
     ledger = Ledger(images, method.masking.views, int(runtime.device.type == "cuda"), gflops)

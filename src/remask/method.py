@@ -3,6 +3,7 @@
 L(x) = Σ_b λ_b · mean over views v and tokens i ∈ Ω_b(v) of  d_b( h_b( f(x, v) )_i ,  τ_b(x, v)_i )
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Generator, Tensor, nn
 from remask.backbones import Backbone
 from remask.distances import Distance
 from remask.heads import Head
+from remask.images import Jitter
 from remask.masking import Masking
 from remask.targets import Target, per_view
 from remask.tokens import grid_of, whole_grid
@@ -82,6 +84,7 @@ class Method(nn.Module):
     replace   None: masked tokens are dropped · "tokens": replaced by a learned vector after the stem · "pixels": their
               pixels by a learned colour before it (FastMIM), which any network bears
     unit      pixels of a token of the grid of masks, heads and targets, where masks are finer than the backbone's
+    jitter    colours that the backbone alone sees; targets are of the image as it is (MOMA)
     """
 
     branches: Sequence[Branch]
@@ -94,6 +97,7 @@ class Method(nn.Module):
         branches: Sequence[Branch],
         replace: Replace | None = None,
         unit: Size | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         super().__init__()
         mode = {None: "drop", "tokens": "replace"}.get(replace)
@@ -102,14 +106,15 @@ class Method(nn.Module):
                 f"{backbone.network.__class__.__name__} cannot {mode} masked tokens, as this method asks; "
                 "choose another backbone, or method fastmim, which hides pixels"
             )
-        self.backbone, self.masking, self.replace, self.finer = backbone, masking, replace, unit
+        self.backbone, self.masking, self.replace, self.finer, self.jitter = backbone, masking, replace, unit, jitter
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         width = backbone.fill_width if replace == "tokens" else backbone.channels if replace else 0
         self.fill = nn.Parameter(0.02 * torch.randn(width)) if width else None
 
     def evolve(self, masking: Masking | None = None, *added: Branch) -> "Method":
         """This method with another masking, with more branches: how plug-ins are made. Parts are shared, not copied."""
-        grown = Method(self.backbone, masking or self.masking, [*self.branches, *added], self.replace, self.finer)
+        branches = [*self.branches, *added]
+        grown = Method(self.backbone, masking or self.masking, branches, self.replace, self.finer, self.jitter)
         grown.fill = self.fill
         return grown
 
@@ -129,6 +134,8 @@ class Method(nn.Module):
 
     def encode(self, images: Images, views: Views, layers: Sequence[int] = (-1,)) -> dict[int, Features]:
         """f(x, v) at the named depths: the stem once per image, or once per view where its pixels are hidden."""
+        if self.jitter and views.colours is not None:
+            images = self.jitter(images, views.colours)
         if self.replace == "pixels":
             return self.backbone.encode(self.backbone.embed(self.hide(images, views)), layers=layers)
         return self.backbone.encode(self.backbone.embed(images), views, fill=self.fill, layers=layers)
@@ -155,6 +162,9 @@ class Method(nn.Module):
         return whole_grid(size, self.finer) if self.finer else whole
 
     def draw(self, images: Images, generator: Generator | None = None) -> Views:
-        """The masked views of a batch, drawn on the generator's device and moved to the images'."""
+        """The masked views of a batch and their colours, drawn on the generator's device and moved to the images'."""
         grid = self.grid((images.shape[-2], images.shape[-1]))
-        return self.masking(images.shape[0], grid, generator).to(images.device)
+        views = self.masking(images.shape[0], grid, generator)
+        if self.jitter:
+            views = dataclasses.replace(views, colours=self.jitter.draw(images.shape[0], generator))
+        return views.to(images.device)

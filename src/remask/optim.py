@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def learning_rate(base_lr: float, batch_size: int, gain: float = 1.0) -> float:
@@ -23,11 +25,59 @@ def cosine(epoch: float, peak: float, warmup: float, epochs: float, floor: float
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(epochs - warmup, 1e-12)))
 
 
-def step_down(epoch: float, peak: float, warmup: float, drop: float) -> float:
-    """Linear warm-up from 0, the peak until epoch `drop`, a tenth of it from there on (SimMIM's 800 epochs)."""
+def step_down(epoch: float, peak: float, warmup: float, drops: Sequence[float]) -> float:
+    """Linear warm-up from 0, then the peak, a tenth of it from each epoch of `drops` on (SimMIM, ViTDet)."""
     if epoch < warmup:
         return peak * epoch / warmup
-    return peak if epoch < drop else peak / 10
+    return peak / 10 ** sum(epoch >= drop for drop in drops)
+
+
+def polynomial(epoch: float, peak: float, warmup: float, epochs: float, power: float, floor: float = 0.0) -> float:
+    """Linear warm-up from 0, then (1 - share of the rest that is done)^power down to `floor`; 1 for UperNet."""
+    if epoch < warmup:
+        return peak * epoch / warmup
+    left = max(0.0, 1 - (epoch - warmup) / max(epochs - warmup, 1e-12))
+    return floor + (peak - floor) * left**power
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how fast and how carefully. Learning rates are peaks; epochs may be fractions of a pass."""
+
+    epochs: int
+    steps_per_epoch: int
+    lr: float
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0
+    clip: float | None = None
+    accumulate: int = 1
+    max_steps: int | None = None
+    log_every: int = 10
+    save_minutes: float = 10.0
+    keep_every_epochs: int | None = None
+    drops: tuple[float, ...] = ()
+    """Epochs from which on the rate is a tenth of what it was; the rate is constant between them. None: a cosine."""
+    until_epoch: int | None = None
+    """Where another trainer takes over; None: this one runs to the end."""
+    power: float | None = None
+    """Polynomial decay of this power instead of the cosine."""
+
+    @property
+    def steps(self) -> int:
+        return min(self.epochs * self.steps_per_epoch, self.max_steps or 10**12)
+
+    @property
+    def last_step(self) -> int:
+        """Where this trainer stops."""
+        return min(self.steps, (self.until_epoch or self.epochs) * self.steps_per_epoch)
+
+    def lr_at(self, step: int) -> float:
+        epoch = step / self.steps_per_epoch
+        if self.drops:
+            return step_down(epoch, self.lr, self.warmup_epochs, self.drops)
+        if self.power is not None:
+            return polynomial(epoch, self.lr, self.warmup_epochs, self.epochs, self.power, self.min_lr)
+        return cosine(epoch, self.lr, self.warmup_epochs, self.epochs, self.min_lr)
 
 
 def parameter_groups(
@@ -60,6 +110,26 @@ def parameter_groups(
 def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW in its fused form (3× the for-loop on CPU; the same numbers)."""
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+class Averaged(nn.Module):
+    """A model and the exponential average of its weights, which `follow` lets keep up with an optimizer.
+
+    Called, it is the model. Both are in the state dict, so a checkpoint holds both.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.average.requires_grad_(False)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the average after every step."""
+        optimizer.register_step_post_hook(lambda *_: self.average.update_parameters(self.model))
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -98,4 +168,7 @@ class Lars(torch.optim.Optimizer):
         return grad * ratio
 
 
-__all__ = ["Lars", "adamw", "cosine", "learning_rate", "parameter_groups", "set_lr", "step_down"]
+__all__ = [
+    "Averaged", "Lars", "Schedule", "adamw", "cosine", "learning_rate", "parameter_groups", "polynomial", "set_lr",
+    "step_down",
+]  # fmt: skip

@@ -1,5 +1,7 @@
 """[distill] and [backbone].weights → frozen teachers as targets (DMAE, MOMA), and a student's first weights."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -9,23 +11,28 @@ from remask.backbones import Backbone
 from remask.backbones.tables import resize_state
 from remask.backbones.vit import SMALL
 from remask.interop.encoders import open_encoder
-from remask.interop.mae import check
-from remask.interop.teachers import open_teacher
+from remask.interop.mae import MEAN, STD, check
+from remask.interop.teachers import CLIP_MEAN, CLIP_STD, open_teacher
 from remask.recipe import Recipe
 from remask.recipe.distill import TeacherSection
 from remask.runtime import seeded
 from remask.targets import Encoded, Target
+from remask.targets.cached import Cached
 from remask.targets.teacher import Teacher
 from remask.types import Size, UserError
 
 MAPS = ("torchvision", "clip", "open_clip", "tae")
 """Kinds of teachers that give a map of features and no tokens."""
 
+NORMALISATIONS = {"imagenet": (MEAN, STD), "half": ((0.5,) * 3, (0.5,) * 3), "clip": (CLIP_MEAN, CLIP_STD)}
+"""Mean and deviation of a teacher's pictures by one word."""
+
 
 def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
     """The teachers of [distill]: for dmae of the view that the student sees, for moma of the whole image."""
     assert recipe.distill
-    return [_teacher(teacher, recipe, patch) for teacher in recipe.distill.teachers]
+    teachers, cache = [_teacher(teacher, recipe, patch) for teacher in recipe.distill.teachers], recipe.distill.cache
+    return [Cached(teacher, Path(cache)) for teacher in teachers] if cache else teachers
 
 
 def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
@@ -34,17 +41,30 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
         if of_view:
             raise UserError(f"the teacher {teacher.source} sees whole images, and dmae's see a view: use method moma")
         _refuse(teacher, ("heads", "layer", "size", "final_norm"), "has a map of features and no tokens")
+        _refuse(teacher, ("normalise", "mean", "std"), "is known to normalise its pictures in its own way")
         return map_teacher(teacher.source, teacher.weights, "layer", recipe, patch)
     _refuse(teacher, ("weights",), "names its own weights")
-    size = teacher.size or data.image_size
+    size, (mean, std) = teacher.size or data.image_size, _constants(teacher)
     with seeded(0, teacher.source):  # draws nothing of the student's; an untrained one is the same in every run
-        backbone = open_encoder(teacher.source, heads=teacher.heads, size=size)
+        backbone = open_encoder(teacher.source, heads=teacher.heads, size=size, mean=mean, std=std)
     three_quarters = backbone.depth * 3 // 4 - 1
     layer = teacher.layer if teacher.layer is not None else three_quarters if of_view else -1
     return Encoded(
         backbone, patch, data.mean, data.std, layer=layer, sees="view" if of_view else "image",
         norm="unit" if of_view else "layer", final_norm=teacher.final_norm, size=teacher.size, name=teacher.source,
     )  # fmt: skip
+
+
+def _constants(teacher: TeacherSection) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and deviation as they were stated; None where a teacher's kind knows them. Raises UserError for neither."""
+    if teacher.normalise:
+        return NORMALISATIONS[teacher.normalise]
+    if teacher.mean is None and teacher.source.startswith("dino:"):
+        raise UserError(
+            f"the teacher {teacher.source} may be any ViT, and its file does not tell how its pictures were "
+            "normalised: add normalise=imagenet (DINO's own), half or clip, or mean and std"
+        )
+    return teacher.mean, teacher.std
 
 
 def _refuse(teacher: TeacherSection, keys: tuple[str, ...], why: str) -> None:
@@ -89,8 +109,10 @@ def start_from(backbone: Backbone, recipe: Recipe) -> None:
     if spec is None or next(network.parameters()).device.type == "meta":
         return
     kind, own = spec.partition(":")[0], getattr(network, "blocks", None)
-    heads = own[0].attn.num_heads if own is not None and kind not in ("timm", "untrained", "run") else None
-    source: Any = open_encoder(spec, heads=heads)
+    file = kind not in ("timm", "untrained", "run")
+    heads = own[0].attn.num_heads if own is not None and file else None
+    mean, std = (recipe.data.mean, recipe.data.std) if file else (None, None)  # the student's are those of [data]
+    source: Any = open_encoder(spec, heads=heads, mean=mean, std=std)
     if not hasattr(source, "built_for"):
         raise UserError(f"backbone.weights {spec} is a {type(source.network).__name__}: start from a ViT or a ConViT")
     if source.patch != backbone.patch:

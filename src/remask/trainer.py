@@ -7,7 +7,6 @@ position), so a run that was killed continues from its last checkpoint bit by bi
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +15,7 @@ from torch import Generator, Tensor, nn
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console
 from remask.ledger import Ledger
-from remask.optim import cosine, set_lr, step_down
+from remask.optim import Schedule, set_lr
 from remask.runtime import Runtime, StopRequest, generator, seeded
 from remask.types import UserError
 
@@ -28,11 +27,18 @@ class Draw(Protocol):
 
 
 class Trainable(Protocol):
-    """A module that draws what is random in a step and returns named losses, "total" among them."""
+    """A module that draws what is random in a step and returns named losses, "total" among them.
+
+    Where losses need more of a batch than its images, the trainer is given another `draw`.
+    """
 
     def draw(self, images: Tensor, generator: Generator) -> Draw: ...
 
     def __call__(self, images: Tensor, draw: Any) -> dict[str, Tensor]: ...
+
+
+Drawer = Callable[[Any, Generator], Draw]
+"""(batch, generator) -> what is random in a step, and the labels where there are any."""
 
 
 class Batches(Protocol):
@@ -41,41 +47,6 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, how fast and how carefully. Learning rates are peaks; epochs may be fractions of a pass."""
-
-    epochs: int
-    steps_per_epoch: int
-    lr: float
-    warmup_epochs: float = 0.0
-    min_lr: float = 0.0
-    clip: float | None = None
-    accumulate: int = 1
-    max_steps: int | None = None
-    log_every: int = 10
-    save_minutes: float = 10.0
-    keep_every_epochs: int | None = None
-    drop_epoch: float | None = None
-    until_epoch: int | None = None
-    """Where another trainer takes over; None: this one runs to the end."""
-
-    @property
-    def steps(self) -> int:
-        return min(self.epochs * self.steps_per_epoch, self.max_steps or 10**12)
-
-    @property
-    def last_step(self) -> int:
-        """Where this trainer stops."""
-        return min(self.steps, (self.until_epoch or self.epochs) * self.steps_per_epoch)
-
-    def lr_at(self, step: int) -> float:
-        epoch = step / self.steps_per_epoch
-        if self.drop_epoch:
-            return step_down(epoch, self.lr, self.warmup_epochs, self.drop_epoch)
-        return cosine(epoch, self.lr, self.warmup_epochs, self.epochs, self.min_lr)
 
 
 Hook = Callable[[int], Mapping[str, float]]
@@ -98,10 +69,11 @@ class Trainer:
         seed: int = 0,
         hooks: Sequence[Hook] = (),
         tensorboard: bool = True,
+        draw: Drawer | None = None,
     ) -> None:
         self.model, self.batches, self.optimizer, self.schedule = model, batches, optimizer, schedule
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
-        self.tensorboard, self.step = tensorboard, 0
+        self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
         self.saved = time.monotonic()
         self.window = Window()
 
@@ -126,7 +98,7 @@ class Trainer:
         try:
             with console, StopRequest() as stop:
                 for step, batch, waited in self._steps():
-                    losses = self._learn(step, batch.images)
+                    losses = self._learn(step, batch)
                     self.step = step + 1
                     self.ledger.add(len(batch.images), waited)
                     self._after(losses, waited, len(batch.images), console, writer)
@@ -155,11 +127,14 @@ class Trainer:
                 if self.step >= self.schedule.last_step:
                     return
 
-    def _learn(self, step: int, images: Tensor) -> dict[str, Tensor]:
+    def _of_images(self, batch: Any, generator: Generator) -> Draw:
+        return self.model.draw(batch.images, generator)  # type: ignore[operator]
+
+    def _learn(self, step: int, batch: Any) -> dict[str, Tensor]:
         """One optimizer step; the batch may pass through in several slices. Returns losses still on the device."""
         self.model.train()
-        images = images.to(self.runtime.device, non_blocking=True)
-        draw = self.model.draw(images, generator(self.seed, "draw", step))  # type: ignore[operator]
+        images = batch.images.to(self.runtime.device, non_blocking=True)
+        draw = self._draw(batch._replace(images=images), generator(self.seed, "draw", step))
         parts, totals = self.schedule.accumulate, dict[str, Tensor]()
         with seeded(self.seed, "step", step):
             for chunk, share in zip(images.tensor_split(parts), draw.split(parts), strict=True):
@@ -296,4 +271,4 @@ def _clock(hours: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
 
 
-__all__ = ["Schedule", "Trainer"]
+__all__ = ["Trainer"]

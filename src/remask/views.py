@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from remask.tokens import take
@@ -18,11 +18,13 @@ class Views:
     mask     Bool[V, B, N], True = masked, the same number M in every row
     grid     rows and columns of the token grid, N = rows · columns
     hidden   M
+    colours  numbers that decide in which other colours the backbone sees each image (`Jitter`); None: in its own
     """
 
     mask: Bool[Tensor, "V B N"]
     grid: Grid
     hidden: int
+    colours: Float[Tensor, "B J"] | None = None
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "V B N"], grid: Grid) -> "Views":
@@ -67,10 +69,13 @@ class Views:
 
     def split(self, parts: int) -> "list[Views]":
         """The views of `parts` consecutive slices of the batch, cut as `Tensor.tensor_split` cuts it."""
-        return [Views(mask, self.grid, self.hidden) for mask in self.mask.tensor_split(parts, dim=1)]
+        masks, own = self.mask.tensor_split(parts, dim=1), self.colours
+        colours = [None] * parts if own is None else own.tensor_split(parts)
+        return [Views(mask, self.grid, self.hidden, c) for mask, c in zip(masks, colours, strict=True)]
 
     def to(self, device: torch.device) -> "Views":
-        return Views(self.mask.to(device, non_blocking=True), self.grid, self.hidden)
+        colours = self.colours if self.colours is None else self.colours.to(device, non_blocking=True)
+        return Views(self.mask.to(device, non_blocking=True), self.grid, self.hidden, colours)
 
     @property
     def corruption_rate(self) -> float:

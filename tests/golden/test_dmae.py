@@ -27,11 +27,12 @@ SYSTEM = "dmae"
 STATE = "student_state_dict.safetensors"
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
-    "variant_L2_normpix.": {"distance": "squared", "per_patch": True},
-    "variant_mlp1_two_layers_mr0.9.": {
+    "variant_L2": {"distance": "squared", "per_patch": True},
+    "variant_mlp1": {
         "state": "student_mlp1_state_dict.safetensors", "part": "variant_mlp1", "head": "mlp",
     },
 }  # fmt: skip
+"""How the names of a variant's tensors begin, and what it is; the rest of the name says sizes."""
 
 
 def teachers_of(folder: Folder, blocks: list[int]) -> list[Encoded]:
@@ -55,7 +56,8 @@ def method_of(
     method = dmae(
         backbone, Masking(float(setting["mask_ratio"])), Pixels(patch, mae.MEAN, mae.STD, per_patch),
         teachers_of(folder, [theirs for _, theirs in setting["aligned"]]), size, [own for own, _ in setting["aligned"]],
-        width=decoder["dim"], depth=decoder["depth"], heads=decoder["heads"], **options,
+        width=decoder["dim"], depth=decoder["depth"], heads=decoder["heads"],
+        mlp_ratio=decoder.get("mlp_ratio", 4.0), **options,
     )  # fmt: skip
     method.load_state_dict(interop.from_official(folder.tensors(state)))
     return method
@@ -71,11 +73,17 @@ def stored_of(folder: Folder) -> Entries:
     return folder.tensors("io.safetensors")
 
 
+def prefix_of(stored: Entries, variant: str) -> str:
+    """All of a variant's name, up to the tensor's own."""
+    matches = (re.match(rf"{variant}.*?\.(?=ids_keep|loss_)", key) for key in stored) if variant else ()
+    return next((match[0] for match in matches if match), f"{variant}." if variant else "")
+
+
 def case(folder: Folder, variant: str = "") -> tuple[Method, Entries, Views]:
     """A variant, and its numbers; what it does not store is that of the plain one."""
     method, stored = method_of(folder, **VARIANTS[variant]), stored_of(folder)
-    ids_keep = stored[variant + "ids_keep"] if variant + "ids_keep" in stored else stored["ids_keep"]
-    return method, stored, views_of(method, stored["images"], ids_keep)
+    own = prefix_of(stored, variant) + "ids_keep"
+    return method, stored, views_of(method, stored["images"], stored[own if own in stored else "ids_keep"])
 
 
 def in_raster_order(rows: Tensor, ids_keep: Tensor) -> Tensor:
@@ -99,7 +107,7 @@ def test_the_ratio_leaves_as_many_tokens(folder: Folder, variant: str) -> None:
 
 def test_features_of_the_teacher(folder: Folder) -> None:
     method, stored, views = case(folder)
-    (target,) = (branch.target for branch in method.branches[1:])
+    target = method.branches[1].target
     expected = in_raster_order(stored["teacher_feature_aligned"], stored["ids_keep"])
     activations(target(stored["images"], views), expected)
     network = target.network.held[0]  # type: ignore[attr-defined]
@@ -113,7 +121,7 @@ def test_features_of_the_student(folder: Folder) -> None:
     features: dict[int, Features] = method.encode(stored["images"], views, (align.layer, -1))
     for layer, name in ((align.layer, "student_feature_aligned"), (-1, "student_latent_normed")):
         activations(torch.cat(features[layer], dim=1), in_raster_order(stored[name], stored["ids_keep"]))
-    projected, _ = method.pairs(stored["images"], views)["align"]
+    projected, _ = method.pairs(stored["images"], views)[align.name]
     activations(projected, in_raster_order(stored["student_projected"], stored["ids_keep"]))
 
 
@@ -129,7 +137,7 @@ def test_every_stored_loss(folder: Folder, variant: str) -> None:
     found = method(stored["images"], views)
     names = {"reconstruction": "masked", "total": "total", "align": "align"}
     names |= {f"align_block{b.layer}": b.name for b in method.branches[1:]}
-    expected = stored.below(variant + "loss_")
+    expected = stored.below(prefix_of(stored, variant) + "loss_")
     assert len(expected) > 1
     for name, loss in expected.items():
         losses(found[names[name]], loss)

@@ -12,6 +12,7 @@ from remask.method import Method
 from remask.methods import dm, dmae, jd, mae
 from remask.targets import Encoded, Hog, Pixels
 from remask.types import UserError
+from tests.flops import flops_of
 
 MEAN, STD = [0.5], [0.25]
 SIZE, PATCH = (16, 16), (4, 4)
@@ -111,6 +112,21 @@ def test_the_teacher_runs_no_further_and_gets_no_gradient() -> None:
     assert all(p.grad is None for p in net.parameters())
     reached = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {name for name, p in method.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_its_flops_are_maes_and_those_of_the_teachers_used_blocks(views: int) -> None:
+    """Forward, by the flop counter: embedding and two of four blocks on what is visible, and the projector."""
+    net, images = vit(24, 4), pictures()
+    method = base([teacher(1, net)], [1])
+    method = dm(method, views) if views > 1 else method
+    drawn = method.draw(images, Generator().manual_seed(0))
+    rows, seen = views * 3, 1 + drawn.visible.shape[1]
+    plain = Method(method.backbone, method.masking, [method.branches[0]])
+    block = flops_of(lambda: net.network.blocks[0](torch.zeros(rows, seen, 24)))
+    patches = min(rows * (seen - 1), 3 * 16)  # the fewer of all patches and those that are visible
+    wanted = flops_of(lambda: plain(images, drawn)) + 2 * patches * 16 * 24 + 2 * block + 2 * rows * seen * 16 * 24
+    assert flops_of(lambda: method(images, drawn)) == wanted
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,16 @@ def test_a_strip_falls_back_to_its_centre() -> None:
     assert RandomCropFlip((32, 32))(noise(900, 1), seeded(0)).shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (33, 32), (300, 399), (32, 32), (64, 400)])
+def test_a_crop_of_the_whole_area_is_the_same_in_every_draw(shape: tuple[int, int]) -> None:
+    for ratio in ((3 / 4, 4 / 3), (1.0, 1.0)):
+        found = boxes(RandomCropFlip((32, 32), (1.0, 1.0), ratio), *shape, 300)
+        assert (found == found[0]).all()
+        top, left, height, width = found[0].tolist()
+        assert (top, left) == ((shape[0] - height) // 2, (shape[1] - width) // 2)
+        assert height == shape[0] or width == shape[1]
+
+
 def test_the_ratio_is_in_units_of_the_outputs_own() -> None:
     _, _, height, width = boxes(RandomCropFlip((96, 160)), 900, 900).unbind(1)
     stretch = (width / 160) / (height / 96)

@@ -1,6 +1,9 @@
 """methods/moma.py: a head per teacher of the whole image, weights that average or are trained, first weights."""
 
+import dataclasses
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +12,13 @@ from torch import Generator, Tensor, nn
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import smooth_l1
 from remask.heads import Align
+from remask.images import Jitter
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, jd, moma
 from remask.targets import Encoded, Hog
 from remask.types import UserError
+from tests.flops import flops_of
 
 MEAN, STD = [0.5], [0.25]
 SIZE, PATCH = (16, 16), (4, 4)
@@ -174,6 +179,52 @@ def test_one_teacher_without_prefix_tokens_is_met_on_visible_ones() -> None:
     prediction, wanted = method.pairs(pictures(), views)["teacher0"]
     assert prediction.shape == wanted.shape == (3, views.visible.shape[1], 24)
     assert torch.equal(wanted, views.gather(branch.target(pictures(), views), "visible"))
+
+
+def test_jitter_is_the_students_alone_and_a_function_of_the_draw() -> None:
+    plain, method = two(), two(jitter=0.8)
+    images = pictures()
+    views = method.draw(images, Generator().manual_seed(0))
+    assert torch.equal(views.mask, plain.draw(images, Generator().manual_seed(0)).mask), "drawn after the masks"
+    pairs, before = method.pairs(images, views), plain.pairs(images, views)
+    for name in pairs:
+        assert torch.equal(pairs[name][1], before[name][1]), "the teachers see the image as it is"
+        assert not torch.allclose(pairs[name][0], before[name][0], atol=1e-3)
+    assert method.jitter
+    assert torch.equal(plain.pairs(method.jitter(images, views.colours), views)["teacher0"][0], pairs["teacher0"][0])  # type: ignore[arg-type]
+    again, other = (method.draw(images, Generator().manual_seed(seed)) for seed in (0, 1))
+    assert torch.equal(method(images, views)["total"], method(images, again)["total"])
+    recoloured = dataclasses.replace(views, colours=other.colours)
+    assert not torch.equal(method(images, views)["total"], method(images, recoloured)["total"])
+    parts = [method(chunk, part) for chunk, part in zip(images.split(1), views.split(3), strict=True)]
+    assert torch.stack([part["total"] for part in parts]).mean().item() == pytest.approx(
+        method(images, views)["total"].item()
+    )
+
+
+def test_the_plug_ins_keep_the_jitter() -> None:
+    method = jd(dm(two(jitter=0.5), 2), Hog(PATCH, MEAN, STD, cell=2), 8)
+    assert method.jitter == Jitter(0.5)
+    assert method.draw(pictures()).colours is not None
+    assert two().draw(pictures()).colours is None
+
+
+def whole_image(target: Any, images: Tensor) -> None:
+    net = target.network.held[0]
+    net.encode(net.embed(images), layers=(2,))
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_teachers_flops_are_those_of_the_whole_image_once(views: int) -> None:
+    """Forward, by the flop counter: what the student alone takes, each teacher once, and the projectors."""
+    method, images = dm(two(), views) if views > 1 else two(), pictures()
+    drawn = method.draw(images, Generator().manual_seed(0))
+    seen = views * 3 * (1 + drawn.visible.shape[1])
+    flops = flops_of(lambda: method(images, drawn))
+    parts = flops_of(lambda: method.encode(images, drawn))
+    for branch in method.branches:
+        parts += flops_of(partial(whole_image, branch.target, images)) + 2 * seen * 16 * branch.target.width
+    assert flops == parts
 
 
 def test_what_does_not_fit_is_named() -> None:

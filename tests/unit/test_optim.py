@@ -30,7 +30,7 @@ def test_cosine_warms_up_from_zero_and_ends_on_the_floor() -> None:
 
 def test_the_stepped_schedule_drops_once() -> None:
     """SimMIM: warm-up, constant, a tenth from epoch 700 on."""
-    rate = [step_down(epoch, peak=2.0, warmup=10, drop=700) for epoch in (0, 5, 10, 699.99, 700, 800)]
+    rate = [step_down(epoch, peak=2.0, warmup=10, drops=[700]) for epoch in (0, 5, 10, 699.99, 700, 800)]
     assert rate == pytest.approx([0, 1.0, 2.0, 2.0, 0.2, 0.2])
 
 

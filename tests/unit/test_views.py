@@ -89,3 +89,13 @@ def test_views_move_to_a_device(views: Views) -> None:
     moved = views.to(torch.device("meta"))
     assert moved.mask.device.type == "meta"
     assert (moved.grid, moved.hidden) == (GRID, 3)
+
+
+def test_colours_go_with_their_images(views: Views) -> None:
+    coloured = Views(MASK, GRID, 3, torch.rand(2, 5))
+    assert views.colours is None
+    assert [part.colours for part in views.split(2)] == [None, None]
+    parts = coloured.split(2)
+    assert [len(part.colours) for part in parts] == [1, 1]  # type: ignore[arg-type]
+    assert torch.equal(torch.cat([part.colours for part in parts]), coloured.colours)  # type: ignore[arg-type,misc]
+    assert coloured.to(torch.device("meta")).colours.device.type == "meta"  # type: ignore[union-attr]

@@ -31,6 +31,7 @@ class RandomCropFlip:
     scale  share of the picture's area that the crop covers, drawn uniformly
     ratio  width over height of the crop, drawn log-uniformly, in units of the output's own: at a size of 96x160 a
            ratio of 1 is a crop of 3:5, so that nothing is squeezed. On square outputs this is torchvision's rule.
+    With a scale of (1, 1) the crop is always the same: the centre, as large as `ratio` lets it be.
     """
 
     size: Size
@@ -65,7 +66,8 @@ class RandomCropFlip:
         """Top, left, height and width of the crop."""
         aspect = self.size[1] / self.size[0]
         low, high = math.log(self.ratio[0] * aspect), math.log(self.ratio[1] * aspect)
-        for trial in range(TRIES):
+        # official: a crop of the whole area is tried too, and shifted by a pixel where rounding makes room for it
+        for trial in range(TRIES if self.scale[0] < 1 else 0):
             area = rows * columns * (self.scale[0] + draws[2 * trial] * (self.scale[1] - self.scale[0]))
             ratio = math.exp(low + draws[2 * trial + 1] * (high - low))
             width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))

@@ -8,6 +8,7 @@ from torch import nn
 from remask.backbones import Backbone
 from remask.distances import smooth_l1_with
 from remask.heads import Align
+from remask.images import Jitter
 from remask.masking import Masking
 from remask.method import Branch, Method
 from remask.methods.dmae import region_of
@@ -26,6 +27,7 @@ def moma(
     head: Literal["linear", "mlp"] = "linear",
     beta: float = 1.0,
     layer: int = -1,
+    jitter: float = 0.0,
     pretrained: bool = False,
 ) -> Method:
     """f drops the masked tokens; per teacher a head predicts its normalised features; smooth-l1; all that is seen.
@@ -33,6 +35,7 @@ def moma(
     As published: ratio .9, teachers that see the whole image, their losses averaged; no decoder.
     teachers     features of frozen networks, normalised: `Encoded` with sees="image", or `Teacher`
     weights      one for each, 1 / their number unless given; `learned` trains them from there on (its future work)
+    jitter       strength of colour jitter on what the student sees; teachers see the image as it is
     pretrained   leave the backbone's weights as they are: the student of one teacher starts from another's
     """
     shares = [1 / len(teachers) for _ in teachers] if weights is None else [*weights]
@@ -45,7 +48,7 @@ def moma(
         region = region_of(backbone, teacher)
         align = Align(backbone.width, teacher.width, head, region)
         branches.append(Branch(f"teacher{i}", align, teacher, smooth_l1_with(beta), region, share, layer, learned))
-    method = Method(backbone, masking, branches)
+    method = Method(backbone, masking, branches, jitter=Jitter(jitter) if jitter else None)
     fresh: Sequence[nn.Module] = branches if pretrained else [method]
     for part in fresh:
         part.apply(initialise)

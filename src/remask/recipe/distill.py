@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from remask.recipe.values import Section, Size
+from remask.recipe.values import Deviation, Section, Size
 
 
 class TeacherSection(Section):
@@ -22,6 +22,19 @@ class TeacherSection(Section):
     size: Size | None = Field(default=None, description="Pixels to which it has images resized; unset = the student's.")
     final_norm: bool = Field(default=False, description="Read behind the teacher's own last norm.")
     weights: str | None = Field(default=None, min_length=1, description="Local weights of a timm:, clip: or tae: one.")
+    normalise: Literal["imagenet", "half", "clip"] | None = Field(
+        default=None, description="How its pictures were normalised, where its kind does not say: imagenet, half, clip."
+    )
+    mean: list[float] | None = Field(default=None, description="The same in numbers: mean per channel, in 0..1.")
+    std: list[Deviation] | None = Field(default=None, description="And deviation per channel.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TeacherSection":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"the teacher {self.source} has one of mean and std: give both, or normalise")
+        if self.normalise and self.mean is not None:
+            raise ValueError(f"the teacher {self.source} has normalise and mean and std: give one or the other")
+        return self
 
 
 class DistillSection(Section):
@@ -34,6 +47,12 @@ class DistillSection(Section):
     head: Literal["linear", "mlp"] = Field(default="linear", description="From the student's width to a teacher's.")
     learned: bool = Field(default=False, description="Train the teachers' weights (moma).")
     beta: float = Field(default=1.0, gt=0, description="Where moma's smooth-l1 turns from square to line.")
+    jitter: float = Field(
+        default=0.0, ge=0, le=1, description="Strength of colour jitter on what the student sees (moma); 0 = none."
+    )
+    cache: str | None = Field(
+        default=None, min_length=1, description="Folder that keeps the teachers' features of fixed crops (moma)."
+    )
 
     @model_validator(mode="before")
     @classmethod

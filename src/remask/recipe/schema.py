@@ -23,6 +23,9 @@ from remask.recipe.sections import (
 )
 from remask.recipe.values import Section
 
+MOMA_KEYS = ("learned", "beta", "jitter", "cache")
+"""Keys of [distill] that dmae does not have."""
+
 
 class Recipe(Section):
     """One run, complete: what is trained on what, how, and what the paper reports for it."""
@@ -111,11 +114,20 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:
     """Keys of [distill] that this method would pass over."""
-    part, moma = recipe.distill, recipe.method.name == "moma"
+    part, moma, data = recipe.distill, recipe.method.name == "moma", recipe.data
     if part and moma and len({*(part.layers or [-1])}) > 1:
         yield f"distill.layers {part.layers}: moma reads one block of the student for all teachers"
-    if part and not moma and (part.learned or part.beta != 1.0):
-        yield f"distill.learned and distill.beta belong to moma; method {recipe.method.name} has neither"
+    if foreign := [f"distill.{key}" for key in MOMA_KEYS if part and _given(part, key) and not moma]:
+        yield f"these belong to moma, so leave them out for {recipe.method.name}: {', '.join(foreign)}"
+    if part and part.cache and (data.flip or data.crop_scale != (1, 1)):
+        yield (
+            "distill.cache keeps the features of crops that come again, and these are random: leave it out, or set "
+            "data.crop_scale = [1, 1] and data.flip = false"
+        )
+
+
+def _given(section: Section, key: str) -> bool:
+    return getattr(section, key) != type(section).model_fields[key].default
 
 
 def _progress_problems(recipe: Recipe) -> Iterator[str]:

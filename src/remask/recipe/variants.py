@@ -60,8 +60,8 @@ def choose(
 
 
 def teacher(text: str) -> dict[str, Any]:
-    """A text of `--teacher` as a table: "mae:FILE,heads=16,layer=17"."""
-    source, *settings = text.split(",")
+    """A text of `--teacher` as a table: "mae:FILE,heads=16,layer=17", "dino:FILE,heads=6,std=[0.5,0.5,0.5],…"."""
+    source, *settings = re.split(r",(?![^\[]*\])", text)  # not at the commas of a list
     return {"source": source, **parse_settings(settings)}
 
 
@@ -109,7 +109,11 @@ def shrink(recipe: Recipe) -> Recipe:
     if recipe.distill:
         stand_in = "untrained:" + {4: "vit_micro", 8: "vit_tiny"}.get(stride, "vit_tiny_patch16_224")
         small["backbone"] = {**toy, "weights": None}
-        small["distill"] = {"teachers": [{"source": stand_in} for _ in recipe.distill.teachers], "layers": None}
+        small["distill"] = {
+            "teachers": [{"source": stand_in} for _ in recipe.distill.teachers],
+            "layers": None,
+            "cache": None,
+        }
     if recipe.progress:  # two sizes, six steps: two beyond the switch
         small["progress"] = {"sizes": [(side, side), (2 * side, 2 * side)], "epochs": None}
         small["data"]["image_size"] = (2 * side, 2 * side)

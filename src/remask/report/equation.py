@@ -21,6 +21,7 @@ def equation(method: Method, size: Size) -> str:
         "tokens": "all patches, the masked ones replaced by a learned fill",
         "pixels": "all patches, masked pixels replaced by a learned colour",
     }[method.replace]
+    colours = ", in other colours" if method.jitter else ""
     unit = "" if method.unit == method.backbone.patch else f" of {method.unit[0]}×{method.unit[1]} px"
     network, (ph, pw) = method.backbone, method.backbone.patch
     name = type(network if network.modes else network.network).__name__
@@ -28,7 +29,7 @@ def equation(method: Method, size: Size) -> str:
         [
             "L(x) = " + "\n     + ".join(terms),
             "",
-            f"f  {name} of width {network.width}, depth {network.depth}, patches of {ph}×{pw} px; sees {sees}",
+            f"f  {name} of width {network.width}, depth {network.depth}, patches of {ph}×{pw} px; sees {sees}{colours}",
             f"x  image of {size[0]}×{size[1]} px, {grid[0]}×{grid[1]} = {counts.tokens} tokens{unit}",
             f"v  {_pattern(method)}, m_corr {counts.hidden / counts.tokens:.4g}; K = {views} view{'s' * (views > 1)}"
             f"{_together(method, counts.predicted, counts.tokens)}",
