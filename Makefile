@@ -39,8 +39,8 @@ bench: $(READY) ## speed and memory, as ratios
 	$(BIN)/python -m benchmarks
 
 lock: $(UV_READY) ## write requirements.lock anew (LOCK_FLAGS=--upgrade takes the newest versions)
-	$(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --extra dev --extra data --extra teachers --universal \
-		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" $(LOCK_FLAGS) \
+	$(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --extra dev --extra data --extra teachers --extra dense \
+		--universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" $(LOCK_FLAGS) \
 		--quiet --output-file requirements.lock
 	@! grep -nE '[:]//|[+]cpu' requirements.lock || \
 		{ echo "requirements.lock: the lines above name an address or a CPU-only build" >&2; exit 1; }

@@ -11,6 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from remask import cli_downstream, cli_look
+
 app = typer.Typer(
     name="remask",
     help="Efficient masked image modeling: pre-train a vision backbone on your pictures, then see what it learned.",
@@ -111,35 +113,8 @@ def resume(run: Run, device: Device = None, quiet: Quiet = False) -> None:
     commands.resume(run, device=device, quiet=quiet)
 
 
-@app.command()
-def probe(
-    run: Run,
-    data: Annotated[str, typer.Option(metavar="SRC", help="Labelled pictures to learn the probes on.")],
-    val: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Labelled pictures to test on.  [1/5 of --data]")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures of --data only.")] = None,
-    k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
-    layer: Annotated[int, typer.Option(metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")] = -1,
-    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
-    image_size: Annotated[
-        str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures to probe.  [the run's]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
-    device: Device = None,
-    quiet: Quiet = False,
-) -> None:
-    """Say what a run learned: kNN and linear.
-
-    Accuracy on frozen features, with all labels and with 10 a class, beside the same network untrained and raw pixels.
-    """
-    from remask import commands
-    from remask.recipe.values import image_size as parsed
-
-    commands.probe(
-        run, data, val, limit=limit, k=k, layer=layer, checkpoint=checkpoint,
-        image_size=parsed(image_size), seed=seed, device=device, quiet=quiet,
-    )  # fmt: skip
+cli_look.register(app)
+cli_downstream.register(app)
 
 
 @app.command()

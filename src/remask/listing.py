@@ -11,10 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from remask.recipe import Recipe, load_recipe, method_label, recipe_names
+from remask.recipe.downstream import TASKS
+from remask.recipe.load import FOLDER, load
 
 
 def recipes(as_json: bool = False) -> None:
-    """Print every shipped recipe by the table it stands in: name, method, backbone, target, expected."""
+    """Print every shipped recipe by the table it stands in, then those of downstream tasks; JSON has the former."""
     rows = [_row(load_recipe(name, environment={})) for name in recipe_names()]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -26,6 +28,11 @@ def recipes(as_json: bool = False) -> None:
         for row in (row for row in rows if _table(row) == table):
             print(f"  {row['name']:<{width}}  {row['method']:<13}  {row['backbone']}, {row['target']}")
             print(f"  {'':<{width}}  expected: {row['expected'] or '-'}")
+    for task, schema in TASKS.items():
+        print(f"\nremask {task} RUN --recipe NAME")
+        for name in recipe_names(FOLDER / task):
+            one = load(schema, FOLDER / task, name, environment={})
+            print(f"  {name:<{width}}  {one.title}\n  {'':<{width}}  expected: {one.expected or '-'}")
     print("\nremask show NAME prints a recipe's equation; remask pretrain --recipe NAME --data DIR trains it.")
 
 

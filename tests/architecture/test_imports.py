@@ -30,7 +30,10 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "codebook",
         "listing",
         "session",
+        "downstream",
+        "tasks",
         "commands",
+        "cli_downstream cli_look",
         "cli",
         "__main__",
     )

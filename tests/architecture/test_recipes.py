@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(not exists("remask.recipe"), reason="no remask.r
 
 STATED = ("title", "paper", "expected", "command", "cost")
 TOML = sorted((LIBRARY / "recipes").glob("*.toml"))
+DOWNSTREAM = sorted((LIBRARY / "recipes").glob("*/*.toml"))
 
 
 def sections() -> dict[str, tuple[set[str], set[str]]]:
@@ -22,6 +23,7 @@ def sections() -> dict[str, tuple[set[str], set[str]]]:
     from pydantic import BaseModel
 
     from remask.recipe import Recipe
+    from remask.recipe.downstream import TASKS
 
     found: dict[str, tuple[set[str], set[str]]] = {}
 
@@ -32,7 +34,8 @@ def sections() -> dict[str, tuple[set[str], set[str]]]:
             for inner in _models_in(field.annotation, BaseModel):
                 visit(inner, name)
 
-    visit(Recipe, "recipe")
+    for root in (Recipe, *TASKS.values()):
+        visit(root, "recipe")
     return found
 
 
@@ -126,6 +129,7 @@ def test_the_check_tells_a_read_from_a_mention() -> None:
 
 def test_there_are_recipes() -> None:
     assert len(TOML) >= 5
+    assert {path.parent.name for path in DOWNSTREAM} == {"finetune", "segment", "detect"}
 
 
 @pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
@@ -136,7 +140,16 @@ def test_recipe_loads(path: Path) -> None:
     assert not [key for key in STATED if not getattr(recipe, key)]
 
 
-@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_downstream_recipe_loads(path: Path) -> None:
+    from remask.recipe.downstream import TASKS
+    from remask.recipe.load import load
+
+    recipe = load(TASKS[path.parent.name], path.parent, path.stem, environment={})
+    assert not [key for key in STATED if not getattr(recipe, key)]
+
+
+@pytest.mark.parametrize("path", [*TOML, *DOWNSTREAM], ids=lambda path: path.stem)
 def test_recipe_states_what_it_is(path: Path) -> None:
     """In its own file, save the paper: a title or an expected number that is inherited is another recipe's."""
     own = tomllib.loads(path.read_text())
@@ -144,7 +157,7 @@ def test_recipe_states_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.skipif(not exists("remask.cli"), reason="no cli yet")
-@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*TOML, *DOWNSTREAM], ids=lambda path: path.stem)
 def test_recipe_command_parses(path: Path) -> None:
     commands = shell_commands(tomllib.loads(path.read_text())["command"])
     ours = [words for words in commands if words[0] == "remask"]

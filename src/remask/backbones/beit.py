@@ -15,6 +15,7 @@ from jaxtyping import Float
 from timm.layers import resample_abs_pos_embed
 from timm.models.beit import Beit, gen_relative_position_index
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
@@ -112,7 +113,9 @@ class BeitViT(nn.Module):
         last = self.depth if -1 in layers else max(layers) + 1
         for i, block in enumerate(net.blocks[:last]):
             own = None if block.attn.relative_position_bias_table is None else self._bias(block.attn, grid)
-            x = _block(block, x, shared if own is None else own if shared is None else shared + own)
+            bias = shared if own is None else own if shared is None else shared + own
+            again = net.grad_checkpointing
+            x = checkpoint(_block, block, x, bias, use_reentrant=False) if again else _block(block, x, bias)
             if i in layers:
                 out[i] = Features(x[:, : self.prefix], x[:, self.prefix :])
         if -1 in layers:

@@ -134,11 +134,11 @@ class ConvViT(nn.Module):
             x, ids = self._visible(stem.patches, views), views.visible
         mix = on_map(ids, stem.grid, (outer, inner))
         for block in net.blocks1:
-            x = block(x, mix)
+            x = net.run(block, x, mix)
         second = net.patch_embed2.windows(x.unflatten(2, (outer**2, inner**2)).flatten(3))
         mix = on_map(ids, stem.grid, (outer,))
         for block in net.blocks2:
-            second = block(second, mix)
+            second = net.run(block, second, mix)
         return Stages(x, second, net.patch_embed4(net.patch_embed3.windows(second.flatten(2))))
 
     def _visible(self, patches: Num[Tensor, "B N P"], views: Views) -> Float[Tensor, "VB K S C"]:
@@ -172,7 +172,7 @@ class ConvViT(nn.Module):
         out: dict[int, Features] = {}
         last = self.depth if -1 in layers else max(layers) + 1
         for i, block in enumerate(self.network.blocks3[:last]):
-            x = block(x)
+            x = self.network.run(block, x)
             if i in layers:
                 out[i] = Features(x[:, :0], x)
         if -1 in layers:

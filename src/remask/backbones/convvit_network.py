@@ -7,13 +7,14 @@ that everything but the 5×5 depth-wise convolution is a matrix product over pos
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch.nn.functional as F
 from jaxtyping import Float, Num
 from timm.layers import DropPath, LayerNorm, resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from remask.tokens import grid_of, sincos_positions
 from remask.types import Grid, Size, UserError
@@ -62,6 +63,7 @@ class ConvViTNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes, self.channels, self.classes, self.pool = sizes, channels, classes, pool
+        self.grad_checkpointing = False
         self.built_for = self.grid(size)
         widths, total = (channels, *sizes.dims), sum(sizes.depths)
         rates = iter([drop_path * i / max(total - 1, 1) for i in range(total)])
@@ -108,14 +110,22 @@ class ConvViTNetwork(nn.Module):
         grid = self.grid((images.shape[-2], images.shape[-1]))
         first = self.patch_embed1(images.permute(0, 2, 3, 1))
         for block in self.blocks1:
-            first = block(first)
+            first = self.run(block, first)
         second = self.patch_embed2(first)
         for block in self.blocks2:
-            second = block(second)
+            second = self.run(block, second)
         x = self.patch_embed4(self.patch_embed3(second)).flatten(1, 2) + self.positions(grid)
         for block in self.blocks3:
-            x = block(x)
+            x = self.run(block, x)
         return first, second, self.norm(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: what a block computes inside is not kept, but computed again in the backward pass."""
+        self.grad_checkpointing = enable
+
+    def run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """One block, kept or computed again."""
+        return checkpoint(block, *inputs, use_reentrant=False) if self.grad_checkpointing else block(*inputs)
 
     def forward_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Tokens of the whole image, after the final norm, in raster order."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
@@ -134,7 +135,8 @@ class Swin(nn.Module):
                 break
             x = stage.downsample(x)
             for block in stage.blocks[: last - number]:
-                x = sized(block, (x.shape[1], x.shape[2]))(x)
+                block = sized(block, (x.shape[1], x.shape[2]))
+                x = checkpoint(block, x, use_reentrant=False) if stage.grad_checkpointing else block(x)
                 if number in layers:
                     out[number] = _features(x)
                 number += 1

@@ -11,6 +11,7 @@ from jaxtyping import Float, Num
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
@@ -130,7 +131,7 @@ class ViT(nn.Module):
         out: dict[int, Features] = {}
         last = self.depth if -1 in layers else max(layers) + 1
         for i, block in enumerate(self.network.blocks[:last]):
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.network.grad_checkpointing else block(x)
             if i in layers:
                 out[i] = Features(x[:, : self.prefix], x[:, self.prefix :])
         if -1 in layers:

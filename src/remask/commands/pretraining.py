@@ -1,4 +1,4 @@
-"""The verbs, for scripts as for the command line: each takes plain values and leaves its result in the run folder."""
+"""Pre-training and what a run of it leaves: pictures, report, export."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,15 @@ import torch
 
 from remask.build import build_method
 from remask.checkpoint import refuse_existing
-from remask.evaluation import probe as probe_features
+from remask.commands.paths import anchored
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
-from remask.images import Source, Subset, open_source
+from remask.images import Subset, open_source
 from remask.interop.export import export_backbone
-from remask.progressive import at_size
 from remask.recipe import Recipe, choose, dump
 from remask.report import write_report
 from remask.report.equation import equation
-from remask.runs import open_run, trained, untrained
-from remask.runtime import generator, resolve
+from remask.runs import open_run, trained
+from remask.runtime import generator
 from remask.session import batches, train
 from remask.types import Size, UserError
 
@@ -41,7 +40,7 @@ def pretrain(
     """
     if isinstance(recipe, str):
         recipe = choose(recipe, overrides, method=method, settings=settings, smoke=smoke)
-    chosen = _anchored(recipe)
+    chosen = anchored(recipe)
     path = out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(path)
     train(chosen, path, quiet, fresh=True)
@@ -79,74 +78,6 @@ def export(path: Path, out: Path | None = None, *, image_size: Size | None = Non
     return folder
 
 
-def probe(
-    path: Path,
-    data: str,
-    val: str | None = None,
-    *,
-    limit: int | None = None,
-    k: int = 20,
-    layer: int = -1,
-    checkpoint: str = "last",
-    image_size: Size | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """kNN and linear probe of a run's backbone beside the untrained one and raw pixels; RUN/eval/probe.json.
-
-    layer        the block that is read, in both networks; -1 is the end, after the final norm
-    image_size   of the pictures that are probed, whatever the run was trained at; the run's own by default
-    """
-    run, recipe = open_run(path)
-    runtime = resolve(device or "auto", "fp32")
-    seen = at_size(recipe, image_size or recipe.data.image_size)
-    train, test = _split(open_source(data, limit=limit, labelled=True), val, seed)
-    backbones = {
-        "top1": trained(run, recipe, checkpoint, image_size).to(runtime.device).backbone,
-        "untrained": untrained(recipe, image_size).to(runtime.device).backbone,
-    }
-    result = probe_features(
-        backbones,
-        lambda: batches(seen, train),
-        lambda: batches(seen, test),
-        k=k,
-        layer=layer,
-        seed=seed,
-        progress=None if quiet else print,
-    )
-    result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": checkpoint}
-    result["protocol"]["image_size"] = list(seen.data.image_size)
-    run.write("eval/probe.json", result)
-    report(path)
-    if not quiet:
-        print(probe_table(result))
-    return result
-
-
-def _split(source: Source, val: str | None, seed: int) -> tuple[Source, Source]:
-    """Training and test pictures; without a test source, a random fifth is held out."""
-    if val is not None:
-        return source, open_source(val, labelled=True)
-    order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
-    cut = len(order) // 5
-    return Subset(source, order[cut:]), Subset(source, order[:cut])
-
-
-def probe_table(result: Mapping[str, Any]) -> str:
-    """The probe as a table for a terminal and for Markdown."""
-    few = result["few_labels"]
-    rows = {
-        "kNN": result["knn"],
-        "linear": result["linear"],
-        f"kNN, {few['per_class']} labels a class": few["knn"],
-        f"linear, {few['per_class']} labels a class": few,
-    }
-    lines = ["| accuracy, % | trained | untrained | raw pixels |", "|---|--:|--:|--:|"]
-    lines += [f"| {name} | {r['top1']:.1f} | {r['untrained']:.1f} | {r['pixels']:.1f} |" for name, r in rows.items()]
-    return "\n".join(lines)
-
-
 def reconstruct(
     path: Path,
     images: str | None = None,
@@ -182,36 +113,4 @@ def report(path: Path) -> Path:
     return write_report(path, dump(recipe), text)
 
 
-def _anchored(recipe: Recipe) -> Recipe:
-    """Local paths made absolute, so that a run can be resumed from anywhere."""
-    updates: dict[str, Any] = {}
-    for name in ("data", "probe"):
-        section = getattr(recipe, name)
-        if section:
-            updates[name] = section.model_copy(update={"source": _absolute(section.source)})
-    for name in ("method", "jd"):
-        if section := getattr(recipe, name):
-            files = {key: _absolute(getattr(section.target, key)) for key in ("file", "weights")}
-            updates[name] = section.model_copy(update={"target": section.target.model_copy(update=files)})
-    if recipe.distill:
-        teachers = [
-            t.model_copy(update={"source": _anchored_spec(t.source), "weights": _absolute(t.weights)})
-            for t in recipe.distill.teachers
-        ]
-        updates["distill"] = recipe.distill.model_copy(update={"teachers": teachers})
-    updates["backbone"] = recipe.backbone.model_copy(update={"weights": _anchored_spec(recipe.backbone.weights)})
-    return recipe.model_copy(update=updates)
-
-
-def _anchored_spec(spec: str | None) -> str | None:
-    """The file of "mae:FILE" and the like by its whole path."""
-    kind, colon, name = (spec or "").partition(":")
-    return f"{kind}:{_absolute(name)}" if colon and kind not in ("timm", "untrained") else spec
-
-
-def _absolute(path: str | None) -> str | None:
-    """What is there, by its whole path; anything else as it is, a set's name for instance."""
-    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
-
-
-__all__ = ["export", "pretrain", "probe", "probe_table", "reconstruct", "report", "resume"]
+__all__ = ["export", "pretrain", "reconstruct", "report", "resume"]

@@ -1,7 +1,7 @@
 """Frozen features: what a backbone, or no backbone at all, says about each image of a source, one vector an image."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal, Protocol
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from remask.backbones import Backbone
-from remask.types import Images, UserError
+from remask.types import Features, Images, UserError
 
 Pool = Literal["mean", "cls"]
 PIXEL_VALUES = 3072
@@ -29,6 +29,8 @@ class Labelled(Protocol):
 
 
 Describe = Callable[[Images], Float[Tensor, "B D"]]
+Progress = Callable[[int, int, str], None]
+"""Told (done, of how many, words) as long work goes on."""
 Collected = tuple[dict[str, Float[Tensor, "n D"]], Int[Tensor, "n"] | None]
 
 
@@ -71,19 +73,40 @@ def reader(
     dtype: torch.dtype | None = None,
 ) -> Describe:
     """The function images -> features that `extract` applies to every batch."""
-    if pool == "cls" and backbone.prefix < 1:
-        raise UserError('pool "cls" needs a class token, and this backbone has no prefix token; use pool "mean"')
-    if not -1 <= layer < backbone.depth:
-        raise UserError(f"layer {layer} does not exist: blocks are 0 to {backbone.depth - 1}, and -1 is the end")
+    check_pool(backbone, pool)
+    see = frozen(backbone, (layer,), device=device, dtype=dtype)
+    return lambda images: pooled(see(images)[layer], pool).cpu()
+
+
+def frozen(
+    backbone: Backbone,
+    layers: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Callable[[Images], dict[int, Features]]:
+    """The function images -> what the backbone returns of whole images at the named depths, on its device."""
+    for layer in layers:
+        if not -1 <= layer < backbone.depth:
+            raise UserError(f"layer {layer} does not exist: blocks are 0 to {backbone.depth - 1}, and -1 is the end")
     where = torch.device(device) if device is not None else next(backbone.network.parameters()).device
 
-    def describe(images: Images) -> Float[Tensor, "B D"]:
+    def see(images: Images) -> dict[int, Features]:
         with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
-            features = backbone.encode(backbone.embed(images.to(where)), layers=(layer,))[layer]
-        pooled = features.tokens.float().mean(1) if pool == "mean" else features.prefix[:, 0]
-        return pooled.float().cpu()
+            return backbone.encode(backbone.embed(images.to(where)), layers=tuple(layers))
 
-    return describe
+    return see
+
+
+def pooled(features: Features, pool: Pool) -> Float[Tensor, "R D"]:
+    """One float32 vector an image: the mean of its patch tokens, or its first prefix token."""
+    return features.tokens.float().mean(1) if pool == "mean" else features.prefix[:, 0].float()
+
+
+def check_pool(backbone: Backbone, pool: Pool) -> None:
+    """Raise UserError for "cls" without such a token."""
+    if pool == "cls" and backbone.prefix < 1:
+        raise UserError('pool "cls" needs a class token, and this backbone has no prefix token; use pool "mean"')
 
 
 def flat(images: Images, side: int | None = None) -> Float[Tensor, "B D"]:
@@ -128,4 +151,18 @@ def evaluating(parts: Iterable[object]) -> Iterator[None]:
             module.training = mode
 
 
-__all__ = ["Labelled", "Pool", "collect", "evaluating", "extract", "flat", "pixels", "reader"]
+__all__ = [
+    "Describe",
+    "Labelled",
+    "Pool",
+    "Progress",
+    "check_pool",
+    "collect",
+    "evaluating",
+    "extract",
+    "flat",
+    "frozen",
+    "pixels",
+    "pooled",
+    "reader",
+]

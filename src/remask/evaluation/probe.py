@@ -4,7 +4,7 @@ Weighted kNN and a linear classifier on frozen features, with all labels and wit
 network, for the same network untrained, and for raw pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ def probe(
     val_batches: Factory,
     *,
     few: int = 10,
+    fractions: Sequence[float] = (),
     k: int = 20,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -51,21 +52,24 @@ def probe(
 
     backbones   {"top1": trained, "untrained": the same network untrained}; "pixels" is added here
     few         labels a class in the second half of the table
+    fractions   shares of every class's labels, such as .01 and .1; each adds a table under "fractions"
     k           neighbours that vote
     progress    gets a line before each longer step
     Raises UserError for a source without labels, with one class, with fewer images than neighbours, or where a class
     of the validation images is not among the training images.
     """
     say = progress or (lambda line: None)
+    for fraction in fractions:
+        check_fraction(fraction)
     readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
     readers["pixels"] = flat
     say("features of the training images")
     train, labels = collect(readers, backbones, train_batches())
-    known = _checked(labels, k)
+    known = checked(labels, k)
     say(f"features of the validation images ({len(known)} training images)")
     val, labels = collect(readers, backbones, val_batches())
-    train_y, val_y = _numbered(known, labels)
-    result = _scores(Split(train, train_y), Split(val, val_y), few, k, seed, say)
+    train_y, val_y = numbered(known, labels)
+    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, k, seed, say)
     result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
@@ -77,16 +81,20 @@ def probe(
     return result
 
 
-def _scores(train: Split, val: Split, few: int, k: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def _scores(
+    train: Split, val: Split, few: int, fractions: Sequence[float], k: int, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
     """All accuracies, and the part of the protocol that is about classifiers."""
     say(f"kNN and linear classifiers ({len(val.y)} validation images)")
     knn = {name: round(_knn(train, val, name, k), 2) for name in train.x}
     linear = {name: linear_probe(train.x[name], train.y, val.x[name], val.y, seed=seed) for name in train.x}
     say(f"the same with {few} labels a class, {DRAWS} draws")
     few_labels = _few_labels(train, val, few, k, seed)
+    shares = {f"{share:g}": _fraction(train, val, share, k, seed, say) for share in fractions}
     return {
         "linear": {name: round(result.accuracy, 2) for name, result in linear.items()},
         "few_labels": few_labels,
+        **({"fractions": shares} if shares else {}),
         "knn": {**knn, "k": k},
         "protocol": {
             "knn": {
@@ -112,9 +120,22 @@ def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
 
 
 def _few_labels(train: Split, val: Split, few: int, k: int, seed: int) -> dict[str, Any]:
-    """Mean accuracies over draws of `few` labels a class; every kind of features sees the same draws."""
+    """Mean accuracies over draws of `few` labels a class."""
+    return {"per_class": few, **_drawn(train, val, lambda number: draw_few(train.y, few, number), k, seed)}
+
+
+def _fraction(
+    train: Split, val: Split, fraction: float, k: int, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Mean accuracies over draws of a share of every class's labels."""
+    say(f"the same with {fraction:.3g} of the labels, {DRAWS} draws")
+    return _drawn(train, val, lambda number: draw_fraction(train.y, fraction, number), k, seed)
+
+
+def _drawn(train: Split, val: Split, draw: Callable[[int], Int[Tensor, "_"]], k: int, seed: int) -> dict[str, Any]:
+    """Mean accuracies over draws of training images; every kind of features sees the same draws."""
     seeds = [seed + number for number in range(DRAWS)]
-    draws = [train.part(draw_few(train.y, few, number)) for number in seeds]
+    draws = [train.part(draw(number)) for number in seeds]
     k = min(k, len(draws[0].y))
     linear = {n: [linear_probe(d.x[n], d.y, val.x[n], val.y, seed=seed) for d in draws] for n in train.x}
     protocol = {
@@ -127,7 +148,6 @@ def _few_labels(train: Split, val: Split, few: int, k: int, seed: int) -> dict[s
         "weight_decay": {name: [result.weight_decay for result in results] for name, results in linear.items()},
     }
     return {
-        "per_class": few,
         **{name: round(fmean(result.accuracy for result in results), 2) for name, results in linear.items()},
         "knn": {name: round(fmean(_knn(draw, val, name, k) for draw in draws), 2) for name in train.x},
         "protocol": protocol,
@@ -136,11 +156,31 @@ def _few_labels(train: Split, val: Split, few: int, k: int, seed: int) -> dict[s
 
 def draw_few(labels: Int[Tensor, "n"], few: int, seed: int) -> Int[Tensor, "few"]:
     """Numbers of `few` random images of each class, or of all where a class has fewer; ascending."""
+    return _draw(labels, lambda count: few, seed)
+
+
+def draw_fraction(labels: Int[Tensor, "n"], fraction: float, seed: int) -> Int[Tensor, "few"]:
+    """Numbers of a share of each class's images, drawn at random, at least one; ascending. 0 < fraction <= 1.
+
+    The first images of `draw_few` with the same seed: what one draw of a seed has, a larger one has too.
+    """
+    check_fraction(fraction)
+    return _draw(labels, lambda count: max(1, round(fraction * count)), seed)
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise UserError unless 0 < fraction <= 1."""
+    if not 0 < fraction <= 1:
+        raise UserError(f"a share of {fraction:g} of the labels: needs more than 0 and at most 1, such as 0.01 or 0.1")
+
+
+def _draw(labels: Int[Tensor, "n"], of: Callable[[int], int], seed: int) -> Int[Tensor, "few"]:
+    """`of(count)` random images of each class, where it has `count`."""
     generator = Generator().manual_seed(seed)
     chosen = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:few]])
+        chosen.append(members[torch.randperm(len(members), generator=generator)[: of(len(members))]])
     return torch.cat(chosen).sort().values
 
 
@@ -148,12 +188,9 @@ def _knn(train: Split, val: Split, name: str, k: int) -> float:
     return weighted_knn(train.x[name], train.y, val.x[name], val.y, k, TEMPERATURE)
 
 
-def _checked(labels: Int[Tensor, "n"] | None, k: int) -> Int[Tensor, "n"]:
-    """Labels that a probe can learn from."""
-    if labels is None:
-        raise UserError(
-            "the training images have no labels: a probe needs class folders, .cls members or a label column"
-        )
+def checked(labels: Int[Tensor, "n"] | None, k: int = 0) -> Int[Tensor, "n"]:
+    """Labels that a probe can learn from; `k` neighbours need as many. Raises UserError."""
+    labels = labelled(labels)
     if len(labels.unique()) < 2:
         raise UserError(f"all {len(labels)} training images are of one class: a probe needs at least two to tell apart")
     if len(labels) < k:
@@ -161,19 +198,25 @@ def _checked(labels: Int[Tensor, "n"] | None, k: int) -> Int[Tensor, "n"]:
     return labels
 
 
-def _numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int[Tensor, "n"], Int[Tensor, "m"]]:
-    """Class numbers without gaps, the same for both."""
-    if val is None:
+def labelled(labels: Int[Tensor, "n"] | None, images: str = "training") -> Int[Tensor, "n"]:
+    """The labels. Raises UserError where there are none."""
+    if labels is None:
         raise UserError(
-            "the validation images have no labels: a probe needs class folders, .cls members or a label column"
+            f"the {images} images have no labels: a probe needs class folders, .cls members or a label column"
         )
-    classes, numbered = train.unique(return_inverse=True)
+    return labels
+
+
+def numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int[Tensor, "n"], Int[Tensor, "m"]]:
+    """Class numbers without gaps, the same for both. Raises UserError for a class of `val` that `train` lacks."""
+    val = labelled(val, "validation")
+    classes, renumbered = train.unique(return_inverse=True)
     unknown = sorted(set(val.tolist()) - set(classes.tolist()))
     if unknown:
         raise UserError(
             f"class {unknown[0]} of the validation images has no training image: both sources need the same classes"
         )
-    return numbered, torch.searchsorted(classes, val)
+    return renumbered, torch.searchsorted(classes, val)
 
 
-__all__ = ["DRAWS", "draw_few", "probe"]
+__all__ = ["DRAWS", "checked", "draw_few", "draw_fraction", "labelled", "numbered", "probe"]

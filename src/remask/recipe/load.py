@@ -45,9 +45,9 @@ Layer = tuple[str, dict[str, Any]]
 """Where keys come from, as an error names it, and the keys."""
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with remask, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+def recipe_names(folder: Path = FOLDER) -> list[str]:
+    """The recipes that come with remask, sorted; those of pre-training unless a task's folder is given."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def load_recipe(
@@ -61,13 +61,24 @@ def load_recipe(
     environment  where REMASK_SECTION__KEY is looked up; the process's own by default, {} for none
     Raises UserError: unknown recipe or key, wrong value, broken or missing file, a circle of `extends`.
     """
-    path = _locate(str(name_or_path), Path())
-    files = _files(path, ())
+    return load(Recipe, FOLDER, name_or_path, overrides, environment)
+
+
+def load(
+    schema: type[Any],
+    folder: Path,
+    name_or_path: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Any:
+    """`load_recipe` for any schema, whose shipped recipes lie in `folder`."""
+    path = _locate(str(name_or_path), Path(), folder)
+    files = _files(path, (), folder)
     layers = [*files, *_variables(os.environ if environment is None else environment)]
     flags = overrides if isinstance(overrides, Mapping) else parse_settings(overrides)
     layers += [("", _nest(key, value)) for key, value in flags.items()]
     layers += _warmup_share(layers, len(files))
-    known = recipe_keys()
+    known = recipe_keys(schema)
     merged: dict[str, Any] = {"name": path.stem}
     origin: dict[str, str] = {}
     for where, values in layers:
@@ -77,7 +88,7 @@ def load_recipe(
             origin[key] = where
         merged = merge(merged, values)
     try:
-        return Recipe.model_validate(merged)
+        return schema.model_validate(merged)
     except ValidationError as error:
         fail(_first(error, known, origin))
 
@@ -115,17 +126,17 @@ def _warmup_share(layers: Sequence[Layer], files: int) -> list[Layer]:
     return [("", {"optim": {"warmup_epochs": round(warmup * epochs / planned, 3)}})]
 
 
-def _locate(name: str, beside: Path) -> Path:
+def _locate(name: str, beside: Path, folder: Path) -> Path:
     """A path where it looks like one (relative to `beside`), else the shipped recipe of that name."""
     if name.endswith(".toml") or "/" in name or os.sep in name:
         return beside / Path(name).expanduser()
-    if name not in (names := recipe_names()):
+    if name not in (names := recipe_names(folder)):
         near = " or ".join(difflib.get_close_matches(name, names, 2))
         fail(f'unknown recipe "{name}"; ' + (f"did you mean {near}? " if near else "") + "remask recipes lists them")
-    return FOLDER / f"{name}.toml"
+    return folder / f"{name}.toml"
 
 
-def _files(path: Path, children: tuple[Path, ...]) -> list[Layer]:
+def _files(path: Path, children: tuple[Path, ...], folder: Path) -> list[Layer]:
     """The file and what it extends, parents first."""
     if path.resolve() in [child.resolve() for child in children]:
         fail(f"recipes extend each other in a circle: {' → '.join(file.name for file in (*children, path))}")
@@ -142,9 +153,9 @@ def _files(path: Path, children: tuple[Path, ...]) -> list[Layer]:
     parent = values.pop("extends", None)
     if not isinstance(parent, str | None):
         fail(f"extends must be a recipe's name or file, not {parent} ({path})")
-    layers = _files(_locate(parent, path.parent), (*children, path)) if parent else []
+    layers = _files(_locate(parent, path.parent, folder), (*children, path), folder) if parent else []
     layers = [(where, {key: value for key, value in keys.items() if key not in ABOUT}) for where, keys in layers]
-    return [*layers, (path.name if path.parent == FOLDER else str(path), values)]
+    return [*layers, (path.name if path.parent == folder else str(path), values)]
 
 
 def _variables(environment: Mapping[str, str]) -> list[Layer]:

@@ -1,17 +1,17 @@
-"""A resolved recipe as TOML text that loads back to an equal Recipe; the standard library only reads TOML."""
+"""A resolved recipe as TOML text that loads back to an equal one; the standard library only reads TOML."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from remask.recipe.schema import Recipe
+from remask.recipe.values import Section
 
 
-def dump(recipe: Recipe) -> str:
+def dump(recipe: Section) -> str:
     """Every key with its value; what is unset or switched off is left out."""
     values = recipe.model_dump(exclude_none=True)
     for branch in ("method", "jd"):
-        if branch in values and values[branch]["target"]["kind"] == "pixels":
+        if values.get(branch, {}).get("target", {}).get("kind") == "pixels":
             values[branch]["target"] = {"kind": "pixels", "norm": values[branch]["target"]["norm"]}
     return _table(values, "")
 

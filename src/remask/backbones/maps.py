@@ -1,0 +1,148 @@
+"""Maps of any backbone at four strides: what dense tasks read of `f`.
+
+Hierarchical networks, Swin and ConvViT have them as they are (`pyramid`). A plain ViT has one grid: four of its blocks
+go through the neck with which BEiT (2106.08254), and MAE after it, feed UperNet.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from remask.backbones import Backbone
+from remask.types import Images, Size, UserError
+
+Norm: TypeAlias = Literal["batch", "group"]
+
+
+@runtime_checkable
+class Pyramid(Protocol):
+    """A backbone that has maps of its own."""
+
+    def pyramid(self, images: Images) -> list[Float[Tensor, "B _ _ _"]]: ...
+
+
+class Maps(nn.Module):
+    """Four maps of a backbone, finest first, or one of them; as many as a pyramid of less than four stages has.
+
+    layers     the blocks of a plain network that are read: BEiT's [3, 5, 7, 11] of 12; () where there is a pyramid
+    channels   of every map
+    strides    pixels of an image a position of every map; not whole where the patch is no power of two
+    norm       of the neck: "batch", or "group" where few images make a batch
+    single     one map for a linear head: a plain network's end after its final norm, on its own grid, or the last but
+               one of a pyramid
+    The backbone is given with each call, so that a state dict has it once. Of its parameters those on which no map
+    depends are frozen here: a final norm, what belongs to pre-training.
+    """
+
+    def __init__(self, backbone: Backbone, norm: Norm = "batch", single: bool = False) -> None:
+        super().__init__()
+        self.single, self.plain = single, not isinstance(backbone, Pyramid)
+        self.layers = () if not self.plain else (-1,) if single else chosen_blocks(backbone.depth)
+        small = 2 * backbone.patch[0], 2 * backbone.patch[1]
+        size = padded(backbone, small if self.plain else _built_for(backbone, small))
+        maps = _tried(self, backbone, size)
+        self.channels: tuple[int, ...] = tuple(m.shape[1] for m in maps)
+        self.strides: tuple[float, ...] = tuple(size[0] / m.shape[2] for m in maps)
+        self.neck = nn.ModuleList()
+        if self.plain and not single:
+            halvings = round(math.log2(backbone.patch[0] / 4))
+            self.neck.extend(rescaling(backbone.width, halvings - level, norm) for level in range(4))
+            self.strides = tuple(backbone.patch[0] / 2 ** (halvings - level) for level in range(4))
+
+    def forward(self, backbone: Backbone, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
+        """The maps of images of any size, which are padded at the right and below to one that the backbone takes."""
+        maps = self.read(backbone, fitted(backbone, images))
+        return [level(m) for level, m in zip(self.neck, maps, strict=True)] if len(self.neck) else maps
+
+    def read(self, backbone: Backbone, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
+        """What the backbone gives, before the neck."""
+        if isinstance(backbone, Pyramid):
+            maps = backbone.pyramid(images)[-4:]
+            return maps[-2:][:1] if self.single else maps
+        grid = backbone.grid((images.shape[-2], images.shape[-1]))
+        found = backbone.encode(backbone.embed(images), layers=self.layers)
+        return [found[layer].tokens.transpose(1, 2).unflatten(2, grid) for layer in self.layers]
+
+
+def chosen_blocks(depth: int) -> tuple[int, ...]:
+    """The blocks that four maps are read from: BEiT's [3, 5, 7, 11] of 12, [7, 11, 15, 23] of 24 and so on."""
+    return tuple(max(0, round(depth * share / 12) - 1) for share in (4, 6, 8, 12))
+
+
+def rescaling(width: int, doublings: int, norm: Norm) -> nn.Module:
+    """A map made finer by 2x2 transposed convolutions of stride 2, with norm and GELU between, or coarser by pooling.
+
+    BEiT's neck for patches of 16 is doublings 2, 1, 0, -1; MAE's for patches of 8 is 1, 0, -1, -2.
+    # official: pooling drops an odd row at the border; here it is kept, so that a grid of one row is not lost
+    """
+    if doublings < 1:
+        return nn.MaxPool2d(2**-doublings, ceil_mode=True) if doublings else nn.Identity()
+    layers: list[nn.Module] = []
+    for number in range(doublings):
+        layers += [normalisation(norm, width), nn.GELU()] if number else []
+        layers.append(nn.ConvTranspose2d(width, width, 2, 2))
+    return nn.Sequential(*layers)
+
+
+def normalisation(norm: Norm, width: int) -> nn.Module:
+    """BatchNorm, or GroupNorm with at most 32 groups of at least 16 channels, which does not look at the batch."""
+    if norm == "batch":
+        return nn.BatchNorm2d(width)
+    return nn.GroupNorm(math.gcd(width, min(32, max(1, width // 16))), width)
+
+
+def padded(backbone: Backbone, size: Size) -> Size:
+    """The size to which images of `size` are padded: multiples of the patch, or of whole windows where those must tile.
+
+    Raises UserError where the backbone takes no such size.
+    """
+    for times in range(1, 65):
+        unit = backbone.patch[0] * times, backbone.patch[1] * times
+        found = -(-size[0] // unit[0]) * unit[0], -(-size[1] // unit[1]) * unit[1]
+        try:
+            backbone.grid(found)
+        except UserError:
+            continue
+        return found
+    raise UserError(f"{type(backbone.network).__name__} takes no images of {size[0]}×{size[1]} px, nor slightly larger")
+
+
+def fitted(backbone: Backbone, images: Images) -> UInt8[Tensor, "B C Y X"] | Float[Tensor, "B C Y X"]:
+    """The images padded with the network's mean, which is 0 after normalising."""
+    height, width = images.shape[-2:]
+    tall, wide = padded(backbone, (height, width))
+    if (tall, wide) == (height, width):
+        return images
+    return F.pad(backbone.normalise(images), (0, wide - width, 0, tall - height))
+
+
+def _built_for(backbone: Backbone, unknown: Size) -> Size:
+    """Pixels of the images that a network was made for, where its maker was told; some take no other."""
+    origin: tuple[str, dict[str, Any]] = getattr(backbone, "origin", None) or ("", {})
+    height, width = origin[1].get("img_size") or unknown
+    return int(height), int(width)
+
+
+def _tried(maps: Maps, backbone: Backbone, size: Size) -> Sequence[Tensor]:
+    """The maps of an empty image. Parameters on which none of them depends are frozen."""
+    module = cast(nn.Module, backbone)
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    where = next(backbone.network.parameters()).device
+    with torch.enable_grad():
+        found = maps.read(backbone, torch.zeros(1, backbone.channels, *size, device=where))
+    for part, mode in modes.items():
+        part.training = mode
+    named = [p for p in module.parameters() if p.requires_grad]
+    total = torch.stack([m.sum() for m in found]).sum()
+    for parameter, slope in zip(named, torch.autograd.grad(total, named, allow_unused=True), strict=True):
+        parameter.requires_grad_(slope is not None)
+    return found
+
+
+__all__ = ["Maps", "Norm", "Pyramid", "chosen_blocks", "fitted", "normalisation", "padded", "rescaling"]

@@ -1,0 +1,22 @@
+"""The verbs, for scripts as for the command line: each takes plain values and leaves its result in the run folder."""
+
+from pathlib import Path
+
+from remask.commands import downstream, pretraining
+from remask.commands.downstream import detect, evaluate, finetune, segment
+from remask.commands.looking import Mapped, attention, embed, tsne
+from remask.commands.pretraining import export, pretrain, reconstruct, report
+from remask.commands.probing import Asked, probe, probe_table
+from remask.commands.subject import Look
+
+
+def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
+    """Continue a run from its last checkpoint, of pre-training or of a downstream task; the device may be another."""
+    again = downstream.resume if (path / "task.json").is_file() else pretraining.resume
+    return again(path, device=device, quiet=quiet)
+
+
+__all__ = [
+    "Asked", "Look", "Mapped", "attention", "detect", "embed", "evaluate", "export", "finetune", "pretrain", "probe",
+    "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
+]  # fmt: skip

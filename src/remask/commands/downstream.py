@@ -1,0 +1,146 @@
+"""What comes after pre-training: `finetune`, `segment`, `detect`, and testing a model that one of them left."""
+
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from remask.checkpoint import RunFolder, refuse_existing
+from remask.commands.paths import absolute, anchored_spec
+from remask.downstream import conclude, fit, restored
+from remask.images import TooManyBad
+from remask.recipe.downstream import TASKS, Downstream
+from remask.recipe.load import FOLDER, load, parse_settings
+from remask.runtime import Runtime, resolve
+from remask.session import BadImages
+from remask.tasks import build_task
+from remask.types import UserError
+
+PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
+DEFAULTS = {"finetune": "small", "segment": "small", "detect": "small"}
+
+
+def finetune(
+    start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+) -> Path:  # fmt: skip
+    """Train a network and a linear head on classes; returns the run folder with eval/finetune.json.
+
+    start      RUN, or mae:FILE, timm:NAME, untrained:NAME and the like; None where the recipe says it
+    recipe     a name of recipes/finetune, or a TOML file; overrides and settings go over it
+    """
+    return _train("finetune", start, recipe, overrides, settings, out, quiet)
+
+
+def segment(
+    start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+) -> Path:  # fmt: skip
+    """Train a network and UperNet, or a linear head, on masks of classes; leaves eval/segment.json."""
+    return _train("segment", start, recipe, overrides, settings, out, quiet)
+
+
+def detect(
+    start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+) -> Path:  # fmt: skip
+    """Train a network and Mask R-CNN on boxes and masks in COCO's JSON; leaves eval/detect.json."""
+    return _train("detect", start, recipe, overrides, settings, out, quiet)
+
+
+def _train(
+    task: str, start: str | None, recipe: str | None, overrides: Mapping[str, Any] | None, settings: Sequence[str],
+    out: Path | None, quiet: bool,
+) -> Path:  # fmt: skip
+    given = {**(overrides or {}), **parse_settings(settings)}
+    if start is not None:
+        given["model.source"] = _spec(start)
+    chosen = _anchored(load(TASKS[task], FOLDER / task, recipe or DEFAULTS[task], given))
+    path = out or Path("runs") / f"{task}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    refuse_existing(path)
+    _go(chosen, path, quiet, fresh=True)
+    return path
+
+
+def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
+    """Continue a downstream run from its last checkpoint; the device may be another one."""
+    run, recipe = open_task(path)
+    if run.read("status.json").get("state") == "finished":
+        raise UserError(f"{path} is finished: test it with remask evaluate {path}, or start a new run")
+    _go(_on(recipe, device), path, quiet, fresh=False)
+    return path
+
+
+def evaluate(
+    path: Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = "last", device: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json."""
+    run, recipe = open_task(path, overrides)
+    recipe = _anchored(_on(recipe, device))
+    runtime = _runtime(recipe)
+    task = build_task(recipe, runtime, facts=run.read("task.json"))
+    model = restored(task, recipe, run, checkpoint).to(runtime.device)
+    result = conclude(task, model, run, recipe)
+    if not quiet:
+        print(_line(task.headline, result, run.path))
+    return result
+
+
+def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunFolder, Any]:
+    """A downstream run and its recipe."""
+    run = RunFolder.open(path)
+    try:
+        kind = tomllib.loads((path / "recipe.toml").read_text()).get("task")
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
+    if kind not in TASKS:
+        raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
+    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", overrides or {}, environment={})
+
+
+def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool) -> None:
+    runtime, bad = _runtime(recipe), BadImages(path, (lambda line: None) if quiet else print)
+    task = build_task(recipe, runtime, report=bad)
+    try:
+        result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet)
+    except TooManyBad as error:
+        bad.write(error.bad)
+        raise
+    if not quiet:
+        print(_line(task.headline, result, path))
+
+
+def _line(headline: str, result: Mapping[str, Any], path: Path) -> str:
+    return f"{headline} {result[headline]:.2f}  →  {path}/eval, {path}/pictures"
+
+
+def _runtime(recipe: Downstream) -> Runtime:
+    part = recipe.runtime
+    return resolve(part.device, recipe.optim.precision, part.compile, part.threads)
+
+
+def _on(recipe: Downstream, device: str | None) -> Downstream:
+    if device is None:
+        return recipe
+    return recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
+
+
+def _spec(start: str) -> str:
+    """RUN or an export as run:…, any other specification as it is. Raises UserError for what is neither."""
+    if Path(start).expanduser().is_dir():
+        return f"run:{start}"
+    if ":" not in start:
+        raise UserError(f"{start} is no run: give a folder that --out named, or mae:FILE, timm:NAME, untrained:NAME")
+    return start
+
+
+def _anchored(recipe: Any) -> Any:
+    """Local paths made absolute, so that a run can be resumed from anywhere."""
+    paths = {key: absolute(getattr(recipe.data, key)) for key in PATHS if hasattr(recipe.data, key)}
+    model = recipe.model.model_copy(update={"source": anchored_spec(recipe.model.source)})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths), "model": model})
+
+
+__all__ = ["detect", "evaluate", "finetune", "open_task", "resume", "segment"]

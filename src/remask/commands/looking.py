@@ -1,0 +1,115 @@
+"""Looking at features: `embed` into a file, `tsne` of several networks, `attention` over pictures."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from remask.checkpoint import RunFolder
+from remask.commands.subject import LOOK, Look, subject
+from remask.evaluation import extract
+from remask.evaluation.attention import attention_maps, attention_sheet
+from remask.evaluation.embedding import check_file, whole
+from remask.evaluation.embedding import embed as write_features
+from remask.evaluation.tsne import choose_images, picture, summary, table, tsne_maps
+from remask.images import Subset, open_source
+from remask.types import UserError
+
+
+def embed(
+    path: Path | str, data: str, out: Path, look: Look = LOOK, *,
+    layer: int = -1, pool: Any = "mean", limit: int | None = None, quiet: bool = False,
+) -> Path:  # fmt: skip
+    """Write a feature vector for every picture, with its number, path and label: OUT ends in .parquet or .npz."""
+    check_file(out)
+    source, seen = open_source(data, limit=limit), subject(str(path), look)
+    about = {"model": seen.name, "checkpoint": look.checkpoint, "image_size": list(seen.size)}
+    rows = write_features(seen.backbone, seen.batches(source), source, out, layer=layer, pool=pool, about=about)
+    if not quiet:
+        print(f"{rows} × {seen.backbone.width} features → {out}")
+    return out
+
+
+class Mapped(NamedTuple):
+    """Which pictures a map shows, and how.
+
+    names       titles of the panels, one for each network; their own by default
+    untrained   put the first network without its training in front
+    classes, per_class   how many random classes and pictures of each
+    k           neighbours, for the numbers in the titles
+    """
+
+    names: Sequence[str] = ()
+    untrained: bool = False
+    classes: int = 10
+    per_class: int = 100
+    perplexity: float = 30.0
+    k: int = 20
+    layer: int = -1
+    seed: int = 0
+
+
+FIGURE = Mapped()
+
+
+def tsne(
+    paths: Sequence[Path | str], data: str, out: Path, asked: Mapped = FIGURE, look: Look = LOOK, *,
+    quiet: bool = False,
+) -> Path:  # fmt: skip
+    """Maps of the same labelled pictures in several networks, side by side (DMJD, figure 7): a PNG, a CSV, a JSON."""
+    if asked.names and len(asked.names) != len(paths):
+        raise UserError(f"{len(asked.names)} names for {len(paths)} networks: give one for each")
+    if out.suffix != ".png":
+        raise UserError(f"{out}: the picture is a .png; choose a file name that ends so")
+    say = (lambda line: None) if quiet else print
+    source = open_source(data, labelled=True)
+    chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
+    features, labels = _features(paths, chosen, asked, look, say)
+    maps = tsne_maps(features, labels, perplexity=asked.perplexity, k=asked.k, seed=asked.seed, progress=say)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(out) as part:
+        part.write_bytes(picture(maps, labels, source.classes))
+    where = [chosen.where(i) for i in range(len(chosen))]
+    with whole(out.with_suffix(".csv")) as part:
+        part.write_text(table(maps, labels, chosen.numbers, where, source.classes))
+    settings = {"perplexity": asked.perplexity, "k": asked.k, "seed": asked.seed, "layer": asked.layer}
+    content = summary(maps, {**settings, "data": data, "images": len(chosen)})
+    RunFolder(out.parent).write(f"{out.stem}.json", content)
+    return out
+
+
+def _features(
+    paths: Sequence[Path | str], chosen: Subset, asked: Mapped, look: Look, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Any]:
+    """Features of the same pictures in each network, by title, and their labels."""
+    features: dict[str, Any] = {}
+    for number, path in enumerate(paths):
+        seen = subject(str(path), look)
+        title = asked.names[number] if asked.names else seen.name
+        title = title if title not in features else f"{title} ({number + 1})"
+        say(f"features of {len(chosen)} pictures: {title}")
+        if asked.untrained and not features:
+            features["untrained"], _ = extract(seen.twin(), seen.batches(chosen), layer=asked.layer)
+        features[title], labels = extract(seen.backbone, seen.batches(chosen), layer=asked.layer)
+    return features, labels
+
+
+def attention(
+    path: Path | str, images: str = "photos", look: Look = LOOK, *, out: Path | None = None, block: int = -1,
+    count: int = 4,
+) -> Path:  # fmt: skip
+    """Draw where a block looks, head by head, over some pictures; RUN/pictures/attention.png unless `out` is given."""
+    seen = subject(str(path), look)
+    target = out or (seen.folder / "pictures" / "attention.png" if seen.folder else None)
+    if target is None:
+        raise UserError(f"{path} is no run, in whose folder the picture would go: give --out PNG")
+    source = open_source(images)
+    some = Subset(source, [i * len(source) // min(count, len(source)) for i in range(min(count, len(source)))])
+    batch = next(seen.batches(some, count))
+    maps = attention_maps(seen.backbone, batch.images, block)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    where = f"block {block} of {seen.name}" if block >= 0 else f"the last block of {seen.name}"
+    target.write_bytes(attention_sheet(batch.images, maps, [f"Attention of {where}."]))
+    return target
+
+
+__all__ = ["Mapped", "attention", "embed", "tsne"]

@@ -1,0 +1,181 @@
+"""What a network learned, by frozen features: kNN and linear, MAE's linear probe, attentive probe, every layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from remask.checkpoint import RunFolder
+from remask.commands.pretraining import report
+from remask.commands.subject import LOOK, Look, Subject, subject
+from remask.evaluation import probe as fast_probe
+from remask.evaluation.attentive import Settings as Attentive
+from remask.evaluation.attentive import attentive_probe
+from remask.evaluation.layers import layers_figure, probe_layers
+from remask.evaluation.linprobe import ProbeCrop, linprobe
+from remask.evaluation.linprobe import Settings as Linear
+from remask.images import Loader, Source, open_source
+from remask.tasks import split
+from remask.types import UserError
+
+Protocol = Literal["fast", "mae", "attentive"]
+
+
+class Asked(NamedTuple):
+    """What a probe does, beside how the network is looked at.
+
+    protocol    fast: kNN and logistic regression on cached features (probe.json) · mae: BatchNorm, LARS, 90 epochs of
+                random crops (linprobe.json) · attentive: a learned query over all tokens (attentive.json)
+    k           neighbours that vote
+    layer       the block that is read, in both networks; -1 is the end, after the final norm
+    layers      several of them, or "all": layers.json and a picture of accuracy over depth
+    fractions   shares of every class's labels, beside all of them and ten a class
+    epochs      of the mae and attentive probes; theirs by default
+    """
+
+    protocol: Protocol = "fast"
+    k: int = 20
+    layer: int = -1
+    layers: Sequence[int] | Literal["all"] | None = None
+    fractions: Sequence[float] = ()
+    epochs: int | None = None
+    seed: int = 0
+
+
+FAST = Asked()
+
+
+def probe(
+    path: Path | str, data: str, val: str | None = None, asked: Asked = FAST, look: Look = LOOK, *,
+    limit: int | None = None, out: Path | None = None, quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Probe a backbone beside the untrained one; the result goes into RUN/eval/, or into `out`.
+
+    path    a run, or mae:FILE, timm:NAME and the like (then `look.heads` where a file does not tell them)
+    val     labelled pictures to test on; a random fifth of `data` by default
+    limit   the first N pictures of `data` only
+    Raises UserError for sources without labels, and all that the probes find fault with.
+    """
+    if asked.layers and asked.protocol != "fast":
+        raise UserError(f"--layers is for the fast probe; with --protocol {asked.protocol} give one --layer")
+    source, test = split(open_source(data, limit=limit, labelled=True), val, asked.seed)
+    seen = subject(str(path), look)
+    nets = {"top1": seen.backbone, "untrained": seen.twin()}
+    name, result, shown = _probed(asked, seen, nets, source, test, quiet)
+    result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
+    result["protocol"]["image_size"] = list(seen.size)
+    _keep(seen, name, result, out)
+    if not quiet:
+        print(shown)
+    return result
+
+
+def _probed(
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool
+) -> tuple[str, dict[str, Any], str]:
+    """The name of the file, its content, and a table for a person."""
+    train, val = (lambda: seen.batches(source)), (lambda: seen.batches(test))
+    say, k, seed = (None if quiet else print), asked.k, asked.seed
+    if asked.layers:
+        layers = None if asked.layers == "all" else asked.layers
+        result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say)
+        return "layers", result, layer_table(result)
+    if asked.protocol == "mae":
+        result = _linear(asked, seen, nets, source, test, quiet)
+        return "linprobe", result, two_rows("linear probe as MAE's", result)
+    if asked.protocol == "attentive":
+        settings, counts = Attentive(layer=asked.layer, seed=seed), (len(source), len(test))
+        if asked.epochs:
+            settings = replace(settings, epochs=asked.epochs)
+        result = attentive_probe(nets, train, val, counts, settings, progress=_steps(quiet))
+        return "attentive", result, two_rows("attentive probe", result)
+    result = fast_probe(
+        nets, train, val, k=k, layer=asked.layer, seed=seed, fractions=asked.fractions, progress=say
+    )  # fmt: skip
+    return "probe", result, probe_table(result)
+
+
+def _keep(seen: Subject, name: str, result: dict[str, Any], out: Path | None) -> None:
+    """Into the run's eval folder and its report, or into a folder of the user's choice."""
+    folder = out or seen.folder
+    if folder is None:
+        return
+    RunFolder(folder).write(f"eval/{name}.json", result)
+    if name == "layers":
+        (folder / "pictures").mkdir(exist_ok=True)
+        (folder / "pictures" / "layers.png").write_bytes(layers_figure(result))
+    if seen.folder == folder:
+        report(folder)
+
+
+def _linear(
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool
+) -> dict[str, Any]:
+    """MAE's linear probe of both networks, on the same crops."""
+    settings, found = Linear(layer=asked.layer, seed=asked.seed), dict[str, Any]()
+    if asked.epochs:
+        settings = replace(settings, epochs=asked.epochs)
+    labels = torch.tensor(source.labels)
+    for name, backbone in nets.items():
+        crops = Loader(source, ProbeCrop(seen.size), 256, seed=asked.seed, drop_last=False, channels=seen.channels)
+        found[name] = linprobe(
+            backbone, crops.epoch, lambda: seen.batches(test), labels, settings, progress=_steps(quiet)
+        )
+    protocol = found["top1"].pop("protocol")
+    return {name: result["top1"] for name, result in found.items()} | {"runs": found, "protocol": protocol}
+
+
+def _steps(quiet: bool) -> Any:
+    """Progress as lines, now and then."""
+    if quiet:
+        return None
+    last = [-1]
+
+    def say(done: int, total: int, words: str) -> None:
+        if (part := 10 * done // max(total, 1)) != last[0]:
+            last[0] = part
+            print(f"{done}/{total}  {words}")
+
+    return say
+
+
+def layer_table(result: Mapping[str, Any]) -> str:
+    """Accuracy of every layer as a table, and which was best on held-out training pictures."""
+    names = list(result["layers"])
+    titles = " | ".join(f"linear, {name} | kNN, {name}".replace("top1", "trained") for name in names)
+    lines = [f"| layer | {titles} |", "|--:" * (1 + 2 * len(names)) + "|"]
+    for rows in zip(*result["layers"].values(), strict=True):
+        cells = [f"{row['linear']:.1f} | {row['knn']:.1f}" for row in rows]
+        lines.append(f"| {'end' if rows[0]['layer'] == -1 else rows[0]['layer']} | {' | '.join(cells)} |")
+    best = result["best"]["top1"]["linear"]
+    return "\n".join(
+        [*lines, "", f"best on held-out training pictures: layer {best['layer']}, {best['test']:.1f} on test"]
+    )
+
+
+def two_rows(title: str, result: Mapping[str, Any]) -> str:
+    """Trained and untrained accuracy as a table."""
+    lines = ["| accuracy, % | trained | untrained |", "|---|--:|--:|"]
+    return "\n".join([*lines, f"| {title} | {result['top1']:.1f} | {result['untrained']:.1f} |"])
+
+
+def probe_table(result: Mapping[str, Any]) -> str:
+    """The fast probe as a table for a terminal and for Markdown."""
+    few = result["few_labels"]
+    rows = {
+        "kNN": result["knn"],
+        "linear": result["linear"],
+        f"kNN, {few['per_class']} labels a class": few["knn"],
+        f"linear, {few['per_class']} labels a class": few,
+    }
+    for share, part in result.get("fractions", {}).items():
+        rows |= {f"kNN, {100 * float(share):g} % of the labels": part["knn"]}
+        rows |= {f"linear, {100 * float(share):g} % of the labels": part}
+    lines = ["| accuracy, % | trained | untrained | raw pixels |", "|---|--:|--:|--:|"]
+    lines += [f"| {name} | {r['top1']:.1f} | {r['untrained']:.1f} | {r['pixels']:.1f} |" for name, r in rows.items()]
+    return "\n".join(lines)
+
+
+__all__ = ["Asked", "Protocol", "probe", "probe_table", "two_rows"]

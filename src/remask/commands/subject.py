@@ -1,0 +1,82 @@
+"""What a command looks at: a run, with its untrained twin, or any backbone that a specification names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from remask.backbones import Backbone
+from remask.images import Batch, CentreCrop, Source, iterate
+from remask.interop.start import start
+from remask.progressive import at_size
+from remask.runs import open_run, trained, untrained
+from remask.runtime import resolve, seeded
+from remask.types import Size, UserError
+
+
+class Look(NamedTuple):
+    """How a network is looked at.
+
+    checkpoint   "last", or a kept one such as "epoch-0100"
+    image_size   of the pictures; the network's own by default
+    heads        of attention, where a file does not tell them
+    device       "auto", "cpu", "cuda", "cuda:N" or "mps"
+    """
+
+    checkpoint: str = "last"
+    image_size: Size | None = None
+    heads: int | None = None
+    device: str = "auto"
+
+
+class Subject(NamedTuple):
+    """A backbone that is looked at. `folder` is the run's, where it is one."""
+
+    name: str
+    backbone: Backbone
+    size: Size
+    channels: int
+    folder: Path | None
+    look: Look
+
+    def batches(self, source: Source, count: int = 256) -> Iterator[Batch]:
+        """Centre crops of a source, in order, as the backbone sees them."""
+        return iterate(source, CentreCrop(self.size), count, channels=self.channels)
+
+    def twin(self) -> Any:
+        """The same network untrained: a run's with the first weights it had, another's with its maker's."""
+        if self.folder:
+            _, recipe = open_run(self.folder)
+            twin: Any = untrained(at_size(recipe, self.size), self.size).backbone
+            return twin.to(device(self.look))
+        with seeded(0, "untrained"):
+            backbone: Any = start(self.name, self.size, heads=self.look.heads, untrained=True)[0]
+            return backbone.to(device(self.look))
+
+
+LOOK = Look()
+
+
+def subject(spec: str, look: Look = LOOK) -> Subject:
+    """RUN, or mae:FILE, timm:NAME and what else `open_encoder` takes. Raises UserError for what is neither."""
+    path, size, where = Path(spec).expanduser(), look.image_size, device(look)
+    if (path / "recipe.toml").is_file() and not (path / "task.json").is_file():
+        run, recipe = open_run(path)
+        size = size or recipe.data.image_size
+        backbone: Any = trained(run, recipe, look.checkpoint, size).backbone
+        return Subject(path.name, backbone.to(where), size, backbone.channels, path, look)
+    if path.is_dir():
+        spec = f"run:{spec}"
+    elif ":" not in spec:
+        raise UserError(f"{spec} is no run: give a folder that --out named, or mae:FILE, timm:NAME, untrained:NAME")
+    backbone, size = start(spec, size, heads=look.heads)
+    return Subject(spec, backbone.to(where), size, backbone.channels, None, look)
+
+
+def device(look: Look) -> torch.device:
+    """Where it runs. Raises UserError for a device that is not there."""
+    return resolve(look.device, "fp32").device
+
+
+__all__ = ["LOOK", "Look", "Subject", "device", "subject"]

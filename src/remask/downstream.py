@@ -1,0 +1,128 @@
+"""One session of a downstream task: fine-tuning, segmentation, detection. Train, test on the way, keep what was found.
+
+A run folder as pre-training has it, with eval/TASK.json and pictures beside; `remask resume` continues it exactly.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from remask.checkpoint import RunFolder, find, load_weights
+from remask.console import console
+from remask.ledger import Ledger
+from remask.listing import environment
+from remask.optim import Averaged, Schedule, adamw, parameter_groups
+from remask.recipe import dump
+from remask.recipe.downstream import Downstream
+from remask.runtime import Runtime
+from remask.trainer import Batches, Trainer
+
+
+class Task(NamedTuple):
+    """A task as objects: what is learned, from what, and how it is tested.
+
+    model     a Classifier, Segmenter or Detector
+    train     batches of labelled pictures; None where a run is only tested
+    pictures  of an epoch
+    test      model -> the content of eval/TASK.json, with `headline` among its keys
+    show      (model, folder) -> pictures for a person, written into the folder
+    facts     what a later test of the run must know: classes and the like
+    """
+
+    model: Any
+    train: Batches | None
+    pictures: int
+    test: Callable[[Any], dict[str, Any]]
+    headline: str
+    show: Callable[[Any, Path], None]
+    facts: dict[str, Any]
+
+
+def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool) -> dict[str, Any]:
+    """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json."""
+    assert task.train
+    run, optim = RunFolder(path), recipe.optim
+    model = Averaged(task.model, optim.ema) if optim.ema else task.model
+    runtime.prepare(task.model)
+    model.to(runtime.device)
+    optimizer = adamw(groups(task.model, optim.weight_decay, optim.layer_decay), optim.peak, optim.betas)
+    if isinstance(model, Averaged):
+        model.follow(optimizer)
+    ledger = Ledger(task.pictures, 1, int(runtime.device.type == "cuda"), 0.0)
+    trainer = Trainer(
+        model, task.train, optimizer, schedule(recipe, len(task.train)), runtime, run, ledger,
+        seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
+        draw=task.model.draw,
+    )  # fmt: skip
+    if fresh:
+        RunFolder.create(path, dump(recipe), environment())
+        run.write("task.json", task.facts)
+    else:
+        trainer.resume()
+    screen = console(trainer.schedule.steps, recipe.name, quiet)
+    screen.say(f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}")
+    trainer.train(screen)
+    return conclude(task, model, run, recipe)
+
+
+def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream) -> dict[str, Any]:
+    """Test what was learned, write eval/TASK.json and pictures."""
+    tested = learned(model).eval()
+    result = task.test(tested)
+    result["cost"] = run.read("cost.json")
+    run.write(f"eval/{recipe.task}.json", result)
+    folder = run.path / "pictures"
+    folder.mkdir(exist_ok=True)
+    task.show(tested, folder)
+    return result
+
+
+def restored(task: Task, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
+    """The model of a run with the weights of a checkpoint."""
+    model: nn.Module = Averaged(task.model, recipe.optim.ema) if recipe.optim.ema else task.model
+    load_weights(find(run, name) / "model.safetensors", model)
+    return model
+
+
+def learned(model: nn.Module) -> Any:
+    """What is tested: the average where there is one."""
+    return model.average.module if isinstance(model, Averaged) else model
+
+
+def groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """AdamW groups of a task: rates decay through the backbone's depth (BEiT), heads learn at the full rate."""
+    exempt: list[str] = model.no_decay() if hasattr(model, "no_decay") else []
+    return parameter_groups(
+        model.named_parameters(), weight_decay, no_decay=exempt,
+        depth_of=model.param_depth, depth=model.backbone.depth, layer_decay=layer_decay,
+    )  # fmt: skip
+
+
+def schedule(recipe: Downstream, steps_per_epoch: int) -> Schedule:
+    """[optim] and [runtime] for the trainer."""
+    optim, runtime = recipe.optim, recipe.runtime
+    return Schedule(
+        optim.epochs, steps_per_epoch, optim.peak, optim.warmup_epochs, optim.min_lr, optim.clip,
+        runtime.accumulate, optim.max_steps, runtime.log_every, runtime.save_every_minutes, runtime.keep_every_epochs,
+        drops=tuple(optim.epochs * share for share in optim.drops) if optim.schedule == "steps" else (),
+        power=optim.power if optim.schedule == "poly" else None,
+    )  # fmt: skip
+
+
+def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], Mapping[str, float]]:
+    """The headline every few epochs; the last test comes after training."""
+    every, last = recipe.test.every_epochs, recipe.optim.epochs  # type: ignore[attr-defined]
+
+    def hook(epoch: int) -> Mapping[str, float]:
+        if epoch % every or epoch == last:
+            return {}
+        with torch.random.fork_rng():
+            return {f"val/{task.headline}": float(task.test(learned(model).eval())[task.headline])}
+
+    return hook
+
+
+__all__ = ["Task", "conclude", "fit", "groups", "learned", "restored", "schedule"]

@@ -1,0 +1,164 @@
+"""What a fine-tuned classifier gets right: top-1 and top-5, by class, and what it takes for what (confusion matrix)."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from remask.evaluation.classifier import Classifier
+from remask.evaluation.features import Labelled, evaluating
+from remask.types import UserError
+
+WHOLE = 100
+"""Most classes with which the whole confusion matrix goes into a JSON file; beyond, its largest entries do."""
+LISTED = 20
+"""How many confusions are listed."""
+_INK, _PAPER = "#1f2328", "#ffffff"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was predicted for the images of a source.
+
+    confusion   images by true class (rows) and predicted class (columns)
+    top5        images whose class is among the five most likely, or among all where there are fewer
+    loss        mean cross-entropy, labels not smoothed, in nats
+    """
+
+    confusion: Int[Tensor, "classes classes"]
+    top5: int
+    loss: float
+
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of the images whose class is the most likely one, in percent."""
+        return 100 * int(self.confusion.diagonal().sum()) / self.images
+
+    def summary(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Numbers for a JSON file; accuracies in percent. `names` of the classes, by number."""
+        classes = len(self.confusion)
+        content = {
+            "top1": self.top1,
+            "top5": 100 * self.top5 / self.images,
+            "loss": self.loss,
+            "images": self.images,
+            "classes": classes,
+            "per_class": self.per_class(names),
+            "confusions": self.confusions(names),
+        }
+        return content | ({"confusion": self.confusion.tolist()} if classes <= WHOLE else {})
+
+    def per_class(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """A row a class that has images: its accuracy in percent, and what it is taken for most often."""
+        rows, wrong = [], self.confusion.clone().fill_diagonal_(0)
+        for number, (row, counts) in enumerate(zip(self.confusion, wrong, strict=True)):
+            if images := int(row.sum()):
+                mistaken = _name(int(counts.argmax()), names) if counts.any() else None
+                top1 = 100 * int(row[number]) / images
+                rows.append({"class": _name(number, names), "images": images, "top1": top1, "mistaken_for": mistaken})
+        return rows
+
+    def confusions(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The commonest mistakes, most frequent first."""
+        wrong = self.confusion.clone().fill_diagonal_(0).flatten()
+        order = wrong.argsort(descending=True, stable=True)[:LISTED].tolist()
+        pairs = [(*divmod(at, len(self.confusion)), int(wrong[at])) for at in order if wrong[at]]
+        return [{"class": _name(i, names), "taken_for": _name(j, names), "images": n} for i, j, n in pairs]
+
+
+def score(
+    classifier: Classifier,
+    batches: Iterable[Labelled],
+    device: torch.device | str | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Scores:
+    """Classify every image of `batches`; the classifier is in evaluation mode meanwhile.
+
+    device     where the images go; None = where the classifier is
+    autocast   makes the context of the forward passes; losses are taken in float32
+    Raises UserError for no image, images without labels, or a label that the head has no class for.
+    """
+    where, classes = device or next(classifier.parameters()).device, classifier.classes
+    confusion, top5, loss = torch.zeros(classes, classes, dtype=torch.long), 0, 0.0
+    with torch.inference_mode(), evaluating([classifier]):
+        for batch in batches:
+            labels = _checked(batch.labels, classes)
+            with autocast():
+                logits = classifier.logits(batch.images.to(where))
+            logits = logits.float().cpu()
+            best = logits.topk(min(5, classes), dim=1).indices
+            confusion += torch.bincount(labels * classes + best[:, 0], minlength=classes**2).view(classes, classes)
+            top5 += int((best == labels[:, None]).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    if not confusion.any():
+        raise UserError("there is no image to classify: the source gave no batch")
+    return Scores(confusion.clone(), top5, loss / int(confusion.sum()))
+
+
+def evaluate(
+    classifier: Classifier,
+    batches: Iterable[Labelled],
+    device: torch.device | str | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """`score`, as numbers for a JSON file; `names` of the classes, by number."""
+    return score(classifier, batches, device, autocast).summary(names)
+
+
+def confusion_picture(confusion: Int[Tensor, "classes classes"], names: Sequence[str] | None = None) -> bytes:
+    """A PNG: rows are true classes, columns predictions, in percent of the row's images. Names where there is room."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes, shares = len(confusion), _shares(confusion)
+    side = min(max(2.2 + 0.32 * classes, 4.0), 10.0)
+    figure = Figure(figsize=(side, side), dpi=150, facecolor=_PAPER, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    axes.set_xlabel("predicted class", color=_INK)
+    axes.set_ylabel("true class", color=_INK)
+    accuracy = 100 * float(confusion.diagonal().sum() / confusion.sum().clamp(min=1))
+    axes.set_title(f"{accuracy:.1f} % of {int(confusion.sum())} images right", color=_INK, fontsize=10)
+    if classes <= 30:
+        labels = [_name(i, names)[:18] for i in range(classes)]
+        axes.set_xticks(range(classes), labels, rotation=90, fontsize=7)
+        axes.set_yticks(range(classes), labels, fontsize=7)
+    if classes <= 15:
+        for row, column in (shares >= 0.5).nonzero().tolist():
+            share = float(shares[row, column])
+            colour = _PAPER if share > 55 else _INK
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _shares(confusion: Int[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
+    """Percent of each row; 0 where a class has no image."""
+    return 100 * confusion.float() / confusion.sum(1, keepdim=True).clamp(min=1)
+
+
+def _checked(labels: Int[Tensor, "B"] | None, classes: int) -> Int[Tensor, "B"]:
+    if labels is None:
+        raise UserError("accuracy needs labels: give class folders, or a set that has them")
+    if (largest := int(labels.max())) >= classes or int(labels.min()) < 0:
+        raise UserError(f"class number {largest} among the labels, and the classifier knows {classes} classes")
+    return labels.long().cpu()
+
+
+def _name(number: int, names: Sequence[str] | None) -> str:
+    return str(number) if names is None or number >= len(names) else names[number]
+
+
+__all__ = ["Scores", "confusion_picture", "evaluate", "score"]

@@ -1,0 +1,99 @@
+"""COCO's average precision of boxes and masks (1405.0312, section 5), counted by faster-coco-eval."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from remask.evaluation.detector import Boxed, Detector, Found, on_picture
+from remask.evaluation.features import Progress
+from remask.images.coco import encode_mask
+from remask.types import UserError
+
+NAMES = {
+    "AP": "AP_all",
+    "AP50": "AP_50",
+    "AP75": "AP_75",
+    "APs": "AP_small",
+    "APm": "AP_medium",
+    "APl": "AP_large",
+}
+"""COCO's names in papers and those of faster-coco-eval."""
+
+
+def detections(
+    detector: Detector,
+    batches: Iterable[Boxed],
+    categories: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> list[dict[str, Any]]:
+    """What the detector finds, in the form of a COCO results file, on the original pictures.
+
+    batches      of a `BoxLoader` with `Fit`: their labels say which picture an image shows, and at what size
+    categories   COCO's id of label 1, of label 2, …
+    device       where the images go; None = where the backbone is
+    dtype        of autocast; None = none
+    total        pictures that progress is told of
+    """
+    where = torch.device(device) if device is not None else next(detector.parameters()).device
+    results: list[dict[str, Any]] = []
+    done = 0
+    for batch in batches:
+        with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
+            found = detector.detect(batch.images.to(where))
+        for one, label in zip(found, batch.labels, strict=True):
+            results += coco_results(on_picture(one, label["size"], label["shown"]), label["image_id"], categories)
+        done += len(found)
+        if progress:
+            progress(done, total, "pictures searched")
+    return results
+
+
+def coco_results(found: Found, image_id: int, categories: Sequence[int]) -> list[dict[str, Any]]:
+    """Instances on an original picture as COCO's results format has them: x y w h, and compressed run lengths."""
+    boxes = found["boxes"].cpu().double()
+    boxes[:, 2:] -= boxes[:, :2]
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": categories[label - 1], "bbox": box, "score": score}
+        for label, box, score in zip(
+            found["labels"].tolist(), boxes.tolist(), found["scores"].double().tolist(), strict=True
+        )
+    ]
+    for result, mask in zip(results, found.get("masks", ()), strict=False):
+        result["segmentation"] = encode_mask(mask.to(torch.uint8))
+    return results
+
+
+def average_precision(
+    truth: dict[str, Any], results: Sequence[dict[str, Any]], kinds: Sequence[str] = ("bbox", "segm")
+) -> dict[str, dict[str, float]]:
+    """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl"}, "segm": …}, as shares of 1; -1 where no instance counts.
+
+    truth     a COCO instances file, crowds and all: `CocoSource.truth`
+    results   of these pictures, as a COCO results file
+    Mean over IoUs of .50 to .95, classes and 101 recalls; at most 100 instances a picture. Small is below 32² pixels,
+    large from 96² on.
+    """
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise UserError("average precision needs the package faster-coco-eval: pip install 'remask[dense]'") from None
+    scores: dict[str, dict[str, float]] = {}
+    for kind in kinds:
+        # a mask's size is that of its own area, not of its box's, which COCO's loader would take if it saw one
+        leave = "bbox" if kind == "segm" else "segmentation"
+        known = COCO(truth, use_deepcopy=True)
+        found = known.loadRes([{key: value for key, value in r.items() if key != leave} for r in results])
+        counted = COCOeval_faster(known, found, kind, rle_iou_max_workers=1)
+        counted.run()
+        stats = counted.stats_as_dict
+        scores[kind] = {name: float(stats[theirs]) for name, theirs in NAMES.items()}
+    return scores
+
+
+__all__ = ["average_precision", "coco_results", "detections"]

@@ -1,0 +1,99 @@
+"""Pictures with what was found on them: boxes, masks, names, scores, several to a sheet. No global plotting state."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from remask.evaluation.detector import Found
+from remask.types import UserError
+
+_INK, _PAPER, _BLEND = "#1f2328", "white", 0.45
+
+
+class Drawing(NamedTuple):
+    """A picture, instances in its pixels (scores and masks Bool[n, H, W] or none), and a caption."""
+
+    image: UInt8[Tensor, "3 H W"]
+    found: Found
+    caption: str = ""
+
+
+def sheet_of_boxes(
+    drawings: Sequence[Drawing],
+    classes: Sequence[str],
+    *,
+    columns: int = 4,
+    score: float = 0.3,
+    width: float = 3.2,
+    dpi: int = 120,
+) -> bytes:
+    """A PNG of rows of `columns` pictures, each `width` inches wide. Instances below `score` are left out.
+
+    classes   names of labels 1, 2, …; a class has the same colour on every picture
+    Raises UserError for no picture.
+    """
+    if not drawings:
+        raise UserError("there is no picture to draw boxes on: the source gave none")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(drawings))
+    rows = math.ceil(len(drawings) / columns)
+    tall = max(d.image.shape[1] / d.image.shape[2] for d in drawings)
+    figure = Figure(figsize=(columns * width, rows * (width * tall + 0.25)), dpi=dpi, facecolor=_PAPER)
+    for number, drawing in enumerate(drawings):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        _draw(axes, drawing, classes, score)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.22 / (rows * (width * tall + 0.25)))
+    figure.subplots_adjust(wspace=0.03, hspace=0.25 / (width * tall))
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, drawing: Drawing, classes: Sequence[str], score: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    found = drawing.found
+    keep = found["scores"] >= score if "scores" in found else found["labels"] > 0
+    found = {key: value[keep].cpu() for key, value in found.items() if isinstance(value, Tensor)}
+    colours = [_colour(label) for label in found["labels"].tolist()]
+    axes.imshow(blended(drawing.image, found.get("masks"), colours))
+    scores: list[float | None] = found["scores"].tolist() if "scores" in found else [None] * len(colours)
+    for box, label, colour, value in zip(
+        found["boxes"].tolist(), found["labels"].tolist(), colours, scores, strict=True
+    ):
+        x, y, right, bottom = box
+        axes.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=colour, linewidth=1.2))
+        words = classes[label - 1] if value is None else f"{classes[label - 1]} {value:.2f}"
+        plate = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+        axes.text(x, y, words, fontsize=5.5, color=_PAPER, va="bottom", bbox=plate, clip_on=True)
+    axes.set_title(drawing.caption, fontsize=7, color=_INK, pad=3)
+    axes.set_axis_off()
+
+
+def blended(
+    image: UInt8[Tensor, "3 H W"], masks: Tensor | None, colours: Sequence[tuple[float, float, float]]
+) -> Float[np.ndarray, "H W 3"]:
+    """The picture as 0..1 with each mask tinted in its colour, the first on top."""
+    pixels = image.permute(1, 2, 0).cpu().double().numpy() / 255
+    for mask, colour in reversed(list(zip(masks if masks is not None else (), colours, strict=False))):
+        lit = mask.numpy().astype(bool)
+        pixels[lit] = (1 - _BLEND) * pixels[lit] + _BLEND * np.asarray(colour)
+    return pixels
+
+
+def _colour(label: int) -> tuple[float, float, float]:
+    """Far apart for labels that are close: hues at the golden ratio, dark enough for white words."""
+    from matplotlib.colors import hsv_to_rgb
+
+    red, green, blue = hsv_to_rgb((label * 0.618034 % 1.0, 0.85, 0.75))
+    return float(red), float(green), float(blue)
+
+
+__all__ = ["Drawing", "blended", "sheet_of_boxes"]

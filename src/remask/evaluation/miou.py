@@ -1,0 +1,58 @@
+"""Mean intersection over union: how well masks agree, class by class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int, Integer
+from torch import Tensor
+
+from remask.images.masks import IGNORE
+
+
+class Confusion:
+    """Pixels counted by true and by predicted class; pixels whose truth is `ignore` are not.
+
+    counts   int64 [C, C] on the CPU, rows are the truth; those of several processes may be summed
+    """
+
+    def __init__(self, classes: int, ignore: int = IGNORE) -> None:
+        self.classes, self.ignore = classes, ignore
+        self.counts: Int[Tensor, "C C"] = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def add(self, truth: Integer[Tensor, "*pixels"], prediction: Integer[Tensor, "*pixels"]) -> None:
+        """Class numbers 0..C-1 of the same pixels, on any device; a prediction is never `ignore`."""
+        kept = truth != self.ignore
+        pairs = truth[kept].long() * self.classes + prediction[kept].long()
+        found = torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
+        self.counts += found.cpu()
+
+    def scores(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Percent: "mIoU" and "mAcc" (means over classes), "aAcc" (all pixels), "IoU" and "Acc" by class name.
+
+        A class that occurs neither in truth nor in prediction has no IoU (None), one that is not in truth no accuracy;
+        the means leave them out, as those of mmsegmentation do and scikit-learn's jaccard_score.
+        """
+        right, truth = self.counts.diagonal().double(), self.counts.sum(1).double()
+        union = truth + self.counts.sum(0).double() - right
+        iou, accuracy = 100 * right / union, 100 * right / truth  # 0 / 0 is nan: no such class
+        known = names or [f"class {number}" for number in range(self.classes)]
+        return {
+            "mIoU": _mean(iou),
+            "mAcc": _mean(accuracy),
+            "aAcc": float(100 * right.sum() / truth.sum()) if truth.sum() else 0.0,
+            "IoU": dict(zip(known, map(_number, iou.tolist()), strict=True)),
+            "Acc": dict(zip(known, map(_number, accuracy.tolist()), strict=True)),
+        }
+
+
+def _mean(values: Tensor) -> float:
+    mean = float(values.nanmean())
+    return mean if mean == mean else 0.0
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None
+
+
+__all__ = ["Confusion"]

@@ -1,0 +1,225 @@
+"""Semantic segmentation on any backbone: maps, a head, cross-entropy of every pixel; windows and mIoU for testing."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor, nn
+
+from remask.backbones import Backbone
+from remask.backbones.maps import Maps, Norm, padded
+from remask.evaluation.features import evaluating
+from remask.evaluation.miou import Confusion
+from remask.evaluation.upernet import FcnHead, LinearHead, UperNet, scaled
+from remask.images.masks import IGNORE
+from remask.images.paired import covering
+from remask.images.transforms import resize
+from remask.types import Images, Size, UserError
+
+
+class Pixels(Protocol):
+    """A batch of pictures with the classes of their pixels."""
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+
+class PixelLabels(NamedTuple):
+    """The classes of a batch, on its device. Nothing else of a step is drawn here: dropout has the global generator."""
+
+    labels: Int[Tensor, "B H W"]
+
+    def split(self, parts: int) -> list["PixelLabels"]:
+        """In batch order, with the sizes of `Tensor.tensor_split`."""
+        return [PixelLabels(part) for part in self.labels.tensor_split(parts)]
+
+
+class Segmenter(nn.Module):
+    """A backbone and a head that says the class of every pixel.
+
+    head     "upernet" on four maps, or "linear" on one: a plain network's end, a pyramid's last but one
+    width    of UperNet: 512, or the backbone's where None
+    ignore   the label that is no class
+    aux      weight of the auxiliary FCN head on the last map but one; 0 is none. UperNet only
+    norm     of neck and head: "batch", or "group", which also learns from one image at a time
+    Images may have any size. The parameters that the maps do not depend on are frozen (`Maps`).
+    """
+
+    backbone: Backbone
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        *,
+        head: Literal["upernet", "linear"] = "upernet",
+        width: int | None = 512,
+        ignore: int = IGNORE,
+        aux: float = 0.4,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        if classes < 2:
+            raise UserError(f"{classes} class: segmentation needs at least two to tell apart")
+        self.backbone = backbone
+        self.classes, self.ignore, self.aux, self.norm = classes, ignore, aux, norm
+        self.maps = Maps(backbone, norm, single=head == "linear")
+        channels = self.maps.channels
+        self.head: UperNet | LinearHead = (
+            LinearHead(channels[0], classes, norm)
+            if head == "linear"
+            else UperNet(channels, classes, width or backbone.width, norm)
+        )
+        second = channels[-2:][0]
+        self.auxiliary = FcnHead(second, classes, norm=norm) if head == "upernet" and aux else None
+
+    def draw(self, batch: Pixels, generator: Generator) -> PixelLabels:
+        """The labels of a batch, where its images are."""
+        return PixelLabels(batch.labels.to(batch.images.device, non_blocking=True).long())
+
+    def forward(self, images: Images, draw: PixelLabels) -> dict[str, Float[Tensor, ""]]:
+        """Cross-entropy of the labelled pixels, of the head ("pixels") and of the auxiliary one, and their "total"."""
+        if self.training and self.norm == "batch" and len(images) < 2:
+            raise UserError(
+                "batch norm cannot learn from one image at a time: raise optim.batch_size, or use group norm"
+            )
+        maps = self.maps(self.backbone, images)
+        losses = {"pixels": self._loss(self._scores(maps), images, draw)}
+        losses["total"] = losses["pixels"]
+        if self.auxiliary is not None:
+            losses["auxiliary"] = self._loss(self.auxiliary(maps[-2:][0]), images, draw)
+            losses["total"] = losses["pixels"] + self.aux * losses["auxiliary"]
+        return losses
+
+    def logits(self, images: Images) -> Float[Tensor, "B classes H W"]:
+        """Scores of every class at every pixel."""
+        return self._full(self._scores(self.maps(self.backbone, images)), images)
+
+    def slide(self, images: Images, crop: Size, stride: Size) -> Float[Tensor, "B classes H W"]:
+        """Mean scores of windows of `crop` pixels, `stride` apart, the last ones moved inwards to end at the border."""
+        rows, columns = images.shape[-2:]
+        if rows <= crop[0] and columns <= crop[1]:
+            return self.logits(images)
+        total = count = torch.zeros((), device=images.device)
+        for top in _starts(rows, crop[0], stride[0]):
+            for left in _starts(columns, crop[1], stride[1]):
+                window = images[..., top : top + crop[0], left : left + crop[1]]
+                around = (left, max(0, columns - left - crop[1]), top, max(0, rows - top - crop[0]))
+                total = total + F.pad(self.logits(window), around)
+                count = count + F.pad(torch.ones(window.shape[-2:], device=images.device), around)
+        return total / count
+
+    def predict(
+        self,
+        images: UInt8[Tensor, "B C H W"],
+        *,
+        size: Size | None = None,
+        window: Size | None = None,
+        stride: Size | None = None,
+        flip: bool = False,
+    ) -> Int[Tensor, "B H W"]:
+        """The most likely class of every pixel of pictures of one size.
+
+        size     of a training crop: pictures are resized to just cover it first, as in training at scale 1; None: as
+                 they are. Scores are brought back to the pictures' own size
+        window, stride   see `slide`; no window: the whole picture at once; no stride: two thirds of the window
+        flip     average the probabilities with those of the mirrored picture
+        """
+        own = images.shape[-2:]
+        times = 1.0 if size is None else covering((own[0], own[1]), size)
+        target = max(1, round(own[0] * times)), max(1, round(own[1] * times))
+        seen = torch.stack([resize(image, target) for image in images.cpu()]).to(images.device) if size else images
+        step = stride or (window and two_thirds(window))
+
+        def scores(pictures: Tensor) -> Tensor:
+            found = self.slide(pictures, window, step) if window and step else self.logits(pictures)
+            return scaled(found, own)
+
+        found = scores(seen)
+        if flip:
+            found = found.softmax(1) + scores(seen.flip(-1)).flip(-1).softmax(1)
+        return found.argmax(1)
+
+    def param_depth(self, name: str) -> int:
+        """`name` as in `named_parameters()`: the backbone's own count, and depth + 1 for neck and heads."""
+        inner = name.removeprefix("backbone.network.")
+        return self.backbone.param_depth(inner) if inner != name else self.backbone.depth + 1
+
+    def _scores(self, maps: list[Tensor]) -> Float[Tensor, "B classes h w"]:
+        return self.head(maps[0] if isinstance(self.head, LinearHead) else maps)
+
+    def _full(self, scores: Float[Tensor, "B classes h w"], images: Images) -> Float[Tensor, "B classes H W"]:
+        """Scores at the size of the padded images, without the padding."""
+        height, width = images.shape[-2:]
+        return scaled(scores.float(), padded(self.backbone, (height, width)))[..., :height, :width]
+
+    def _loss(self, scores: Float[Tensor, "B classes h w"], images: Images, draw: PixelLabels) -> Float[Tensor, ""]:
+        # official: the mean is over all pixels, ignored ones count as 0; here over the labelled ones
+        labelled = (draw.labels != self.ignore).sum().clamp(min=1)  # a crop may have none
+        total = F.cross_entropy(self._full(scores, images), draw.labels, ignore_index=self.ignore, reduction="sum")
+        return total / labelled
+
+
+def two_thirds(window: Size) -> Size:
+    """The step of a window, as ADE20K is tested: 341 of 512."""
+    return max(1, 2 * window[0] // 3), max(1, 2 * window[1] // 3)
+
+
+def _starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin along an axis."""
+    count = -(-max(length - crop, 0) // stride) + 1
+    return [max(0, min(number * stride, length - crop)) for number in range(count)]
+
+
+def evaluate(
+    segmenter: Segmenter,
+    batches: Iterable[Pixels],
+    *,
+    names: Sequence[str] | None = None,
+    size: Size | None = None,
+    window: Size | None = None,
+    stride: Size | None = None,
+    flip: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """mIoU, mAcc and aAcc in percent, IoU and accuracy of every class, and how they were measured.
+
+    batches   whole pictures and masks, those of a batch of one size (`whole_pairs`); compared at that size
+    size, window, stride, flip   see `Segmenter.predict`
+    device    None: where the backbone is; dtype of autocast, None: none
+    progress  is told the number of pictures done after every batch
+    The model is in evaluation mode meanwhile. Raises UserError where there is no picture.
+    """
+    where = torch.device(device) if device is not None else next(segmenter.parameters()).device
+    confusion, images = Confusion(segmenter.classes, segmenter.ignore), 0
+    with torch.inference_mode(), evaluating([segmenter]):
+        for batch in batches:
+            with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
+                found = segmenter.predict(batch.images.to(where), size=size, window=window, stride=stride, flip=flip)
+            confusion.add(batch.labels.to(where), found)
+            images += len(batch.images)
+            if progress:
+                progress(images)
+    if not images:
+        raise UserError("there is no picture to test on: the source gave no batch")
+    protocol = {
+        "metric": "IoU of all test pixels together, mean over the classes that occur",
+        "compared": "at the size of the masks",
+        "picture": "its own size" if size is None else f"resized to just cover {size[0]}x{size[1]} (height x width)",
+        "window": None if window is None else list(window),
+        "stride": None if window is None else list(stride or two_thirds(window)),
+        "flip": flip,
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+    }
+    return {**confusion.scores(names), "images": images, "pixels": int(confusion.counts.sum()), "protocol": protocol}
+
+
+__all__ = ["PixelLabels", "Segmenter", "evaluate", "two_thirds"]

@@ -1,0 +1,192 @@
+"""Which number or colour in a mask is which class: what the files hold becomes classes 0..C-1, and 255 for none."""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+
+from remask.images.decoding import FORMATS, BadImage
+from remask.images.files import printable
+from remask.types import UserError
+
+IGNORE = 255
+"""The class number of pixels without a label."""
+COLOUR = 1 << 24
+"""Added to R + 256 G + 65536 B, so that no colour is taken for a gray level."""
+MAX_PIXELS = 100_000_000
+
+Colour: TypeAlias = tuple[int, int, int]
+
+
+class Table(NamedTuple):
+    """Which class an id in a file stands for. `ids` ascend; 255 among `numbers` is no class."""
+
+    ids: Int32[np.ndarray, "n"]
+    numbers: Int32[np.ndarray, "n"]
+
+    def apply(self, ids: Int32[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+        """Class numbers. Raises BadImage for an id that the table lacks."""
+        top = int(self.ids[-1]) + 1
+        if top < 1 << 16:
+            dense = np.full(top + 1, -1, np.int32)
+            dense[self.ids] = self.numbers
+            found = dense[np.clip(ids, -1, top)]  # -1 and top are the last entry, which is none
+        else:
+            at = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+            found = np.where(self.ids[at] == ids, self.numbers[at], -1)
+        if (found < 0).any():
+            raise BadImage(f"its mask holds {listed(np.unique(ids[found < 0]))}, which is no declared class")
+        return found.astype(np.uint8)
+
+
+def table(ids: dict[int, int]) -> Table:
+    """The table of {id: class number}."""
+    order = sorted(ids)
+    return Table(np.array(order, np.int32), np.array([ids[number] for number in order], np.int32))
+
+
+class Declared(NamedTuple):
+    """What is known of the classes before a mask is read."""
+
+    names: list[str] | None
+    ignore: int | None = None
+    palette: list[Colour] | None = None
+
+
+class Classes(NamedTuple):
+    """The classes of a source, their colours, and which id is which."""
+
+    names: list[str]
+    palette: list[Colour]
+    table: Table
+
+
+def declared(masks: str, classes: Sequence[str] | int | None, ignore: int | None) -> Declared:
+    """What the user says, and then what a file says in the folder of masks or up to two above it."""
+    said = Declared(None)
+    for folder in (masks, os.path.dirname(masks), os.path.dirname(os.path.dirname(masks))):
+        if os.path.isfile(path := os.path.join(folder, "classes.json")):
+            said = _from_json(path)
+            break
+        if os.path.isfile(path := os.path.join(folder, "objectInfo150.txt")):  # ADE20K: tabs, and a line of headings
+            with open(path, encoding="utf-8") as lines:
+                said = Declared([line.rstrip("\n").split("\t")[-1].split(",")[0].strip() for line in lines][1:])
+            break
+    if classes is not None:
+        said = said._replace(names=_generic(classes) if isinstance(classes, int) else list(classes))
+    return said if ignore is None else said._replace(ignore=ignore)
+
+
+def _from_json(path: str) -> Declared:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        fields = found if isinstance(found, dict) else {"classes": found}
+        palette = fields.get("palette")
+        colour = None if palette is None else [(int(r), int(g), int(b)) for r, g, b in palette]
+        return Declared([str(name) for name in fields["classes"]], fields.get("ignore_index"), colour)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        shape = '{"classes": [names], "ignore_index": id, "palette": [[r, g, b]]}'
+        raise UserError(f"{printable(path)} cannot be read as {shape}: {error}") from None
+
+
+def _generic(count: int) -> list[str]:
+    return [f"class {number}" for number in range(count)]
+
+
+def numbered(said: Declared, ids: Iterable[int], reduce_zero: bool, where: str) -> Classes:
+    """The classes of masks that hold `ids`; undeclared ones are as many as the highest id says.
+
+    A class that is ignored is struck, and those behind it move up. Raises UserError for fewer than 2 or more than 255.
+    """
+    ids, first = set(ids), int(reduce_zero)
+    none = {IGNORE, *([] if said.ignore is None else [said.ignore]), *([0] if reduce_zero else [])}
+    names, coloured = said.names, any(number >= COLOUR for number in ids)
+    if coloured and (names is None or said.palette is None):
+        raise UserError(f"the masks of {where} are coloured: give classes and palette in a classes.json beside them")
+    if names is None:
+        names = _generic(max(ids - none, default=first - 1) + 1 - first)
+    kept = [k for k in range(len(names)) if k + first not in none]
+    if not 2 <= len(kept) <= IGNORE:
+        raise UserError(
+            f"the masks of {where} have {len(kept)} class{'es' * (len(kept) != 1)}, and segmentation needs 2 to 255: "
+            "declare them in a classes.json (255 in a mask is no class: save a foreground as 1)"
+        )
+    palette = said.palette if said.palette and len(said.palette) >= len(names) else colours(len(names))
+    if coloured:
+        known = {colour_id(colour): IGNORE for colour in palette}
+        known |= {colour_id(palette[k]): n for n, k in enumerate(kept)}
+    else:
+        known = {k + first: n for n, k in enumerate(kept)} | dict.fromkeys(none, IGNORE)
+    return Classes([names[k] for k in kept], [palette[k] for k in kept], table(known))
+
+
+def read_ids(data: bytes, coloured: bool = False) -> Int32[np.ndarray, "H W"]:
+    """The numbers in a mask as they are: gray levels of 1, 8 or 16 bits, entries of a palette, or ids of colours.
+
+    coloured   colours throughout; otherwise a colour picture whose channels agree everywhere is gray
+    Raises BadImage.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"its mask of {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+            if image.format == "JPEG":
+                raise BadImage("its mask is a JPEG, which blurs class ids: save masks as PNG")
+            if image.mode not in ("1", "L", "P", "LA", "PA", "I", "RGB", "RGBA") and not image.mode.startswith("I;16"):
+                raise BadImage(f"its mask has pixels of mode {image.mode}: integers and RGB are read")
+            ids = np.array(image.convert("RGB") if coloured else image).astype(np.int32)
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly everything on broken data
+        raise BadImage(f"its mask: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if ids.ndim == 2:
+        return ids
+    if ids.shape[-1] == 2 or (not coloured and (ids[..., :1] == ids[..., 1:3]).all()):
+        return ids[..., 0]
+    return COLOUR + ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2]
+
+
+def colour_id(colour: Sequence[int]) -> int:
+    """The id of a colour, as `read_ids` gives it."""
+    return COLOUR + colour[0] + 256 * colour[1] + 65536 * colour[2]
+
+
+def listed(ids: Int32[np.ndarray, "n"]) -> str:
+    """The first ids as a person reads them; colours as (r, g, b)."""
+    some = [int(number) for number in ids]
+    shown = [str((n & 255, n >> 8 & 255, n >> 16 & 255)) if n >= COLOUR else str(n) for n in some[:3]]
+    return ", ".join(shown) + (", …" if len(some) > 3 else "")
+
+
+def colours(count: int) -> list[Colour]:
+    """Distinct colours for classes that have none: PASCAL VOC's colour map without its black."""
+    return [_voc(number) for number in range(1, count + 1)]
+
+
+def _voc(number: int) -> Colour:
+    """Bits 0, 3, 6 of the number are the highest of red, bits 1, 4, 7 of green, 2, 5, 8 of blue."""
+    red, green, blue = (sum((number >> (3 * i + c) & 1) << (7 - i) for i in range(3)) for c in range(3))
+    return red, green, blue
+
+
+__all__ = [
+    "COLOUR",
+    "IGNORE",
+    "Classes",
+    "Colour",
+    "Declared",
+    "Table",
+    "colour_id",
+    "colours",
+    "declared",
+    "listed",
+    "numbered",
+    "read_ids",
+    "table",
+]

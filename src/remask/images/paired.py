@@ -1,0 +1,297 @@
+"""Pictures and their masks, cut and scaled alike: batches that depend on (seed, epoch, position) alone.
+
+The `Loader` carries each mask as one more channel of its picture, so order, resume, workers and unusable pairs are its.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from remask.images.classes import IGNORE
+from remask.images.decoding import BadImage, decode
+from remask.images.loader import Loader
+from remask.images.masks import MaskSource
+from remask.images.transforms import resize
+from remask.types import Size, UserError
+
+TRIES = 10
+"""Crops drawn until one is not filled by a single class."""
+MEAN = (124, 116, 104)
+"""Pixel values of padding: ImageNet's mean, which is 0 to a network that is used to it."""
+
+Pair: TypeAlias = tuple[UInt8[Tensor, "C y x"], UInt8[Tensor, "y x"]]
+
+
+class PairBatch(NamedTuple):
+    """Pictures, their masks (255: no class), and their numbers in the source."""
+
+    images: UInt8[Tensor, "B C H W"]
+    labels: UInt8[Tensor, "B H W"]
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
+
+
+class PairTransform(Protocol):
+    """What the loader does to each pair; all that is random comes from the generator."""
+
+    def __call__(self, image: UInt8[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair: ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The pair as it is, for evaluation."""
+
+    def __call__(self, image: UInt8[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
+        return image, mask
+
+
+@dataclass(frozen=True)
+class ScaleCropFlip:
+    """The augmentation with which MAE, BEiT and ConvMAE train UperNet: scale, crop, flip, colours, padding.
+
+    size           of the crop, and of what is padded to it at the right and below
+    scale          drawn uniformly; 1 is the picture just covering the crop (`covering`)
+    cat_max_ratio  a crop in which one class has more of the labelled pixels is drawn again, up to 10 in all; 1: never
+    fill           pixel value of padding, a channel each; the mask is 255 there
+    # official: the whole picture is scaled, then cut; here the box is cut first, which is the same but for its border
+    """
+
+    size: Size
+    scale: tuple[float, float] = (0.5, 2.0)
+    cat_max_ratio: float = 0.75
+    flip: bool = True
+    photometric: bool = True
+    fill: tuple[int, ...] = MEAN
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise UserError(f"crop size {self.size[0]}x{self.size[1]}: both sides need at least 1 pixel")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UserError(f"scale {self.scale}: needs 0 < low <= high")
+        if not 0 < self.cat_max_ratio <= 1:
+            raise UserError(f"cat_max_ratio {self.cat_max_ratio:g}: needs 0 < ratio <= 1")
+
+    def __call__(self, image: UInt8[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
+        # one call, and as many numbers whatever the picture: see RandomCropFlip
+        draws = torch.rand(2 + 2 * TRIES + COLOURS, generator=generator, dtype=torch.float64).tolist()
+        low, high = self.scale
+        rows, columns = mask.shape
+        times = covering((rows, columns), self.size) * (low + draws[0] * (high - low))
+        (height, tall), (width, wide) = (
+            _extent(side, crop, times) for side, crop in zip((rows, columns), self.size, strict=True)
+        )
+        top, left = self._corner(mask, (height, width), draws[2 : 2 + 2 * TRIES])
+        box = slice(top, top + height), slice(left, left + width)
+        image, mask = resize(image[:, *box], (tall, wide)), nearest(mask[box], (tall, wide))
+        if self.flip and draws[1] < 0.5:
+            image, mask = image.flip(-1), mask.flip(-1)
+        if self.photometric:
+            image = distorted(image, draws[-COLOURS:])
+        return self._padded(image, mask)
+
+    def _corner(self, mask: UInt8[Tensor, "H W"], box: Size, draws: list[float]) -> tuple[int, int]:
+        """Top and left of the first box drawn in which no class has too much; the last where all have."""
+        (rows, columns), (height, width) = mask.shape, box
+        top = left = 0
+        for down, right in zip(draws[::2], draws[1::2], strict=True):
+            top, left = int(down * (rows - height + 1)), int(right * (columns - width + 1))
+            if self.cat_max_ratio == 1:
+                break
+            counts = torch.bincount(mask[top : top + height, left : left + width].flatten(), minlength=256)[:IGNORE]
+            if counts.count_nonzero() > 1 and int(counts.max()) < self.cat_max_ratio * int(counts.sum()):
+                break
+        return top, left
+
+    def _padded(self, image: UInt8[Tensor, "C h w"], mask: UInt8[Tensor, "h w"]) -> Pair:
+        height, width = mask.shape
+        if (height, width) == tuple(self.size):
+            return image.contiguous(), mask.contiguous()
+        channels = image.shape[0]
+        fill = self.fill if len(self.fill) == channels else (round(sum(self.fill) / len(self.fill)),) * channels
+        canvas = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *self.size)
+        labels = torch.full(self.size, IGNORE, dtype=torch.uint8)
+        canvas[:, :height, :width], labels[:height, :width] = image, mask
+        return canvas, labels
+
+
+def covering(picture: Size, crop: Size) -> float:
+    """By how much a picture is scaled to just cover a crop; its longer side stays within 4 times the crop's.
+
+    For a crop of 512x512 that is a shorter side of 512 and a longer one of 2048 at most, as ADE20K is trained and
+    tested on.
+    """
+    cover = max(crop[0] / picture[0], crop[1] / picture[1])
+    return min(cover, 4 * max(crop) / max(picture))
+
+
+def nearest(mask: UInt8[Tensor, "H W"], size: Size) -> UInt8[Tensor, "h w"]:
+    """A mask at another size, every pixel that under its centre."""
+    if tuple(mask.shape) == tuple(size):
+        return mask
+    return F.interpolate(mask[None, None], size=size, mode="nearest-exact")[0, 0]
+
+
+def _extent(side: int, crop: int, times: float) -> tuple[int, int]:
+    """Along one axis: pixels of the picture that a crop covers, and pixels that they become."""
+    wanted = max(1, round(crop / times))
+    return (wanted, crop) if wanted <= side else (side, max(1, min(crop, round(side * times))))
+
+
+COLOURS = 9
+"""Numbers that `distorted` takes."""
+
+
+def distorted(image: UInt8[Tensor, "C H W"], draws: list[float]) -> UInt8[Tensor, "C H W"]:
+    """SSD's photometric distortion (1512.02325), each part with probability one half.
+
+    Brightness by up to ±32 levels, contrast by .5 to 1.5 (before the others or after, at even odds), saturation by
+    .5 to 1.5 and hue by up to ±18 of 180; the last two on 3 channels only.
+    draws   nine numbers in 0..1: whether and how much of each, and when contrast comes
+    # official: rounded down to integers after each part, here once at the end
+    """
+    x, contrast = image.float(), 0.5 + draws[3] if draws[2] < 0.5 else 1.0
+    if draws[0] < 0.5:
+        x = (x + (64 * draws[1] - 32)).clamp(0, 255)
+    if draws[4] < 0.5:
+        x = (x * contrast).clamp(0, 255)
+    if len(image) == 3 and draws[5] < 0.5:
+        x = _saturated(x, 0.5 + draws[6])
+    if len(image) == 3 and draws[7] < 0.5:
+        from torchvision.transforms.v2.functional import adjust_hue
+
+        x = adjust_hue(x / 255, (36 * draws[8] - 18) / 180) * 255
+    if draws[4] >= 0.5:
+        x = (x * contrast).clamp(0, 255)
+    return x.round().to(torch.uint8)
+
+
+def _saturated(x: Float[Tensor, "3 H W"], times: float) -> Float[Tensor, "3 H W"]:
+    """HSV's saturation (V - min) / V times a factor, at most 1: channels move from V = max in proportion."""
+    low, high = torch.aminmax(x, dim=0)
+    most = high / (high - low).clamp(min=1e-6)
+    return high - (high - x) * most.clamp(max=times)
+
+
+class PairLoader:
+    """Batches of pairs, epoch by epoch; `Loader` says what the arguments mean, and when TooManyBad is raised.
+
+    With drop_last a pair that cannot be used gives its place to the next one, without it is left out. The transform
+    has to make all pairs of one size.
+    """
+
+    def __init__(
+        self,
+        source: MaskSource,
+        transform: PairTransform,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        workers: int = 0,
+        channels: int = 3,
+        max_bad: float = 0.01,
+        pin: bool = False,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self.source = source
+        self._loader = Loader(
+            _Joined(source.name, source, channels), _Apart(transform), batch_size, seed=seed, shuffle=shuffle,
+            drop_last=drop_last, workers=workers, channels=channels + 1, max_bad=max_bad, skip=not drop_last,
+            pin=pin, cache_mb=0, report=report,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._loader)
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Pairs that could not be used, and why."""
+        return self._loader.bad
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
+        """The batches of one epoch from number `start` on. Raises TooManyBad."""
+        for batch in self._loader.epoch(epoch, start):
+            yield PairBatch(batch.images[:, :-1], batch.images[:, -1], batch.index)
+
+
+def whole_pairs(
+    source: MaskSource,
+    batch_size: int = 1,
+    *,
+    workers: int = 0,
+    channels: int = 3,
+    max_bad: float = 0.01,
+    report: Callable[[str], None] | None = None,
+) -> Iterator[PairBatch]:
+    """Every usable pair once, whole and in the source's order, for evaluation; a batch holds pictures of one size."""
+    loader = PairLoader(
+        source, Whole(), 1, shuffle=False, drop_last=False, workers=workers, channels=channels, max_bad=max_bad,
+        report=report,
+    )  # fmt: skip
+    waiting: list[PairBatch] = []
+    for one in loader.epoch(0):
+        if waiting and (len(waiting) == batch_size or one.images.shape != waiting[0].images.shape):
+            yield _together(waiting)
+            waiting = []
+        waiting.append(one)
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(batches: list[PairBatch]) -> PairBatch:
+    return PairBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+@dataclass
+class _Joined:
+    """A source of pictures with the mask as the last channel."""
+
+    name: str
+    source: MaskSource
+    channels: int
+    labels: list[int] | None = None
+    classes: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, i: int) -> np.ndarray:
+        data, mask = self.source.read(i)
+        image = decode(data, self.channels).permute(1, 2, 0).numpy()
+        if image.shape[:2] != mask.shape:
+            sizes = [f"{width}x{height}" for height, width in (image.shape[:2], mask.shape)]
+            raise BadImage(f"its mask is of another size: {sizes[1]} and not {sizes[0]}")
+        return np.concatenate([image, mask[..., None]], axis=2)
+
+    def where(self, i: int) -> str:
+        return self.source.where(i)
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A transform of pairs for a loader of pictures that carry their masks."""
+
+    transform: PairTransform
+
+    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator) -> UInt8[Tensor, "C h w"]:
+        picture, mask = self.transform(image[:-1], image[-1], generator)
+        return torch.cat([picture, mask[None]])
+
+
+__all__ = [
+    "IGNORE",
+    "PairBatch",
+    "PairLoader",
+    "PairTransform",
+    "ScaleCropFlip",
+    "Whole",
+    "covering",
+    "whole_pairs",
+]

@@ -1,0 +1,87 @@
+"""The backbone that a downstream task starts from: any encoder there is, rebuilt for its images and drop path."""
+
+from typing import Any
+
+import timm
+
+from remask.backbones import Backbone
+from remask.backbones.cmt_network import Cmt
+from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.makers import maker
+from remask.backbones.tables import resize_state
+from remask.backbones.vit import create_vit
+from remask.interop.encoders import FIXED, open_encoder
+from remask.interop.mae import check
+from remask.interop.teachers import _fetched
+from remask.types import Size, UserError
+
+
+def start(
+    spec: str, size: Size | None = None, *, heads: int | None = None, drop_path: float = 0.0, untrained: bool = False
+) -> tuple[Backbone, Size]:
+    """The backbone that `spec` names, for images of `size` pixels, and that size: the network's own by default.
+
+    Tables of positions are resized, and trained from here on.
+
+    spec        as for `open_encoder`; timm: and untrained: take any network that returns a map of features too
+    heads       of attention, where a file does not tell them
+    untrained   the same network with first weights, a ViT's positions by sine and cosine: the control
+    Raises UserError as `open_encoder` does, and where the network does not take the size.
+    """
+    kind, _, name = spec.partition(":")
+    if kind in ("timm", "untrained") and maker(name) is create_hierarchical:
+        size = size or _published_size(name)
+        fresh: Any = create_hierarchical(name, size, *_published(name), drop_path=drop_path)
+        if kind == "timm" and not untrained:
+            fetched = _fetched(lambda: timm.create_model(name, pretrained=True, num_classes=0), spec)
+            state = resize_state(fetched.state_dict(), fresh.network, _published_size(name), size, fresh.patch)
+            fresh.network.load_state_dict(state)
+        return fresh, size
+    source: Any = open_encoder(spec, heads=heads)
+    if source.origin is None:
+        raise UserError(f"{spec} does not say how it is rebuilt: export it again with remask export")
+    model, arguments = source.origin
+    make = maker(model)
+    own = {key: value for key, value in arguments.items() if key not in FIXED}
+    before = _built_for(source, arguments)
+    size = size or before
+    keys = {"positions": "sincos" if untrained else "learned"} if make is create_vit else {}
+    fresh = make(model, size, *constants(source), drop_path=drop_path, overrides=own, **keys)
+    if not untrained and kind != "untrained":
+        state = resize_state(source.network.state_dict(), fresh.network, before, size, fresh.patch)
+        check(state, fresh.network.state_dict(), spec)
+        fresh.network.load_state_dict(state)
+    for name, parameter in fresh.network.named_parameters():
+        if name == "pos_embed":  # fixed in pre-training, trained from here on (MAE, ConvMAE)
+            parameter.requires_grad_(True)
+    return fresh, size
+
+
+def constants(backbone: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixel values in 0..1 that a backbone normalises by."""
+    shift, scale = backbone.normalise.shift.flatten(), backbone.normalise.scale.flatten()
+    return tuple((shift / 255).tolist()), tuple((1 / (scale * 255)).tolist())
+
+
+def _built_for(backbone: Any, arguments: dict[str, Any]) -> Size:
+    """Pixels of the images whose tables a backbone holds."""
+    network = backbone.network
+    if size := network.built_for if isinstance(network, Cmt) else arguments.get("img_size"):
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    rows, columns = backbone.built_for
+    return rows * backbone.patch[0], columns * backbone.patch[1]
+
+
+def _published(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What timm states for a model; ImageNet's where it states nothing."""
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return (tuple(cfg.mean), tuple(cfg.std)) if cfg else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _published_size(name: str) -> Size:
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    return int(cfg.input_size[1]), int(cfg.input_size[2])
+
+
+__all__ = ["constants", "start"]

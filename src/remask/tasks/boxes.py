@@ -1,0 +1,92 @@
+"""Detection: [data] → pictures with boxes and masks, [model] → Detector, COCO's average precision and a sheet."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remask.downstream import Task
+from remask.evaluation.average_precision import average_precision, detections
+from remask.evaluation.detector import Detector, on_picture
+from remask.evaluation.drawing import Drawing, sheet_of_boxes
+from remask.images import decode
+from remask.images.boxes import BoxLoader, Fit, ScaleJitter
+from remask.images.coco import CocoSource, open_coco
+from remask.recipe.downstream import BoxesData, Detect
+from remask.runtime import Runtime
+from remask.tasks.network import freeze, network, workers
+from remask.types import UserError
+
+SHOWN = 8
+"""Test pictures on the sheet."""
+
+
+def build_detect(
+    recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
+) -> Task:
+    """See `build_task`."""
+    data, model = recipe.data, recipe.model
+    source, val = opened(data, report, facts)
+    backbone, size = network(model, data.image_size)
+    masks = facts["masks"] if facts else source.masks
+    detector = Detector(
+        backbone, len(source.classes), size, channels=model.width, masks=masks, anchor=model.anchor,
+        score=recipe.test.score, detections=recipe.test.detections,
+    )  # fmt: skip
+    freeze(detector, model)
+    train = None if facts else BoxLoader(
+        source, ScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
+        workers=workers(recipe.runtime, runtime), channels=backbone.channels, pin=runtime.device.type == "cuda",
+    )  # fmt: skip
+    kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
+
+    def test(tested: Detector) -> dict[str, Any]:
+        batches = BoxLoader(val, Fit(size), 4, shuffle=False, channels=backbone.channels).epoch(0)
+        dtype = None if runtime.dtype == torch.float32 else runtime.dtype
+        results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
+        found = average_precision(val.truth(), results, kinds) if results else {kind: dict(NOTHING) for kind in kinds}
+        protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}
+        flat = {"AP": 100 * found["bbox"]["AP"], "AP50": 100 * found["bbox"]["AP50"], **found}
+        return flat | {"images": len(val), "detections": len(results), "protocol": protocol | {"seed": recipe.seed}}
+
+    def show(tested: Detector, folder: Path) -> None:
+        drawings, fit = [], Fit(size)
+        for i in range(0, len(val), max(1, len(val) // SHOWN)):
+            data, target = val.read(i)
+            picture = decode(data, backbone.channels)
+            image, placed = fit(picture, target)
+            found = on_picture(tested.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
+            drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
+        (folder / "detections.png").write_bytes(sheet_of_boxes(drawings[:SHOWN], val.classes))
+
+    return Task(detector, train, len(source), test, "AP", show, {"classes": source.classes, "masks": masks})
+
+
+NOTHING = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+"""The precision of a detector that finds nothing."""
+
+
+def opened(data: BoxesData, report: Callable[[str], None] | None, facts: Any) -> tuple[CocoSource, CocoSource]:
+    """Pictures to learn from and to test on. COCO's splits are files: nothing is held out of one."""
+    if data.val is None or data.val_annotations is None:
+        raise UserError("no pictures to test on: give --val DIR and --val-annotations JSON")
+    val = open_coco(data.val, data.val_annotations, skip_bad=data.skip_bad, report=report)
+    if facts:
+        _check(facts["classes"], val, data.val_annotations)
+        return val, val
+    if data.source is None or data.annotations is None:
+        raise UserError("no pictures to learn from: give --data DIR and --annotations JSON")
+    source = open_coco(data.source, data.annotations, limit=data.limit, skip_bad=data.skip_bad, report=report)
+    _check(source.classes, val, data.val_annotations)
+    return source, val
+
+
+def _check(classes: list[str], val: CocoSource, where: str) -> None:
+    if classes != val.classes:
+        other = next((name for name in val.classes if name not in classes), None)
+        why = f"{other!r} is not among those of the training pictures" if other else "their order or number differs"
+        raise UserError(f"the categories of {where} are others: {why}")
+
+
+__all__ = ["build_detect", "opened"]

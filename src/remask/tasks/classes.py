@@ -1,0 +1,110 @@
+"""Fine-tuning: [data] → pictures of classes, [model] → Classifier, top-1 and a confusion matrix."""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remask.downstream import Task
+from remask.evaluation.accuracy import confusion_picture, score
+from remask.evaluation.classifier import Classifier
+from remask.evaluation.mixing import Mixing
+from remask.images import Loader, Source, Subset, iterate, open_source
+from remask.images.augment import EvalCrop, TrainAugment
+from remask.interop.start import constants
+from remask.recipe.downstream import ClassesData, Finetune
+from remask.runtime import Runtime, generator
+from remask.tasks.network import freeze, network, workers
+from remask.types import UserError
+
+
+def build_finetune(
+    recipe: Finetune, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
+) -> Task:
+    """See `build_task`."""
+    data, model, augment = recipe.data, recipe.model, recipe.augment
+    source, val = labelled(data, recipe.seed, bool(facts))
+    names = facts["classes"] if facts else classes_of(source, val)
+    backbone, size = network(model, data.image_size)
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
+    classifier = Classifier(
+        backbone, len(names), pool=model.pool, dropout=model.dropout, smoothing=model.smoothing,
+        mixing=mixing if augment.mixup or augment.cutmix else None, init_scale=model.init_scale,
+    )  # fmt: skip
+    freeze(classifier, model)
+    crop = TrainAugment(
+        size, *constants(backbone), data.crop_scale, data.crop_ratio, data.flip,
+        augment.randaugment or "off", augment.jitter, augment.erasing,
+    )  # fmt: skip
+    train = None if facts else Loader(
+        source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
+        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", report=report,
+    )  # fmt: skip
+
+    def batches() -> Iterable[Any]:
+        return iterate(
+            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=max(data.max_bad, 0.01)
+        )
+
+    found: dict[str, Any] = {}
+
+    def test(tested: Classifier) -> dict[str, Any]:
+        found["scores"] = scores = score(tested, batches(), runtime.device, runtime.autocast)
+        protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
+        return scores.summary(names) | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
+
+    def show(tested: Classifier, folder: Path) -> None:
+        (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
+
+    return Task(classifier, train, len(source), test, "top1", show, {"classes": names})
+
+
+def labelled(data: ClassesData, seed: int, only_val: bool) -> tuple[Source, Source]:
+    """Pictures to learn from and to test on; a random fifth is held out where no test pictures are given."""
+    if data.val is None or not only_val:
+        if data.source is None:
+            raise UserError("no pictures to learn from: give --data DIR of class folders, parquet or tar shards")
+        source, val = split(open_source(data.source, limit=data.limit, labelled=True), data.val, seed)
+        return (some_of(source, data.share, seed) if data.share else source), val
+    val = open_source(data.val, labelled=True)
+    return val, val
+
+
+def split(source: Source, val: str | None, seed: int) -> tuple[Source, Source]:
+    """Training and test pictures; without a test source, a random fifth is held out."""
+    if val is not None:
+        return source, open_source(val, labelled=True)
+    order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
+    cut = len(order) // 5
+    return Subset(source, order[cut:]), Subset(source, order[:cut])
+
+
+def some_of(source: Source, share: float, seed: int) -> Source:
+    """A share of each class, at least one picture; the same for the same seed."""
+    labels, kept = torch.tensor(source.labels), []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator(seed, "share", label))
+        kept += members[order[: max(1, math.ceil(share * len(members)))]].tolist()
+    return Subset(source, sorted(kept))
+
+
+def classes_of(source: Source, val: Source) -> list[str]:
+    """The names of the classes by number. Raises UserError where the two sources do not mean the same by them."""
+    assert source.labels is not None
+    assert val.labels is not None
+    count = max(source.labels) + 1
+    if source.classes and val.classes and source.classes != val.classes:
+        other = next((name for name in val.classes if name not in source.classes), None)
+        why = f"{other!r} is not among the training pictures" if other else "the training pictures have others too"
+        raise UserError(f"the classes of {val.name} are not those of {source.name}: {why}; both need the same")
+    if (unknown := max(val.labels)) >= count:
+        raise UserError(f"class {unknown} of {val.name} has no picture in {source.name}: both need the same classes")
+    if len(set(source.labels)) < 2:
+        raise UserError(f"all {len(source)} pictures of {source.name} are of one class: at least two are needed")
+    return list(source.classes) if source.classes else [str(number) for number in range(count)]
+
+
+__all__ = ["build_finetune", "classes_of", "labelled", "some_of", "split"]

@@ -1,0 +1,91 @@
+"""Segmentation: [data] → pictures with masks, [model] → Segmenter, mIoU and painted frames."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remask.downstream import Task
+from remask.evaluation.frames import frames
+from remask.evaluation.segmenter import Segmenter, evaluate
+from remask.images.masks import MaskFiles, open_masks
+from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
+from remask.interop.start import constants
+from remask.recipe.downstream import MasksData, Segment
+from remask.runtime import Runtime, generator
+from remask.tasks.network import freeze, network, workers
+from remask.types import UserError
+
+SHOWN = 6
+"""Test pictures that are painted."""
+
+
+def build_segment(
+    recipe: Segment, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
+) -> Task:
+    """See `build_task`."""
+    data, model = recipe.data, recipe.model
+    source, val = pairs(data, recipe.seed, facts)
+    names, palette = source.classes, source.palette
+    backbone, size = network(model, data.image_size)
+    segmenter = Segmenter(
+        backbone, len(names), head=model.head, width=model.width, aux=model.aux, norm=model.norm, ignore=source.ignore
+    )
+    freeze(segmenter, model)
+    fill = tuple(round(255 * value) for value in constants(backbone)[0])
+    crop = ScaleCropFlip(size, data.scale, fill=fill, flip=data.flip, photometric=data.photometric)
+    train = None if facts else PairLoader(
+        source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
+        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", report=report,
+    )  # fmt: skip
+    step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
+    asked: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
+
+    def test(tested: Segmenter) -> dict[str, Any]:
+        batches = whole_pairs(val, 4, channels=backbone.channels, max_bad=max(data.max_bad, 0.01))
+        result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **asked)
+        result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
+        return result
+
+    def show(tested: Segmenter, folder: Path) -> None:
+        some = val.subset([i * len(val) // min(SHOWN, len(val)) for i in range(min(SHOWN, len(val)))])
+        images, truths, guesses = list[Tensor](), list[Tensor](), list[Tensor]()
+        for batch in whole_pairs(some, channels=backbone.channels):
+            with torch.inference_mode():
+                guess = tested.predict(batch.images.to(runtime.device), **asked).cpu()
+            images, truths, guesses = [*images, *batch.images], [*truths, *batch.labels.long()], [*guesses, *guess]
+        (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
+
+    return Task(segmenter, train, len(source), test, "mIoU", show, {"classes": names})
+
+
+def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]:
+    """Pairs to learn from and to test on; of one folder alone a random fifth is held out."""
+    if data.source is None and not (facts and data.val):
+        raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
+    given: dict[str, Any] = {
+        "classes": facts["classes"] if facts else data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero,
+    }  # fmt: skip
+    val = open_masks(data.val, data.val_masks, **given) if data.val else None
+    if facts and val:
+        return val, val
+    source = open_masks(str(data.source), data.masks, limit=data.limit, **given)
+    if val is None:
+        order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
+        cut = max(1, len(order) // 5)
+        return source.subset(order[cut:]), source.subset(order[:cut])
+    if source.classes != val.classes:
+        raise UserError(
+            f"{data.source} has {len(source.classes)} classes and {data.val} {len(val.classes)}, or others: "
+            "both need the same; say how many with --classes"
+        )
+    return source, val
+
+
+def _dtype(runtime: Runtime) -> torch.dtype | None:
+    return None if runtime.dtype == torch.float32 else runtime.dtype
+
+
+__all__ = ["build_segment", "pairs"]

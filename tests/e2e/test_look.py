@@ -1,0 +1,57 @@
+"""Features into a file, maps of several networks, attention over pictures, and probes of what is no run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from remask import commands
+from remask.types import UserError
+
+LOOK = commands.Look(image_size=(16, 16))
+NET = "untrained:vit_micro"
+
+
+def test_embed(tmp_path: Path) -> None:
+    found = np.load(commands.embed(NET, "digits:val", tmp_path / "features.npz", LOOK, quiet=True))
+    assert found["feature"].shape == (355, 128)
+    assert len(set(found["path"].tolist())) == 355
+    with pytest.raises(UserError, match="parquet or"):
+        commands.embed(NET, "digits:val", tmp_path / "features.csv", LOOK, quiet=True)
+
+
+def test_tsne_puts_networks_side_by_side(tmp_path: Path) -> None:
+    asked = commands.Mapped(names=("a", "b"), untrained=True, classes=4, per_class=20, perplexity=10, k=5)
+    picture = commands.tsne([NET, NET], "digits", tmp_path / "maps.png", asked, LOOK, quiet=True)
+    rows = (tmp_path / "maps.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 80
+    assert Image.open(picture).size[0] > 1000
+    assert set(json.loads((tmp_path / "maps.json").read_text())["separation"]) == {"untrained", "a", "b"}
+    with pytest.raises(UserError, match="no labels"):
+        commands.tsne([NET], "photos", tmp_path / "other.png", look=LOOK, quiet=True)
+    assert not (tmp_path / "other.png").exists()
+
+
+def test_attention(tmp_path: Path) -> None:
+    picture = commands.attention(NET, "photos", commands.Look(image_size=(32, 32)), out=tmp_path / "a.png", count=2)
+    assert Image.open(picture).size[0] > 300
+    with pytest.raises(UserError, match="--out"):
+        commands.attention(NET)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (commands.Asked(layers=(0, -1)), "layers"),
+        (commands.Asked("mae", epochs=2), "linprobe"),
+        (commands.Asked("attentive", epochs=1), "attentive"),
+        (commands.Asked(fractions=(0.5,)), "probe"),
+    ],
+)
+def test_probes_of_a_specification(asked: commands.Asked, name: str, tmp_path: Path) -> None:
+    found = commands.probe(NET, "digits:train", "digits:val", asked, LOOK, limit=400, out=tmp_path, quiet=True)
+    assert json.loads((tmp_path / "eval" / f"{name}.json").read_text())["protocol"]["image_size"] == [16, 16]
+    assert found["protocol"]["val"] == "digits:val"
+    assert (tmp_path / "pictures" / "layers.png").exists() == (name == "layers")

@@ -1,0 +1,58 @@
+"""The linear probe as we run it, against the official code: test_mae_transfer.py has its parts, here is the whole."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from remask.backbones.vit import ViT
+from remask.evaluation.features import evaluating
+from remask.evaluation.linprobe import LinearProbe as Probe
+from remask.evaluation.linprobe import Settings, describer
+from remask.interop import mae as interop
+from remask.optim import Schedule
+from tests.golden.test_mae_transfer import kind_of, trained_classifier
+from tests.golden.vectors import File, Folder, some, trajectory
+
+SYSTEM = "mae"
+FILES = {"probe": "linprobe_*.safetensors"}
+
+
+def test_trajectory(probe: File) -> None:
+    """Features by our reader in evaluation mode, our head, our steps; logits with the running statistics after them."""
+    stored, official = probe.tensors, probe.folder.config.part("linprobe")
+    network, kind = trained_classifier(probe.folder, kind_of(probe)).train(), kind_of(probe)
+    backbone = ViT(network, interop.MEAN, interop.STD)
+    with evaluating([backbone]), torch.no_grad():
+        if kind == "cls":
+            features = describer(backbone, Settings(pool="cls"))(stored["imgs"])
+        else:  # whose fresh norm was given random weights here
+            tokens = backbone.encode(backbone.embed(stored["imgs"]), layers=(backbone.depth - 1,))[backbone.depth - 1]
+            features = network.fc_norm(tokens.tokens.mean(1))
+    steps = len(stored["train_losses"])
+    constant = Schedule(1, steps, float(official["lr"]), drops=(2.0,))
+    ours = Probe(features.shape[1], len(network.head.bias), constant)
+    ours.head[1].load_state_dict(network.head.state_dict())
+    found = torch.stack([ours.step(features, stored["labels"]) for _ in range(steps)])
+    trajectory(found, stored["train_losses"])
+    for name, value in stored.below(f"after{steps}.head.").items():
+        trajectory(ours.head.state_dict()[name], value)
+    score = ours.score(features, stored["labels"])
+    expected = stored[f"eval_logits_after{steps}"]
+    trajectory(ours.head(features), expected)
+    assert score["loss"] == pytest.approx(float(F.cross_entropy(expected, stored["labels"])), abs=1e-4)
+    assert score["top1"] == pytest.approx(
+        100 * float((expected.argmax(1) == stored["labels"]).float().mean()), abs=0.01
+    )
+
+
+def test_schedule(folder: Folder) -> None:
+    rule = re.compile(r".*linprobe_bs(\d+)_blr([\d.e-]+)")
+    tables = folder.json("lr_schedule.json").items()
+    for match, table in some(((m, t) for name, t in tables if (m := rule.fullmatch(name))), "linear probes"):
+        batch, base = int(match[1]), float(match[2])
+        settings = Settings(epochs=table["epochs"], base_lr=base, batch=batch, warmup=table["warmup_epochs"])
+        schedule = settings.schedule(1000 * batch)
+        for row in table["table"]:
+            assert schedule.lr_at(round(1000 * row["epoch"])) == pytest.approx(row["lr"], rel=1e-6, abs=1e-12), row
