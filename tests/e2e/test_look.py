@@ -28,7 +28,9 @@ def test_tsne_puts_networks_side_by_side(tmp_path: Path) -> None:
     rows = (tmp_path / "maps.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 80
     assert Image.open(picture).size[0] > 1000
-    assert set(json.loads((tmp_path / "maps.json").read_text())["separation"]) == {"untrained", "a", "b"}
+    found = json.loads((tmp_path / "maps.json").read_text())["separation"]
+    assert set(found) == {"untrained", "a", "b"}
+    assert found["a"] == found["b"], "the same network twice"
     with pytest.raises(UserError, match="no labels"):
         commands.tsne([NET], "photos", tmp_path / "other.png", look=LOOK, quiet=True)
     assert not (tmp_path / "other.png").exists()

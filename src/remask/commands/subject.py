@@ -70,7 +70,8 @@ def subject(spec: str, look: Look = LOOK) -> Subject:
         spec = f"run:{spec}"
     elif ":" not in spec:
         raise UserError(f"{spec} is no run: give a folder that --out named, or mae:FILE, timm:NAME, untrained:NAME")
-    backbone, size = start(spec, size, heads=look.heads)
+    with seeded(0, spec):  # an untrained network is the same whenever it is looked at
+        backbone, size = start(spec, size, heads=look.heads)
     return Subject(spec, backbone.to(where), size, backbone.channels, None, look)
 
 
