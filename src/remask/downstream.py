@@ -29,6 +29,7 @@ class Task(NamedTuple):
     pictures  of an epoch
     test      model -> the content of eval/TASK.json, with `headline` among its keys
     show      (model, folder) -> pictures for a person, written into the folder
+    gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
     """
 
@@ -37,6 +38,7 @@ class Task(NamedTuple):
     pictures: int
     test: Callable[[Any], dict[str, Any]]
     headline: str
+    gflops: float
     show: Callable[[Any, Path], None]
     facts: dict[str, Any]
 
@@ -51,7 +53,7 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
     optimizer = adamw(groups(task.model, optim.weight_decay, optim.layer_decay), optim.peak, optim.betas)
     if isinstance(model, Averaged):
         model.follow(optimizer)
-    ledger = Ledger(task.pictures, 1, int(runtime.device.type == "cuda"), 0.0)
+    ledger = Ledger(task.pictures, 1, int(runtime.device.type == "cuda"), task.gflops)
     trainer = Trainer(
         model, task.train, optimizer, schedule(recipe, len(task.train)), runtime, run, ledger,
         seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,

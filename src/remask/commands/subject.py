@@ -9,7 +9,6 @@ import torch
 from remask.backbones import Backbone
 from remask.images import Batch, CentreCrop, Source, iterate
 from remask.interop.start import start
-from remask.progressive import at_size
 from remask.runs import open_run, trained, untrained
 from remask.runtime import resolve, seeded
 from remask.types import Size, UserError
@@ -39,16 +38,17 @@ class Subject(NamedTuple):
     channels: int
     folder: Path | None
     look: Look
+    max_bad: float = 0.01
 
     def batches(self, source: Source, count: int = 256) -> Iterator[Batch]:
         """Centre crops of a source, in order, as the backbone sees them."""
-        return iterate(source, CentreCrop(self.size), count, channels=self.channels)
+        return iterate(source, CentreCrop(self.size), count, channels=self.channels, max_bad=self.max_bad)
 
     def twin(self) -> Any:
         """The same network untrained: a run's with the first weights it had, another's with its maker's."""
         if self.folder:
             _, recipe = open_run(self.folder)
-            twin: Any = untrained(at_size(recipe, self.size), self.size).backbone
+            twin: Any = untrained(recipe, self.size).backbone
             return twin.to(device(self.look))
         with seeded(0, "untrained"):
             backbone: Any = start(self.name, self.size, heads=self.look.heads, untrained=True)[0]
@@ -65,7 +65,8 @@ def subject(spec: str, look: Look = LOOK) -> Subject:
         run, recipe = open_run(path)
         size = size or recipe.data.image_size
         backbone: Any = trained(run, recipe, look.checkpoint, size).backbone
-        return Subject(path.name, backbone.to(where), size, backbone.channels, path, look)
+        bad = max(recipe.data.max_bad, 0.01)
+        return Subject(path.name, backbone.to(where), size, backbone.channels, path, look, bad)
     if path.is_dir():
         spec = f"run:{spec}"
     elif ":" not in spec:

@@ -20,11 +20,9 @@ from remask.backbones.beit import BeitViT
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
 from remask.evaluation.features import evaluating
-from remask.evaluation.sheet import Panel, Reconstruction, sheet
+from remask.evaluation.sheet import Panel, Reconstruction, rgb, sheet
 from remask.types import Images, UserError
 
-_SHORT_SIDE = 224
-"""Pictures are enlarged by a whole factor to at least this many pixels a side."""
 _HEAT = 0.6
 """Share of the colours of attention in a picture."""
 
@@ -106,7 +104,7 @@ def attention_sheet(
     """A PNG with a row a picture: itself, the mean over the heads, and each head; brightest where attention is most."""
     rows = []
     for image, heads in zip(images, maps, strict=True):
-        picture = _rgb(image)
+        picture = rgb(image)
         panels = [Panel("original", picture), Panel("mean of heads", overlay(picture, heads.mean(0)))]
         panels += [Panel(f"head {number + 1}", overlay(picture, head)) for number, head in enumerate(heads)]
         rows.append(panels)
@@ -125,14 +123,6 @@ def overlay(picture: UInt8[Tensor, "Y X 3"], attention: Float[Tensor, "h w"]) ->
     heat = torch.from_numpy(np.asarray(matplotlib.colormaps["inferno"](share.numpy())))[..., :3].float() * 255
     grey = picture.float().mean(-1, keepdim=True)
     return (_HEAT * heat + (1 - _HEAT) * grey).round().clamp(0, 255).to(torch.uint8)
-
-
-def _rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
-    """Three channels as colours, any other number as their mean in grey; small pictures enlarged by a whole factor."""
-    if image.shape[0] != 3:
-        image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
-    factor = max(1, -(-_SHORT_SIDE // min(image.shape[1:])))
-    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0)
 
 
 __all__ = ["attention_maps", "attention_sheet", "overlay"]

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from remask.evaluation.features import evaluating
 from remask.evaluation.glyphs import magnitudes, stars
-from remask.evaluation.sheet import Panel, Reconstruction, sheet
+from remask.evaluation.sheet import SHORT_SIDE, Panel, Reconstruction, rgb, sheet
 from remask.method import Branch, Method, Pair
 from remask.targets import Hog, Pixels
 from remask.tokens import patchify, scatter, unpatchify
 from remask.types import Grid, Size
 from remask.views import Views
 
-_SHORT_SIDE = 224
-"""Pictures are enlarged by a whole factor to at least this many pixels a side."""
 _GREY = 128
 _PAPER, _GIVEN, _MASKED, _VISIBLE = (18, 20, 26), (235, 235, 235), (255, 190, 80), (110, 170, 255)
 _DIM = (90, 92, 100)
@@ -75,7 +73,7 @@ def _group(
 
 
 def _original(images: Tensor) -> list[Panel]:
-    return [Panel("original", _rgb(image)) for image in images]
+    return [Panel("original", rgb(image)) for image in images]
 
 
 def _seen(images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
@@ -83,7 +81,7 @@ def _seen(images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
     hidden = _pixels_of(views.mask[v], views.grid, patch)
     grey = torch.where(hidden.unsqueeze(1), torch.tensor(_GREY, dtype=torch.uint8), images)
     heading = f"view {v + 1}\n{100 * views.corruption_rate:.3g} % hidden"
-    return [Panel(heading, _rgb(image)) for image in grey]
+    return [Panel(heading, rgb(image)) for image in grey]
 
 
 def _prediction(group: _Group, images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
@@ -104,7 +102,7 @@ def _pixel_prediction(target: Pixels, group: _Group, images: Tensor, views: View
         painted = torch.where(hidden, painted, images)
     else:
         painted = torch.where(hidden, torch.tensor(_GREY, dtype=torch.uint8), painted)
-    return [Panel(f"prediction {v + 1}", _rgb(image)) for image in painted]
+    return [Panel(f"prediction {v + 1}", rgb(image)) for image in painted]
 
 
 def _targets(groups: Sequence[_Group], images: Tensor, views: Views) -> list[list[Panel]]:
@@ -134,7 +132,7 @@ def _magnitudes(hog: Hog, images: Tensor, views: Views) -> tuple[Tensor, Tensor,
     """The target's magnitudes [B, bins, h, w], that of a full stroke [B], pixels a cell. The same for a prediction."""
     magnitude = magnitudes(hog, hog(images.to(hog.mean.device), views).cpu(), views.grid)
     full = magnitude.flatten(1).quantile(0.99, dim=1)
-    return magnitude, full, max(8, -(-_SHORT_SIDE // min(magnitude.shape[-2:])))
+    return magnitude, full, max(8, -(-SHORT_SIDE // min(magnitude.shape[-2:])))
 
 
 def _painted(brightness: Float[Tensor, "B Y X"], colours: Tensor) -> UInt8[Tensor, "B Y X 3"]:
@@ -148,7 +146,7 @@ def _union(images: Tensor, views: Views, patch: Size) -> list[Panel]:
     shown = _pixels_of(covered, views.grid, patch)
     result = []
     for image, mask, share in zip(images, shown, covered.float().mean(1).tolist(), strict=True):
-        picture = _rgb(image)
+        picture = rgb(image)
         factor = picture.shape[0] // image.shape[-2]
         mask = mask.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
         picture = torch.where(mask.unsqueeze(-1), picture, _hatching(picture.shape[0], picture.shape[1]))
@@ -164,14 +162,6 @@ def _hatching(height: int, width: int) -> UInt8[Tensor, "height width 3"]:
 
 def _pixels_of(tokens: Bool[Tensor, "B N"], grid: Grid, patch: Size) -> Bool[Tensor, "B H W"]:
     return tokens.unflatten(1, grid).repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
-
-
-def _rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
-    """Three channels as colours, any other number as their mean in grey; small pictures enlarged by a whole factor."""
-    if image.shape[0] != 3:
-        image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
-    factor = max(1, -(-_SHORT_SIDE // min(image.shape[1:])))
-    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0)
 
 
 def _notes(groups: Sequence[_Group]) -> list[str]:

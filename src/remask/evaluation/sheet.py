@@ -4,9 +4,12 @@ import io
 import textwrap
 from typing import NamedTuple
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+SHORT_SIDE = 224
+"""Pictures are enlarged by a whole factor to at least this many pixels a side."""
 _INK, _FAINT = "#1f2328", "#59636e"
 
 
@@ -23,6 +26,14 @@ class Reconstruction(NamedTuple):
 
     rows: list[list[Panel]]
     notes: list[str]
+
+
+def rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
+    """Three channels as colours, any other number as their mean in grey; small pictures enlarged by a whole factor."""
+    if image.shape[0] != 3:
+        image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
+    factor = max(1, -(-SHORT_SIDE // min(image.shape[1:])))
+    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0)
 
 
 def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) -> bytes:
@@ -62,4 +73,4 @@ def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) ->
     return buffer.getvalue()
 
 
-__all__ = ["Panel", "Reconstruction", "sheet"]
+__all__ = ["SHORT_SIDE", "Panel", "Reconstruction", "rgb", "sheet"]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from remask.recipe.sections import RuntimeSection
+from remask.recipe.sections import About, RuntimeSection
 from remask.recipe.values import Pair, Range, Section, Size
 
 
@@ -30,13 +30,13 @@ class ImagesSection(Section):
         default=None, description='Pixels: 224, [96, 160] or "96x160" (height, width); unset = the network\'s.'
     )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
-    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unusable pictures that stops the run.")
     flip: bool = Field(default=True, description="Mirror half of the pictures left to right.")
 
 
 class ClassesData(ImagesSection):
     """Pictures of classes."""
 
+    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unusable pictures that stops the run.")
     share: float | None = Field(default=None, gt=0, le=1, description="Learn from this share of each class only.")
     crop_scale: Range = Field(default=(0.08, 1.0), description="Share of a picture's area that a random crop keeps.")
     crop_ratio: Range = Field(default=(3 / 4, 4 / 3), description="Width / height of a random crop.")
@@ -46,6 +46,7 @@ class ClassesData(ImagesSection):
 class MasksData(ImagesSection):
     """Pictures with a class for every pixel; image_size is that of a training crop."""
 
+    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unusable pairs that stops the run.")
     masks: str | None = Field(default=None, description="Masks of the source; unset = found by its layout.")
     val_masks: str | None = Field(default=None, description="Masks of val.")
     classes: int | None = Field(default=None, ge=2, description="Number of classes; unset = stated by the set.")
@@ -163,19 +164,10 @@ class BoxesTest(TestSection):
     detections: int = Field(default=100, ge=1, description="Most detections in a picture.")
 
 
-class Downstream(Section):
-    """What all three say of themselves."""
+class Downstream(About):
+    """What all three have."""
 
-    name: str = Field(description="The recipe's name: the stem of its file.")
     task: str = Field(description="finetune, segment or detect.")
-    title: str = Field(default="", description="One line: what this trains.")
-    paper: str = Field(default="", description="The paper, with its arXiv number.")
-    table: str = Field(default="", description="Table and row that this reproduces.")
-    expected: str = Field(default="", description="The number the paper reports, or that none is published.")
-    command: str = Field(default="", description="The command that runs it.")
-    cost: str = Field(default="", description="What it costs, as published or measured.")
-    notes: list[str] = Field(default=[], description="What is known, what is assumed, where it differs.")
-    seed: int = Field(default=0, ge=0, description="Seed of every random draw.")
     optim: LearnSection
     runtime: RuntimeSection = RuntimeSection()
 

@@ -10,6 +10,7 @@ from remask.recipe.sections import (
     DISTILLING,
     DROPPING,
     METHODS,
+    About,
     BackboneSection,
     DataSection,
     DMSection,
@@ -27,18 +28,9 @@ MOMA_KEYS = ("learned", "beta", "jitter", "cache")
 """Keys of [distill] that dmae does not have."""
 
 
-class Recipe(Section):
+class Recipe(About):
     """One run, complete: what is trained on what, how, and what the paper reports for it."""
 
-    name: str = Field(description="The recipe's name: the stem of its file.")
-    title: str = Field(default="", description="One line: what this trains.")
-    paper: str = Field(default="", description="The paper, with its arXiv number.")
-    table: str = Field(default="", description="Table and row that this reproduces.")
-    expected: str = Field(default="", description="The number the paper reports, or that none is published.")
-    command: str = Field(default="", description="The command that runs it.")
-    cost: str = Field(default="", description="What it costs, as published or measured.")
-    notes: list[str] = Field(default=[], description="What is known, what is assumed, where it differs.")
-    seed: int = Field(default=0, ge=0, description="Seed of every random draw.")
     data: DataSection
     backbone: BackboneSection
     masking: MaskingSection

@@ -30,6 +30,20 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 OTHER_CHANNELS = {"mean": [0.5], "std": [0.25]}
 
 
+class About(Section):
+    """What every recipe says of itself, and its seed."""
+
+    name: str = Field(description="The recipe's name: the stem of its file.")
+    title: str = Field(default="", description="One line: what this trains.")
+    paper: str = Field(default="", description="The paper, with its arXiv number.")
+    table: str = Field(default="", description="Table and row that this reproduces.")
+    expected: str = Field(default="", description="The number the paper reports, or that none is published.")
+    command: str = Field(default="", description="The command that runs it.")
+    cost: str = Field(default="", description="What it costs, as published or measured.")
+    notes: list[str] = Field(default=[], description="What is known, what is assumed, where it differs.")
+    seed: int = Field(default=0, ge=0, description="Seed of every random draw.")
+
+
 class DataSection(Section):
     """Where pictures come from and how they are cut."""
 

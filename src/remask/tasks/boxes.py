@@ -15,7 +15,7 @@ from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
-from remask.tasks.network import freeze, network, workers
+from remask.tasks.network import freeze, gflops, network, workers
 from remask.types import UserError
 
 SHOWN = 8
@@ -53,14 +53,23 @@ def build_detect(
     def show(tested: Detector, folder: Path) -> None:
         drawings, fit = [], Fit(size)
         for i in range(0, len(val), max(1, len(val) // SHOWN)):
-            data, target = val.read(i)
-            picture = decode(data, backbone.channels)
+            encoded, target = val.read(i)
+            picture = decode(encoded, backbone.channels)
             image, placed = fit(picture, target)
             found = on_picture(tested.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
             drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
         (folder / "detections.png").write_bytes(sheet_of_boxes(drawings[:SHOWN], val.classes))
 
-    return Task(detector, train, len(source), test, "AP", show, {"classes": source.classes, "masks": masks})
+    return Task(
+        detector,
+        train,
+        len(source),
+        test,
+        "AP",
+        gflops(detector, detector.detect, size),
+        show,
+        {"classes": source.classes, "masks": masks},
+    )
 
 
 NOTHING = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}

@@ -16,7 +16,7 @@ from remask.images.augment import EvalCrop, TrainAugment
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
-from remask.tasks.network import freeze, network, workers
+from remask.tasks.network import freeze, gflops, network, workers
 from remask.types import UserError
 
 
@@ -58,7 +58,16 @@ def build_finetune(
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
 
-    return Task(classifier, train, len(source), test, "top1", show, {"classes": names})
+    return Task(
+        classifier,
+        train,
+        len(source),
+        test,
+        "top1",
+        gflops(classifier, classifier.logits, size),
+        show,
+        {"classes": names},
+    )
 
 
 def labelled(data: ClassesData, seed: int, only_val: bool) -> tuple[Source, Source]:

@@ -15,7 +15,7 @@ from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
-from remask.tasks.network import freeze, network, workers
+from remask.tasks.network import freeze, gflops, network, workers
 from remask.types import UserError
 
 SHOWN = 6
@@ -58,30 +58,37 @@ def build_segment(
             images, truths, guesses = [*images, *batch.images], [*truths, *batch.labels.long()], [*guesses, *guess]
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
-    return Task(segmenter, train, len(source), test, "mIoU", show, {"classes": names})
+    return Task(
+        segmenter, train, len(source), test, "mIoU", gflops(segmenter, segmenter.logits, size), show, {"classes": names}
+    )
 
 
 def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]:
     """Pairs to learn from and to test on; of one folder alone a random fifth is held out."""
     if data.source is None and not (facts and data.val):
         raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
-    given: dict[str, Any] = {
-        "classes": facts["classes"] if facts else data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero,
-    }  # fmt: skip
+    given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
     val = open_masks(data.val, data.val_masks, **given) if data.val else None
     if facts and val:
+        if val.classes != facts["classes"]:  # where no file declares them, test masks may lack the last ones
+            val = open_masks(str(data.val), data.val_masks, **{**given, "classes": facts["classes"]})
+        _check(val.classes, facts["classes"], f"{data.val}", "the model")
         return val, val
     source = open_masks(str(data.source), data.masks, limit=data.limit, **given)
     if val is None:
         order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
         cut = max(1, len(order) // 5)
         return source.subset(order[cut:]), source.subset(order[:cut])
-    if source.classes != val.classes:
-        raise UserError(
-            f"{data.source} has {len(source.classes)} classes and {data.val} {len(val.classes)}, or others: "
-            "both need the same; say how many with --classes"
-        )
+    _check(val.classes, source.classes, f"{data.val}", f"{data.source}")
     return source, val
+
+
+def _check(classes: list[str], known: list[str], where: str, other: str) -> None:
+    if classes != known:
+        raise UserError(
+            f"{where} has {len(classes)} classes and {other} {len(known)}, or others: both need the same; "
+            "say how many with --classes"
+        )
 
 
 def _dtype(runtime: Runtime) -> torch.dtype | None:

@@ -1,10 +1,16 @@
 """[model] of a downstream recipe → the backbone that is trained on."""
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from remask.build import auto_workers
 from remask.evaluation.classifier import set_checkpointing
+from remask.evaluation.features import evaluating
 from remask.interop.start import start
+from remask.ledger import forward_gflops
 from remask.recipe.downstream import DetectModel, FinetuneModel, SegmentModel
 from remask.recipe.sections import RuntimeSection
 from remask.runtime import Runtime
@@ -27,9 +33,15 @@ def freeze(model: Any, part: FinetuneModel | SegmentModel | DetectModel) -> None
         model.backbone.requires_grad_(False)
 
 
+def gflops(model: Any, forward: Callable[[Tensor], object], size: Size) -> float:
+    """Forward GFLOP of a picture, as it is tested."""
+    with evaluating([model]):
+        return forward_gflops(lambda: forward(torch.zeros(1, model.backbone.channels, *size, dtype=torch.uint8)))
+
+
 def workers(part: RuntimeSection, runtime: Runtime) -> int:
     """Loader processes."""
     return auto_workers(runtime) if part.workers == "auto" else part.workers
 
 
-__all__ = ["freeze", "network", "workers"]
+__all__ = ["freeze", "gflops", "network", "workers"]
