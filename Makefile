@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.remask-ready
+PEERS_READY := $(VENV)/.peers-ready
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 10
@@ -35,15 +36,18 @@ format: $(READY) ## format, and repair what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(READY) ## speed and memory, as ratios
+bench: $(PEERS_READY) ## speed and memory, as ratios
 	$(BIN)/python -m benchmarks
 
 lock: $(UV_READY) ## write requirements.lock anew (LOCK_FLAGS=--upgrade takes the newest versions)
 	$(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --extra dev --extra data --extra teachers --extra dense \
 		--universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" $(LOCK_FLAGS) \
 		--quiet --output-file requirements.lock
-	@! grep -nE '[:]//|[+]cpu' requirements.lock || \
-		{ echo "requirements.lock: the lines above name an address or a CPU-only build" >&2; exit 1; }
+	$(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --extra bench --constraint requirements.lock \
+		--universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" $(LOCK_FLAGS) \
+		--quiet --output-file benchmarks/requirements.lock
+	@! grep -nE '[:]//|[+]cpu' requirements.lock benchmarks/requirements.lock || \
+		{ echo "the lines above name an address or a CPU-only build" >&2; exit 1; }
 
 clean: ## remove caches and build outputs; .venv and runs/ stay
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
@@ -54,6 +58,11 @@ $(READY): requirements.lock pyproject.toml $(UV_READY)
 	@echo "installing the locked packages into $(VENV) (the first time, a few GB of wheels)"
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# Other libraries, to be measured beside this one.
+$(PEERS_READY): benchmarks/requirements.lock $(READY)
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r benchmarks/requirements.lock
 	@touch $@
 
 $(UV_READY):
