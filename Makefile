@@ -25,7 +25,7 @@ demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR name
 	$(BIN)/remask report $(RUN)
 
 test: $(READY) ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY) ## lint, format check, strict types
 	$(BIN)/ruff check
