@@ -49,7 +49,8 @@ def flags(row: Row, given: argparse.Namespace) -> list[str]:
     if row.share:
         train, val = given.data / "train.parquet", given.data / "val.parquet"
         found += ["--data", str(train), *(["--val", str(val)] if not given.held_out else [])]
-        return ["finetune", str(given.out / "dmjd"), *found, "--set", f"data.share={row.share}"]
+        found += ["--image-size", "96", "--set", "test.every_epochs=100", "--set", f"data.share={row.share}"]
+        return ["finetune", str(given.out / "dmjd"), *found]
     images, masks, test = given.camvid / "images", given.camvid / "masks", "val" if given.held_out else "test"
     found += ["--data", str(images / "train"), "--masks", str(masks / "train"), "--recipe", "camvid-vit-tiny"]
     return ["segment", str(given.out / "dmjd"), *found, "--val", str(images / test), "--val-masks", str(masks / test)]
