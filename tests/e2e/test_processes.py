@@ -1,4 +1,4 @@
-"""Two processes are one run: the same losses in DDP and FSDP as in one process, the same pictures, also after a kill."""
+"""Two processes are one run: the losses of one process in DDP and in FSDP, the same pictures, also after a kill."""
 
 import json
 import os
