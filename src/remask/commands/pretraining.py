@@ -53,15 +53,20 @@ def pretrain(
 
 
 def _goes_on(path: Path, recipe: Recipe) -> bool:
-    """Whether processes were started anew that had begun this very run. Raises UserError for any other in the way."""
-    file, kept = path / "recipe.toml", recipe
+    """Whether this very run was begun, and torchrun is to start it anew as often as it dies: then it goes on.
+
+    A machine that joins in anew counts no restarts, so that being allowed some is what decides. Raises UserError for
+    anything else in the way.
+    """
+    file, kept, run = path / "recipe.toml", recipe, RunFolder(path)
     if recipe.method.target.unfitted:
         kept = codebooks.with_file(recipe, codebooks.FILE)
-    if restarted() and file.is_file() and file.read_text() == dump(kept):
+    begun = may_restart() and file.is_file() and file.read_text() == dump(kept)
+    if begun and (restarted() or run.read("status.json").get("state") != "finished"):
         try:
-            find(RunFolder(path))
+            find(run)
         except UserError:  # it had not come to its first checkpoint
-            RunFolder(path).write("status.json", {"state": "failed", "step": 0})
+            run.write("status.json", {"state": "failed", "step": 0})
         else:
             return True
     refuse_existing(path)
