@@ -1,6 +1,6 @@
 """Recipe → objects: one dict literal per kind, and nothing else that knows both names and parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
 from remask.optim import Schedule, adamw, learning_rate, parameter_groups
+from remask.parallel import Plan, rehearse
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.runtime import Runtime, seeded
@@ -188,6 +189,7 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         max_bad=data.max_bad,
         reduced=data.reduced,
         pin=runtime.device.type == "cuda",
+        part=runtime.world.share,
         **report,
     )
 
@@ -197,7 +199,7 @@ def auto_workers(runtime: Runtime) -> int:
     import os
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, 12) if runtime.device.type == "cuda" else 0
+    return min(max(cores // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
 
 
 def build_trainer(
@@ -206,14 +208,19 @@ def build_trainer(
     loader: Loader,
     runtime: Runtime,
     run: RunFolder,
-    hooks: tuple[Hook, ...] = (),
+    hooks: Sequence[Hook] = (),
     until_epoch: int | None = None,
 ) -> Trainer:
     """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
-    optim, part = recipe.optim, recipe.runtime
+    optim, part, size = recipe.optim, recipe.runtime, runtime.world.size
+    if optim.batch_size < size * part.accumulate:
+        raise UserError(
+            f"optim.batch_size {optim.batch_size} leaves nothing for some of {size} processes in {part.accumulate} "
+            "part(s) each: raise it, it is the batch of all processes, or start fewer"
+        )
     gflops = gflops_per_image(recipe)
     lr = peak_lr(recipe, method)
-    runtime.prepare(method)
+    learner = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)
     named = list(method.named_parameters())
@@ -225,11 +232,20 @@ def build_trainer(
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
     images = len(loader) * optim.batch_size
-    ledger = Ledger(images, method.masking.views, int(runtime.device.type == "cuda"), gflops)
+    ledger = Ledger(images, method.masking.views, runtime.gpus, gflops)
     return Trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
-        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard,
+        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard, learner=learner,
+        whole=optim.batch_size if size > 1 else None,
     )  # fmt: skip
+
+
+def plan(recipe: Recipe) -> Plan:
+    """What many processes need to know of a method, seen on one without memory."""
+    with torch.device("meta"):
+        method = build_method(recipe)
+        image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
+        return rehearse(method, lambda: method(image)["total"])
 
 
 def gflops_per_image(recipe: Recipe) -> float:

@@ -18,6 +18,8 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "images backbones heads targets distances",
         "method",
         "methods",
+        "processes",
+        "parallel",
         "interop optim runtime checkpoint ledger console",
         "trainer",
         "evaluation",

@@ -72,6 +72,8 @@ class Loader:
     reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives
     skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
     pin          page-locked memory, for copies to a GPU that do not wait
+    part         of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
+                 Crops depend on the position in the whole batch, so that all parts together are what one would make
     report       gets a line for each unusable picture, once
     """
 
@@ -92,6 +94,7 @@ class Loader:
         skip: bool = False,
         pin: bool = False,
         cache_mb: int = 1024,
+        part: Callable[[int], slice] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         if batch_size < 1 or workers < 0 or not 0 <= max_bad <= 1:
@@ -99,6 +102,7 @@ class Loader:
                 f"batch size {batch_size}, workers {workers}, max_bad {max_bad:g}: need 1 or more, 0 or more, 0..1"
             )
         self.source, self.bad, self._noted = source, dict[str, str](), dict[int, str]()
+        self._part = part or (lambda whole: slice(0, whole))
         self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
         self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
         self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
@@ -127,10 +131,8 @@ class Loader:
         total = len(self) * size if self._drop_last else n
         rounds = [self._order(epoch, number) for number in range(math.ceil(total / n))]
         order = torch.cat(rounds)[:total].tolist()
-        return [
-            _Task(epoch, range(at, min(at + size, total)), order[at : at + size])
-            for at in range(start * size, total, size)
-        ]
+        places = [range(at, min(at + size, total))[self._part(size)] for at in range(start * size, total, size)]
+        return [_Task(epoch, part, order[part.start : part.stop]) for part in places]
 
     def _order(self, epoch: int, number: int) -> Int[Tensor, "n"]:
         if not self._shuffle:
@@ -169,6 +171,16 @@ class Loader:
                 generator=Generator(),  # or starting the workers would draw from the global stream
             )
         )
+
+    @property
+    def unusable(self) -> dict[int, str]:
+        """What was found so far, by number in the source."""
+        return dict(self._noted)
+
+    def learn(self, bad: dict[int, str]) -> None:
+        """Take over what another process has found. Raises TooManyBad."""
+        self._maker.bad.update(bad)
+        self._note(bad)
 
     def _note(self, bad: dict[int, str]) -> None:
         for i, reason in bad.items():

@@ -254,6 +254,9 @@ class RuntimeSection(Section):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", description="Loader processes.")
     accumulate: int = Field(default=1, ge=1, description="Parts into which a batch is cut to fit in memory.")
     compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile; auto = on GPUs.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="Under torchrun: a whole copy in each process, or a piece (FSDP2), for large models."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; unset = PyTorch's choice.")
     save_every_minutes: float = Field(default=10.0, gt=0, description="Minutes between checkpoints to resume from.")
     keep_every_epochs: int | None = Field(
