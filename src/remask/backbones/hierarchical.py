@@ -42,7 +42,7 @@ class Hierarchical(nn.Module):
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.origin, self.channels = network, origin, len(mean)
+        self.network, self.origin, self.channels, self.size = network, origin, len(mean), size
         self.normalise = Normalise(mean, std)
         self.stages = [str(entry["module"]) for entry in network.feature_info]
         self.depth, self.prefix = len(self.stages), int(getattr(network, "num_prefix_tokens", 0))
