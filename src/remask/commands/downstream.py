@@ -8,13 +8,14 @@ from typing import Any
 
 from remask.checkpoint import RunFolder, refuse_existing
 from remask.commands.paths import absolute, anchored_spec
-from remask.downstream import conclude, fit, restored
+from remask.downstream import conclude, fit, learned, restored
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import FOLDER, load, parse_settings
 from remask.runtime import Runtime, resolve
 from remask.session import BadImages
-from remask.tasks import build_task
+from remask.tasks import build_model, build_task
+from remask.tasks.export import export_model
 from remask.types import UserError
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
@@ -81,11 +82,25 @@ def evaluate(
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
     task = build_task(recipe, runtime, facts=run.read("task.json"))
-    model = restored(task, recipe, run, checkpoint).to(runtime.device)
+    model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
     result = conclude(task, model, run, recipe)
     if not quiet:
         print(_line(task.headline, result, run.path))
     return result
+
+
+def export(path: Path, out: Path | None = None, *, checkpoint: str = "last") -> Path:
+    """Write the model of a downstream run for other programs; returns the folder, RUN/export by default.
+
+    A classifier of timm's loads with timm alone; what else there is, with remask. The average is taken where there is
+    one.
+    """
+    run, recipe = open_task(path)
+    facts, folder = run.read("task.json"), out or path / "export"
+    model, size = build_model(recipe, facts)
+    trained = learned(restored(model, recipe, run, checkpoint))
+    export_model(trained, recipe, size, facts, folder)
+    return folder
 
 
 def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunFolder, Any]:
@@ -143,4 +158,4 @@ def _anchored(recipe: Any) -> Any:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths), "model": model})
 
 
-__all__ = ["detect", "evaluate", "finetune", "open_task", "resume", "segment"]
+__all__ = ["detect", "evaluate", "export", "finetune", "open_task", "resume", "segment"]
