@@ -29,7 +29,7 @@ NETS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "convnext": ("untrained:convnext_atto", 64, {}),
 }
 BY_REMASK = ("convnext",)
-"""timm's ConvNeXt norms the mean of the map, and our head averages the normed map: on more than one cell that differs."""
+"""timm's ConvNeXt norms the mean of the map, and our head averages the normed map: they differ beyond one cell."""
 
 
 def finetuned(start: str, size: int, changed: dict[str, Any], out: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from remask.commands import downstream, pretraining
 from remask.commands.downstream import detect, evaluate, finetune, segment
 from remask.commands.looking import Mapped, attention, embed, tsne
-from remask.commands.pretraining import pretrain, reconstruct, report
+from remask.commands.pretraining import pretrain, reconstruct
 from remask.commands.probing import Asked, probe, probe_table
 from remask.commands.subject import Look
 from remask.types import UserError
@@ -15,6 +15,11 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Pat
     """Continue a run from its last checkpoint, of pre-training or of a downstream task; the device may be another."""
     again = downstream.resume if (path / "task.json").is_file() else pretraining.resume
     return again(path, device=device, quiet=quiet)
+
+
+def report(path: Path) -> Path:
+    """Write RUN/report.html, of pre-training or of a downstream task, and return its path."""
+    return downstream.report(path) if (path / "task.json").is_file() else pretraining.report(path)
 
 
 def export(

@@ -33,7 +33,7 @@ from pathlib import Path
 '''
 PICTURE = """
 mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
-channels, size = len(mean), config["image_size"]
+channels, size = len(mean), tuple(config["image_size"])
 if len(sys.argv) > 1:
     picture = v2.functional.pil_to_tensor(Image.open(sys.argv[1]).convert("RGB" if channels == 3 else "L"))
 else:
