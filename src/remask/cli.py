@@ -127,9 +127,10 @@ def export(
     ] = None,
     checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
 ) -> None:
-    """Write a run's backbone for other programs.
+    """Write a run for other programs.
 
-    Weights, how timm rebuilds the network, and a script that loads it; position tables are resized to the size asked.
+    Pre-training: the backbone's weights, how timm rebuilds it, and a script that loads it; position tables are resized
+    to the size asked. A downstream run: the whole model with its classes, for timm where timm has it, and the backbone.
     """
     from remask import commands
     from remask.recipe.values import image_size as parsed

@@ -82,9 +82,9 @@ def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream) -
     return result
 
 
-def restored(task: Task, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
+def restored(built: Any, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
     """The model of a run with the weights of a checkpoint."""
-    model: nn.Module = Averaged(task.model, recipe.optim.ema) if recipe.optim.ema else task.model
+    model: nn.Module = Averaged(built, recipe.optim.ema) if recipe.optim.ema else built
     load_weights(find(run, name) / "model.safetensors", model)
     return model
 

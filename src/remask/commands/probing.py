@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from remask.checkpoint import RunFolder
+from remask.commands.partial import Partial, key_of
 from remask.commands.pretraining import report
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.evaluation import probe as fast_probe
@@ -16,6 +18,7 @@ from remask.evaluation.attentive import attentive_probe
 from remask.evaluation.layers import layers_figure, probe_layers
 from remask.evaluation.linprobe import ProbeCrop, linprobe
 from remask.evaluation.linprobe import Settings as Linear
+from remask.evaluation.memory import Memory
 from remask.images import Loader, Source, open_source
 from remask.tasks import split
 from remask.types import UserError
@@ -63,17 +66,19 @@ def probe(
     source, test = split(open_source(data, limit=limit, labelled=True), val, asked.seed)
     seen = subject(str(path), look)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
-    name, result, shown = _probed(asked, seen, nets, source, test, quiet)
+    part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit))
+    name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
     result["protocol"]["image_size"] = list(seen.size)
     _keep(seen, name, result, out)
+    part.forget()
     if not quiet:
         print(shown)
     return result
 
 
 def _probed(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial
 ) -> tuple[str, dict[str, Any], str]:
     """The name of the file, its content, and a table for a person."""
     train, val = (lambda: seen.batches(source)), (lambda: seen.batches(test))
@@ -83,13 +88,14 @@ def _probed(
         result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say)
         return "layers", result, layer_table(result)
     if asked.protocol == "mae":
-        result = _linear(asked, seen, nets, source, test, quiet)
+        result = _linear(asked, seen, nets, source, test, quiet, part)
         return "linprobe", result, two_rows("linear probe as MAE's", result)
     if asked.protocol == "attentive":
         settings, counts = Attentive(layer=asked.layer, seed=seed), (len(source), len(test))
         if asked.epochs:
             settings = replace(settings, epochs=asked.epochs)
-        result = attentive_probe(nets, train, val, counts, settings, progress=_steps(quiet))
+        memory = Memory(part.read(), part.write)
+        result = attentive_probe(nets, train, val, counts, settings, progress=_steps(quiet), memory=memory)
         return "attentive", result, two_rows("attentive probe", result)
     result = fast_probe(
         nets, train, val, k=k, layer=asked.layer, seed=seed, fractions=asked.fractions, progress=say
@@ -111,20 +117,30 @@ def _keep(seen: Subject, name: str, result: dict[str, Any], out: Path | None) ->
 
 
 def _linear(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial
 ) -> dict[str, Any]:
-    """MAE's linear probe of both networks, on the same crops."""
-    settings, found = Linear(layer=asked.layer, seed=asked.seed), dict[str, Any]()
+    """MAE's linear probe of both networks, on the same crops; what each reached is kept after every epoch."""
+    settings, reached = Linear(layer=asked.layer, seed=asked.seed), part.read()
+    found: dict[str, Any] = reached.get("found", {})
     if asked.epochs:
         settings = replace(settings, epochs=asked.epochs)
     labels = torch.tensor(source.labels)
     for name, backbone in nets.items():
+        if name in found:
+            continue
+        state, keep = reached.get("states", {}).get(name), partial(_keep_state, part, found, name)
         crops = Loader(source, ProbeCrop(seen.size), 256, seed=asked.seed, drop_last=False, channels=seen.channels)
         found[name] = linprobe(
-            backbone, crops.epoch, lambda: seen.batches(test), labels, settings, progress=_steps(quiet)
-        )
+            backbone, crops.epoch, lambda: seen.batches(test), labels, settings, progress=_steps(quiet),
+            state=state, keep=keep,
+        )  # fmt: skip
+        part.write({"found": found})
     protocol = found["top1"].pop("protocol")
     return {name: result["top1"] for name, result in found.items()} | {"runs": found, "protocol": protocol}
+
+
+def _keep_state(part: Partial, found: Mapping[str, Any], name: str, state: Mapping[str, Any]) -> None:
+    part.write({"found": dict(found), "states": {name: state}})
 
 
 def _steps(quiet: bool) -> Any:

@@ -66,6 +66,24 @@ def image_size(text: str | None) -> tuple[int, int] | None:
         raise UserError(f"--image-size {error}") from None
 
 
+def _heads(value: Any) -> Any:
+    """12, [1, 2, 5, 8] or "1,2,5,8" -> one number, or one a stage."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(,\d+)*", value.replace(" ", "")):
+        value = [int(number) for number in value.split(",")]
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"must be a number of heads, or one a stage as in [1, 2, 5, 8], not {value}")
+    return numbers[0] if len(numbers) == 1 else [*numbers]
+
+
+def heads(text: str | None) -> int | list[int] | None:
+    """What `--heads` says; None where it says nothing. Raises UserError."""
+    try:
+        return _heads(text) if text is not None else None
+    except ValueError as error:
+        raise UserError(f"--heads {error}") from None
+
+
 def _device(value: str) -> str:
     if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
         return value
@@ -75,6 +93,7 @@ def _device(value: str) -> str:
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
 Range = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_range)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
+Heads = Annotated[int | list[int], BeforeValidator(_heads)]
 Device = Annotated[str, AfterValidator(_device)]
 Deviation = Annotated[float, Field(gt=0)]
 

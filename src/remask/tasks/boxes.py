@@ -1,6 +1,6 @@
 """Detection: [data] → pictures with boxes and masks, [model] → Detector, COCO's average precision and a sheet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from remask.images.coco import CocoSource, open_coco
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
 from remask.tasks.network import freeze, gflops, network, workers
-from remask.types import UserError
+from remask.types import Size, UserError
 
 SHOWN = 8
 """Test pictures on the sheet."""
@@ -26,15 +26,11 @@ def build_detect(
     recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
 ) -> Task:
     """See `build_task`."""
-    data, model = recipe.data, recipe.model
+    data = recipe.data
     source, val = opened(data, report, facts)
-    backbone, size = network(model, data.image_size)
     masks = facts["masks"] if facts else source.masks
-    detector = Detector(
-        backbone, len(source.classes), size, channels=model.width, masks=masks, anchor=model.anchor,
-        score=recipe.test.score, detections=recipe.test.detections,
-    )  # fmt: skip
-    freeze(detector, model)
+    detector, size = detector_of(recipe, source.classes, masks)
+    backbone = detector.backbone
     train = None if facts else BoxLoader(
         source, ScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, pin=runtime.device.type == "cuda",
@@ -72,6 +68,18 @@ def build_detect(
     )
 
 
+def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[Detector, Size]:
+    """[model] → the network with Mask R-CNN for these classes, and the size of its pictures."""
+    model = recipe.model
+    backbone, size = network(model, recipe.data.image_size)
+    detector = Detector(
+        backbone, len(classes), size, channels=model.width, masks=masks, anchor=model.anchor,
+        score=recipe.test.score, detections=recipe.test.detections,
+    )  # fmt: skip
+    freeze(detector, model)
+    return detector, size
+
+
 NOTHING = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
 """The precision of a detector that finds nothing."""
 
@@ -98,4 +106,4 @@ def _check(classes: list[str], val: CocoSource, where: str) -> None:
         raise UserError(f"the categories of {where} are others: {why}")
 
 
-__all__ = ["build_detect", "opened"]
+__all__ = ["build_detect", "detector_of", "opened"]

@@ -1,6 +1,6 @@
 """Segmentation: [data] → pictures with masks, [model] → Segmenter, mIoU and painted frames."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from remask.downstream import Task
 from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
-from remask.images.masks import MaskFiles, open_masks
+from remask.images.masks import IGNORE, MaskFiles, open_masks
 from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
 from remask.tasks.network import freeze, gflops, network, workers
-from remask.types import UserError
+from remask.types import Size, UserError
 
 SHOWN = 6
 """Test pictures that are painted."""
@@ -26,14 +26,11 @@ def build_segment(
     recipe: Segment, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
 ) -> Task:
     """See `build_task`."""
-    data, model = recipe.data, recipe.model
+    data = recipe.data
     source, val = pairs(data, recipe.seed, facts)
     names, palette = source.classes, source.palette
-    backbone, size = network(model, data.image_size)
-    segmenter = Segmenter(
-        backbone, len(names), head=model.head, width=model.width, aux=model.aux, norm=model.norm, ignore=source.ignore
-    )
-    freeze(segmenter, model)
+    segmenter, size = segmenter_of(recipe, names, source.ignore)
+    backbone = segmenter.backbone
     fill = tuple(round(255 * value) for value in constants(backbone)[0])
     crop = ScaleCropFlip(size, data.scale, fill=fill, flip=data.flip, photometric=data.photometric)
     train = None if facts else PairLoader(
@@ -61,6 +58,17 @@ def build_segment(
     return Task(
         segmenter, train, len(source), test, "mIoU", gflops(segmenter, segmenter.logits, size), show, {"classes": names}
     )
+
+
+def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:
+    """[model] → the network with a head of these classes, and the size of a training crop."""
+    model = recipe.model
+    backbone, size = network(model, recipe.data.image_size)
+    segmenter = Segmenter(
+        backbone, len(names), head=model.head, width=model.width, aux=model.aux, norm=model.norm, ignore=ignore
+    )
+    freeze(segmenter, model)
+    return segmenter, size
 
 
 def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]:
@@ -95,4 +103,4 @@ def _dtype(runtime: Runtime) -> torch.dtype | None:
     return None if runtime.dtype == torch.float32 else runtime.dtype
 
 
-__all__ = ["build_segment", "pairs"]
+__all__ = ["build_segment", "pairs", "segmenter_of"]

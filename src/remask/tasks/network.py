@@ -21,7 +21,10 @@ def network(part: FinetuneModel | SegmentModel | DetectModel, size: Size | None)
     """The backbone, and the size of the images that it was asked for or, without one, built for."""
     if part.source is None:
         raise UserError("no network to start from: give a RUN, or mae:FILE, timm:NAME, untrained:NAME")
-    found = start(part.source, size, heads=part.heads, drop_path=part.drop_path, untrained=part.untrained)
+    found = start(
+        part.source, size, heads=part.heads, normalise=part.normalise, drop_path=part.drop_path,
+        untrained=part.untrained,
+    )  # fmt: skip
     if part.checkpointing:
         set_checkpointing(found[0])
     return found
