@@ -1,9 +1,9 @@
-"""The training step as a textbook writes it, to be measured beside ours: the structure of the official MAE and DMJD code.
+"""The training step as a textbook writes it, to be measured beside ours: as the official code of MAE and DMJD has it.
 
 Written from the papers and from facts about that code; nothing is taken from it. What it does that ours does not:
 
 - the convolution embeds every patch of the normalised image, and each view then takes the tokens it sees
-- ConViT's two stages of convolutions run whole maps of both views, channels first; a mask multiplies the depth-wise input
+- ConViT's stages of convolutions run whole maps of all views, channels first; a mask multiplies the depth-wise input
 - attention is two matrix products and a softmax between them, as timm 0.3 has it
 - the decoder puts all tokens back into their places, runs every block whole and predicts every token
 - targets are repeated per view; HOG spreads each pixel over an axis of bins

@@ -1,7 +1,8 @@
 """Heads: the `h` of the equation, (features, views) -> predictions for the rows of a region, in raster order."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -221,13 +222,9 @@ def _finer_rows(predicted: Float[Tensor, "VB n FP"], views: Views, region: str, 
     return take(finer(predicted, grid, fine), views.rows(region))
 
 
-QKV: TypeAlias = tuple[Float[Tensor, "R h Q d"], Float[Tensor, "R h T d"], Float[Tensor, "R h T d"]]
-"""Queries, keys and values by head."""
-
-
 def _entered(
     block: Block, seen: Float[Tensor, "R S D"], places: Float[Tensor, "N D"], ids: Int[Tensor, "R M"]
-) -> tuple[Float[Tensor, "R T D"], QKV]:
+) -> tuple[Float[Tensor, "R T D"], Sequence[Float[Tensor, "R h T d"]]]:
     """What enters a timm block, the rows `ids` of `places` after what was seen, and its queries, keys and values.
 
     All rows together take M·R of N places: project the fewer of the two.
@@ -250,7 +247,7 @@ def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, 
     return _mixed(block, x[:, -count:], *q, *kv)
 
 
-def _by_head(x: Float[Tensor, "R T nD"], heads: int, parts: int = 3) -> tuple[Float[Tensor, "R h T d"], ...]:
+def _by_head(x: Float[Tensor, "R T nD"], heads: int, parts: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
