@@ -1,11 +1,12 @@
 """Heads: the `h` of the equation, (features, views) -> predictions for the rows of a region, in raster order."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ class Decoder(nn.Module):
     """MAE's decoder (2111.06377, section 3), DMJD's masked prediction branch: transformer blocks over all tokens.
 
     Tokens stand in the order prefix, visible, masked: attention does not mind, so nothing is un-shuffled, and the
-    last block and the output layer run for the masked rows only, which come last. Predicts the masked region.
+    last block and the output layer run for the masked rows only, which come last. What enters at a masked place is the
+    same in every image, and so are its queries, keys and values in the first block: they are computed once per place.
+    Predicts the masked region.
     """
 
     mask_token: Tensor
@@ -63,13 +66,17 @@ class Decoder(nn.Module):
         if views.grid != self.grid:
             positions = sincos_positions(views.grid, self.width).to(positions.device)
         visible = self.embed(features.tokens) + positions[views.visible]
-        masked = self.mask_token + positions[views.masked]
         # official: prefix tokens get a position row too, which is zero
-        x = torch.cat([self.embed(features.prefix), visible, masked.to(visible.dtype)], dim=1)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x)
-        return self.predict(self.norm(_tail(last, x, views.hidden)))
+        seen = torch.cat([self.embed(features.prefix), visible], dim=1)
+        x, qkv = _entered(self.blocks[0], seen, self.mask_token[0] + positions, views.masked)
+        if len(self.blocks) == 1:
+            x = _mixed(self.blocks[0], x[:, -views.hidden :], qkv[0][:, :, -views.hidden :], *qkv[1:])
+        else:
+            x = _mixed(self.blocks[0], x, *qkv)
+            for block in self.blocks[1:-1]:
+                x = block(x)
+            x = _tail(self.blocks[-1], x, views.hidden)
+        return self.predict(self.norm(x))
 
     def describe(self) -> str:
         return f"decoder of {len(self.blocks)} blocks, width {self.width}"
@@ -215,24 +222,50 @@ def _finer_rows(predicted: Float[Tensor, "VB n FP"], views: Views, region: str, 
     return take(finer(predicted, grid, fine), views.rows(region))
 
 
+def _entered(
+    block: Block, seen: Float[Tensor, "R S D"], places: Float[Tensor, "N D"], ids: Int[Tensor, "R M"]
+) -> tuple[Float[Tensor, "R T D"], Sequence[Float[Tensor, "R h T d"]]]:
+    """What enters a timm block, the rows `ids` of `places` after what was seen, and its queries, keys and values.
+
+    All rows together take M·R of N places: project the fewer of the two.
+    """
+    attention = block.attn
+    x = torch.cat([seen, F.embedding(ids, places).to(seen.dtype)], dim=1)
+    if ids.numel() <= len(places):
+        return x, _by_head(attention.qkv(block.norm1(x)), attention.num_heads)
+    projected = F.embedding(ids, attention.qkv(block.norm1(places)))
+    qkv = torch.cat([attention.qkv(block.norm1(seen)), projected], dim=1)
+    return x, _by_head(qkv, attention.num_heads)
+
+
 def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "R M D"]:
     """A timm block evaluated for the last `count` tokens only; they attend to all. Exact, and cheaper by the rest."""
-    attention, width, kept = block.attn, x.shape[-1], x[:, -count:]
-    normed = block.norm1(x)
+    attention, width, normed = block.attn, x.shape[-1], block.norm1(x)
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    q = (
-        F.linear(normed[:, -count:], weight[:width], bias[:width])
-        .unflatten(-1, (attention.num_heads, -1))
-        .transpose(1, 2)
-    )
-    kv = F.linear(normed, weight[width:], bias[width:])
-    k, v = kv.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q = _by_head(F.linear(normed[:, -count:], weight[:width], bias[:width]), attention.num_heads, 1)
+    kv = _by_head(F.linear(normed, weight[width:], bias[width:]), attention.num_heads, 2)
+    return _mixed(block, x[:, -count:], *q, *kv)
+
+
+def _by_head(x: Float[Tensor, "R T nD"], heads: int, parts: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _mixed(
+    block: Block,
+    x: Float[Tensor, "R Q D"],
+    q: Float[Tensor, "R h Q d"],
+    k: Float[Tensor, "R h T d"],
+    v: Float[Tensor, "R h T d"],
+) -> Float[Tensor, "R Q D"]:
+    """A timm block from its queries, keys and values on."""
+    attention = block.attn
     if attention.fused_attn:
         mixed = F.scaled_dot_product_attention(q, k, v)
     else:
         mixed = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    kept = kept + attention.proj(mixed.transpose(1, 2).flatten(2))
-    return kept + block.mlp(block.norm2(kept))
+    x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))
 
 
 __all__ = ["Align", "Decoder", "Head", "Linear", "Projector", "TokenDecoder"]
