@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from remask.backbones import Backbone
+from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
+from remask.heads import Decoder, TokenDecoder
 from remask.images import Loader, RandomCropFlip, Source
 from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
@@ -211,8 +213,10 @@ def build_trainer(
 ) -> Trainer:
     """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
     optim, part = recipe.optim, recipe.runtime
-    gflops = gflops_per_image(recipe)
+    gflops, parts = gflops_per_image(recipe), 1 if part.accumulate == "auto" else part.accumulate
     lr = peak_lr(recipe, method)
+    if part.checkpointing:
+        checkpoint_blocks(method)
     runtime.prepare(method)
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)
@@ -220,7 +224,7 @@ def build_trainer(
     exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
     optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
     schedule = Schedule(
-        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, part.accumulate,
+        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, parts,
         optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
@@ -230,6 +234,14 @@ def build_trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
         seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard,
     )  # fmt: skip
+
+
+def checkpoint_blocks(method: Method) -> None:
+    """Blocks of the backbone and of decoders are computed again in the backward pass instead of being kept."""
+    set_checkpointing(method.backbone, key="runtime.checkpointing")
+    for branch in method.branches:
+        if isinstance(branch.head, Decoder | TokenDecoder):
+            branch.head.checkpointing = True
 
 
 def gflops_per_image(recipe: Recipe) -> float:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from remask.tokens import finer, sincos_positions, take
 from remask.types import Features, Grid
@@ -46,7 +47,7 @@ class Decoder(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        self.grid, self.width = grid, width
+        self.grid, self.width, self.checkpointing = grid, width, False
         self.embed = nn.Linear(width_in, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -68,8 +69,12 @@ class Decoder(nn.Module):
         x = torch.cat([self.embed(features.prefix), visible, masked.to(visible.dtype)], dim=1)
         *blocks, last = self.blocks
         for block in blocks:
-            x = block(x)
-        return self.predict(self.norm(_tail(last, x, views.hidden)))
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+        if self.checkpointing:
+            x = checkpoint(_tail, last, x, views.hidden, use_reentrant=False)
+        else:
+            x = _tail(last, x, views.hidden)
+        return self.predict(self.norm(x))
 
     def describe(self) -> str:
         return f"decoder of {len(self.blocks)} blocks, width {self.width}"
@@ -170,7 +175,7 @@ class TokenDecoder(nn.Module):
         region: str = "masked",
     ) -> None:
         super().__init__()
-        self.width, self.fine, self.region = width, fine, region
+        self.width, self.fine, self.region, self.checkpointing = width, fine, region, False
         self.embed = nn.Linear(width_in, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps)) for _ in range(depth)
@@ -182,7 +187,7 @@ class TokenDecoder(nn.Module):
         x, prefix = torch.cat([features.prefix, features.tokens], dim=1), features.prefix.shape[1]
         x = self.embed(x)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
         x = self.norm(x[:, prefix:])
         if self.fine == (1, 1):
             return self.predict(take(x, views.rows(self.region)))

@@ -7,6 +7,7 @@ position), so a run that was killed continues from its last checkpoint bit by bi
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console
+from remask.fitting import attempted, fewest, fitted
 from remask.ledger import Ledger
 from remask.optim import Schedule, set_lr
 from remask.runtime import Runtime, StopRequest, generator, seeded
@@ -74,7 +76,7 @@ class Trainer:
         self.model, self.batches, self.optimizer, self.schedule = model, batches, optimizer, schedule
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
-        self.saved = time.monotonic()
+        self.saved, self.parts = time.monotonic(), schedule.accumulate
         self.window = Window()
 
     def resume(self) -> None:
@@ -98,7 +100,9 @@ class Trainer:
         try:
             with console, StopRequest() as stop:
                 for step, batch, waited in self._steps():
-                    losses = self._learn(step, batch)
+                    parts, losses = self.parts, self._learn(step, batch)
+                    if parts < self.parts:
+                        console.say(f"memory ran out in step {step + 1}: done again, batches now in {self.parts} parts")
                     self.step = step + 1
                     self.ledger.add(len(batch.images), waited)
                     self._after(losses, waited, len(batch.images), console, writer)
@@ -131,25 +135,41 @@ class Trainer:
         return self.model.draw(batch.images, generator)  # type: ignore[operator]
 
     def _learn(self, step: int, batch: Any) -> dict[str, Tensor]:
-        """One optimizer step; the batch may pass through in several slices. Returns losses still on the device."""
-        self.model.train()
-        images = batch.images.to(self.runtime.device, non_blocking=True)
-        draw = self._draw(batch._replace(images=images), generator(self.seed, "draw", step))
-        parts, totals = self.schedule.accumulate, dict[str, Tensor]()
-        with seeded(self.seed, "step", step):
-            for chunk, share in zip(images.tensor_split(parts), draw.split(parts), strict=True):
-                with self.runtime.autocast():
-                    losses = self.model(chunk, share)
-                weight = len(chunk) / len(images)
-                (losses["total"] * weight).backward()
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * weight
+        """One optimizer step, again in more slices where memory runs out. Returns losses still on the device."""
+        slices = self._slices(step, batch)
+        totals, self.parts = fitted(self.model, slices, self.parts, len(batch.images))
         set_lr(self.optimizer, self.schedule.lr_at(step))
         if self.schedule.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return totals
+
+    def _slices(self, step: int, batch: Any) -> Callable[[int], dict[str, Tensor]]:
+        """Forward and backward of a batch in a number of slices, for the gradients and the losses that it returns."""
+        self.model.train()
+        images = batch.images.to(self.runtime.device, non_blocking=True)
+        draw = self._draw(batch._replace(images=images), generator(self.seed, "draw", step))
+
+        def through(parts: int) -> dict[str, Tensor]:
+            totals = dict[str, Tensor]()
+            with seeded(self.seed, "step", step):
+                for chunk, share in zip(images.tensor_split(parts), draw.split(parts), strict=True):
+                    with self.runtime.autocast():
+                        losses = self.model(chunk, share)
+                    weight = len(chunk) / len(images)
+                    (losses["total"] * weight).backward()
+                    for name, loss in losses.items():
+                        totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * weight
+            return totals
+
+        return through
+
+    def fit(self, batch: Any) -> int:
+        """Find the fewest parts in which such a batch fits, by trying, and train with them. Changes nothing else."""
+        slices = self._slices(self.step, batch)
+        self.parts = fewest(partial(attempted, self.model, self.optimizer, slices), len(batch.images))
+        return self.parts
 
     def _after(self, losses: dict[str, Tensor], waited: float, images: int, console: Console, writer: Any) -> None:
         """Log where a window of steps or an epoch ends, save there or when it is time."""

@@ -18,7 +18,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "images backbones heads targets distances",
         "method",
         "methods",
-        "interop optim runtime checkpoint ledger console",
+        "interop optim runtime checkpoint ledger console fitting",
         "trainer",
         "evaluation",
         "report",
