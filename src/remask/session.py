@@ -14,6 +14,7 @@ from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Source, Subset, TooManyBad, iterate, open_source
 from remask.listing import environment
 from remask.method import Method
+from remask.planning import settle
 from remask.progressive import Phase, hand_over, phase_of, phases
 from remask.recipe import Recipe, dump, method_label
 from remask.report.equation import equation
@@ -38,7 +39,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> None:
     if recipe.method.target.unfitted:
         words = codebooks.fit(ahead[0].recipe, source, (lambda line: None) if quiet else print, recipe.seed)
         kept = codebooks.with_file(recipe, codebooks.FILE)
-    screen: list[Console] = []
+    screen, said = list[Console](), list[str]()
     bad = BadImages(path, lambda line: screen[0].say(line))
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:
@@ -46,7 +47,10 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> None:
             codebooks.install(words, method)
         hooks = (_knn_hook(phase.recipe, method, runtime),) if recipe.probe else ()
         loader = build_loader(phase.recipe, source, runtime, method, report=bad)
-        return build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        if phase.recipe.runtime.accumulate == "auto":
+            said.append(settle(phase.recipe, made, runtime))
+        return made
 
     trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
     if fresh:
@@ -57,6 +61,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> None:
         words.save(path / codebooks.FILE)
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
+    for line in said:
+        screen[0].say(line)
     screen[0].say(equation(method, ahead[0].recipe.data.image_size))
     try:
         _through(ahead, trainer, trainer_of, screen[0])

@@ -29,6 +29,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "runs",
         "codebook",
         "listing",
+        "planning",
         "session",
         "downstream",
         "tasks",

@@ -1,6 +1,5 @@
 """Activation checkpointing of any backbone: blocks are computed again in the backward pass instead of being kept."""
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from remask.backbones import Backbone
