@@ -143,7 +143,9 @@ class LightlyMAE(nn.Module):
         from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
         from timm.models.vision_transformer import VisionTransformer
 
-        net = VisionTransformer(pixels, 16, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool="")
+        net = VisionTransformer(
+            pixels, 16, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool=""
+        )
         self.backbone, self.length = MaskedVisionTransformerTIMM(vit=net), net.patch_embed.num_patches + 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it will be renamed in 1.7

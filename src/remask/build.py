@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from remask.backbones import Backbone
+from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
+from remask.heads import Decoder, TokenDecoder
 from remask.images import Loader, RandomCropFlip, Source
 from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
@@ -213,13 +215,10 @@ def build_trainer(
 ) -> Trainer:
     """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
     optim, part, size = recipe.optim, recipe.runtime, runtime.world.size
-    if optim.batch_size < size * part.accumulate:
-        raise UserError(
-            f"optim.batch_size {optim.batch_size} leaves nothing for some of {size} processes in {part.accumulate} "
-            "part(s) each: raise it, it is the batch of all processes, or start fewer"
-        )
-    gflops = gflops_per_image(recipe)
+    gflops, parts = gflops_per_image(recipe), _parts(recipe, size)
     lr = peak_lr(recipe, method)
+    if part.checkpointing:
+        checkpoint_blocks(method)
     learner = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)
@@ -227,7 +226,7 @@ def build_trainer(
     exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
     optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
     schedule = Schedule(
-        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, part.accumulate,
+        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, parts,
         optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
@@ -240,12 +239,38 @@ def build_trainer(
     )  # fmt: skip
 
 
+def _parts(recipe: Recipe, processes: int) -> int:
+    """Parts of each process's batch to begin with. Raises UserError where a process would have no picture for one."""
+    parts, batch = recipe.runtime.accumulate, recipe.optim.batch_size
+    if parts == "auto":
+        if processes > 1:
+            raise UserError(
+                "runtime.accumulate auto tries one process's memory: give several a number of parts, which "
+                "remask plan --gpus N helps to find"
+            )
+        return 1
+    if batch < processes * parts:
+        raise UserError(
+            f"optim.batch_size {batch} leaves nothing for some of {processes} processes in {parts} part(s) each: "
+            "raise it, it is the batch of all processes, or start fewer"
+        )
+    return parts
+
+
 def plan(recipe: Recipe) -> Plan:
     """What many processes need to know of a method, seen on one without memory."""
     with torch.device("meta"):
         method = build_method(recipe)
         image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
         return rehearse(method, lambda: method(image)["total"])
+
+
+def checkpoint_blocks(method: Method) -> None:
+    """Blocks of the backbone and of decoders are computed again in the backward pass instead of being kept."""
+    set_checkpointing(method.backbone, key="runtime.checkpointing")
+    for branch in method.branches:
+        if isinstance(branch.head, Decoder | TokenDecoder):
+            branch.head.checkpointing = True
 
 
 def gflops_per_image(recipe: Recipe) -> float:

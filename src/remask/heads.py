@@ -1,8 +1,8 @@
 """Heads: the `h` of the equation, (features, views) -> predictions for the rows of a region, in raster order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from remask.tokens import finer, sincos_positions, take
 from remask.types import Features, Grid
@@ -49,7 +50,7 @@ class Decoder(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        self.grid, self.width = grid, width
+        self.grid, self.width, self.checkpointing = grid, width, False
         self.embed = nn.Linear(width_in, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -68,15 +69,16 @@ class Decoder(nn.Module):
         visible = self.embed(features.tokens) + positions[views.visible]
         # official: prefix tokens get a position row too, which is zero
         seen = torch.cat([self.embed(features.prefix), visible], dim=1)
-        x, qkv = _entered(self.blocks[0], seen, self.mask_token[0] + positions, views.masked)
-        if len(self.blocks) == 1:
-            x = _mixed(self.blocks[0], x[:, -views.hidden :], qkv[0][:, :, -views.hidden :], *qkv[1:])
-        else:
-            x = _mixed(self.blocks[0], x, *qkv)
-            for block in self.blocks[1:-1]:
-                x = block(x)
-            x = _tail(self.blocks[-1], x, views.hidden)
+        first, *rest = self.blocks
+        x = self._run(_entered, first, seen, self.mask_token[0] + positions, views.masked, not rest)
+        for block in rest[:-1]:
+            x = self._run(block, x)
+        if rest:
+            x = self._run(_tail, rest[-1], x, views.hidden)
         return self.predict(self.norm(x))
+
+    def _run(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
 
     def describe(self) -> str:
         return f"decoder of {len(self.blocks)} blocks, width {self.width}"
@@ -177,7 +179,7 @@ class TokenDecoder(nn.Module):
         region: str = "masked",
     ) -> None:
         super().__init__()
-        self.width, self.fine, self.region = width, fine, region
+        self.width, self.fine, self.region, self.checkpointing = width, fine, region, False
         self.embed = nn.Linear(width_in, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps)) for _ in range(depth)
@@ -189,7 +191,7 @@ class TokenDecoder(nn.Module):
         x, prefix = torch.cat([features.prefix, features.tokens], dim=1), features.prefix.shape[1]
         x = self.embed(x)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
         x = self.norm(x[:, prefix:])
         if self.fine == (1, 1):
             return self.predict(take(x, views.rows(self.region)))
@@ -223,19 +225,26 @@ def _finer_rows(predicted: Float[Tensor, "VB n FP"], views: Views, region: str, 
 
 
 def _entered(
-    block: Block, seen: Float[Tensor, "R S D"], places: Float[Tensor, "N D"], ids: Int[Tensor, "R M"]
-) -> tuple[Float[Tensor, "R T D"], Sequence[Float[Tensor, "R h T d"]]]:
-    """What enters a timm block, the rows `ids` of `places` after what was seen, and its queries, keys and values.
+    block: Block,
+    seen: Float[Tensor, "R S D"],
+    places: Float[Tensor, "N D"],
+    ids: Int[Tensor, "R M"],
+    tail: bool,
+) -> Float[Tensor, "R T D"]:
+    """A timm block of what was seen and, after it, the rows `ids` of `places`; with `tail` evaluated for these only.
 
-    All rows together take M·R of N places: project the fewer of the two.
+    All rows together take M·R of N places: their queries, keys and values are projected for the fewer of the two.
     """
     attention = block.attn
     x = torch.cat([seen, F.embedding(ids, places).to(seen.dtype)], dim=1)
     if ids.numel() <= len(places):
-        return x, _by_head(attention.qkv(block.norm1(x)), attention.num_heads)
-    projected = F.embedding(ids, attention.qkv(block.norm1(places)))
-    qkv = torch.cat([attention.qkv(block.norm1(seen)), projected], dim=1)
-    return x, _by_head(qkv, attention.num_heads)
+        qkv = attention.qkv(block.norm1(x))
+    else:
+        projected = F.embedding(ids, attention.qkv(block.norm1(places)))
+        qkv = torch.cat([attention.qkv(block.norm1(seen)), projected], dim=1)
+    q, k, v = _by_head(qkv, attention.num_heads)
+    count = ids.shape[1] if tail else x.shape[1]
+    return _mixed(block, x[:, -count:], q[:, :, -count:], k, v)
 
 
 def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "R M D"]:

@@ -102,10 +102,7 @@ class Runtime:
         """Most memory held so far: allocated on a GPU, resident on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        import resource
-
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        return peak_resident_mb()
 
     def describe(self) -> str:
         name = (
@@ -118,6 +115,16 @@ class Runtime:
             f"{several}{self.device} ({name}), {str(self.dtype).removeprefix('torch.')}"
             f"{', compiled' if self.compiled else ''}"
         )
+
+
+def peak_resident_mb() -> float:
+    """Most MB of memory that this process has held. Linux hands getrusage's number on to children: not read there."""
+    import resource
+
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def resolve(

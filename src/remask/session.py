@@ -15,6 +15,7 @@ from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad,
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
+from remask.planning import settle
 from remask.processes import ALONE, World
 from remask.progressive import Phase, hand_over, phase_of, phases
 from remask.recipe import Recipe, dump, method_label
@@ -42,7 +43,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         say = (lambda line: None) if quiet else print
         words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
         kept = codebooks.with_file(recipe, codebooks.FILE)
-    screen: list[Console] = []
+    screen, said = list[Console](), list[str]()
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:
@@ -51,7 +52,10 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         loader = build_loader(phase.recipe, source, runtime, method, report=bad)
         hooks = [] if world.alone else [_bad_of_all(loader, world)]
         hooks += [_knn_hook(phase.recipe, method, runtime)] if recipe.probe else []
-        return build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        if phase.recipe.runtime.accumulate == "auto":
+            said.append(settle(phase.recipe, made, runtime))
+        return made
 
     trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
     if fresh:
@@ -60,6 +64,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         trainer.resume()
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
+    for line in said:
+        screen[0].say(line)
     screen[0].say(equation(method, ahead[0].recipe.data.image_size))
     try:
         _through(ahead, trainer, trainer_of, screen[0])

@@ -8,6 +8,7 @@ whole batch, and each takes its part, so that they do what one would do.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console
+from remask.fitting import attempted, fewest, fitted
 from remask.ledger import Ledger, Window
 from remask.optim import Schedule, set_lr
 from remask.parallel import exchanging
@@ -26,17 +28,6 @@ class Draw(Protocol):
     """What is random in a step, drawn once for the whole batch."""
 
     def split(self, parts: int) -> Sequence[Any]: ...
-
-
-class Trainable(Protocol):
-    """A module that draws what is random in a step and returns named losses, "total" among them.
-
-    Where losses need more of a batch than its images, the trainer is given another `draw`.
-    """
-
-    def draw(self, images: Tensor, generator: Generator) -> Draw: ...
-
-    def __call__(self, images: Tensor, draw: Any) -> dict[str, Tensor]: ...
 
 
 Drawer = Callable[[Any, Generator], Draw]
@@ -58,6 +49,7 @@ Hook = Callable[[int], Mapping[str, float]]
 class Trainer:
     """Trains `model` in `run`. `train` starts at the step that `resume` found, or at 0.
 
+    model     (images, what was drawn) -> named losses, "total" among them; its `draw` draws, unless another is given
     learner   what is called for losses where it is not the model itself: the model, exchanging gradients
     whole     images of a batch over all processes, where `batches` gives this one a part of each
     """
@@ -83,7 +75,7 @@ class Trainer:
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
         self.learner, self.world, self.whole = learner or model, runtime.world, whole
-        self.saved = time.monotonic()
+        self.saved, self.parts = time.monotonic(), schedule.accumulate
         self.window = Window()
 
     def resume(self) -> None:
@@ -108,7 +100,9 @@ class Trainer:
         try:
             with console, StopRequest() as stop:
                 for step, batch, waited in self._steps():
-                    losses = self._learn(step, batch)
+                    parts, losses = self.parts, self._learn(step, batch)
+                    if parts < self.parts:
+                        console.say(f"memory ran out in step {step + 1}: done again, batches now in {self.parts} parts")
                     self.step = step + 1
                     self.ledger.add(self._whole(batch), waited)
                     self.window.add(losses, waited, self._whole(batch))
@@ -151,30 +145,49 @@ class Trainer:
         return self._draw(batch._replace(images=images), random).split(self.world.size)[self.world.rank]
 
     def _learn(self, step: int, batch: Any) -> dict[str, Tensor]:
-        """One optimizer step; the batch may pass through in several slices. Returns losses still on the device.
-
-        A mean over the whole batch is the sum of each slice's mean times its share, of gradients as of losses.
-        """
-        self.model.train()
-        images = batch.images.to(self.runtime.device, non_blocking=True)
-        draw, whole = self._drawn(step, batch._replace(images=images)), self._whole(batch)
-        parts, totals = self.schedule.accumulate, dict[str, Tensor]()
-        rank = [] if self.world.main else [self.world.rank]  # drop path is each process's own
-        with seeded(self.seed, "step", step, *rank):
-            for i, (chunk, share) in enumerate(zip(images.tensor_split(parts), draw.split(parts), strict=True)):
-                weight = len(chunk) / whole
-                with exchanging(self.learner, now=i == parts - 1):
-                    with self.runtime.autocast():
-                        losses = self.learner(chunk, share)
-                    (losses["total"] * (weight * self.world.size)).backward()  # what is exchanged is averaged
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * weight
+        """One optimizer step, again in more slices where memory runs out. Returns losses still on the device."""
+        slices = self._slices(step, batch)
+        if self.world.alone:
+            totals, self.parts = fitted(self.model, slices, self.parts, len(batch.images))
+        else:  # one process cannot do again what the others have exchanged
+            totals = slices(self.parts)
         set_lr(self.optimizer, self.schedule.lr_at(step))
         if self.schedule.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)  # one kernel a list on a GPU, no sync
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return totals
+
+    def _slices(self, step: int, batch: Any) -> Callable[[int], dict[str, Tensor]]:
+        """Forward and backward of a batch in a number of slices, for the gradients and the losses that it returns.
+
+        A mean over the whole batch is the sum of each slice's mean times its share, of gradients as of losses.
+        """
+        self.model.train()
+        images = batch.images.to(self.runtime.device, non_blocking=True)
+        draw, whole = self._drawn(step, batch._replace(images=images)), self._whole(batch)
+        rank = [] if self.world.main else [self.world.rank]  # drop path is each process's own
+
+        def through(parts: int) -> dict[str, Tensor]:
+            totals = dict[str, Tensor]()
+            with seeded(self.seed, "step", step, *rank):
+                for i, (chunk, share) in enumerate(zip(images.tensor_split(parts), draw.split(parts), strict=True)):
+                    weight = len(chunk) / whole
+                    with exchanging(self.learner, now=i == parts - 1):
+                        with self.runtime.autocast():
+                            losses = self.learner(chunk, share)
+                        (losses["total"] * (weight * self.world.size)).backward()  # what is exchanged is averaged
+                    for name, loss in losses.items():
+                        totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * weight
+            return totals
+
+        return through
+
+    def fit(self, batch: Any) -> int:
+        """Find the fewest parts in which such a batch fits, by trying, and train with them. Changes nothing else."""
+        slices = self._slices(self.step, batch)
+        self.parts = fewest(partial(attempted, self.model, self.optimizer, slices), len(batch.images))
+        return self.parts
 
     def _after(self, stop: StopRequest, console: Console, writer: Any) -> None:
         """Log where a window of steps or an epoch ends, save there or when it is time, stop where it is asked for."""

@@ -266,6 +266,15 @@ class RuntimeSection(Section):
     tensorboard: bool = Field(default=True, description="Write TensorBoard files beside metrics.jsonl.")
 
 
+class PretrainingRuntime(RuntimeSection):
+    """What pre-training has beside: ways to fit into memory."""
+
+    accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(  # type: ignore[assignment]
+        default=1, description='Parts into which a batch is cut to fit in memory; "auto" finds the fewest that do.'
+    )
+    checkpointing: bool = Field(default=False, description="Recompute blocks in backward: less memory, more time.")
+
+
 class ProbeSection(Section):
     """kNN on the way, as a curve."""
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remask.backbones.checkpointing import set_checkpointing
 from remask.build import auto_workers
-from remask.evaluation.classifier import set_checkpointing
 from remask.evaluation.features import evaluating
 from remask.interop.start import start
 from remask.ledger import forward_gflops
