@@ -14,6 +14,7 @@ from remask.backbones.makers import maker
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
 from remask.images import Loader, RandomCropFlip, Source
+from remask.images.device import no_decoder
 from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
@@ -187,6 +188,10 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         min_side=min(method.backbone.patch),
         max_bad=data.max_bad,
         reduced=data.reduced,
+        crops=data.crops,
+        keep=data.keep,
+        device=runtime.device,
+        on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
         pin=runtime.device.type == "cuda",
         **report,
     )

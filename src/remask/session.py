@@ -12,6 +12,7 @@ from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Source, Subset, TooManyBad, iterate, open_source
+from remask.images.device import no_decoder
 from remask.listing import environment
 from remask.method import Method
 from remask.progressive import Phase, hand_over, phase_of, phases
@@ -57,6 +58,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> None:
         words.save(path / codebooks.FILE)
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
+    if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
+        screen[0].say(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
     screen[0].say(equation(method, ahead[0].recipe.data.image_size))
     try:
         _through(ahead, trainer, trainer_of, screen[0])

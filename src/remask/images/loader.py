@@ -5,7 +5,6 @@ workers, and so a run can be resumed in the middle of one.
 """
 
 import math
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,8 @@ from jaxtyping import Int, UInt8
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
-from remask.images.making import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, mix
+from remask.images.device import DecodedThere, Held, OnDevice, fits
+from remask.images.making import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, mix, quiet
 from remask.images.pictures import Keep, Pictures, half_of_memory_mb
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip, Transform
@@ -99,11 +99,20 @@ class Loader:
         self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
         self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
         self._labels = None if source.labels is None else torch.tensor(source.labels)
-        self._crops, budget = crops, {"off": 0, "ram": half_of_memory_mb(), "device": 0}.get(keep, cache_mb)
-        pictures: Numbered = Pictures(
-            source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram"
-        )
-        cut: Cut = OneByOne(transform)
+        self._crops, cropped = crops, isinstance(transform, RandomCropFlip)
+        pictures: Numbered
+        cut: Cut
+        decoded = Pictures(source, channels=channels, min_side=min_side, cache_mb=0)
+        if keep == "auto" and cropped and not (reduced or on_device) and fits(decoded, device, cache_mb):
+            keep = "device"
+        if keep == "device" or on_device:
+            self._workers, self._pin = 0, False
+            pictures, cut = _on_device(decoded, transform, device, keep, workers)
+        else:
+            cut, budget = OneByOne(transform), {"off": 0, "ram": half_of_memory_mb()}.get(keep, cache_mb)
+            pictures = Pictures(
+                source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram"
+            )
         scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
         self._maker = Maker(pictures, cut, seed, skip=skip, allowed=self._allowed, crops=crops, reduced=scaled)
 
@@ -166,8 +175,8 @@ class Loader:
                 batch_size=None,
                 sampler=tasks,
                 num_workers=min(self._workers, len(tasks)),
-                collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets one item
-                worker_init_fn=_quiet,
+                collate_fn=as_it_is,
+                worker_init_fn=quiet,
                 pin_memory=self._pin,
                 generator=Generator(),  # or starting the workers would draw from the global stream
             )
@@ -205,11 +214,11 @@ def iterate(
     return loader.epoch(0)
 
 
-def _as_it_is(made: Made) -> Made:
-    return made
-
-
-def _quiet(worker: int) -> None:
-    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def _on_device(
+    pictures: Pictures, transform: Transform, device: torch.device | None, keep: Keep, workers: int
+) -> tuple[Numbered, Cut]:
+    if not isinstance(transform, RandomCropFlip):
+        raise UserError("only random crops are made on the device")
+    device = device or torch.device("cpu")
+    there = Held(pictures, device, workers) if keep == "device" else DecodedThere(pictures, device)
+    return there, OnDevice(transform)

@@ -1,7 +1,8 @@
 """One batch from its task: which picture, where it is cut, and the next usable one in the place of a broken one."""
 
+import signal
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import UInt8
@@ -126,6 +127,17 @@ class Maker(Dataset[Made]):
             if self.too_many(self.bad):
                 break
         return None
+
+
+def as_it_is(item: Any) -> Any:
+    """In the place of DataLoader's collation."""
+    return item
+
+
+def quiet(worker: int) -> None:
+    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 ORDER, CROP = 1, 2

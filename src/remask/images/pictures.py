@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -38,18 +39,26 @@ class Pictures:
         shared: bool = False,
         must: bool = False,
     ) -> None:
-        self.source, self._channels, self._min_side = source, channels, min_side
+        self.source, self.channels, self._min_side = source, channels, min_side
         samples = self._samples() if cache_mb else {}
-        self.expected = _mean_bytes(samples) * len(source)
-        self._cache = _cache(self.expected, len(source), channels, cache_mb << 20, shared)
+        expected = _mean_bytes(samples) * len(source)
+        self._cache = _cache(expected, len(source), channels, cache_mb << 20, shared)
         if must and samples and isinstance(self._cache, _Nothing):
-            raise UserError(_no_room(source.name, self.expected, cache_mb << 20))
+            raise UserError(_no_room(source.name, expected, cache_mb << 20))
         for i, image in samples.items():
             if image[0].numel() < LARGE:  # a larger one may be wanted at a reduced scale
                 self._cache.put(i, image)
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def estimate(self) -> int:
+        """Bytes that all pictures take decoded, judged by a few of them."""
+        found = dict[int, Tensor]()
+        for i in range(0, len(self), max(1, len(self) // 8)):
+            with contextlib.suppress(BadImage):
+                found[i] = self._load(i)[0]
+        return _mean_bytes(found) * len(self)
 
     def ahead(self, numbers: Sequence[int]) -> None:
         """These are wanted next: nothing to prepare here."""
@@ -71,16 +80,26 @@ class Pictures:
             self._cache.put(i, image)
         return image
 
+    def read(self, i: int) -> bytes | np.ndarray | None:
+        """What the source has, undecoded; None where it has nothing."""
+        try:
+            return self.source.read(i)
+        except OSError:
+            return None
+
+    def checked(self, image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "C H W"]:
+        """The picture, if it is large enough. Raises BadImage."""
+        height, width = image.shape[-2:]
+        if min(height, width) < self._min_side:
+            raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")
+        return image
+
     def _load(self, i: int, reduction: Reduction | None = None) -> tuple[UInt8[Tensor, "C H W"], bool]:
         try:
             data = self.source.read(i)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
-        image = decode(data, self._channels, reduction=reduction)
-        height, width = image.shape[-2:]
-        if min(height, width) < self._min_side:
-            raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")
-        return image, isinstance(data, bytes)
+        return self.checked(decode(data, self.channels, reduction=reduction)), isinstance(data, bytes)
 
     def _samples(self) -> dict[int, UInt8[Tensor, "C H W"]]:
         """A few encoded pictures from all over the source, by number; none where it yields arrays."""
