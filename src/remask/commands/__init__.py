@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from remask.commands import downstream, pretraining
+from remask.commands.data import data_check, data_pack, parse_form
 from remask.commands.downstream import detect, evaluate, finetune, segment
 from remask.commands.looking import Mapped, attention, embed, tsne
 from remask.commands.pretraining import export, pretrain, reconstruct, report
@@ -17,6 +18,6 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Pat
 
 
 __all__ = [
-    "Asked", "Look", "Mapped", "attention", "detect", "embed", "evaluate", "export", "finetune", "pretrain", "probe",
-    "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
+    "Asked", "Look", "Mapped", "attention", "data_check", "data_pack", "detect", "embed", "evaluate", "export",
+    "finetune", "parse_form", "pretrain", "probe", "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
 ]  # fmt: skip
