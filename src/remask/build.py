@@ -16,6 +16,7 @@ from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
 from remask.heads import Decoder, TokenDecoder
 from remask.images import Loader, RandomCropFlip, Source
+from remask.images.device import no_decoder
 from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
@@ -190,6 +191,10 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         min_side=min(method.backbone.patch),
         max_bad=data.max_bad,
         reduced=data.reduced,
+        crops=data.crops,
+        keep=data.keep,
+        device=runtime.device,
+        on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
         pin=runtime.device.type == "cuda",
         part=runtime.world.share,
         **report,

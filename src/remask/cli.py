@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from remask import cli_downstream, cli_look
+from remask import cli_data, cli_downstream, cli_look
 
 app = typer.Typer(
     name="remask",
@@ -116,6 +116,7 @@ def resume(run: Run, device: Device = None, quiet: Quiet = False) -> None:
 
 cli_look.register(app)
 cli_downstream.register(app)
+cli_data.register(app)
 
 
 @app.command()

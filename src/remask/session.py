@@ -12,6 +12,7 @@ from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
+from remask.images.device import no_decoder
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
@@ -44,6 +45,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
         kept = codebooks.with_file(recipe, codebooks.FILE)
     screen, said = list[Console](), list[str]()
+    if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
+        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from remask.commands import downstream, pretraining
+from remask.commands.data import data_check, data_pack, parse_form
 from remask.commands.downstream import detect, evaluate, finetune, segment
 from remask.commands.looking import Mapped, attention, embed, tsne
 from remask.commands.pretraining import pretrain, reconstruct
@@ -34,6 +35,6 @@ def export(
 
 
 __all__ = [
-    "Asked", "Look", "Mapped", "attention", "detect", "embed", "evaluate", "export", "finetune", "pretrain", "probe",
-    "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
+    "Asked", "Look", "Mapped", "attention", "data_check", "data_pack", "detect", "embed", "evaluate", "export",
+    "finetune", "parse_form", "pretrain", "probe", "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
 ]  # fmt: skip

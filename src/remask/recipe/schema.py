@@ -65,6 +65,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _distill_problems(recipe)
     if (parts := recipe.runtime.accumulate) != "auto" and optim.batch_size % parts:
         yield f"runtime.accumulate {parts} does not divide optim.batch_size {optim.batch_size}"
+    if optim.batch_size % recipe.data.crops:
+        yield f"data.crops {recipe.data.crops} does not divide optim.batch_size {optim.batch_size}"
     for where, width, heads in (
         ("backbone.", recipe.backbone.width, recipe.backbone.heads),
         ("method.decoder_", recipe.method.decoder_width, recipe.method.decoder_heads),
