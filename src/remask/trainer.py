@@ -31,10 +31,11 @@ class Draw(Protocol):
 class Trainable(Protocol):
     """A module that draws what is random in a step and returns named losses, "total" among them.
 
-    Where losses need more of a batch than its images, the trainer is given another `draw`.
+    Where losses need more of a batch than its images, the trainer is given another `draw`. With a `part`, what is drawn
+    for those of the images alone is returned: what they have when all is drawn.
     """
 
-    def draw(self, images: Tensor, generator: Generator) -> Draw: ...
+    def draw(self, images: Tensor, generator: Generator, part: slice = ...) -> Draw: ...
 
     def __call__(self, images: Tensor, draw: Any) -> dict[str, Tensor]: ...
 
@@ -148,7 +149,7 @@ class Trainer:
         if self.whole is None:
             return self._draw(batch, random)
         images = batch.images[:1].expand(self.whole, *batch.images.shape[1:])  # a shape, without memory
-        return self._draw(batch._replace(images=images), random).split(self.world.size)[self.world.rank]
+        return self.model.draw(images, random, self.world.share(self.whole))  # type: ignore[operator]
 
     def _learn(self, step: int, batch: Any) -> dict[str, Tensor]:
         """One optimizer step; the batch may pass through in several slices. Returns losses still on the device.
