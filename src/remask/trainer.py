@@ -50,6 +50,7 @@ class Trainer:
     """Trains `model` in `run`. `train` starts at the step that `resume` found, or at 0.
 
     model     (images, what was drawn) -> named losses, "total" among them; its `draw` draws, unless another is given
+              (images, generator, part of them): a part has what it has when all is drawn
     learner   what is called for losses where it is not the model itself: the model, exchanging gradients
     whole     images of a batch over all processes, where `batches` gives this one a part of each
     """
@@ -142,7 +143,7 @@ class Trainer:
         if self.whole is None:
             return self._draw(batch, random)
         images = batch.images[:1].expand(self.whole, *batch.images.shape[1:])  # a shape, without memory
-        return self._draw(batch._replace(images=images), random).split(self.world.size)[self.world.rank]
+        return self.model.draw(images, random, self.world.share(self.whole))  # type: ignore[operator]
 
     def _learn(self, step: int, batch: Any) -> dict[str, Tensor]:
         """One optimizer step, again in more slices where memory runs out. Returns losses still on the device."""
