@@ -58,7 +58,11 @@ class Pair(NamedTuple):
 
 @dataclass
 class MaskFiles:
-    """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_ids` has it."""
+    """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_ids` has it.
+
+    none       the id in the files that is no class, beside 255
+    declared   whether a file beside the masks names the classes
+    """
 
     name: str
     pairs: list[Pair]
@@ -67,6 +71,8 @@ class MaskFiles:
     classes: list[str]
     palette: list[Colour]
     ignore: int = IGNORE
+    none: int | None = None
+    declared: bool = False
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -121,7 +127,10 @@ def open_masks(
         seen = [s._replace(ids=np.where(s.ids < COLOUR, COLOUR + 0x010101 * s.ids, s.ids)) for s in seen]
     found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, printable(beside))
     _check_ids(seen, found.table, len(found.names))
-    return MaskFiles(images, pairs, [found.table], coloured, found.names, found.palette)
+    told = classes is None and said.names is not None
+    return MaskFiles(
+        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, declared=told
+    )
 
 
 def _bytes(path: str) -> bytes:
@@ -279,7 +288,8 @@ def _open_panoptic(typed: str, root: str, path: str, limit: int | None) -> MaskF
     _look(pairs, None)
     palette = [c.get("color") for c in content["categories"]]
     chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
-    return MaskFiles(typed, pairs, tables[:limit], True, [str(c["name"]) for c in content["categories"]], chosen)
+    titles = [str(c["name"]) for c in content["categories"]]
+    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, declared=True)
 
 
 def _segments(segments: Iterable[Any], categories: dict[int, int]) -> Table:
