@@ -1,7 +1,7 @@
 """Looking at features: `embed` into a file, `tsne` of several networks, `attention` over pictures."""
 
+import itertools
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ def tsne(
     chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
     features, labels = _features(paths, chosen, asked, look, quiet)
     with Watch("t-SNE", quiet) as watch:
-        mapped = count()
+        mapped = itertools.count()
         maps = tsne_maps(
             features, labels, perplexity=asked.perplexity, k=asked.k, seed=asked.seed,
             progress=lambda line: watch(next(mapped), len(features), line),

@@ -71,16 +71,8 @@ def probe(
     say(f"features of the validation images ({len(known)} training images)")
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = numbered(known, labels)
-    result = _scores(
-        Split(train, train_y),
-        Split(val, val_y),
-        few,
-        fractions,
-        k,
-        seed,
-        say,
-        _Fits(fitted, len(readers) * (1 + DRAWS * (1 + len(fractions)))),
-    )
+    fits = _Fits(fitted, len(readers) * (1 + DRAWS * (1 + len(fractions))))
+    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, k, seed, say, fits)
     result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
