@@ -1,4 +1,4 @@
-"""A long probe that is killed goes on where it was, ends as if it had not been, and leaves nothing beside its result."""
+"""A long probe that is killed goes on where it was, ends as if it had not been, and leaves its result alone."""
 
 import json
 from pathlib import Path

@@ -86,7 +86,7 @@ def evaluate(
     runtime = _runtime(recipe)
     task = build_task(recipe, runtime, facts=run.read("task.json"))
     model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
-    result = conclude(task, model, run, recipe)
+    result = conclude(task, model, run, recipe, quiet)
     write_task_report(path)
     if not quiet:
         print(_line(task.headline, result, run.path))

@@ -59,12 +59,14 @@ def shared(run: Path, recipe_text: str) -> dict[str, Any]:
 
 
 def series(metrics: list[dict[str, Any]], key: str, factor: float = 1) -> Curve:
+    """A metric over epochs, times a factor; lines without it are passed over."""
     points = [(line.get("epoch", line.get("step")), line.get(key)) for line in metrics]
     kept = [(x, y * factor) for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)]
     return [x for x, _ in kept], [y for _, y in kept]
 
 
 def facts(cost: Mapping[str, Any]) -> list[Fact]:
+    """The numbers of cost.json for a person."""
     names = {
         "ete": "ETE, views × epochs", "images": "images", "views": "views", "gpu_hours": "GPU-hours",
         "cpu_hours": "CPU-hours", "gflops_forward_per_image": "GFLOP forward, per image",
@@ -93,6 +95,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none, or it is damaged."""
     try:
         content = json.loads(read_text(path) or "{}")
     except json.JSONDecodeError:
@@ -101,6 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_toml(text: str) -> dict[str, Any]:
+    """A TOML text; {} where it is damaged."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -108,14 +112,17 @@ def read_toml(text: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
+    """A file's text; "" where there is none."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def pretty(content: Mapping[str, Any]) -> str:
+    """Indented JSON; "" for nothing."""
     return json.dumps(content, indent=2, ensure_ascii=False) if content else ""
 
 
 def embedded(path: Path) -> str:
+    """A PNG as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 

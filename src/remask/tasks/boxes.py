@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.average_precision import average_precision, detections
 from remask.evaluation.detector import Detector, on_picture
@@ -37,8 +38,9 @@ def build_detect(
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
 
-    def test(tested: Detector) -> dict[str, Any]:
-        batches = BoxLoader(val, Fit(size), 4, shuffle=False, channels=backbone.channels).epoch(0)
+    def test(tested: Detector, watch: Watch) -> dict[str, Any]:
+        loader = BoxLoader(val, Fit(size), 4, shuffle=False, channels=backbone.channels)
+        batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
         results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
         found = average_precision(val.truth(), results, kinds) if results else {kind: dict(NOTHING) for kind in kinds}

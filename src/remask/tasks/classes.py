@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.accuracy import confusion_picture, score
 from remask.evaluation.classifier import Classifier
@@ -45,8 +46,10 @@ def build_finetune(
 
     found: dict[str, Any] = {}
 
-    def test(tested: Classifier) -> dict[str, Any]:
-        found["scores"] = scores = score(tested, batches(), runtime.device, runtime.autocast)
+    def test(tested: Classifier, watch: Watch) -> dict[str, Any]:
+        found["scores"] = scores = score(
+            tested, watch.over(batches(), len(val), "test"), runtime.device, runtime.autocast
+        )
         protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
         return scores.summary(names) | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
 

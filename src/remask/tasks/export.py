@@ -150,7 +150,7 @@ def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
     start = {"model.source": f"run:{folder}", "model.untrained": False, "model.checkpointing": False}
     size = {"data.image_size": list(content["image_size"])}
     recipe = load(TASKS[task], FOLDER / task, folder / "recipe.toml", {**start, **size}, environment={})
-    model = recipe.model.model_copy(update={"heads": None, "normalise": None})  # type: ignore[attr-defined]
+    model = recipe.model.model_copy(update={"heads": None, "normalise": None})
     built, _ = build_model(recipe.model_copy(update={"model": model}), content["facts"])
     load_weights(folder / "model.safetensors", built)
     return built.eval(), content
