@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.reference import Reference
 from remask.method import Method
 from remask.optim import adamw, parameter_groups
+from remask.runtime import Runtime
 from remask.types import Images
 
 LR, DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)
@@ -98,8 +99,6 @@ def row(name: str, values: Sequence[float], bar: float, unit: str = "x") -> dict
 
 def ours(method: Method, images: Images, dtype: torch.dtype = torch.float32) -> Entrant:
     """A method as `remask pretrain` trains it."""
-    from remask.runtime import Runtime
-
     runtime = Runtime(images.device, dtype)
     runtime.prepare(method)
 
@@ -113,8 +112,6 @@ def ours(method: Method, images: Images, dtype: torch.dtype = torch.float32) -> 
 
 def textbook(method: Method, images: Images, dtype: torch.dtype = torch.float32) -> Entrant:
     """The same method's weights in the textbook's composition."""
-    from remask.runtime import Runtime
-
     reference, runtime = Reference(method).to(images.device), Runtime(images.device, dtype)
     prepared = reference.prepare(images)
 
@@ -143,9 +140,8 @@ class LightlyMAE(nn.Module):
         from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
         from timm.models.vision_transformer import VisionTransformer
 
-        net = VisionTransformer(
-            pixels, 16, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool=""
-        )
+        sizes = {"embed_dim": width, "depth": depth, "num_heads": heads}
+        net = VisionTransformer(pixels, 16, num_classes=0, global_pool="", **sizes)
         self.backbone, self.length = MaskedVisionTransformerTIMM(vit=net), net.patch_embed.num_patches + 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it will be renamed in 1.7
