@@ -34,7 +34,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "downstream",
         "tasks",
         "commands",
-        "cli_downstream cli_look",
+        "cli_downstream cli_look cli_plan",
         "cli",
         "__main__",
     )
