@@ -8,7 +8,7 @@ import torch
 
 from remask.fitting import fewest
 from remask.images import open_source
-from remask.planning import Anatomy, Forecast, anatomy, device, forecast, held, rehearse
+from remask.planning import Anatomy, Forecast, Held, anatomy, device, forecast, held, rehearse
 from remask.planning.devices import MFU
 from remask.planning.parts import SHARE, available_mb
 from remask.progressive import phases
@@ -67,7 +67,7 @@ def plan(recipe: Recipe, asked: Asked) -> dict[str, Any]:
         "checkpointing": recipe.runtime.checkpointing,
         "parameters": {"backbone": counted.backbone, "total": counted.total, "trained": counted.trained},
         "gflops_per_image": {"forward": counted.forward, "training": counted.training}, **part,
-        "images_per_s_all": round(speed, 1), "hours": round(hours, 3), "gpu_hours": round(hours * gpus, 3),
+        "images_per_s_all": round(speed, 1), "hours": round(hours, 6), "gpu_hours": round(hours * gpus, 6),
         # weights, and two moments of what is trained
         "checkpoint_mb": round((4 * counted.total + 8 * counted.trained) / 2**20, 1),
         "loader": {
@@ -82,8 +82,14 @@ def _sheet(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[s
     sheet, mfu = device(asked.device), asked.mfu or MFU
     dtype = torch.float32 if recipe.optim.precision == "fp32" else torch.bfloat16
     room, part = SHARE * sheet.megabytes, recipe.runtime.accumulate
-    parts = fewest(lambda n: held(recipe, batch, n, dtype).total <= room, batch) if part == "auto" else part
-    memory = held(recipe, batch, parts, dtype)
+    counted_in: dict[int, Held] = {}
+
+    def fits(parts: int) -> bool:
+        counted_in[parts] = held(recipe, batch, parts, dtype)
+        return counted_in[parts].total <= room
+
+    parts = fewest(fits, batch) if part == "auto" else part
+    memory = counted_in.get(parts) or held(recipe, batch, parts, dtype)
     return {
         "device": sheet.name, "memory_of": "device", "accumulate": parts,
         "memory_mb": {**{name: round(mb, 1) for name, mb in memory._asdict().items()}, "total": round(memory.total, 1)},
