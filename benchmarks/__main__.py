@@ -19,7 +19,7 @@ from remask.listing import environment
 
 PARTS = tuple(
     part
-    for part in ("startup", "step", "hog", "scaling", "distill", "loader", "plan")
+    for part in ("startup", "step", "hog", "distill", "loader", "plan")
     if importlib.util.find_spec(f"benchmarks.{part}")
 )
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from remask import cli_data, cli_downstream, cli_look
+from remask import cli_data, cli_downstream, cli_look, cli_plan
 
 app = typer.Typer(
     name="remask",
@@ -117,6 +117,7 @@ def resume(run: Run, device: Device = None, quiet: Quiet = False) -> None:
 cli_look.register(app)
 cli_downstream.register(app)
 cli_data.register(app)
+cli_plan.register(app)
 
 
 @app.command()

@@ -36,7 +36,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "downstream",
         "tasks",
         "commands",
-        "cli_data cli_downstream cli_look",
+        "cli_data cli_downstream cli_look cli_plan",
         "cli",
         "__main__",
     )

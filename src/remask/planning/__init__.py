@@ -10,6 +10,6 @@ from remask.planning.parts import settle
 from remask.planning.rehearsal import Forecast, Rehearsed, forecast, rehearse
 
 __all__ = [
-    "DEVICES", "Anatomy", "Device", "Forecast", "Held", "Rehearsed", "anatomy", "device", "forecast", "held", "rehearse",
-    "settle",
+    "DEVICES", "Anatomy", "Device", "Forecast", "Held", "Rehearsed", "anatomy", "device", "forecast", "held",
+    "rehearse", "settle",
 ]  # fmt: skip

@@ -77,7 +77,7 @@ def forecast(recipe: Recipe, batch: int, gflops: float) -> Forecast:
 def rehearse(recipe: Recipe, batch: int, parts: int = 1, steps: int = STEPS) -> Rehearsed:
     """Train `steps` steps in a fresh process. Raises UserError with what it says where it fails."""
     with tempfile.TemporaryDirectory(prefix="remask-plan-") as folder:
-        source = _pictures(recipe, batch * steps, Path(folder) / "pictures")
+        source = pictures_for(recipe, batch * steps, Path(folder) / "pictures")
         asked = {"recipe": recipe.model_dump(mode="json"), "batch": batch, "parts": parts, "steps": steps}
         asked |= {"source": source, "run": str(Path(folder) / "run")}
         # all that a real run holds in memory, and the command line did not import it here
@@ -90,7 +90,7 @@ def rehearse(recipe: Recipe, batch: int, parts: int = 1, steps: int = STEPS) -> 
     return Rehearsed(batch, **json.loads(done.stdout.splitlines()[-1]))
 
 
-def _pictures(recipe: Recipe, count: int, folder: Path) -> str:
+def pictures_for(recipe: Recipe, count: int, folder: Path) -> str:
     """The recipe's own source where it has enough pictures for an epoch of these steps; else photographs in a folder.
 
     Pictures for small images are of their size, others of PHOTOGRAPH: decoding is part of a step.
@@ -113,4 +113,4 @@ def _pictures(recipe: Recipe, count: int, folder: Path) -> str:
     return str(folder)
 
 
-__all__ = ["Forecast", "Rehearsed", "forecast", "rehearse"]
+__all__ = ["Forecast", "Rehearsed", "forecast", "pictures_for", "rehearse"]

@@ -1,5 +1,6 @@
 """The process of a rehearsal: reads what to do from standard input, trains a few steps, prints what they took."""
 
+import itertools
 import json
 import statistics
 import sys
@@ -35,7 +36,7 @@ class Stopwatch:
     def median(self, clock: int) -> float:
         """Of the seconds between two steps, the first of all left out: 0 is wall time, 1 the processor's."""
         times = [moment[clock] for moment in self.told[1:]]
-        return statistics.median(after - before for before, after in zip(times, times[1:], strict=False))
+        return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 def main() -> None:
