@@ -8,14 +8,16 @@ the time does not allow are named. Without a GPU: one line, and 2.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import gpu_steps as steps
 from benchmarks import results
+from benchmarks.gpu_loader import loader
+from benchmarks.gpu_steps import CASES, Rows, Session, against, speed, surroundings
 from remask.listing import environment
 
 ABOUT = """# Speed on a GPU
@@ -66,8 +68,8 @@ def start(given: argparse.Namespace) -> dict[str, Any]:
 
 def measured(given: argparse.Namespace, began: float) -> Iterator[dict[str, Any]]:
     """All rows, the most important first; one that fails is a row too."""
-    session = steps.Session(torch.device(given.device), given.tiny, given.peak * 1e12)
-    for what, part in steps.parts(session, given.data):
+    session = Session(torch.device(given.device), given.tiny, given.peak * 1e12)
+    for what, part in parts(session, given.data):
         if time.perf_counter() - began > given.seconds:
             yield {"name": what, "bar": 0.0, "unit": "", "unmeasured": f"no time left after {given.seconds:.0f} s"}
             continue
@@ -83,6 +85,18 @@ def measured(given: argparse.Namespace, began: float) -> Iterator[dict[str, Any]
                 "failed": True,
             }
         session.clean()
+
+
+def parts(session: Session, data: str | None) -> Iterator[tuple[str, Callable[[], Rows]]]:
+    """Names and what finds their rows, most important first."""
+    for case in CASES[:3]:
+        yield case.what, partial(speed, session, case)
+    for case in CASES:
+        if case.faster:
+            yield f"{case.what}: the textbook against ours", partial(against, session, case)
+    yield "HOG, loss and optimiser", partial(surroundings, session, CASES[1])
+    yield "the loader", partial(loader, session, CASES[1], data)
+    yield CASES[3].what, partial(speed, session, CASES[3])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,11 @@
-"""The parts of `make bench-gpu`: steps of published sizes, what surrounds them, and the loader that feeds them."""
+"""Parts of `make bench-gpu`: steps of published sizes, beside the textbook's, and what surrounds them."""
 
 import contextlib
 import gc
-import io
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.entrants import row
 from benchmarks.reference import Reference
-from remask.build import build_loader, build_method, gflops_per_image
-from remask.images import RandomCropFlip, decode, open_source
+from remask.build import build_method, gflops_per_image
 from remask.optim import adamw, parameter_groups
 from remask.recipe import Recipe, load_recipe
 from remask.runtime import Runtime, generator
@@ -51,7 +45,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Session:
-    """Where all is measured. Tiny: toy sizes, and a compiler that takes no time."""
+    """Where all is measured. Tiny: toy sizes, in fp32 on a CPU, traced but not compiled."""
 
     device: torch.device
     tiny: bool
@@ -62,6 +56,14 @@ class Session:
         return self.device.type == "cuda"
 
     @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.cuda else torch.float32
+
+    @property
+    def backend(self) -> str:
+        return "eager" if self.tiny else "inductor"
+
+    @property
     def batch(self) -> int:
         return 2 if self.tiny else 512
 
@@ -70,7 +72,7 @@ class Session:
         return 2 if self.tiny else 12
 
     def recipe(self, case: Case, **more: object) -> Recipe:
-        small = {**SMALL, **TINY["convit" if "convit" in case.recipe else "vit"], "backbone.depth": 2}
+        small = {**SMALL, **TINY["convit" if "convit" in case.recipe else "vit"], "backbone.depth": 1}
         return load_recipe(case.recipe, {**(small if self.tiny else {}), **more}, environment={})
 
     def seconds(self, work: Callable[[], object]) -> float:
@@ -125,11 +127,11 @@ def ours(session: Session, case: Case, batch: int) -> Step:
     """Compiled, in bf16."""
     recipe = session.recipe(case)
     method = build_method(recipe)
-    runtime = Runtime(session.device, torch.bfloat16)
+    runtime = Runtime(session.device, session.dtype)
     runtime.prepare(method)
     optimizer = adamw(parameter_groups(method.named_parameters(), 0.05), 1e-4, (0.9, 0.95))
     images = pictures(session, batch, recipe.data.image_size)
-    method.forward = torch.compile(method.forward, backend="aot_eager" if session.tiny else "inductor", dynamic=False)
+    method.forward = torch.compile(method.forward, backend=session.backend, dynamic=False)
     return Step(method, images, method.draw, optimizer, runtime)
 
 
@@ -138,7 +140,7 @@ def textbook(session: Session, case: Case, batch: int) -> Step:
     recipe = session.recipe(case)
     reference = Reference(build_method(recipe)).to(session.device)
     images = reference.prepare(pictures(session, batch, recipe.data.image_size))
-    return Step(reference, images, reference.draw, reference.optimizer(), Runtime(session.device, torch.bfloat16))
+    return Step(reference, images, reference.draw, reference.optimizer(), Runtime(session.device, session.dtype))
 
 
 def pictures(session: Session, count: int, size: tuple[int, int]) -> Tensor:
@@ -146,20 +148,9 @@ def pictures(session: Session, count: int, size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator(0)).to(session.device)
 
 
-def parts(session: Session, data: str | None) -> Iterator[tuple[str, Callable[[], Rows]]]:
-    """Names and what finds their rows, most important first."""
-    for case in CASES[:3]:
-        yield case.what, partial(speed, session, case)
-    for case in CASES:
-        if case.faster:
-            yield f"{case.what}: the textbook against ours", partial(against, session, case)
-    yield "HOG, loss and optimiser", partial(surroundings, session, CASES[1])
-    yield "the loader", partial(loader, session, CASES[1], data)
-    yield CASES[3].what, partial(speed, session, CASES[3])
-
-
 def speed(session: Session, case: Case) -> Rows:
     """MFU, and whether the host ever waits or compiles again."""
+    torch._dynamo.utils.counters.clear()
     step = ours(session, case, session.batch)
     for _ in range(3):
         step()
@@ -240,7 +231,7 @@ def surroundings(session: Session, case: Case) -> Rows:
     for _ in range(3):
         step()
     whole = statistics.median(session.seconds(step) for _ in range(session.steps))
-    views, backend = method.draw(step.images, generator(0)), "aot_eager" if session.tiny else "inductor"
+    views = method.draw(step.images, generator(0))
     target, masked, visible = method.branches[0].target, *(views.rows(r) for r in ("masked", "visible"))
     size, device = target.width, session.device
     predictions = [torch.randn(*ids.shape, size, device=device, requires_grad=True) for ids in (masked, visible)]
@@ -251,7 +242,7 @@ def surroundings(session: Session, case: Case) -> Rows:
         terms = [b.term(b.distance(rows, views.gather(everything, b.region)).mean()) for rows, b in pairs]
         return torch.stack(terms).sum()
 
-    compiled = torch.compile(around, backend=backend, dynamic=False)
+    compiled = torch.compile(around, backend=session.backend, dynamic=False)
     with step.runtime.autocast():
         method(step.images, views)["total"].backward()
 
@@ -263,50 +254,3 @@ def surroundings(session: Session, case: Case) -> Rows:
         aside()
     share = [100 * session.seconds(aside) / whole for _ in range(session.steps)]
     yield row(f"{case.what}: HOG, loss and optimiser, share of the step", share, -8, "%")
-
-
-def loader(session: Session, case: Case, data: str | None) -> Rows:
-    """The same step fed from JPEGs on the disk, over the step on pictures that lie on the device."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    step = ours(session, case, session.batch)
-    for _ in range(3):
-        step()
-    synthetic = statistics.median(session.seconds(step) for _ in range(session.steps))
-    with tempfile.TemporaryDirectory() as folder:
-        source = open_source(data or jpegs(Path(folder), session))
-        settings = {"optim.batch_size": session.batch, "data.reduced": True}
-        batches: Any = build_loader(session.recipe(case, **settings), source, step.runtime, step.model)  # type: ignore[arg-type]
-        took = fed(session, step, batches, 2 * session.steps)
-    name = f"{case.what}: images/s from JPEGs on {cores} cores, over pictures on the device"
-    yield {"name": name, "ratio": synthetic / took, "bar": 0.95, "unit": "x"}
-
-
-def fed(session: Session, step: Step, batches: Any, count: int) -> float:
-    """Seconds a step, after a quarter of them for the loader to fill its queues."""
-    warm, done, epoch, began = max(1, count // 4), 0, 0, 0.0
-    while True:
-        for batch in batches.epoch(epoch):
-            step(batch.images.to(session.device, non_blocking=True))
-            done += 1
-            if done == warm:
-                session.synchronize()
-                began = time.perf_counter()
-            if done == warm + count:
-                session.synchronize()
-                return (time.perf_counter() - began) / count
-        epoch += 1
-
-
-def jpegs(folder: Path, session: Session) -> str:
-    """A folder of JPEGs of 500×375, windows of scikit-image's photographs: 200 files, each there many times."""
-    from PIL import Image
-
-    photos, window = open_source("photos"), RandomCropFlip((375, 500), scale=(0.3, 1.0))
-    different, copies = (3, 2) if session.tiny else (200, 40)
-    for i in range(different):
-        picture = window(decode(photos.read(i % len(photos))), generator(0, i)).permute(1, 2, 0).contiguous().numpy()
-        stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, "JPEG", quality=90)
-        for copy in range(copies):
-            (folder / f"{copy:02d}-{i:03d}.jpg").write_bytes(stream.getvalue())
-    return str(folder)
