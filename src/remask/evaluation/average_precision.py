@@ -70,14 +70,18 @@ def coco_results(found: Found, image_id: int, categories: Sequence[int]) -> list
 
 
 def average_precision(
-    truth: dict[str, Any], results: Sequence[dict[str, Any]], kinds: Sequence[str] = ("bbox", "segm")
+    truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    kinds: Sequence[str] = ("bbox", "segm"),
+    *,
+    per_class: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl"}, "segm": …}, as shares of 1; -1 where no instance counts.
 
-    "per_class" has the AP of every category by its name.
 
     truth     a COCO instances file, crowds and all: `CocoSource.truth`
     results   of these pictures, as a COCO results file
+    per_class   under this name also the AP of every category, by its name
     Mean over IoUs of .50 to .95, classes and 101 recalls; at most 100 instances a picture. Small is below 32² pixels,
     large from 96² on.
     """
@@ -95,7 +99,8 @@ def average_precision(
         counted.run()
         stats = counted.stats_as_dict
         scores[kind] = {name: float(stats[theirs]) for name, theirs in NAMES.items()}
-        scores[kind]["per_class"] = _per_class(counted, truth)
+        if per_class:
+            scores[kind]["per_class"] = _per_class(counted, truth)
     return scores
 
 

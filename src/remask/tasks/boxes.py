@@ -43,7 +43,11 @@ def build_detect(
         batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
         results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
-        found = average_precision(val.truth(), results, kinds) if results else {kind: dict(NOTHING) for kind in kinds}
+        found = (
+            average_precision(val.truth(), results, kinds, per_class=True)
+            if results
+            else {kind: dict(NOTHING) for kind in kinds}
+        )
         protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}
         flat = {"AP": 100 * found["bbox"]["AP"], "AP50": 100 * found["bbox"]["AP50"], **found}
         return flat | {"images": len(val), "detections": len(results), "protocol": protocol | {"seed": recipe.seed}}
