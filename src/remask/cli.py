@@ -4,11 +4,10 @@ Nothing heavy is imported before a command needs it, so that `remask --help` ans
 """
 
 import errno
-import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -236,41 +235,32 @@ def main() -> NoReturn:
 
 
 def _of_all(error: Exception) -> int:
-    """Of the many processes of a run one explains what went wrong, and all end with its code."""
-    if "RANK" not in os.environ:
-        return _explain(error)
-    text = io.StringIO()
-    code = _explain(error, text)
-    speaks = os.environ["RANK"] == "0"
+    """Say what went wrong; of the many processes of a run one says it, and all end with its code. Returns the code."""
+    line, code = _explained(error)
+    speaks = os.environ.get("RANK", "0") == "0"
     if "remask.processes" in sys.modules:  # else they have not joined, and each finds the same
         from remask.processes import ended
 
         speaks, code = ended(code)
     if speaks:
-        print(text.getvalue(), end="", file=sys.stderr)
+        print(line, file=sys.stderr)
     return code
 
 
-def _explain(error: Exception, out: TextIO | None = None) -> int:
-    """Print what went wrong for a person; returns the exit code."""
-    out = out or sys.stderr
+def _explained(error: Exception) -> tuple[str, int]:
+    """What went wrong, for a person, and the exit code."""
     parsed = getattr(error, "format_message", None)
     if parsed:  # the parser's: an unknown option, a missing argument
-        print(text if "\n" in (text := parsed()) else f"remask: {text}", file=out)
-        return int(getattr(error, "exit_code", 2))
+        return text if "\n" in (text := parsed()) else f"remask: {text}", int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        print("remask: the disk is full; free some space, then continue with remask resume RUN", file=out)
-        return 2
+        return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
     from remask.errors import UserError
 
     if isinstance(error, UserError):
-        print(f"remask: {error}", file=out)
-        return 2
+        return f"remask: {error}", 2
     if isinstance(error, PermissionError):
-        print(f"remask: no permission for {error.filename}", file=out)
-        return 2
-    print(f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", file=out)
-    return 1
+        return f"remask: no permission for {error.filename}", 2
+    return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
 
 
 if __name__ == "__main__":

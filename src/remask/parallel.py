@@ -27,8 +27,8 @@ class Plan:
     """What a rehearsal has shown of a model, by name.
 
     blocks   members of module lists that run through their own forward alone: gathered when they run, in pieces before
-             and after. One whose layers are called one by one (the decoder's last) stays with the rest, which is
-             gathered for the whole step
+             and after. One whose layers are called one by one (the decoder's last) stays with what is around it.
+             Inner ones come first
     silent   trainable parameters that the loss does not reach
     """
 
@@ -50,9 +50,9 @@ def rehearse(model: nn.Module, loss: Callable[[], Tensor]) -> Plan:
         for hook in hooks:
             hook.remove()
     blocks = [names[module] for module in ran if module in listed and _is_block(module)]
-    outer = tuple(name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks))
+    inner_first = tuple(sorted(blocks, key=lambda name: -name.count(".")))
     silent = frozenset(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    return Plan(outer, silent)
+    return Plan(inner_first, silent)
 
 
 def _is_block(module: nn.Module) -> bool:

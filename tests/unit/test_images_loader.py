@@ -14,6 +14,7 @@ from PIL import Image
 from remask.images import Batch, CentreCrop, Loader, RandomCropFlip, Source, Subset, TooManyBad, iterate, open_source
 from remask.images.making import mix
 from remask.images.pictures import Pictures
+from remask.processes import World
 from remask.types import UserError
 
 CROP = RandomCropFlip((16, 16))
@@ -318,3 +319,26 @@ def test_mix_spreads_what_sums_would_confuse() -> None:
     assert len({seed & 0xFFFFFFFF for seed in seeds}) == 8 * 8 * 200, "torch's generator takes the low 32 bits"
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert mix(-1) == mix(2**64 - 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_parts_of_all_processes_are_the_whole_batches(size: int) -> None:
+    """Pictures and crops, with broken ones among them; batches of 7 are cut unevenly."""
+    fake = Fake(40, broken=frozenset({5, 6}), sizes=True)
+    whole = list(Loader(fake, CROP, 7).epoch(3, 1))
+    parts = [list(Loader(fake, CROP, 7, part=World(rank, size).share).epoch(3, 1)) for rank in range(size)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+        assert torch.equal(torch.cat([share.index for share in shares]), batch.index)
+
+
+def test_what_another_process_could_not_use_counts() -> None:
+    said: list[str] = []
+    loader = Loader(Fake(40), CROP, 8, max_bad=0.05, report=said.append)
+    loader.learn({3: "broken", 4: "gone"})
+    loader.learn({3: "broken"})
+    assert loader.unusable == {3: "broken", 4: "gone"}
+    assert said == ["fake 3: broken", "fake 4: gone"]
+    assert not {3, 4} & set(index(loader.epoch(0)))
+    with pytest.raises(TooManyBad, match="4 of 40"):
+        loader.learn({7: "gone", 8: "gone"})
