@@ -1,5 +1,6 @@
 """`remask plan`: parsing only, as in `remask.cli`."""
 
+from json import dumps
 from typing import Annotated
 
 import typer
@@ -55,12 +56,7 @@ def plan(
     from remask.commands.plan import Asked, plan, text
 
     facts = plan(chosen, Asked(name, gpus, images, mfu, core_rate, measure))
-    if json:
-        from json import dumps
-
-        print(dumps(facts, indent=2))
-        return
-    print(text(facts))
+    print(dumps(facts, indent=2) if json else text(facts))
 
 
 __all__ = ["register"]

@@ -11,7 +11,9 @@ from remask import cli, commands
 from remask.recipe import load_recipe
 
 
-def remask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+def remask(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["remask", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -36,10 +38,19 @@ def test_check_pack_and_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     code, _, err = remask(capsys, monkeypatch, *pack)
     assert (code, err.count("\n")) == (2, 1)
     assert "exists already" in err
-    runs = [
-        commands.pretrain(load_recipe("demo", {"data.source": source, **KEPT.get(source, {})}), smoke=True, out=Path(source).with_suffix(".run"), quiet=True)
-        for source in ("digits", "d.remask")
-    ] if False else []
+    runs = (
+        [
+            commands.pretrain(
+                load_recipe("demo", {"data.source": source, **KEPT.get(source, {})}),
+                smoke=True,
+                out=Path(source).with_suffix(".run"),
+                quiet=True,
+            )
+            for source in ("digits", "d.remask")
+        ]
+        if False
+        else []
+    )
     assert runs == []
 
 

@@ -67,5 +67,3 @@ def test_hostile_files(shared: Path) -> None:
     assert found.usable + len(found.unusable) == found.pictures == 45
     assert all(reason and "\n" not in reason for reason in found.unusable.values())
     assert any("bomb" in where for where in found.unusable)
-
-

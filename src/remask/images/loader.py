@@ -91,12 +91,7 @@ class Loader:
         on_device: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        if crops < 1 or batch_size % crops or (crops > 1 and not drop_last):
-            raise UserError(f"{crops} crops of a picture do not divide batches of {batch_size}: choose a divisor")
-        if batch_size < 1 or workers < 0 or not 0 <= max_bad <= 1:
-            raise UserError(
-                f"batch size {batch_size}, workers {workers}, max_bad {max_bad:g}: need 1 or more, 0 or more, 0..1"
-            )
+        _check(batch_size, workers, max_bad, crops, drop_last)
         self.source, self.bad, self._noted = source, dict[str, str](), dict[int, str]()
         self._part = part or (lambda whole: slice(0, whole))
         self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
@@ -224,6 +219,15 @@ def iterate(
         workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, report=report,
     )  # fmt: skip
     return loader.epoch(0)
+
+
+def _check(batch_size: int, workers: int, max_bad: float, crops: int, drop_last: bool) -> None:
+    if batch_size < 1 or workers < 0 or not 0 <= max_bad <= 1:
+        raise UserError(
+            f"batch size {batch_size}, workers {workers}, max_bad {max_bad:g}: need 1 or more, 0 or more, 0..1"
+        )
+    if crops < 1 or batch_size % crops or (crops > 1 and not drop_last):
+        raise UserError(f"{crops} crops of a picture do not divide batches of {batch_size}: choose a divisor")
 
 
 def _on_device(
