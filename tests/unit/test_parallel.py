@@ -11,13 +11,16 @@ from torch.distributed.tensor import DTensor
 
 from remask.build import build_method, plan
 from remask.checkpoint import RunFolder, find, restore, save
+from remask.console import Lines
 from remask.method import Method
 from remask.optim import adamw, parameter_groups
 from remask.parallel import Plan, cut_like, exchanging, rehearse, spread, whole
 from remask.processes import World
+from remask.progressive import hand_over, phases
 from remask.recipe import Recipe, choose
 from remask.runtime import generator
 from remask.types import UserError
+from tests.unit.test_progressive import on, trainer
 
 TINY = ["backbone.width=32", "backbone.depth=2", "backbone.heads=2"]
 DECODER = ["method.decoder_width=32", "method.decoder_heads=2", "method.decoder_depth=3"]
@@ -149,3 +152,26 @@ def test_without_pieces_nothing_changes() -> None:
     assert whole(state)["a"] is state["a"]
     assert whole(state, keep=False) == {"a": None, "b": [1, {"c": None}]}
     assert cut_like({"a": state["a"]}, {"a": torch.zeros(2)})["a"] is state["a"]
+
+
+@pytest.mark.usefixtures("group")
+def test_pieces_are_handed_over_where_images_grow(tmp_path: Path) -> None:
+    """The weights and moments with which the next size begins are those of a run in one piece."""
+    states = []
+    for cut in (False, True):
+        run, planned = RunFolder.create(tmp_path / f"run{cut}", "", {}), on("vit_micro")
+        trainers = []
+        for part, end in phases(planned):
+            method = build_method(part)
+            if cut:
+                spread(method, plan(part), World(), "fsdp", compiled=False)
+            trainers.append(trainer(part, method, run, end))
+        old, new = trainers
+        old.train(Lines(1, "quiet", quiet=True))
+        hand_over(old, new, *(part.data.image_size for part, _ in phases(planned)))
+        states.append((whole(new.model.state_dict()), whole(new.optimizer.state_dict()["state"])))
+    (weights, moments), (pieces, cut_moments) = states
+    assert all(torch.allclose(weights[name], pieces[name], atol=1e-5) for name in weights)
+    assert moments.keys() == cut_moments.keys()
+    for i, state in moments.items():
+        assert all(torch.allclose(state[kind], cut_moments[i][kind], atol=1e-5) for kind in ("exp_avg", "exp_avg_sq"))
