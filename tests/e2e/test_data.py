@@ -9,6 +9,7 @@ import torch
 
 from remask import cli, commands
 from remask.recipe import load_recipe
+from remask.types import UserError
 
 
 def remask(
@@ -38,20 +39,55 @@ def test_check_pack_and_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     code, _, err = remask(capsys, monkeypatch, *pack)
     assert (code, err.count("\n")) == (2, 1)
     assert "exists already" in err
-    runs = (
-        [
-            commands.pretrain(
-                load_recipe("demo", {"data.source": source, **KEPT.get(source, {})}),
-                smoke=True,
-                out=Path(source).with_suffix(".run"),
-                quiet=True,
-            )
-            for source in ("digits", "d.remask")
-        ]
-        if False
-        else []
-    )
-    assert runs == []
+    losses = [
+        metrics(commands.pretrain("demo", {"data.source": source, **keys}, smoke=True, out=tmp_path / out, quiet=True))
+        for source, keys, out in (
+            ("digits", {"data.crops": 2, "data.keep": "off"}, "a"),
+            ("d.remask", {"data.crops": 2, "data.keep": "device"}, "b"),
+        )
+    ]
+    assert losses[0] == losses[1], "where pictures lie changes nothing"
 
 
-KEPT: dict[str, dict[str, object]] = {}
+def metrics(run: Path) -> list[float]:
+    return [json.loads(line)["loss/total"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_without_cuda_the_cpu_decodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    commands.pretrain("demo", {"data.decode": "cuda", "runtime.device": "cpu"}, smoke=True, out=tmp_path / "a")
+    assert 'data.decode "cuda": cpu is no CUDA device, so JPEGs are decoded on the CPU' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["data.crops=3"], "data.crops 3 does not divide optim.batch_size"),
+        (["data.keep=disk"], "data.keep"),
+        (["data.decode=cuda", "data.keep=device"], "keeps no pictures"),
+    ],
+)
+def test_keys_that_do_not_fit(settings: list[str], line: str):
+    with pytest.raises(UserError, match=line):
+        load_recipe("demo", settings, environment={})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["data", "check", "nowhere"], "nowhere"),
+        (["data", "pack", "digits", "--out", "x.jpg"], ".remask"),
+        (["data", "pack", "digits", "--out", "x.remask", "--size", "abc"], "--size"),
+        (["data", "pack", "digits", "--out", "x.remask", "--format", "png"], "jpeg or raw"),
+        (["data", "pak"], "pack"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = remask(capsys, monkeypatch, *arguments)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert line in err
+    assert list(tmp_path.iterdir()) == []
