@@ -158,7 +158,7 @@ def training() -> dict[str, object]:
     source: Source = open_source(str(shared), limit=512) if shared.is_file() else jpegs((375, 500))
     small: dict[str, object] = {"backbone.name": "vit_small_patch16_224", "method.decoder_depth": 4, **RANDOM}
     step, ratios = Step("mae-vit-b", small), list[float]()
-    batches = Loader(source, RandomCropFlip((224, 224)), BATCH, keep="off").epoch(0)
+    batches = Loader(source, RandomCropFlip((224, 224)), BATCH, keep="never").epoch(0)
     step.images = next(batches).images
     step.seconds()
     in_memory = step.images

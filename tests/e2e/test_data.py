@@ -42,7 +42,7 @@ def test_check_pack_and_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     losses = [
         metrics(commands.pretrain("demo", {"data.source": source, **keys}, smoke=True, out=tmp_path / out, quiet=True))
         for source, keys, out in (
-            ("digits", {"data.crops": 2, "data.keep": "off"}, "a"),
+            ("digits", {"data.crops": 2, "data.keep": "never"}, "a"),
             ("d.remask", {"data.crops": 2, "data.keep": "device"}, "b"),
         )
     ]
