@@ -1,6 +1,6 @@
 """Recipe → objects: one dict literal per kind, and nothing else that knows both names and parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,20 @@ import torch
 from torch import nn
 
 from remask.backbones import Backbone
+from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
+from remask.heads import Decoder, TokenDecoder
 from remask.images import Loader, RandomCropFlip, Source
+from remask.images.device import no_decoder
 from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
 from remask.optim import Schedule, adamw, learning_rate, parameter_groups
+from remask.parallel import Plan, rehearse
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.runtime import Runtime, seeded
@@ -187,7 +191,12 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         min_side=min(method.backbone.patch),
         max_bad=data.max_bad,
         reduced=data.reduced,
+        crops=data.crops,
+        keep=data.keep,
+        device=runtime.device,
+        on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
         pin=runtime.device.type == "cuda",
+        part=runtime.world.share,
         **report,
     )
 
@@ -197,7 +206,7 @@ def auto_workers(runtime: Runtime) -> int:
     import os
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, 12) if runtime.device.type == "cuda" else 0
+    return min(max(cores // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
 
 
 def build_trainer(
@@ -206,30 +215,67 @@ def build_trainer(
     loader: Loader,
     runtime: Runtime,
     run: RunFolder,
-    hooks: tuple[Hook, ...] = (),
+    hooks: Sequence[Hook] = (),
     until_epoch: int | None = None,
 ) -> Trainer:
     """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
-    optim, part = recipe.optim, recipe.runtime
-    gflops = gflops_per_image(recipe)
+    optim, part, size = recipe.optim, recipe.runtime, runtime.world.size
+    gflops, parts = gflops_per_image(recipe), _parts(recipe, size)
     lr = peak_lr(recipe, method)
-    runtime.prepare(method)
+    if part.checkpointing:
+        checkpoint_blocks(method)
+    learner = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)
     named = list(method.named_parameters())
     exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
     optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
     schedule = Schedule(
-        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, part.accumulate,
+        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, parts,
         optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
     images = len(loader) * optim.batch_size
-    ledger = Ledger(images, method.masking.views, int(runtime.device.type == "cuda"), gflops)
+    ledger = Ledger(images, method.masking.views, runtime.gpus, gflops)
     return Trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
-        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard,
+        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard, learner=learner,
+        whole=optim.batch_size if size > 1 else None,
     )  # fmt: skip
+
+
+def _parts(recipe: Recipe, processes: int) -> int:
+    """Parts of each process's batch to begin with. Raises UserError where a process would have no picture for one."""
+    parts, batch = recipe.runtime.accumulate, recipe.optim.batch_size
+    if parts == "auto":
+        if processes > 1:
+            raise UserError(
+                "runtime.accumulate auto tries one process's memory: give several a number of parts, which "
+                "remask plan --gpus N helps to find"
+            )
+        return 1
+    if batch < processes * parts:
+        raise UserError(
+            f"optim.batch_size {batch} leaves nothing for some of {processes} processes in {parts} part(s) each: "
+            "raise it, it is the batch of all processes, or start fewer"
+        )
+    return parts
+
+
+def plan(recipe: Recipe) -> Plan:
+    """What many processes need to know of a method, seen on one without memory."""
+    with torch.device("meta"):
+        method = build_method(recipe)
+        image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
+        return rehearse(method, lambda: method(image)["total"])
+
+
+def checkpoint_blocks(method: Method) -> None:
+    """Blocks of the backbone and of decoders are computed again in the backward pass instead of being kept."""
+    set_checkpointing(method.backbone, key="runtime.checkpointing")
+    for branch in method.branches:
+        if isinstance(branch.head, Decoder | TokenDecoder):
+            branch.head.checkpointing = True
 
 
 def gflops_per_image(recipe: Recipe) -> float:

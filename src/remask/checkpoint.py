@@ -13,14 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from remask.parallel import cut_like, like, whole
 from remask.types import UserError
 
 
 class RunFolder:
-    """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended."""
+    """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    writes   False in all processes of a run but one: nothing is written then
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     @classmethod
     def create(cls, path: Path, recipe: str, env: Mapping[str, Any]) -> "RunFolder":
@@ -42,6 +46,8 @@ class RunFolder:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file."""
+        if not self.writes:
+            return
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(".part")
@@ -54,6 +60,8 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
+        if not self.writes:
+            return
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -66,7 +74,7 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: a killed run may have logged beyond its last checkpoint."""
         path = self.path / "metrics.jsonl"
-        if path.is_file():
+        if path.is_file() and self.writes:
             lines = path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             part = path.with_suffix(".part")
@@ -87,13 +95,19 @@ def refuse_existing(path: Path) -> None:
 def save(
     run: RunFolder, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> None:
-    """Write checkpoints/NAME: weights (safetensors), optimizer (tensors only), state (JSON). Complete or absent."""
+    """Write checkpoints/NAME: weights (safetensors), optimizer (tensors only), state (JSON). Complete or absent.
+
+    Tensors are written whole, whatever pieces the processes of a run hold: all of them call this, and one writes.
+    """
+    weights, moments = (whole(part.state_dict(), run.writes) for part in (model, optimizer))
+    if not run.writes:
+        return
     folder = run.path / "checkpoints" / name
     part, old = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part / "model.safetensors")
-    torch.save(optimizer.state_dict(), part / "optimizer.pt")
+    save_file({key: value.contiguous() for key, value in weights.items()}, part / "model.safetensors")
+    torch.save(moments, part / "optimizer.pt")
     (part / "state.json").write_text(json.dumps(state))
     if folder.exists():  # else `old`, left by a run killed between the renames, is all there is: keep it until the end
         shutil.rmtree(old, ignore_errors=True)
@@ -122,7 +136,11 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
     """Load a checkpoint into a model (strictly) and an optimizer; returns the saved state."""
     load_weights(folder / "model.safetensors", model)
     if optimizer:
-        optimizer.load_state_dict(_load_tensors(folder / "optimizer.pt"))
+        state = _load_tensors(folder / "optimizer.pt")
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for i, moments in state["state"].items():
+            state["state"][i] = {name: like(value, parameters[i]) for name, value in moments.items()}
+        optimizer.load_state_dict(state)
     return json.loads((folder / "state.json").read_text())
 
 
@@ -141,11 +159,12 @@ def load_weights(path: Path, model: nn.Module) -> None:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-    if faults := _faults(stored, model.state_dict()):
+    own = model.state_dict()
+    if faults := _faults(stored, own):
         raise UserError(
             f"{path} does not fit the model: {'; '.join(faults[:3])}{f'; {len(faults) - 3} more' * (len(faults) > 3)}"
         )
-    model.load_state_dict(stored)
+    model.load_state_dict(cut_like(stored, own))
 
 
 def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

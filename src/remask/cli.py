@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from remask import cli_downstream, cli_look
+from remask import cli_data, cli_downstream, cli_look, cli_plan
 
 app = typer.Typer(
     name="remask",
@@ -115,6 +115,8 @@ def resume(run: Run, device: Device = None, quiet: Quiet = False) -> None:
 
 cli_look.register(app)
 cli_downstream.register(app)
+cli_data.register(app)
+cli_plan.register(app)
 
 
 @app.command()
@@ -126,9 +128,10 @@ def export(
     ] = None,
     checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
 ) -> None:
-    """Write a run's backbone for other programs.
+    """Write a run for other programs.
 
-    Weights, how timm rebuilds the network, and a script that loads it; position tables are resized to the size asked.
+    Pre-training: the backbone's weights, how timm rebuilds it, and a script that loads it; position tables are resized
+    to the size asked. A downstream run: the whole model with its classes, for timm where timm has it, and the backbone.
     """
     from remask import commands
     from remask.recipe.values import image_size as parsed
@@ -226,30 +229,38 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        sys.exit(_explain(error))
+        sys.exit(_of_all(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _explain(error: Exception) -> int:
-    """Print what went wrong for a person; returns the exit code."""
+def _of_all(error: Exception) -> int:
+    """Say what went wrong; of the many processes of a run one says it, and all end with its code. Returns the code."""
+    line, code = _explained(error)
+    speaks = os.environ.get("RANK", "0") == "0"
+    if "remask.processes" in sys.modules:  # else they have not joined, and each finds the same
+        from remask.processes import ended
+
+        speaks, code = ended(code)
+    if speaks:
+        print(line, file=sys.stderr)
+    return code
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What went wrong, for a person, and the exit code."""
     parsed = getattr(error, "format_message", None)
     if parsed:  # the parser's: an unknown option, a missing argument
-        print(text if "\n" in (text := parsed()) else f"remask: {text}", file=sys.stderr)
-        return int(getattr(error, "exit_code", 2))
+        return text if "\n" in (text := parsed()) else f"remask: {text}", int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        print("remask: the disk is full; free some space, then continue with remask resume RUN", file=sys.stderr)
-        return 2
+        return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
     from remask.errors import UserError
 
     if isinstance(error, UserError):
-        print(f"remask: {error}", file=sys.stderr)
-        return 2
+        return f"remask: {error}", 2
     if isinstance(error, PermissionError):
-        print(f"remask: no permission for {error.filename}", file=sys.stderr)
-        return 2
-    print(f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", file=sys.stderr)
-    return 1
+        return f"remask: no permission for {error.filename}", 2
+    return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the pictures; the 
 BatchSize = Annotated[int | None, typer.Option(help="Pictures per step, over all devices.")]
 Lr = Annotated[float | None, typer.Option(help="Absolute learning rate.")]
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="224 or 96x160.  [the network's]")]
-Heads = Annotated[int | None, typer.Option(help="Attention heads, where a file does not tell them.")]
+Heads = Annotated[str | None, typer.Option(metavar="N", help="Attention heads, where a file does not tell them.")]
+Normalise = Annotated[str | None, typer.Option(help="imagenet, half or clip, where a file does not tell.")]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")]
 Untrained = Annotated[bool, typer.Option("--untrained", help="The same network from scratch, as a control.")]
 EvalOnly = Annotated[bool, typer.Option("--eval-only", help="Test RUN, which this command left, and train nothing.")]
@@ -40,6 +41,7 @@ def finetune(
     lr: Lr = None,
     image_size: ImageSize = None,
     heads: Heads = None,
+    normalise: Normalise = None,
     limit: Limit = None,
     share: Annotated[float | None, typer.Option(help="Learn from this share of each class only: 0.1.")] = None,
     untrained: Untrained = False,
@@ -52,7 +54,7 @@ def finetune(
     """Fine-tune a backbone on labelled pictures."""
     flags = {
         "data.source": data, "data.val": val, "data.image_size": image_size, "data.limit": limit, "data.share": share,
-        **_common(epochs, batch_size, lr, heads, untrained, seed, device),
+        **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet)
 
@@ -72,6 +74,7 @@ def segment(
     lr: Lr = None,
     image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of a training crop.")] = None,
     heads: Heads = None,
+    normalise: Normalise = None,
     limit: Limit = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
@@ -84,7 +87,7 @@ def segment(
     flags = {
         "data.source": data, "data.masks": masks, "data.val": val, "data.val_masks": val_masks, "model.head": head,
         "data.image_size": image_size, "data.limit": limit, "data.classes": classes,
-        **_common(epochs, batch_size, lr, heads, untrained, seed, device),
+        **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet)
 
@@ -102,6 +105,7 @@ def detect(
     lr: Lr = None,
     image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of a training crop.")] = None,
     heads: Heads = None,
+    normalise: Normalise = None,
     limit: Limit = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
@@ -114,18 +118,18 @@ def detect(
     flags = {
         "data.source": data, "data.annotations": annotations, "data.val": val, "data.val_annotations": val_annotations,
         "data.image_size": image_size, "data.limit": limit,
-        **_common(epochs, batch_size, lr, heads, untrained, seed, device),
+        **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet)
 
 
 def _common(
-    epochs: int | None, batch_size: int | None, lr: float | None, heads: int | None, untrained: bool,
-    seed: int | None, device: str | None,
+    epochs: int | None, batch_size: int | None, lr: float | None, heads: str | None,
+    normalise: str | None, untrained: bool, seed: int | None, device: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "optim.epochs": epochs, "optim.batch_size": batch_size, "optim.lr": lr, "model.heads": heads,
-        "model.untrained": untrained or None, "seed": seed, "runtime.device": device,
+        "model.normalise": normalise, "model.untrained": untrained or None, "seed": seed, "runtime.device": device,
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ Start = Annotated[
 Layer = Annotated[int, typer.Option(metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")]
 Checkpoint = Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")]
 ImageSize = Annotated[str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures it sees.  [the run's]")]
-Heads = Annotated[int | None, typer.Option(help="Attention heads, where a file does not tell them.")]
+Heads = Annotated[str | None, typer.Option(metavar="N", help="Attention heads, where a file does not tell them.")]
+Normalise = Annotated[str | None, typer.Option(help="imagenet, half or clip, where a file does not tell.")]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures of --data only.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
@@ -35,6 +36,7 @@ def probe(
     checkpoint: Checkpoint = "last",
     image_size: ImageSize = None,
     heads: Heads = None,
+    normalise: Normalise = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where eval/ goes.  [the run's folder]")] = None,
     seed: Seed = 0,
     device: Device = None,
@@ -52,7 +54,7 @@ def probe(
     if protocol not in ("fast", "mae", "attentive"):
         raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
     asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
-    look = _look(checkpoint, image_size, heads, device)
+    look = _look(checkpoint, image_size, heads, normalise, device)
     commands.probe(run, data, val, asked, look, limit=limit, out=out, quiet=quiet)
 
 
@@ -66,6 +68,7 @@ def embed(
     checkpoint: Checkpoint = "last",
     image_size: ImageSize = None,
     heads: Heads = None,
+    normalise: Normalise = None,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
@@ -75,7 +78,7 @@ def embed(
 
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")
-    look = _look(checkpoint, image_size, heads, device)
+    look = _look(checkpoint, image_size, heads, normalise, device)
     commands.embed(run, data, out, look, layer=layer, pool=pool, limit=limit, quiet=quiet)
 
 
@@ -92,6 +95,7 @@ def tsne(
     layer: Layer = -1,
     image_size: ImageSize = None,
     heads: Heads = None,
+    normalise: Normalise = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -101,7 +105,7 @@ def tsne(
 
     titles = names.split(",") if names else ()
     asked = commands.Mapped(titles, untrained, classes, per_class, perplexity, k, layer, seed)
-    print(commands.tsne(runs, data, out, asked, _look("last", image_size, heads, device), quiet=quiet))
+    print(commands.tsne(runs, data, out, asked, _look("last", image_size, heads, normalise, device), quiet=quiet))
 
 
 def attention(
@@ -113,19 +117,23 @@ def attention(
     checkpoint: Checkpoint = "last",
     image_size: ImageSize = None,
     heads: Heads = None,
+    normalise: Normalise = None,
 ) -> None:
     """Draw where a vision transformer looks, head by head."""
     from remask import commands
 
-    look = _look(checkpoint, image_size, heads, None)
+    look = _look(checkpoint, image_size, heads, normalise, None)
     print(commands.attention(run, images, look, out=out, block=block, count=count))
 
 
-def _look(checkpoint: str, image_size: str | None, heads: int | None, device: str | None) -> Any:
+def _look(checkpoint: str, image_size: str | None, heads: str | None, normalise: str | None, device: str | None) -> Any:
     from remask import commands
-    from remask.recipe.values import image_size as parsed
+    from remask.errors import UserError
+    from remask.recipe import values
 
-    return commands.Look(checkpoint, parsed(image_size), heads, device or "auto")
+    if normalise not in (None, "imagenet", "half", "clip"):
+        raise UserError(f"--normalise {normalise} is not known: give imagenet, half or clip")
+    return commands.Look(checkpoint, values.image_size(image_size), values.heads(heads), device or "auto", normalise)
 
 
 def _numbers(flag: str, text: str | None, kind: Any) -> list[Any] | None:

@@ -2,8 +2,11 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
+
+T = TypeVar("T")
 
 
 class Console(Protocol):
@@ -32,7 +35,7 @@ class Lines:
     def update(self, step: int, words: str) -> None:
         if step == self.total or time.monotonic() - self.shown >= self.seconds:
             self.shown = time.monotonic()
-            self.say(f"{self.title} {step}/{self.total} | {words}")
+            self.say(f"{self.title} {step}/{self.total}" + (f" | {words}" if words else ""))
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -81,4 +84,56 @@ def console(total: int, title: str, quiet: bool = False) -> Console:
     return Bar(total, title) if sys.stderr.isatty() and not quiet else Lines(total, title, quiet)
 
 
-__all__ = ["Bar", "Console", "Lines", "console"]
+class Watch:
+    """Progress of work whose length is told on the way: a bar that is opened when it is first told of something.
+
+    Used as a context it closes what is open at the end. One bar is shown at a time: passes over pictures that happen
+    within longer work are told in its words.
+    """
+
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        self.title, self.quiet = title, quiet
+        self.screen: Console | None = None
+        self.done = 0
+
+    def __call__(self, done: int, total: int, words: str) -> None:
+        """So much of the work is done."""
+        if self.screen is None:
+            self.screen = console(total, self.title, self.quiet)
+            self.screen.__enter__()
+        self.done = done
+        self.screen.update(done, words)
+
+    def over(self, batches: Iterable[T], total: int, title: str = "pictures") -> Iterator[T]:
+        """The batches as they come, and how many of `total` pictures they were."""
+        if self.screen is not None:
+            yield from self._within(batches, total, title, self.screen)
+            return
+        with console(total, title, self.quiet) as screen:
+            done = 0
+            for batch in batches:
+                yield batch
+                done += len(batch.images)  # type: ignore[attr-defined]
+                screen.update(done, "")
+
+    def _within(self, batches: Iterable[T], total: int, title: str, screen: Console) -> Iterator[T]:
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch.images)  # type: ignore[attr-defined]
+            screen.update(self.done, f"{title} {done}/{total}")
+
+    def close(self) -> None:
+        """Nothing is shown any longer."""
+        if self.screen is not None:
+            self.screen.__exit__(None, None, None)
+            self.screen = None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+__all__ = ["Bar", "Console", "Lines", "Watch", "console"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from remask.checkpoint import RunFolder, find, load_weights
-from remask.console import console
+from remask.console import Watch, console
 from remask.ledger import Ledger
 from remask.listing import environment
 from remask.optim import Averaged, Schedule, adamw, parameter_groups
@@ -27,7 +27,7 @@ class Task(NamedTuple):
     model     a Classifier, Segmenter or Detector
     train     batches of labelled pictures; None where a run is only tested
     pictures  of an epoch
-    test      model -> the content of eval/TASK.json, with `headline` among its keys
+    test      (model, watch) -> the content of eval/TASK.json, with `headline` among its keys; `watch` shows progress
     show      (model, folder) -> pictures for a person, written into the folder
     gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
@@ -36,7 +36,7 @@ class Task(NamedTuple):
     model: Any
     train: Batches | None
     pictures: int
-    test: Callable[[Any], dict[str, Any]]
+    test: Callable[[Any, Watch], dict[str, Any]]
     headline: str
     gflops: float
     show: Callable[[Any, Path], None]
@@ -67,13 +67,13 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
     screen = console(trainer.schedule.steps, recipe.name, quiet)
     screen.say(f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}")
     trainer.train(screen)
-    return conclude(task, model, run, recipe)
+    return conclude(task, model, run, recipe, quiet)
 
 
-def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream) -> dict[str, Any]:
+def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True) -> dict[str, Any]:
     """Test what was learned, write eval/TASK.json and pictures."""
     tested = learned(model).eval()
-    result = task.test(tested)
+    result = task.test(tested, Watch("test", quiet))
     result["cost"] = run.read("cost.json")
     run.write(f"eval/{recipe.task}.json", result)
     folder = run.path / "pictures"
@@ -82,9 +82,9 @@ def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream) -
     return result
 
 
-def restored(task: Task, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
+def restored(built: Any, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
     """The model of a run with the weights of a checkpoint."""
-    model: nn.Module = Averaged(task.model, recipe.optim.ema) if recipe.optim.ema else task.model
+    model: nn.Module = Averaged(built, recipe.optim.ema) if recipe.optim.ema else built
     load_weights(find(run, name) / "model.safetensors", model)
     return model
 
@@ -122,7 +122,11 @@ def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], M
         if epoch % every or epoch == last:
             return {}
         with torch.random.fork_rng():
-            return {f"val/{task.headline}": float(task.test(learned(model).eval())[task.headline])}
+            return {
+                f"val/{task.headline}": float(
+                    task.test(learned(model).eval(), Watch("test", quiet=True))[task.headline]
+                )
+            }
 
     return hook
 

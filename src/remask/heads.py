@@ -1,14 +1,16 @@
 """Heads: the `h` of the equation, (features, views) -> predictions for the rows of a region, in raster order."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from remask.tokens import finer, sincos_positions, take
 from remask.types import Features, Grid
@@ -29,7 +31,9 @@ class Decoder(nn.Module):
     """MAE's decoder (2111.06377, section 3), DMJD's masked prediction branch: transformer blocks over all tokens.
 
     Tokens stand in the order prefix, visible, masked: attention does not mind, so nothing is un-shuffled, and the
-    last block and the output layer run for the masked rows only, which come last. Predicts the masked region.
+    last block and the output layer run for the masked rows only, which come last. What enters at a masked place is the
+    same in every image, and so are its queries, keys and values in the first block: they are computed once per place.
+    Predicts the masked region.
     """
 
     mask_token: Tensor
@@ -46,7 +50,7 @@ class Decoder(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        self.grid, self.width = grid, width
+        self.grid, self.width, self.checkpointing = grid, width, False
         self.embed = nn.Linear(width_in, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -63,13 +67,18 @@ class Decoder(nn.Module):
         if views.grid != self.grid:
             positions = sincos_positions(views.grid, self.width).to(positions.device)
         visible = self.embed(features.tokens) + positions[views.visible]
-        masked = self.mask_token + positions[views.masked]
         # official: prefix tokens get a position row too, which is zero
-        x = torch.cat([self.embed(features.prefix), visible, masked.to(visible.dtype)], dim=1)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x)
-        return self.predict(self.norm(_tail(last, x, views.hidden)))
+        seen = torch.cat([self.embed(features.prefix), visible], dim=1)
+        first, *rest = self.blocks
+        x = self._run(_entered, first, seen, self.mask_token[0] + positions, views.masked, not rest)
+        for block in rest[:-1]:
+            x = self._run(block, x)
+        if rest:
+            x = self._run(_tail, rest[-1], x, views.hidden)
+        return self.predict(self.norm(x))
+
+    def _run(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
 
     def describe(self) -> str:
         return f"decoder of {len(self.blocks)} blocks, width {self.width}"
@@ -170,7 +179,7 @@ class TokenDecoder(nn.Module):
         region: str = "masked",
     ) -> None:
         super().__init__()
-        self.width, self.fine, self.region = width, fine, region
+        self.width, self.fine, self.region, self.checkpointing = width, fine, region, False
         self.embed = nn.Linear(width_in, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps)) for _ in range(depth)
@@ -182,7 +191,7 @@ class TokenDecoder(nn.Module):
         x, prefix = torch.cat([features.prefix, features.tokens], dim=1), features.prefix.shape[1]
         x = self.embed(x)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
         x = self.norm(x[:, prefix:])
         if self.fine == (1, 1):
             return self.predict(take(x, views.rows(self.region)))
@@ -215,24 +224,57 @@ def _finer_rows(predicted: Float[Tensor, "VB n FP"], views: Views, region: str, 
     return take(finer(predicted, grid, fine), views.rows(region))
 
 
+def _entered(
+    block: Block,
+    seen: Float[Tensor, "R S D"],
+    places: Float[Tensor, "N D"],
+    ids: Int[Tensor, "R M"],
+    tail: bool,
+) -> Float[Tensor, "R T D"]:
+    """A timm block of what was seen and, after it, the rows `ids` of `places`; with `tail` evaluated for these only.
+
+    All rows together take M·R of N places: their queries, keys and values are projected for the fewer of the two.
+    """
+    attention = block.attn
+    x = torch.cat([seen, F.embedding(ids, places).to(seen.dtype)], dim=1)
+    if ids.numel() <= len(places):
+        qkv = attention.qkv(block.norm1(x))
+    else:
+        projected = F.embedding(ids, attention.qkv(block.norm1(places)))
+        qkv = torch.cat([attention.qkv(block.norm1(seen)), projected], dim=1)
+    q, k, v = _by_head(qkv, attention.num_heads)
+    count = ids.shape[1] if tail else x.shape[1]
+    return _mixed(block, x[:, -count:], q[:, :, -count:], k, v)
+
+
 def _tail(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "R M D"]:
     """A timm block evaluated for the last `count` tokens only; they attend to all. Exact, and cheaper by the rest."""
-    attention, width, kept = block.attn, x.shape[-1], x[:, -count:]
-    normed = block.norm1(x)
+    attention, width, normed = block.attn, x.shape[-1], block.norm1(x)
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    q = (
-        F.linear(normed[:, -count:], weight[:width], bias[:width])
-        .unflatten(-1, (attention.num_heads, -1))
-        .transpose(1, 2)
-    )
-    kv = F.linear(normed, weight[width:], bias[width:])
-    k, v = kv.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q = _by_head(F.linear(normed[:, -count:], weight[:width], bias[:width]), attention.num_heads, 1)
+    kv = _by_head(F.linear(normed, weight[width:], bias[width:]), attention.num_heads, 2)
+    return _mixed(block, x[:, -count:], *q, *kv)
+
+
+def _by_head(x: Float[Tensor, "R T nD"], heads: int, parts: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _mixed(
+    block: Block,
+    x: Float[Tensor, "R Q D"],
+    q: Float[Tensor, "R h Q d"],
+    k: Float[Tensor, "R h T d"],
+    v: Float[Tensor, "R h T d"],
+) -> Float[Tensor, "R Q D"]:
+    """A timm block from its queries, keys and values on."""
+    attention = block.attn
     if attention.fused_attn:
         mixed = F.scaled_dot_product_attention(q, k, v)
     else:
         mixed = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    kept = kept + attention.proj(mixed.transpose(1, 2).flatten(2))
-    return kept + block.mlp(block.norm2(kept))
+    x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))
 
 
 __all__ = ["Align", "Decoder", "Head", "Linear", "Projector", "TokenDecoder"]

@@ -2,12 +2,15 @@
 
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+from remask.processes import ALONE, World
 
 
 @dataclass
@@ -15,6 +18,7 @@ class Ledger:
     """Counts images, views, hours and waiting over all sessions of a run; saved with every checkpoint.
 
     dataset  images of one epoch     views  masked views per image     devices  GPUs at work, 0 on a CPU
+    others_cpu_hours  of the other processes, as far as they have told
     """
 
     dataset: int
@@ -25,11 +29,12 @@ class Ledger:
     hours: float = 0.0
     cpu_hours: float = 0.0
     wait_hours: float = 0.0
+    others_cpu_hours: float = 0.0
     _wall: float = field(default_factory=time.perf_counter, repr=False)
     _cpu: float = field(default_factory=lambda: _cpu_seconds(), repr=False)
 
     def add(self, images: int, waited: float) -> None:
-        """Book a step: unique images seen and seconds waited for them."""
+        """Book a step: unique images seen, by all processes, and seconds waited for them."""
         self.images += images
         self.wait_hours += waited / 3600
         self._book()
@@ -47,6 +52,10 @@ class Ledger:
         self.cpu_hours += (cpu - self._cpu) / 3600
         self._wall, self._cpu = wall, cpu
 
+    def meet(self, world: World) -> None:
+        """Let all processes know of one another's hours; they call it together."""
+        self.others_cpu_hours = world.sums({"cpu": self.cpu_hours})["cpu"] - self.cpu_hours
+
     def cost(self, peak_memory_mb: float) -> dict[str, Any]:
         """The content of cost.json."""
         return {
@@ -54,7 +63,7 @@ class Ledger:
             "views": self.images * self.views_per_image,
             "ete": round(self.images * self.views_per_image / max(self.dataset, 1), 4),
             "gpu_hours": round(self.hours * self.devices, 6),
-            "cpu_hours": round(self.cpu_hours, 6),
+            "cpu_hours": round(self.cpu_hours + self.others_cpu_hours, 6),
             "wall_hours": round(self.hours, 6),
             "gflops_forward_per_image": self.gflops_forward_per_image,
             "peak_memory_mb": round(peak_memory_mb, 1),
@@ -62,13 +71,54 @@ class Ledger:
         }
 
     def state(self) -> dict[str, float]:
-        return {
-            key: value for key, value in asdict(self).items() if key in ("images", "hours", "cpu_hours", "wait_hours")
-        }
+        cpu_hours = self.cpu_hours + self.others_cpu_hours
+        return {"images": self.images, "hours": self.hours, "cpu_hours": cpu_hours, "wait_hours": self.wait_hours}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], main: bool = True) -> None:
+        """Go on from what `state` gave; what was summed over processes is the main one's from here on."""
         for key, value in state.items():
             setattr(self, key, value)
+        self.cpu_hours, self.others_cpu_hours = (self.cpu_hours, 0.0) if main else (0.0, self.cpu_hours)
+
+
+class Window:
+    """Means over the steps since the last log line. Losses stay on the device until the window closes.
+
+    Of many processes each adds its share of a loss, and the sum over them is the loss of the whole batch.
+    """
+
+    def __init__(self) -> None:
+        self.losses: dict[str, Tensor | float] = {}
+        self.steps, self.images, self.waited, self.began = 0, 0, 0.0, time.perf_counter()
+
+    def add(self, losses: Mapping[str, Tensor], waited: float, images: int) -> None:
+        for name, loss in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + loss.double()
+        self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
+
+    def close(self, world: World = ALONE) -> tuple[dict[str, float], float, float]:
+        """(mean losses, images per second, share of the time spent waiting for data); the window starts anew.
+
+        All processes call it together; the wait is that of the one that waited longest.
+        """
+        sums = self._sums(world)
+        seconds = time.perf_counter() - self.began
+        mean = {name: total / self.steps for name, total in sums.items()}
+        result = mean, self.images / seconds, min(world.highest(self.waited) / seconds, 1.0)
+        self.__init__()  # type: ignore[misc]
+        return result
+
+    def state(self, world: World = ALONE) -> dict[str, Any]:
+        return {"losses": self._sums(world), "steps": self.steps}
+
+    def load(self, state: Mapping[str, Any], main: bool = True) -> None:
+        self.losses, self.steps = (
+            {name: loss if main else 0.0 for name, loss in state["losses"].items()},
+            state["steps"],
+        )
+
+    def _sums(self, world: World) -> dict[str, float]:
+        return world.sums({name: float(loss) for name, loss in self.losses.items()})
 
 
 def _cpu_seconds() -> float:
@@ -84,4 +134,4 @@ def forward_gflops(forward: Callable[[], object]) -> float:
     return round(counter.get_total_flops() / 1e9, 4)
 
 
-__all__ = ["Ledger", "forward_gflops"]
+__all__ = ["Ledger", "Window", "forward_gflops"]

@@ -14,6 +14,9 @@ from torch import Generator, Tensor
 from remask.types import Grid, UserError
 from remask.views import Views
 
+WHOLE = slice(None)
+"""All of a batch."""
+
 
 class Score(Protocol):
     """A masking pattern: the lower a cell's score, the sooner it is hidden. No ties."""
@@ -42,9 +45,15 @@ class Blocks:
     steps: int = 24
 
     def __call__(self, batch: int, grid: Grid, generator: Generator | None = None) -> Float[Tensor, "B cells"]:
+        return self.of(batch, grid, generator)
+
+    def of(
+        self, batch: int, grid: Grid, generator: Generator | None = None, part: slice = WHOLE
+    ) -> Float[Tensor, "B cells"]:
+        """The scores of a part of the batch: numbers are drawn for all of it, rectangles laid for the part."""
         (rows, cols), n = grid, grid[0] * grid[1]
         device = generator.device if generator else None
-        draw = torch.rand(5, batch, self.steps, 1, generator=generator, device=device)
+        draw = torch.rand(5, batch, self.steps, 1, generator=generator, device=device)[:, part]
         area = n * (self.smallest + (self.largest - self.smallest) * draw[0])
         aspect = torch.exp(math.log(self.aspect) * (1 - 2 * draw[1]))
         height = (area * aspect).sqrt().round().clamp(1, rows)
@@ -56,7 +65,7 @@ class Blocks:
         sweep = (down * cols + right) / n  # inside a block cells follow in raster order: a cut block stays compact
         step = torch.arange(self.steps, device=device)[:, None]
         score = torch.where(covered, step + sweep, self.steps + draw[4]).amin(1)
-        return score + 1e-4 * torch.rand(batch, n, generator=generator, device=device)
+        return score + 1e-4 * torch.rand(batch, n, generator=generator, device=device)[part]
 
 
 class Counts(NamedTuple):
@@ -101,19 +110,28 @@ class Masking:
                 "the union of the views cannot be smaller than one of them; raise it or lower the ratio"
             )
 
-    def __call__(self, batch: int, grid: Grid, generator: Generator | None = None) -> Views:
-        """Draw the views of `batch` images, on the generator's device. No host synchronisation, static shapes."""
+    def __call__(self, batch: int, grid: Grid, generator: Generator | None = None, part: slice = WHOLE) -> Views:
+        """Draw the views of `batch` images, on the generator's device. No host synchronisation, static shapes.
+
+        part   return those of some images only, the same as among all: one process of many ranks its own
+        """
         cells, hidden, fresh = self._cells(grid)
         n, views = cells[0] * cells[1], []
-        predicted = torch.zeros(batch, n, dtype=torch.bool, device=generator.device if generator else None)
+        count = len(range(*part.indices(batch)))
+        predicted = torch.zeros(count, n, dtype=torch.bool, device=generator.device if generator else None)
         for share in fresh:
-            score = self.score(batch, cells, generator)
+            score = self._scores(batch, cells, generator, part)
             view = _lowest(score, hidden) if share is None else _disjoint(score, predicted, share, hidden)
             predicted = predicted | view
             views.append(view)
         mask = torch.stack(views).unflatten(-1, cells)
         mask = mask.repeat_interleave(self.cell, 2).repeat_interleave(self.cell, 3)
         return Views(mask.flatten(2), grid, hidden * self.cell**2)
+
+    def _scores(self, batch: int, cells: Grid, generator: Generator | None, part: slice) -> Float[Tensor, "B cells"]:
+        if isinstance(self.score, Blocks):
+            return self.score.of(batch, cells, generator, part)
+        return self.score(batch, cells, generator)[part]
 
     def counts(self, grid: Grid) -> Counts:
         """Hidden and predicted tokens on a grid; for independent views `predicted` is the expectation."""
@@ -173,4 +191,4 @@ def disjoint(masking: Masking, views: int = 2, prediction: float | None = 1.0) -
     return replace(masking, views=views, prediction=prediction)
 
 
-__all__ = ["Blocks", "Counts", "Masking", "Score", "disjoint", "random"]
+__all__ = ["WHOLE", "Blocks", "Counts", "Masking", "Score", "disjoint", "random"]

@@ -16,7 +16,7 @@ from remask.backbones import Backbone
 from remask.distances import Distance
 from remask.heads import Head
 from remask.images import Jitter
-from remask.masking import Masking
+from remask.masking import WHOLE, Masking
 from remask.targets import Target, per_view
 from remask.tokens import grid_of, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
@@ -161,10 +161,13 @@ class Method(nn.Module):
         whole = self.backbone.grid(size)
         return whole_grid(size, self.finer) if self.finer else whole
 
-    def draw(self, images: Images, generator: Generator | None = None) -> Views:
-        """The masked views of a batch and their colours, drawn on the generator's device and moved to the images'."""
+    def draw(self, images: Images, generator: Generator | None = None, part: slice = WHOLE) -> Views:
+        """The masked views of a batch and their colours, drawn on the generator's device and moved to the images'.
+
+        part   return what some of the images have among all
+        """
         grid = self.grid((images.shape[-2], images.shape[-1]))
-        views = self.masking(images.shape[0], grid, generator)
+        views = self.masking(images.shape[0], grid, generator, part)
         if self.jitter:
-            views = dataclasses.replace(views, colours=self.jitter.draw(images.shape[0], generator))
+            views = dataclasses.replace(views, colours=self.jitter.draw(images.shape[0], generator)[part])
         return views.to(images.device)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from remask.backbones.tables import resize_state
 from remask.method import Method
+from remask.parallel import cut_like, like, whole
 from remask.recipe import Recipe
 from remask.trainer import Trainer
 from remask.types import Size
@@ -62,16 +63,21 @@ def grow(state: Mapping[str, Tensor], method: Method, before: Size, after: Size)
 
 
 def hand_over(old: Trainer, new: Trainer, before: Size, after: Size) -> None:
-    """Weights, the optimizer's moments and the place in the schedule, from one size's trainer to the next one's."""
+    """Weights, the optimizer's moments and the place in the schedule, from one size's trainer to the next one's.
+
+    They are whole on the way, whatever pieces the processes of a run hold.
+    """
     method: Method = new.model  # type: ignore[assignment]
-    method.load_state_dict(grow(old.model.state_dict(), method, before, after))
+    method.load_state_dict(cut_like(grow(whole(old.model.state_dict()), method, before, after), method.state_dict()))
     moments, parameters = _moments(old), _by_name(new)
     for kind in ("exp_avg", "exp_avg_sq"):
         grown = grow({name: state[kind] for name, state in moments.items()}, method, before, after)
         for name, value in grown.items():
             moments[name][kind] = value.clamp(min=0) if kind == "exp_avg_sq" else value  # cubic curves overshoot
     for name, state in moments.items():
-        new.optimizer.state[parameters[name]] = {key: torch.clone(value) for key, value in state.items()}
+        new.optimizer.state[parameters[name]] = {
+            key: torch.clone(like(value, parameters[name])) for key, value in state.items()
+        }
     new.place(old.state())
 
 
@@ -83,7 +89,7 @@ def _by_name(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
 def _moments(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     """What AdamW keeps of each parameter, by name."""
     state = trainer.optimizer.state
-    return {name: dict(state[p]) for name, p in _by_name(trainer).items() if p in state}
+    return {name: whole(dict(state[p])) for name, p in _by_name(trainer).items() if p in state}
 
 
 __all__ = ["Phase", "at_size", "grow", "hand_over", "phase_of", "phases"]

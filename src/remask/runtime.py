@@ -1,4 +1,8 @@
-"""Where and how numbers are computed: device, precision, compilation, threads, seeds. No other file knows of them."""
+"""Where and how numbers are computed: device, precision, compilation, threads, seeds. No other file knows of them.
+
+How several processes do it together is in `processes` and `parallel`, which nothing but this file, the trainer's loop
+and the checkpoints ask.
+"""
 
 import contextlib
 import ctypes
@@ -13,6 +17,8 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
+from remask.parallel import Parallel, Plan, spread
+from remask.processes import ALONE, World
 from remask.types import UserError
 
 
@@ -59,23 +65,35 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the precision of autocast on it (float32 = none), and whether the step is compiled."""
+    """A device, the precision of autocast on it (float32 = none), whether the step is compiled; who else is at work."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    world: World = ALONE
+    parallel: Parallel = "ddp"
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Move a model, choose its attention kernel, compile its forward where asked."""
+    @property
+    def gpus(self) -> int:
+        """GPUs at work, over all machines."""
+        return self.world.size if self.device.type == "cuda" else 0
+
+    def prepare(self, model: nn.Module, plan: Plan | None = None) -> nn.Module:
+        """Move a model, choose its attention kernel, compile its forward where asked; returns what to call for losses.
+
+        plan   what many processes need to know of it. Weights may be cut into pieces: an optimizer is made afterwards
+        """
         model.to(self.device)
         # bf16 attention on a CPU: plain matrix products are 4× faster backward than the fused kernel
         fused = not (self.device.type == "cpu" and self.dtype == torch.bfloat16)
         for module in model.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused  # type: ignore[assignment]
+        if not self.world.alone:
+            return spread(model, plan or Plan(), self.world, self.parallel, self.compiled)
         if self.compiled:
             model.forward = torch.compile(model.forward)
         return model
@@ -84,10 +102,7 @@ class Runtime:
         """Most memory held so far: allocated on a GPU, resident on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        import resource
-
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        return peak_resident_mb()
 
     def describe(self) -> str:
         name = (
@@ -95,20 +110,45 @@ class Runtime:
             if self.device.type == "cuda"
             else f"{torch.get_num_threads()} threads"
         )
+        several = "" if self.world.alone else f"{self.world.size} processes ({self.parallel}), the first on "
         return (
-            f"{self.device} ({name}), {str(self.dtype).removeprefix('torch.')}{', compiled' if self.compiled else ''}"
+            f"{several}{self.device} ({name}), {str(self.dtype).removeprefix('torch.')}"
+            f"{', compiled' if self.compiled else ''}"
         )
 
 
-def resolve(device: str, precision: str, compile: bool | str = "auto", threads: int | None = None) -> Runtime:
-    """Turn "auto" into what this machine has. Raises UserError for a device that is not there."""
+def peak_resident_mb() -> float:
+    """Most MB of memory that this process has held. Linux hands getrusage's number on to children: not read there."""
+    import resource
+
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def resolve(
+    device: str,
+    precision: str,
+    compile: bool | str = "auto",
+    threads: int | None = None,
+    world: World | None = None,
+    parallel: Parallel = "ddp",
+) -> Runtime:
+    """Turn "auto" into what this machine has. Raises UserError for a device that is not there.
+
+    world   the processes that work together; None for work that only one can do
+    """
+    if world is None and not World.here().alone:
+        raise UserError("only pretrain and resume run in several processes: start this without torchrun")
+    world = world or ALONE
     if threads:
         torch.set_num_threads(threads)
-    found = _device(device)
+    found = _device(device) if world.alone else _device_of(device, world)
     if found.type == "cpu":
         keep_freed_memory()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision) or _fast_dtype(found)
-    return Runtime(found, dtype, found.type == "cuda" if compile == "auto" else bool(compile))
+    return Runtime(found, dtype, found.type == "cuda" if compile == "auto" else bool(compile), world, parallel)
 
 
 def keep_freed_memory() -> None:
@@ -140,6 +180,24 @@ def _device(name: str) -> torch.device:
             f"device {name} is not there: torch sees {torch.cuda.device_count()} CUDA device(s), numbered from 0"
         )
     return device
+
+
+def _device_of(name: str, world: World) -> torch.device:
+    """The device of one process of many: cuda:LOCAL_RANK, or the processor."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(name)
+    if device.type == "mps" or device.index is not None:
+        raise UserError(f"device {name} is one, and there are {world.size} processes: choose auto, cuda or cpu")
+    if device.type == "cpu":
+        return device
+    if world.locals > torch.cuda.device_count():
+        raise UserError(
+            f"{world.locals} processes were started here, and torch sees {torch.cuda.device_count()} CUDA device(s): "
+            f"set --nproc-per-node {torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(world.local)
+    return torch.device("cuda", world.local)
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:

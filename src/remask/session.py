@@ -11,9 +11,13 @@ from remask.build import build_loader, build_method, build_trainer
 from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.evaluation import extract, weighted_knn
-from remask.images import Batch, CentreCrop, Source, Subset, TooManyBad, iterate, open_source
+from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
+from remask.images.device import no_decoder
 from remask.listing import environment
 from remask.method import Method
+from remask.parallel import whole
+from remask.planning import settle
+from remask.processes import ALONE, World
 from remask.progressive import Phase, hand_over, phase_of, phases
 from remask.recipe import Recipe, dump, method_label
 from remask.report.equation import equation
@@ -22,13 +26,14 @@ from remask.trainer import Hook, Trainer
 from remask.types import UserError
 
 
-def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> None:
-    """Build all parts, make or open the folder, and train to the end of the recipe."""
+def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE) -> None:
+    """Build all parts, make or open the folder, and train to the end of the recipe; many processes do it together."""
     if recipe.data.source is None:
         raise UserError("no pictures to train on: give --data DIR, or a built-in set, --data photos or --data digits")
-    part, run = recipe.runtime, RunFolder(path)
-    runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
-    source = open_source(recipe.data.source, limit=recipe.data.limit)
+    part, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
+    runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads, world, part.parallel)
+    with world.in_turn():
+        source = open_source(recipe.data.source, limit=recipe.data.limit)
     ahead = phases(recipe)[phase_of(recipe, position(run)["epoch"]) if recipe.progress and not fresh else 0 :]
     method = build_method(ahead[0].recipe)
     for phase in ahead[1:]:
@@ -36,27 +41,34 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool) -> None:
             build_method(phase.recipe)
     words, kept = None, recipe
     if recipe.method.target.unfitted:
-        words = codebooks.fit(ahead[0].recipe, source, (lambda line: None) if quiet else print, recipe.seed)
+        say = (lambda line: None) if quiet else print
+        words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
         kept = codebooks.with_file(recipe, codebooks.FILE)
-    screen: list[Console] = []
-    bad = BadImages(path, lambda line: screen[0].say(line))
+    screen, said = list[Console](), list[str]()
+    if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
+        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
+    bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:
         if words:
             codebooks.install(words, method)
-        hooks = (_knn_hook(phase.recipe, method, runtime),) if recipe.probe else ()
         loader = build_loader(phase.recipe, source, runtime, method, report=bad)
-        return build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        hooks = [] if world.alone else [_bad_of_all(loader, world)]
+        hooks += [_knn_hook(phase.recipe, method, runtime)] if recipe.probe else []
+        made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        if phase.recipe.runtime.accumulate == "auto":
+            said.append(settle(phase.recipe, made, runtime))
+        return made
 
     trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
     if fresh:
-        RunFolder.create(path, dump(kept), environment())
+        world.first(lambda: _create(path, kept, world, words))
     else:
         trainer.resume()
-    if words:
-        words.save(path / codebooks.FILE)
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
+    for line in said:
+        screen[0].say(line)
     screen[0].say(equation(method, ahead[0].recipe.data.image_size))
     try:
         _through(ahead, trainer, trainer_of, screen[0])
@@ -81,27 +93,52 @@ def _through(
         trainer.train(screen)
 
 
-class BadImages:
-    """Names every unusable picture once, on the screen and in RUN/bad_images.txt, also over several sessions."""
+def _create(path: Path, recipe: Recipe, world: World, words: codebooks.Words | None) -> None:
+    RunFolder.create(path, dump(recipe), {**environment(), "processes": world.size})
+    if words:
+        words.save(path / codebooks.FILE)
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self.path, self.say = path / "bad_images.txt", say
+
+class BadImages:
+    """Names every unusable picture once, on the screen and in RUN/bad_images.txt, also over several sessions.
+
+    writes   False in all processes of a run but one: that one is told of their pictures
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None], writes: bool = True) -> None:
+        self.path, self.say, self.writes = path / "bad_images.txt", say, writes
         self.known = set(self.path.read_text().splitlines()) if self.path.is_file() else set[str]()
 
     def __call__(self, line: str) -> None:
-        if line not in self.known:
+        if self.writes and line not in self.known:
             self.known.add(line)
             self.say(f"skipped {line}")
             with open(self.path, "a") as file:
                 file.write(line + "\n")
 
     def write(self, bad: Mapping[str, str]) -> None:
+        """What ends the run is named by the process that met it."""
+        self.writes = True
         for where, reason in bad.items():
             self(f"{where}: {reason}")
 
 
+def _bad_of_all(loader: Loader, world: World) -> Hook:
+    """After an epoch every process knows what any of them could not use, and all stop where it is too much."""
+
+    def hook(epoch: int) -> dict[str, float]:
+        for bad in world.gathered(loader.unusable):
+            loader.learn(bad)
+        return {}
+
+    return hook
+
+
 def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
-    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked. 5,000 images at most."""
+    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked. 5,000 images at most.
+
+    Of many processes the main one asks; where weights are in pieces, of a whole copy.
+    """
     assert recipe.probe
     part = recipe.probe
     source = open_source(part.source, limit=None, labelled=True)
@@ -112,10 +149,21 @@ def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
     def hook(epoch: int) -> dict[str, float]:
         if epoch % part.every_epochs and epoch != recipe.optim.epochs:
             return {}
-        known, query = (_features(method, subset, recipe, runtime) for subset in (voters, asked))
+        asked_method = method if runtime.world.alone or runtime.parallel == "ddp" else _copy(recipe, method, runtime)
+        if not runtime.world.main:
+            return {}
+        known, query = (_features(asked_method, subset, recipe, runtime) for subset in (voters, asked))
         return {"probe/knn": weighted_knn(*known, *query, k=part.k)}
 
     return hook
+
+
+def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
+    """A whole method on the main process's device; the others give their pieces."""
+    state, copy = whole(method.state_dict(), runtime.world.main), build_method(recipe)
+    if runtime.world.main:
+        copy.load_state_dict(state)
+    return copy.to(runtime.device)
 
 
 def _features(method: Method, source: Source, recipe: Recipe, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,9 +10,10 @@ import torch
 from remask.backbones import Backbone
 from remask.backbones.tables import resize_state
 from remask.backbones.vit import SMALL
+from remask.interop.encoder_files import NORMALISATIONS
 from remask.interop.encoders import open_encoder
-from remask.interop.mae import MEAN, STD, check
-from remask.interop.teachers import CLIP_MEAN, CLIP_STD, open_teacher
+from remask.interop.mae import check
+from remask.interop.teachers import open_teacher
 from remask.recipe import Recipe
 from remask.recipe.distill import TeacherSection
 from remask.runtime import seeded
@@ -23,9 +24,6 @@ from remask.types import Size, UserError
 
 MAPS = ("torchvision", "clip", "open_clip", "tae")
 """Kinds of teachers that give a map of features and no tokens."""
-
-NORMALISATIONS = {"imagenet": (MEAN, STD), "half": ((0.5,) * 3, (0.5,) * 3), "clip": (CLIP_MEAN, CLIP_STD)}
-"""Mean and deviation of a teacher's pictures by one word."""
 
 
 def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
@@ -56,14 +54,9 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
 
 
 def _constants(teacher: TeacherSection) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and deviation as they were stated; None where a teacher's kind knows them. Raises UserError for neither."""
+    """Mean and deviation as they were stated; None where a teacher's kind may know them."""
     if teacher.normalise:
         return NORMALISATIONS[teacher.normalise]
-    if teacher.mean is None and teacher.source.startswith("dino:"):
-        raise UserError(
-            f"the teacher {teacher.source} may be any ViT, and its file does not tell how its pictures were "
-            "normalised: add normalise=imagenet (DINO's own), half or clip, or mean and std"
-        )
     return teacher.mean, teacher.std
 
 

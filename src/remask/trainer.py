@@ -1,12 +1,14 @@
 """The loop: losses → backward → step → log. It knows nothing of masked image modeling.
 
 Whatever is random in a step is a function of (seed, step), and whatever the loader yields is one of (seed, epoch,
-position), so a run that was killed continues from its last checkpoint bit by bit.
+position), so a run that was killed continues from its last checkpoint bit by bit. Many processes draw alike, for the
+whole batch, and each takes its part, so that they do what one would do.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +16,10 @@ from torch import Generator, Tensor, nn
 
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console
-from remask.ledger import Ledger
+from remask.fitting import attempted, fewest, fitted
+from remask.ledger import Ledger, Window
 from remask.optim import Schedule, set_lr
+from remask.parallel import exchanging
 from remask.runtime import Runtime, StopRequest, generator, seeded
 from remask.types import UserError
 
@@ -24,17 +28,6 @@ class Draw(Protocol):
     """What is random in a step, drawn once for the whole batch."""
 
     def split(self, parts: int) -> Sequence[Any]: ...
-
-
-class Trainable(Protocol):
-    """A module that draws what is random in a step and returns named losses, "total" among them.
-
-    Where losses need more of a batch than its images, the trainer is given another `draw`.
-    """
-
-    def draw(self, images: Tensor, generator: Generator) -> Draw: ...
-
-    def __call__(self, images: Tensor, draw: Any) -> dict[str, Tensor]: ...
 
 
 Drawer = Callable[[Any, Generator], Draw]
@@ -50,11 +43,17 @@ class Batches(Protocol):
 
 
 Hook = Callable[[int], Mapping[str, float]]
-"""Called with the number of epochs done; what it returns is logged. Its time is not booked as training."""
+"""Called with the number of epochs done, in every process; what it returns is logged. Its time is no training."""
 
 
 class Trainer:
-    """Trains `model` in `run`. `train` starts at the step that `resume` found, or at 0."""
+    """Trains `model` in `run`. `train` starts at the step that `resume` found, or at 0.
+
+    model     (images, what was drawn) -> named losses, "total" among them; its `draw` draws, unless another is given
+              (images, generator, part of them): a part has what it has when all is drawn
+    learner   what is called for losses where it is not the model itself: the model, exchanging gradients
+    whole     images of a batch over all processes, where `batches` gives this one a part of each
+    """
 
     def __init__(
         self,
@@ -70,23 +69,27 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         tensorboard: bool = True,
         draw: Drawer | None = None,
+        learner: nn.Module | None = None,
+        whole: int | None = None,
     ) -> None:
         self.model, self.batches, self.optimizer, self.schedule = model, batches, optimizer, schedule
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
-        self.saved = time.monotonic()
+        self.learner, self.world, self.whole = learner or model, runtime.world, whole
+        self.saved, self.parts = time.monotonic(), schedule.accumulate
         self.window = Window()
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
         self.place(restore(find(self.run), self.model, self.optimizer))
         self.run.rewind(self.step)
+        self.world.wait()  # none saves while another reads
 
     def place(self, state: Mapping[str, Any]) -> None:
         """Stand where `state` says."""
         self.step = state["step"]
-        self.ledger.load(state["ledger"])
-        self.window.load(state["window"])
+        self.ledger.load(state["ledger"], self.world.main)
+        self.window.load(state["window"], self.world.main)
 
     def train(self, console: Console) -> None:
         """Run to the end, or `until_epoch`. Asked to stop (Ctrl-C, SIGTERM), it saves and raises KeyboardInterrupt."""
@@ -98,13 +101,13 @@ class Trainer:
         try:
             with console, StopRequest() as stop:
                 for step, batch, waited in self._steps():
-                    losses = self._learn(step, batch)
+                    parts, losses = self.parts, self._learn(step, batch)
+                    if parts < self.parts:
+                        console.say(f"memory ran out in step {step + 1}: done again, batches now in {self.parts} parts")
                     self.step = step + 1
-                    self.ledger.add(len(batch.images), waited)
-                    self._after(losses, waited, len(batch.images), console, writer)
-                    if stop.asked:
-                        self._save()
-                        raise KeyboardInterrupt
+                    self.ledger.add(self._whole(batch), waited)
+                    self.window.add(losses, waited, self._whole(batch))
+                    self._after(stop, console, writer)
             self._save()
             self._status("finished" if self.step >= self.schedule.steps else "running")
         except BaseException as error:
@@ -130,38 +133,80 @@ class Trainer:
     def _of_images(self, batch: Any, generator: Generator) -> Draw:
         return self.model.draw(batch.images, generator)  # type: ignore[operator]
 
+    def _whole(self, batch: Any) -> int:
+        """Images of the batch, over all processes."""
+        return self.whole or len(batch.images)
+
+    def _drawn(self, step: int, batch: Any) -> Draw:
+        """What is random in a step, for this process: a part of what is drawn for the whole batch."""
+        random = generator(self.seed, "draw", step)
+        if self.whole is None:
+            return self._draw(batch, random)
+        images = batch.images[:1].expand(self.whole, *batch.images.shape[1:])  # a shape, without memory
+        return self.model.draw(images, random, self.world.share(self.whole))  # type: ignore[operator]
+
     def _learn(self, step: int, batch: Any) -> dict[str, Tensor]:
-        """One optimizer step; the batch may pass through in several slices. Returns losses still on the device."""
-        self.model.train()
-        images = batch.images.to(self.runtime.device, non_blocking=True)
-        draw = self._draw(batch._replace(images=images), generator(self.seed, "draw", step))
-        parts, totals = self.schedule.accumulate, dict[str, Tensor]()
-        with seeded(self.seed, "step", step):
-            for chunk, share in zip(images.tensor_split(parts), draw.split(parts), strict=True):
-                with self.runtime.autocast():
-                    losses = self.model(chunk, share)
-                weight = len(chunk) / len(images)
-                (losses["total"] * weight).backward()
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * weight
+        """One optimizer step, again in more slices where memory runs out. Returns losses still on the device."""
+        slices = self._slices(step, batch)
+        if self.world.alone:
+            totals, self.parts = fitted(self.model, slices, self.parts, len(batch.images))
+        else:  # one process cannot do again what the others have exchanged
+            totals = slices(self.parts)
         set_lr(self.optimizer, self.schedule.lr_at(step))
         if self.schedule.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)  # one kernel a list on a GPU, no sync
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return totals
 
-    def _after(self, losses: dict[str, Tensor], waited: float, images: int, console: Console, writer: Any) -> None:
-        """Log where a window of steps or an epoch ends, save there or when it is time."""
-        self.window.add(losses, waited, images)
+    def _slices(self, step: int, batch: Any) -> Callable[[int], dict[str, Tensor]]:
+        """Forward and backward of a batch in a number of slices, for the gradients and the losses that it returns.
+
+        A mean over the whole batch is the sum of each slice's mean times its share, of gradients as of losses.
+        """
+        self.model.train()
+        images = batch.images.to(self.runtime.device, non_blocking=True)
+        draw, whole = self._drawn(step, batch._replace(images=images)), self._whole(batch)
+        rank = [] if self.world.main else [self.world.rank]  # drop path is each process's own
+
+        def through(parts: int) -> dict[str, Tensor]:
+            totals = dict[str, Tensor]()
+            with seeded(self.seed, "step", step, *rank):
+                for i, (chunk, share) in enumerate(zip(images.tensor_split(parts), draw.split(parts), strict=True)):
+                    weight = len(chunk) / whole
+                    with exchanging(self.learner, now=i == parts - 1):
+                        with self.runtime.autocast():
+                            losses = self.learner(chunk, share)
+                        (losses["total"] * (weight * self.world.size)).backward()  # what is exchanged is averaged
+                    for name, loss in losses.items():
+                        totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * weight
+            return totals
+
+        return through
+
+    def fit(self, batch: Any) -> int:
+        """Find the fewest parts in which such a batch fits, by trying, and train with them. Changes nothing else."""
+        slices = self._slices(self.step, batch)
+        self.parts = fewest(partial(attempted, self.model, self.optimizer, slices), len(batch.images))
+        return self.parts
+
+    def _after(self, stop: StopRequest, console: Console, writer: Any) -> None:
+        """Log where a window of steps or an epoch ends, save there or when it is time, stop where it is asked for."""
         end_of_epoch = self.step % self.schedule.steps_per_epoch == 0
-        if self.step % self.schedule.log_every == 0 or end_of_epoch or self.step == self.schedule.steps:
+        logs = self.step % self.schedule.log_every == 0 or end_of_epoch or self.step == self.schedule.steps
+        if logs:
             self._log(end_of_epoch, console, writer)
-        if end_of_epoch or time.monotonic() - self.saved > 60 * self.schedule.save_minutes:
+        late = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
+        # many processes agree where they meet anyway: a clock or a signal is one's own
+        asked, late = self.world.any(stop.asked, late) if logs or self.world.alone else (False, False)
+        if end_of_epoch or late:
             self._save()
         epoch, every = self.step // self.schedule.steps_per_epoch, self.schedule.keep_every_epochs
         if end_of_epoch and every and epoch % every == 0:
             self._save(f"epoch-{epoch:04d}")
+        if asked:
+            self._save()
+            raise KeyboardInterrupt
 
     def _log(self, end_of_epoch: bool, console: Console, writer: Any) -> None:
         line = self._line()
@@ -173,7 +218,8 @@ class Trainer:
 
     def _line(self) -> dict[str, Any]:
         """The metrics of a window, a line of metrics.jsonl."""
-        mean, images_per_s, wait = self.window.close()
+        self.ledger.meet(self.world)
+        mean, images_per_s, wait = self.window.close(self.world)
         return {
             "step": self.step,
             "epoch": round(self.step / self.schedule.steps_per_epoch, 4),
@@ -187,6 +233,7 @@ class Trainer:
     def _hooks(self, epoch: int) -> dict[str, float]:
         self.ledger.pause()
         results = {name: value for hook in self.hooks for name, value in hook(epoch).items()}
+        self.world.wait()
         self.ledger.resume()
         self.window = Window()
         return results
@@ -217,14 +264,16 @@ class Trainer:
             )
 
     def _save(self, name: str = "last") -> None:
-        self._check(float(self.window.losses.get("total", 0.0)))
-        save(self.run, name, self.model, self.optimizer, self.state())
+        state = self.state()
+        self._check(state["window"]["losses"].get("total", 0.0))
+        save(self.run, name, self.model, self.optimizer, state)
         self.saved = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        """Where the run stands, beside weights and optimizer."""
+        """Where the run stands, beside weights and optimizer; all processes call it together."""
+        self.ledger.meet(self.world)
         state = {"step": self.step, "epoch": self.step / self.schedule.steps_per_epoch}
-        return {**state, "ledger": self.ledger.state(), "window": self.window.state()}
+        return {**state, "ledger": self.ledger.state(), "window": self.window.state(self.world)}
 
     def _status(self, state: str, why: str = "") -> None:
         status = {"state": state, "step": self.step, "steps": self.schedule.steps}
@@ -232,38 +281,11 @@ class Trainer:
         self.run.write("status.json", status | ({"error": why} if why else {}))
 
     def _tensorboard(self) -> Any:
-        if not self.tensorboard:
+        if not self.tensorboard or not self.world.main:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.step)
-
-
-class Window:
-    """Means over the steps since the last log line. Losses stay on the device until the window closes."""
-
-    def __init__(self) -> None:
-        self.losses: dict[str, Tensor | float] = {}
-        self.steps, self.images, self.waited, self.began = 0, 0, 0.0, time.perf_counter()
-
-    def add(self, losses: Mapping[str, Tensor], waited: float, images: int) -> None:
-        for name, loss in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + loss.double()
-        self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
-
-    def close(self) -> tuple[dict[str, float], float, float]:
-        """(mean losses, images per second, share of the time spent waiting for data); the window starts anew."""
-        seconds = time.perf_counter() - self.began
-        mean = {name: float(loss / self.steps) for name, loss in self.losses.items()}
-        result = mean, self.images / seconds, min(self.waited / seconds, 1.0)
-        self.__init__()  # type: ignore[misc]
-        return result
-
-    def state(self) -> dict[str, Any]:
-        return {"losses": {name: float(loss) for name, loss in self.losses.items()}, "steps": self.steps}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.losses, self.steps = dict(state["losses"]), state["steps"]
 
 
 def _clock(hours: float) -> str:

@@ -1,7 +1,6 @@
 """Views: which tokens of which image each masked view hides. Data, no behaviour: the `v` and the Ω of the equation."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -36,10 +35,15 @@ class Views:
             raise ValueError(f"a mask of {mask.shape[-1]} tokens does not fit a grid of {grid[0]}×{grid[1]}")
         return cls(mask, grid, int(counts.flatten()[0]))
 
-    @cached_property
+    @property
     def _order(self) -> Int[Tensor, "VB N"]:
-        """One stable sort: visible ids, then masked ids, each in raster order."""
-        return self.mask.flatten(0, 1).to(torch.uint8).argsort(dim=1, stable=True)
+        """One stable sort: visible ids, then masked ids, each in raster order. Kept; Python 3.11's `cached_property`
+        takes a lock, at which torch.compile would break the graph."""
+        kept: Tensor | None = getattr(self, "_kept", None)
+        if kept is None:
+            kept = self.mask.flatten(0, 1).to(torch.uint8).argsort(dim=1, stable=True)
+            object.__setattr__(self, "_kept", kept)
+        return kept
 
     @property
     def visible(self) -> Int[Tensor, "VB K"]:
@@ -74,8 +78,9 @@ class Views:
         return [Views(mask, self.grid, self.hidden, c) for mask, c in zip(masks, colours, strict=True)]
 
     def to(self, device: torch.device) -> "Views":
-        colours = self.colours if self.colours is None else self.colours.to(device, non_blocking=True)
-        return Views(self.mask.to(device, non_blocking=True), self.grid, self.hidden, colours)
+        """On another device; to a GPU through page-locked memory, so that nothing waits for the copy."""
+        colours = self.colours if self.colours is None else _sent(self.colours, device)
+        return Views(_sent(self.mask, device), self.grid, self.hidden, colours)
 
     @property
     def corruption_rate(self) -> float:
@@ -86,3 +91,8 @@ class Views:
     def prediction_rate(self) -> float:
         """m_pred = |∪ masked| / N, the share predicted over all views, mean over images. Reads back: not in a step."""
         return float(self.mask.any(0).float().mean())
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    held = x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
+    return held.to(device, non_blocking=True)

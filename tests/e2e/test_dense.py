@@ -1,13 +1,17 @@
 """Segmentation and detection from the command's side, on pictures that are drawn here."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from remask import commands
+from remask.tasks.export import load_export
 from remask.types import UserError
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0"]
@@ -57,7 +61,23 @@ def of_boxes(sets: tuple[Path, Path]) -> dict[str, object]:
     return {key: str(path) for key, path in {**paths, "data.val_annotations": val / "boxes.json"}.items()}
 
 
-def test_segment(sets: tuple[Path, Path], tmp_path: Path) -> None:
+def exported(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    """What is exported has the weights of the run, and its script says something about a picture."""
+    written = commands.export(run, folder / "export")
+    stored = load_file(run / "checkpoints" / "last" / "model.safetensors")
+    own = load_export(written)[0].state_dict()
+    assert own.keys() == stored.keys()
+    assert all(torch.equal(own[name], stored[name]) for name in own)
+    monkeypatch.setattr("sys.argv", ["load_example.py"])
+    runpy.run_path(str(written / "load_example.py"))
+    assert words in capsys.readouterr().out
+
+
+def test_segment(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = {
         **NETWORK,
         **of_masks(sets),
@@ -73,9 +93,12 @@ def test_segment(sets: tuple[Path, Path], tmp_path: Path) -> None:
     assert found["mIoU"] > 50, "background alone has 42: a bright box on dark noise is not found"
     assert Image.open(run / "pictures" / "frames.png").size[0] > 300
     assert commands.evaluate(run, quiet=True)["mIoU"] == pytest.approx(found["mIoU"])
+    exported(run, tmp_path, monkeypatch, capsys, "%")
 
 
-def test_detect(sets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_detect(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = {**NETWORK, **of_boxes(sets), "data.image_size": 64, "model.width": 16, "optim.epochs": 1}
     run = commands.detect(None, None, given, settings=SETTINGS, out=tmp_path / "run", quiet=True)
     found = json.loads((run / "eval" / "detect.json").read_text())
@@ -83,6 +106,7 @@ def test_detect(sets: tuple[Path, Path], tmp_path: Path) -> None:
     assert 0 <= found["AP"] <= 100
     assert Image.open(run / "pictures" / "detections.png").size[0] > 300
     assert commands.evaluate(run, quiet=True)["AP"] == pytest.approx(found["AP"])
+    exported(run, tmp_path, monkeypatch, capsys, "found; masks inside the boxes: True")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_activations_of_the_vit(folder: Folder) -> None:
     assert isinstance(backbone, BeitViT)
     stem = backbone.embed(stored["images"])
     activations(stem.tokens, stored["act.encoder.patch_embed"])
-    activations(backbone._bias(backbone.network.rel_pos_bias, stem.grid), stored["rel_pos_bias"])
+    activations(backbone.bias(backbone.network.rel_pos_bias, stem.grid), stored["rel_pos_bias"])
     numbers = {int(key): value for key, value in stored.below("act.encoder.blocks.").items() if key.isdecimal()}
     features = backbone.encode(stem, views, fill=method.fill, layers=(*numbers, -1))
     for number, value in {**numbers, -1: stored["act.encoder.norm"]}.items():

@@ -128,6 +128,10 @@ def test_equal_to_pycocotools_on_coco(coco120: Path, kind: str) -> None:
     ours, theirs = average_precision(truth, results, [kind])[kind], of_pycocotools(truth, results, kind)
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert 0.05 < ours["AP"] < 1
+    found = average_precision(truth, results, ("bbox",), per_class=True)["bbox"]["per_class"]
+    counted = [value for value in found.values() if value >= 0]
+    assert len(found) == 80
+    assert sum(counted) / len(counted) == pytest.approx(average_precision(truth, results, ("bbox",))["bbox"]["AP"])
 
 
 def test_the_truth_itself_scores_one(coco120: Path) -> None:

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from remask.backbones.beit import create_beit
+from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.convvit import create_convvit
 from remask.backbones.convvit_network import ConvViTNetwork
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from remask.evaluation.classifier import Classifier, MixedLabels, set_checkpointing
+from remask.evaluation.classifier import Classifier, MixedLabels
 from remask.evaluation.mixing import Mixing, soft_targets
 from remask.masking import Masking
 from remask.optim import parameter_groups

@@ -16,8 +16,9 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import ViT, create_vit
 from remask.interop import convmae, dmjd, encoders, mae
-from remask.interop.encoders import KINDS, MEAN, STD, open_encoder
+from remask.interop.encoders import KINDS, open_encoder
 from remask.interop.export import export_backbone
+from remask.interop.mae import MEAN, STD
 from remask.masking import Masking
 from remask.methods import mae as build_mae
 from remask.methods.convmae import convmae as build_convmae
@@ -30,6 +31,8 @@ VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio"
 CONVVIT: dict[str, Any] = {
     "strides": (2, 2, 2), "dims": (8, 12, 24), "depths": (1, 1, 2), "num_heads": 3, "mlp_ratios": (3, 2, 4),
 }  # fmt: skip
+IMAGENET: dict[str, Any] = {"mean": MEAN, "std": STD}
+"""What dino: does not tell."""
 FILES = ("mae", "dmae", "mocov3", "mocov3-momentum", "dino", "dmjd", "convmae")
 
 
@@ -107,11 +110,12 @@ def constants(backbone: Any) -> list[float]:
 @pytest.mark.parametrize("kind", FILES)
 def test_files(tmp_path: Path, kind: str) -> None:
     spec, expected = saved(tmp_path, kind)
-    backbone = open_encoder(spec, heads=3)
+    stated: dict[str, Any] = {"heads": 3, **(IMAGENET if kind == "dino" else {})}
+    backbone = open_encoder(spec, **stated)
     assert holds(backbone, expected)
     assert constants(backbone) == [-2.118, -2.036, -1.804, 2.249, 2.429, 2.64]
     with torch.device("meta"):  # where costs are counted nothing takes memory
-        counted: Any = open_encoder(spec, heads=3, size=(16, 16))
+        counted: Any = open_encoder(spec, **stated, size=(16, 16))
         assert {parameter.device.type for parameter in counted.network.parameters()} == {"meta"}
         assert counted(torch.zeros(1, 3, 16, 16)).tokens.shape == (1, 4, 24)
 
@@ -127,13 +131,14 @@ def test_heads_are_asked_for(tmp_path: Path, kind: str) -> None:
 def test_sizes(tmp_path: Path, kind: str) -> None:
     """Another size uses the stored table, resized; one of as many tokens takes it as it is."""
     spec, expected = saved(tmp_path, kind)
-    smaller: Any = open_encoder(spec, heads=3, size=(16, 24))
+    stated: dict[str, Any] = {"heads": 3, **(IMAGENET if kind == "dino" else {})}
+    smaller: Any = open_encoder(spec, **stated, size=(16, 24))
     assert holds(smaller, expected)
     assert smaller(torch.zeros(1, 3, 16, 24)).tokens.shape == (1, 6, 24)
-    assert "patches of 8×8 px, which do not divide 20×32 px" in refusal(spec, heads=3, size=(20, 32))
+    assert "patches of 8×8 px, which do not divide 20×32 px" in refusal(spec, **stated, size=(20, 32))
     wide, expected = saved(tmp_path, kind, (16, 32))
-    assert "which are no square: give the image size" in refusal(wide, heads=3)
-    backbone: Any = open_encoder(wide, heads=3, size=(16, 32))
+    assert "which are no square: give the image size" in refusal(wide, **stated)
+    backbone: Any = open_encoder(wide, **stated, size=(16, 32))
     assert (backbone.built_for, holds(backbone, expected)) == ((2, 4), True)
 
 
@@ -156,8 +161,9 @@ def test_wrappers_of_a_dino_state(tmp_path: Path, prefixes: tuple[str, ...]) -> 
     heads = {"head.mlp.0.weight": torch.zeros(2), "head.last_layer.weight_g": torch.zeros(2)}
     if len(prefixes) == 2:  # of a student beside its teacher nothing is looked at
         state["student.mask_token"] = torch.zeros(2)
-    backbone = open_encoder(plain(tmp_path, {**state, **heads}), heads=3)
+    backbone = open_encoder(plain(tmp_path, {**state, **heads}), heads=3, **IMAGENET)
     assert holds(backbone, vit().network.state_dict())
+    assert "normalise=imagenet (DINO's own)" in refusal(plain(tmp_path, {**state, **heads}), heads=3)
     assert "unknown: center" in refusal(plain(tmp_path, {**state, "center": torch.zeros(2)}), heads=3)
     lacking = {key: tensor for key, tensor in state.items() if not key.endswith("blocks.1.norm1.bias")}
     assert "missing: blocks.1.norm1.bias" in refusal(plain(tmp_path, lacking), heads=3)
@@ -237,7 +243,7 @@ def test_published_weights_are_fetched_for_the_size(monkeypatch: pytest.MonkeyPa
         return made(model, pretrained=False, **arguments)
 
     monkeypatch.setattr(timm, "create_model", create)
-    monkeypatch.setattr(encoders, "_fetched", lambda make, spec: make())
+    monkeypatch.setattr(encoders, "fetched", lambda make, spec: make())
     backbone: Any = open_encoder(f"timm:{name}", size=(64, 32))
     assert [call for call in asked if call[1]] == [(name, True, (64, 32))]
     assert backbone(torch.zeros(1, 3, 64, 32)).tokens.shape == (1, 8, 192)

@@ -81,6 +81,23 @@ def test_decoder_equals_a_dense_decoder_with_all_gradients(prefix: int, depth: i
         assert torch.allclose(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_enters_at_a_masked_place_is_projected_once_per_place_or_row(depth: int) -> None:
+    """Whichever are fewer: places of the grid, or masked rows of all views."""
+    decoder = Decoder(D, P, (4, 6), width=16, depth=depth, heads=4)
+    few, many = (Masking(0.5)(images, (4, 6), torch.Generator().manual_seed(3)) for images in (1, 5))
+    for views, projected in ((few, 12), (many, 24)):
+        features = visible_features(views, 1)
+        assert torch.allclose(decoder(features, views), dense(decoder, features, views), atol=1e-5)
+        rows = []
+        handle = decoder.blocks[0].attn.qkv.register_forward_pre_hook(
+            lambda _, given, rows=rows: rows.append(given[0].flatten(0, -2).shape[0])
+        )
+        decoder(features, views)
+        handle.remove()
+        assert sum(rows) == projected + 13 * len(features.tokens)
+
+
 def test_decoder_on_another_grid_takes_that_grids_positions() -> None:
     decoder, views = Decoder(D, P, (4, 6), width=16, depth=2, heads=4), drawn((3, 4))
     features = visible_features(views, 1)

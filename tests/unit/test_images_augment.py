@@ -16,7 +16,7 @@ from remask.images.augment import (
     POLICY,
     Erasing,
     EvalCrop,
-    Jitter,
+    PictureJitter,
     RandAugment,
     TrainAugment,
     rand_augment,
@@ -125,10 +125,10 @@ def test_erased_boxes() -> None:
 
 def test_jitter_keeps_to_its_range() -> None:
     image, generator = torch.full((3, 8, 8), 100, dtype=torch.uint8), seeded(0)
-    found = [float(Jitter(0.4)(image, generator).float().mean()) for _ in range(200)]  # of a flat picture only
+    found = [float(PictureJitter(0.4)(image, generator).float().mean()) for _ in range(200)]  # of a flat picture only
     assert 60 - 1 <= min(found) < 66  # the brightness changes
     assert 134 < max(found) <= 140 + 1
-    assert torch.equal(Jitter(0.0)(photo(), generator), photo())
+    assert torch.equal(PictureJitter(0.0)(photo(), generator), photo())
 
 
 def test_the_whole_is_a_function_of_the_generator() -> None:
@@ -152,7 +152,7 @@ def test_randaugment_replaces_jitter() -> None:
     kinds = [type(step) for step in TrainAugment((32, 32), MEAN, STD, jitter=0.4).steps]
     assert kinds == [RandAugment, Erasing]
     kinds = [type(step) for step in TrainAugment((32, 32), MEAN, STD, jitter=0.4, randaugment="off").steps]
-    assert kinds == [Jitter, Erasing]
+    assert kinds == [PictureJitter, Erasing]
 
 
 @pytest.mark.parametrize("channels", [1, 5])

@@ -1,6 +1,7 @@
 """loader: a pure function of (seed, epoch, position), with broken pictures among them and any number of workers."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images import Batch, CentreCrop, Loader, RandomCropFlip, TooManyBad, iterate, open_source
-from remask.images.loader import mix
+from remask.images import Batch, CentreCrop, Loader, RandomCropFlip, Source, Subset, TooManyBad, iterate, open_source
+from remask.images.making import mix
 from remask.images.pictures import Pictures
+from remask.processes import World
 from remask.types import UserError
 
 CROP = RandomCropFlip((16, 16))
@@ -120,11 +122,102 @@ def test_shared_cache_and_its_limits() -> None:
     assert fake.reads == []
     assert torch.equal(first, Pictures(fake, cache_mb=0).get(4))
     mixed = Fake(9, sizes=True)
-    for no_room in (Pictures(mixed, shared=True), Pictures(mixed, cache_mb=0)):
-        no_room.get(4)
-        mixed.reads.clear()
-        no_room.get(4)
-        assert mixed.reads == [4]
+    shared, nothing = Pictures(mixed, shared=True), Pictures(mixed, cache_mb=0)
+    assert all(torch.equal(shared.get(i), nothing.get(i)) for i in (4, 5, 6, 4))
+    mixed.reads.clear()
+    assert all(torch.equal(shared.get(i), nothing.get(i)) for i in (4, 5))
+    assert mixed.reads == [4, 5], "pictures of several sizes are shared as well"
+
+
+@dataclass
+class Counting:
+    """A source that leaves a line in a file for each read, also from worker processes."""
+
+    source: Source
+    log: Path
+
+    def __post_init__(self) -> None:
+        self.name, self.labels, self.classes = self.source.name, self.source.labels, self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        with open(self.log, "a") as file:
+            file.write(f"{i}\n")
+        return self.source.read(i)
+
+    def where(self, i: int) -> str:
+        return self.source.where(i)
+
+    def numbers(self) -> list[int]:
+        return sorted(int(line) for line in self.log.read_text().split())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("sizes", [False, True])
+def test_a_set_that_fits_is_decoded_once(workers: int, sizes: bool, tmp_path: Path) -> None:
+    counting = Counting(Fake(40, sizes=sizes), tmp_path / "reads")
+    loader = Loader(counting, CROP, 10, workers=workers, keep="ram")
+    fresh = Loader(Fake(40, sizes=sizes), CROP, 10, keep="never")
+    for epoch in range(2):
+        assert same(list(loader.epoch(epoch)), list(fresh.epoch(epoch)))
+    assert counting.numbers() == list(range(40))
+
+
+def test_a_parquet_of_jpegs_is_decoded_once(shared: Path, tmp_path: Path) -> None:
+    source = open_source(str(shared / "data/cifar10/test.parquet"), limit=200)
+    counting = Counting(source, tmp_path / "reads")
+    loader = Loader(counting, CROP, 50, workers=2)
+    for epoch in range(2):
+        list(loader.epoch(epoch))
+    assert counting.numbers() == list(range(200))
+
+
+def test_what_must_be_kept_and_has_no_room_is_a_mistake() -> None:
+    many = Subset(Fake(9), [0] * 1000)
+    with pytest.raises(UserError, match=r'data\.keep "ram".* remask data pack'):
+        Pictures(many, cache_mb=1, must=True)
+
+
+def test_large_pictures_are_reduced_whatever_fits() -> None:
+    """What a picture looks like is the recipe's business, not the memory's."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8).repeat(30, 0).repeat(30, 1)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG")
+    fake = Fake(1)
+    fake.read = lambda i: stream.getvalue()  # type: ignore[method-assign]
+    for pictures in (Pictures(fake), Pictures(fake, cache_mb=0)):
+        for _ in range(2):
+            assert pictures.get(0, lambda rows, columns: 4).shape == (3, 300, 450)
+        assert pictures.get(0).shape == (3, 1200, 1800)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_crops_of_a_picture(workers: int) -> None:
+    fake = Fake(24, broken=frozenset({5}))
+    loader = Loader(fake, CROP, 8, crops=4, keep="never", workers=workers)
+    fake.reads.clear()
+    epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
+    assert len(loader) == 3
+    seen = [index(epoch) for epoch in epochs]
+    assert all(numbers[at : at + 4] == [numbers[at]] * 4 for numbers in seen for at in range(0, 24, 4))
+    crops = Counter(i for numbers in seen for i in numbers)
+    assert crops == {i: 4 for i in range(24) if i != 5} | {6: 8}, "four epochs see every picture, and 6 for 5"
+    first = epochs[0][0].images
+    assert len({image.numpy().tobytes() for image in first}) == 8, "every crop is another"
+    assert same(epochs[1][1:], Loader(Fake(24, broken=frozenset({5})), CROP, 8, crops=4).epoch(1, 1))
+    if not workers:
+        assert len([i for i in fake.reads if i != 5]) == 24, "one decode for four crops"
+
+
+def test_crops_are_those_of_their_positions() -> None:
+    """The crop of a position does not depend on how many belong to a picture."""
+    alone, several = (Loader(Fake(1), CROP, 4, crops=crops) for crops in (1, 4))
+    assert same(list(alone.epoch(3)), list(several.epoch(3)))
+    for wrong in (0, 3, 16):
+        with pytest.raises(UserError, match="crops"):
+            Loader(Fake(20), CROP, 8, crops=wrong)
 
 
 def test_a_source_smaller_than_a_batch_is_gone_through_again() -> None:
@@ -226,3 +319,26 @@ def test_mix_spreads_what_sums_would_confuse() -> None:
     assert len({seed & 0xFFFFFFFF for seed in seeds}) == 8 * 8 * 200, "torch's generator takes the low 32 bits"
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert mix(-1) == mix(2**64 - 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_parts_of_all_processes_are_the_whole_batches(size: int) -> None:
+    """Pictures and crops, with broken ones among them; batches of 7 are cut unevenly."""
+    fake = Fake(40, broken=frozenset({5, 6}), sizes=True)
+    whole = list(Loader(fake, CROP, 7).epoch(3, 1))
+    parts = [list(Loader(fake, CROP, 7, part=World(rank, size).share).epoch(3, 1)) for rank in range(size)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+        assert torch.equal(torch.cat([share.index for share in shares]), batch.index)
+
+
+def test_what_another_process_could_not_use_counts() -> None:
+    said: list[str] = []
+    loader = Loader(Fake(40), CROP, 8, max_bad=0.05, report=said.append)
+    loader.learn({3: "broken", 4: "gone"})
+    loader.learn({3: "broken"})
+    assert loader.unusable == {3: "broken", 4: "gone"}
+    assert said == ["fake 3: broken", "fake 4: gone"]
+    assert not {3, 4} & set(index(loader.epoch(0)))
+    with pytest.raises(TooManyBad, match="4 of 40"):
+        loader.learn({7: "gone", 8: "gone"})

@@ -53,7 +53,7 @@ def test_labelled_needs_labels() -> None:
 
 def test_an_unreadable_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"x\.zip is no image, \.txt list, \.tar or \.parquet"):
+    with pytest.raises(UserError, match=r"x\.zip is no image, \.txt list, \.tar, \.parquet or \.remask"):
         open_source(str(tmp_path / "x.zip"))
     (tmp_path / "y.csv").write_bytes(b"1")
     with pytest.raises(UserError, match=r"matches \.csv, \.zip"):

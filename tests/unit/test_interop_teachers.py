@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from remask.interop import teachers
+from remask.interop import fetching
 from remask.interop.teachers import (
     KINDS,
     MEAN,
@@ -301,6 +301,6 @@ def test_an_unreachable_hub_is_not_asked_again_and_again(monkeypatch: pytest.Mon
         raise OSError("no name server")
 
     before = constants.HF_HUB_OFFLINE
-    monkeypatch.setattr(teachers.socket, "getaddrinfo", no_name)
-    assert teachers._fetched(lambda: constants.HF_HUB_OFFLINE, "timm:any") is True
+    monkeypatch.setattr(fetching.socket, "getaddrinfo", no_name)
+    assert fetching.fetched(lambda: constants.HF_HUB_OFFLINE, "timm:any") is True
     assert before == constants.HF_HUB_OFFLINE

@@ -177,3 +177,11 @@ def test_as_many_views_as_tokens_allow() -> None:
         assert ((view & ~seen).sum(-1) == 1).all()
         seen = seen | view
     assert seen.all()
+
+
+@pytest.mark.parametrize("masking", [Masking(0.75), Masking(0.6, cell=2, views=2), Masking(0.4, Blocks())])
+def test_a_part_of_the_batch_has_what_it_has_in_the_whole(masking: Masking) -> None:
+    whole = masking(7, (8, 8), torch.Generator().manual_seed(2))
+    for part in (slice(0, 4), slice(4, 7)):
+        mine = masking(7, (8, 8), torch.Generator().manual_seed(2), part)
+        assert torch.equal(mine.mask, whole.mask[:, part])

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 
 from remask import runtime
+from remask.processes import World
 from remask.runtime import Runtime, StopRequest, derive, generator, resolve, seeded
 from remask.types import UserError
 
@@ -164,3 +165,30 @@ def test_peak_memory_only_grows() -> None:
 def test_words() -> None:
     words = Runtime(torch.device("cpu"), torch.bfloat16, compiled=True).describe()
     assert words == f"cpu ({torch.get_num_threads()} threads), bfloat16, compiled"
+
+
+# ------------------------------------------------------------------------------------------------- many processes
+
+
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    here = resolve("auto", "fp32", world=World(5, 8, 1, 2))
+    assert (str(here.device), here.gpus) == ("cuda:1", 8)
+    with pytest.raises(UserError, match=r"4 processes were started here, and torch sees 2 .* --nproc-per-node 2"):
+        resolve("cuda", "fp32", world=World(5, 8, 1, 4))
+    with pytest.raises(UserError, match="device cuda:0 is one, and there are 8 processes"):
+        resolve("cuda:0", "fp32", world=World(5, 8, 1, 2))
+
+
+def test_processes_share_a_cpu() -> None:
+    here = resolve("cpu", "fp32", world=World(1, 2, 1, 2), parallel="fsdp")
+    assert (here.gpus, here.describe().split(" (")[0]) == (0, "2 processes")
+
+
+def test_what_one_process_does_is_not_done_by_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="only pretrain and resume run in several processes"):
+        resolve("cpu", "fp32")

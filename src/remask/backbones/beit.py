@@ -109,10 +109,10 @@ class BeitViT(nn.Module):
     def _blocks(self, x: Float[Tensor, "R T D"], grid: Grid, layers: Sequence[int]) -> dict[int, Features]:
         """Run as deep as the layers asked for need."""
         net, out = self.network, dict[int, Features]()
-        shared = None if net.rel_pos_bias is None else self._bias(net.rel_pos_bias, grid)
+        shared = None if net.rel_pos_bias is None else self.bias(net.rel_pos_bias, grid)
         last = self.depth if -1 in layers else max(layers) + 1
         for i, block in enumerate(net.blocks[:last]):
-            own = None if block.attn.relative_position_bias_table is None else self._bias(block.attn, grid)
+            own = None if block.attn.relative_position_bias_table is None else self.bias(block.attn, grid)
             bias = shared if own is None else own if shared is None else shared + own
             again = net.grad_checkpointing
             x = checkpoint(_block, block, x, bias, use_reentrant=False) if again else _block(block, x, bias)
@@ -123,7 +123,7 @@ class BeitViT(nn.Module):
             out[-1] = Features(x[:, : self.prefix], x[:, self.prefix :])
         return out
 
-    def _bias(self, holder: Any, grid: Grid) -> Float[Tensor, "heads T T"]:
+    def bias(self, holder: Any, grid: Grid) -> Float[Tensor, "heads T T"]:
         """What a table, the shared one or a block's, adds to the attention of every pair of tokens."""
         table, index = holder.relative_position_bias_table, holder.relative_position_index
         if grid != self.built_for:

@@ -42,12 +42,13 @@ class Hierarchical(nn.Module):
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.origin, self.channels = network, origin, len(mean)
+        self.network, self.origin, self.channels, self.size = network, origin, len(mean), size
         self.normalise = Normalise(mean, std)
         self.stages = [str(entry["module"]) for entry in network.feature_info]
         self.depth, self.prefix = len(self.stages), int(getattr(network, "num_prefix_tokens", 0))
-        tokens, grid = self._tried(size)
-        self._freeze_unused(tokens)
+        with torch.enable_grad():
+            tokens, grid = self._tried(size)
+            self._freeze_unused(tokens)
         self.width = self.fill_width = tokens.shape[-1]
         self.patch: Size = (size[0] // grid[0], size[1] // grid[1])
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from remask.commands import downstream, pretraining
+from remask.commands.data import data_check, data_pack, parse_form
 from remask.commands.downstream import detect, evaluate, finetune, segment
 from remask.commands.looking import Mapped, attention, embed, tsne
-from remask.commands.pretraining import export, pretrain, reconstruct, report
+from remask.commands.pretraining import pretrain, reconstruct
 from remask.commands.probing import Asked, probe, probe_table
 from remask.commands.subject import Look
+from remask.types import UserError
 
 
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
@@ -16,7 +18,23 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Pat
     return again(path, device=device, quiet=quiet)
 
 
+def report(path: Path) -> Path:
+    """Write RUN/report.html, of pre-training or of a downstream task, and return its path."""
+    return downstream.report(path) if (path / "task.json").is_file() else pretraining.report(path)
+
+
+def export(
+    path: Path, out: Path | None = None, *, image_size: tuple[int, int] | None = None, checkpoint: str = "last"
+) -> Path:
+    """Write a run for other programs: the backbone of pre-training, or the whole model of a downstream task."""
+    if not (path / "task.json").is_file():
+        return pretraining.export(path, out, image_size=image_size, checkpoint=checkpoint)
+    if image_size:
+        raise UserError(f"{path} is fine-tuned for pictures of one size: leave out --image-size")
+    return downstream.export(path, out, checkpoint=checkpoint)
+
+
 __all__ = [
-    "Asked", "Look", "Mapped", "attention", "detect", "embed", "evaluate", "export", "finetune", "pretrain", "probe",
-    "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
+    "Asked", "Look", "Mapped", "attention", "data_check", "data_pack", "detect", "embed", "evaluate", "export",
+    "finetune", "parse_form", "pretrain", "probe", "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
 ]  # fmt: skip

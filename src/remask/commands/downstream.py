@@ -8,13 +8,15 @@ from typing import Any
 
 from remask.checkpoint import RunFolder, refuse_existing
 from remask.commands.paths import absolute, anchored_spec
-from remask.downstream import conclude, fit, restored
+from remask.downstream import conclude, fit, learned, restored
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import FOLDER, load, parse_settings
+from remask.report import write_task_report
 from remask.runtime import Runtime, resolve
 from remask.session import BadImages
-from remask.tasks import build_task
+from remask.tasks import build_model, build_task
+from remask.tasks.export import export_model
 from remask.types import UserError
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
@@ -67,7 +69,9 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Pat
     """Continue a downstream run from its last checkpoint; the device may be another one."""
     run, recipe = open_task(path)
     if run.read("status.json").get("state") == "finished":
-        raise UserError(f"{path} is finished: test it with remask evaluate {path}, or start a new run")
+        raise UserError(
+            f"{path} is finished: test it again with remask {recipe.task} {path} --eval-only, or start a new run"
+        )
     _go(_on(recipe, device), path, quiet, fresh=False)
     return path
 
@@ -81,11 +85,32 @@ def evaluate(
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
     task = build_task(recipe, runtime, facts=run.read("task.json"))
-    model = restored(task, recipe, run, checkpoint).to(runtime.device)
-    result = conclude(task, model, run, recipe)
+    model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
+    result = conclude(task, model, run, recipe, quiet)
+    write_task_report(path)
     if not quiet:
         print(_line(task.headline, result, run.path))
     return result
+
+
+def export(path: Path, out: Path | None = None, *, checkpoint: str = "last") -> Path:
+    """Write the model of a downstream run for other programs; returns the folder, RUN/export by default.
+
+    A classifier of timm's loads with timm alone; what else there is, with remask. The average is taken where there is
+    one.
+    """
+    run, recipe = open_task(path)
+    facts, folder = run.read("task.json"), out or path / "export"
+    model, size = build_model(recipe, facts)
+    trained = learned(restored(model, recipe, run, checkpoint))
+    export_model(trained, recipe, size, facts, folder)
+    return folder
+
+
+def report(path: Path) -> Path:
+    """Write RUN/report.html of a downstream run and return its path."""
+    run, _ = open_task(path)
+    return write_task_report(run.path)
 
 
 def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunFolder, Any]:
@@ -108,12 +133,13 @@ def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool) -> None:
     except TooManyBad as error:
         bad.write(error.bad)
         raise
+    write_task_report(path)
     if not quiet:
         print(_line(task.headline, result, path))
 
 
 def _line(headline: str, result: Mapping[str, Any], path: Path) -> str:
-    return f"{headline} {result[headline]:.2f}  →  {path}/eval, {path}/pictures"
+    return f"{headline} {result[headline]:.2f}  →  {path}/report.html"
 
 
 def _runtime(recipe: Downstream) -> Runtime:
@@ -143,4 +169,4 @@ def _anchored(recipe: Any) -> Any:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths), "model": model})
 
 
-__all__ = ["detect", "evaluate", "finetune", "open_task", "resume", "segment"]
+__all__ = ["detect", "evaluate", "export", "finetune", "open_task", "report", "resume", "segment"]

@@ -1,11 +1,13 @@
 """Looking at features: `embed` into a file, `tsne` of several networks, `attention` over pictures."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from remask.checkpoint import RunFolder
-from remask.commands.subject import LOOK, Look, subject
+from remask.commands.subject import LOOK, Look, Subject, subject
+from remask.console import Watch
 from remask.evaluation import extract
 from remask.evaluation.attention import attention_maps, attention_sheet
 from remask.evaluation.embedding import check_file, whole
@@ -23,7 +25,8 @@ def embed(
     check_file(out)
     source, seen = open_source(data, limit=limit), subject(str(path), look)
     about = {"model": seen.name, "checkpoint": look.checkpoint, "image_size": list(seen.size)}
-    rows = write_features(seen.backbone, seen.batches(source), source, out, layer=layer, pool=pool, about=about)
+    batches = Watch("embed", quiet).over(seen.batches(source), len(source), "embed")
+    rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
     if not quiet:
         print(f"{rows} × {seen.backbone.width} features → {out}")
     return out
@@ -60,11 +63,15 @@ def tsne(
         raise UserError(f"{len(asked.names)} names for {len(paths)} networks: give one for each")
     if out.suffix != ".png":
         raise UserError(f"{out}: the picture is a .png; choose a file name that ends so")
-    say = (lambda line: None) if quiet else print
     source = open_source(data, labelled=True)
     chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
-    features, labels = _features(paths, chosen, asked, look, say)
-    maps = tsne_maps(features, labels, perplexity=asked.perplexity, k=asked.k, seed=asked.seed, progress=say)
+    features, labels = _features(paths, chosen, asked, look, quiet)
+    with Watch("t-SNE", quiet) as watch:
+        mapped = itertools.count()
+        maps = tsne_maps(
+            features, labels, perplexity=asked.perplexity, k=asked.k, seed=asked.seed,
+            progress=lambda line: watch(next(mapped), len(features), line),
+        )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as part:
         part.write_bytes(picture(maps, labels, source.classes))
@@ -78,7 +85,7 @@ def tsne(
 
 
 def _features(
-    paths: Sequence[Path | str], chosen: Subset, asked: Mapped, look: Look, say: Callable[[str], None]
+    paths: Sequence[Path | str], chosen: Subset, asked: Mapped, look: Look, quiet: bool
 ) -> tuple[dict[str, Any], Any]:
     """Features of the same pictures in each network, by title, and their labels."""
     features: dict[str, Any] = {}
@@ -86,16 +93,21 @@ def _features(
         seen = subject(str(path), look)
         title = asked.names[number] if asked.names else seen.name
         title = title if title not in features else f"{title} ({number + 1})"
-        say(f"features of {len(chosen)} pictures: {title}")
         if asked.untrained and not features:
-            features["untrained"], _ = extract(seen.twin(), seen.batches(chosen), layer=asked.layer)
-        features[title], labels = extract(seen.backbone, seen.batches(chosen), layer=asked.layer)
+            features["untrained"], _ = extract(
+                seen.twin(), _passed(seen, chosen, "untrained", quiet), layer=asked.layer
+            )
+        features[title], labels = extract(seen.backbone, _passed(seen, chosen, title, quiet), layer=asked.layer)
     return features, labels
+
+
+def _passed(seen: Subject, source: Subset, title: str, quiet: bool) -> Iterator[Any]:
+    return Watch(title, quiet).over(seen.batches(source), len(source), title)
 
 
 def attention(
     path: Path | str, images: str = "photos", look: Look = LOOK, *, out: Path | None = None, block: int = -1,
-    count: int = 4,
+    count: int = 4, quiet: bool = False,
 ) -> Path:  # fmt: skip
     """Draw where a block looks, head by head, over some pictures; RUN/pictures/attention.png unless `out` is given."""
     seen = subject(str(path), look)

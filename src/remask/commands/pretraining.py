@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from remask import codebook as codebooks
 from remask.build import build_method
-from remask.checkpoint import refuse_existing
+from remask.checkpoint import RunFolder, find, refuse_existing
 from remask.commands.paths import anchored
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.images import Subset, open_source
 from remask.interop.export import export_backbone
+from remask.processes import World, joined, may_restart, restarted
 from remask.recipe import Recipe, choose, dump
 from remask.report import write_report
 from remask.report.equation import equation
@@ -41,25 +43,52 @@ def pretrain(
     if isinstance(recipe, str):
         recipe = choose(recipe, overrides, method=method, settings=settings, smoke=smoke)
     chosen = anchored(recipe)
-    path = out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if out is None and may_restart():
+        raise UserError("give --out: processes that torchrun starts anew have to find the run they go on with")
+    with joined(chosen.runtime.device) as world:
+        path = world.first(lambda: out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        goes_on = world.first(lambda: _goes_on(path, chosen))
+        train(open_run(path)[1] if goes_on else chosen, path, quiet, not goes_on, world)
+    return _finish(path, quiet, world)
+
+
+def _goes_on(path: Path, recipe: Recipe) -> bool:
+    """Whether this very run was begun, and torchrun is to start it anew as often as it dies: then it goes on.
+
+    A machine that joins in anew counts no restarts, so that being allowed some is what decides. Raises UserError for
+    anything else in the way.
+    """
+    file, kept, run = path / "recipe.toml", recipe, RunFolder(path)
+    if recipe.method.target.unfitted:
+        kept = codebooks.with_file(recipe, codebooks.FILE)
+    begun = may_restart() and file.is_file() and file.read_text() == dump(kept)
+    if begun and (restarted() or run.read("status.json").get("state") != "finished"):
+        try:
+            find(run)
+        except UserError:  # it had not come to its first checkpoint
+            run.write("status.json", {"state": "failed", "step": 0})
+        else:
+            return True
     refuse_existing(path)
-    train(chosen, path, quiet, fresh=True)
-    return _finish(path, quiet)
+    return False
 
 
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
     """Continue a run from its last checkpoint; the device may be another one."""
     run, recipe = open_run(path)
-    if run.read("status.json").get("state") == "finished":
+    if run.read("status.json").get("state") == "finished" and not restarted():
         raise UserError(f"{path} is finished: probe it with remask probe {path} --data SRC, or start a new run")
     if device:
         recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
-    train(recipe, path, quiet, fresh=False)
-    return _finish(path, quiet)
+    with joined(recipe.runtime.device) as world:
+        train(recipe, path, quiet, False, world)
+    return _finish(path, quiet, world)
 
 
-def _finish(path: Path, quiet: bool) -> Path:
-    """What a finished run leaves besides its checkpoints: export, pictures and report."""
+def _finish(path: Path, quiet: bool, world: World) -> Path:
+    """What a finished run leaves besides its checkpoints: export, pictures and report. One process makes them."""
+    if not world.main:
+        return path
     exported = export(path)
     reconstruct(path)
     page = report(path)

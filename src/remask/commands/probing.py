@@ -1,21 +1,26 @@
 """What a network learned, by frozen features: kNN and linear, MAE's linear probe, attentive probe, every layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from remask.checkpoint import RunFolder
+from remask.commands.partial import Partial, key_of
 from remask.commands.pretraining import report
 from remask.commands.subject import LOOK, Look, Subject, subject
+from remask.console import Watch
 from remask.evaluation import probe as fast_probe
 from remask.evaluation.attentive import Settings as Attentive
 from remask.evaluation.attentive import attentive_probe
 from remask.evaluation.layers import layers_figure, probe_layers
 from remask.evaluation.linprobe import ProbeCrop, linprobe
 from remask.evaluation.linprobe import Settings as Linear
+from remask.evaluation.memory import Memory
+from remask.evaluation.probe import Factory
 from remask.images import Loader, Source, open_source
 from remask.tasks import split
 from remask.types import UserError
@@ -63,36 +68,49 @@ def probe(
     source, test = split(open_source(data, limit=limit, labelled=True), val, asked.seed)
     seen = subject(str(path), look)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
-    name, result, shown = _probed(asked, seen, nets, source, test, quiet)
+    part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit))
+    name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
     result["protocol"]["image_size"] = list(seen.size)
     _keep(seen, name, result, out)
+    part.forget()
     if not quiet:
         print(shown)
     return result
 
 
 def _probed(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial
 ) -> tuple[str, dict[str, Any], str]:
     """The name of the file, its content, and a table for a person."""
-    train, val = (lambda: seen.batches(source)), (lambda: seen.batches(test))
+    with Watch("probe", quiet) as watch:
+        return _watched(asked, seen, nets, source, test, quiet, part, watch)
+
+
+def _watched(
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial,
+    watch: Watch,
+) -> tuple[str, dict[str, Any], str]:  # fmt: skip
+    """`_probed`, with a bar."""
+    train = partial(_passed, watch, seen, source, "training pictures")
+    val = partial(_passed, watch, seen, test, "test pictures")
     say, k, seed = (None if quiet else print), asked.k, asked.seed
     if asked.layers:
         layers = None if asked.layers == "all" else asked.layers
-        result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say)
+        result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
         return "layers", result, layer_table(result)
     if asked.protocol == "mae":
-        result = _linear(asked, seen, nets, source, test, quiet)
+        result = _linear(asked, seen, nets, source, val, watch, part)
         return "linprobe", result, two_rows("linear probe as MAE's", result)
     if asked.protocol == "attentive":
         settings, counts = Attentive(layer=asked.layer, seed=seed), (len(source), len(test))
         if asked.epochs:
             settings = replace(settings, epochs=asked.epochs)
-        result = attentive_probe(nets, train, val, counts, settings, progress=_steps(quiet))
+        memory = Memory(part.read(), part.write)
+        result = attentive_probe(nets, train, val, counts, settings, progress=watch, memory=memory)
         return "attentive", result, two_rows("attentive probe", result)
     result = fast_probe(
-        nets, train, val, k=k, layer=asked.layer, seed=seed, fractions=asked.fractions, progress=say
+        nets, train, val, k=k, layer=asked.layer, seed=seed, fractions=asked.fractions, progress=say, fitted=watch
     )  # fmt: skip
     return "probe", result, probe_table(result)
 
@@ -111,34 +129,34 @@ def _keep(seen: Subject, name: str, result: dict[str, Any], out: Path | None) ->
 
 
 def _linear(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, val: Factory, watch: Watch, part: Partial
 ) -> dict[str, Any]:
-    """MAE's linear probe of both networks, on the same crops."""
-    settings, found = Linear(layer=asked.layer, seed=asked.seed), dict[str, Any]()
+    """MAE's linear probe of both networks, on the same crops; what each reached is kept after every epoch."""
+    settings, reached = Linear(layer=asked.layer, seed=asked.seed), part.read()
+    found: dict[str, Any] = reached.get("found", {})
     if asked.epochs:
         settings = replace(settings, epochs=asked.epochs)
     labels = torch.tensor(source.labels)
     for name, backbone in nets.items():
+        if name in found:
+            continue
+        state, keep = reached.get("states", {}).get(name), partial(_keep_state, part, found, name)
         crops = Loader(source, ProbeCrop(seen.size), 256, seed=asked.seed, drop_last=False, channels=seen.channels)
         found[name] = linprobe(
-            backbone, crops.epoch, lambda: seen.batches(test), labels, settings, progress=_steps(quiet)
-        )
+            backbone, crops.epoch, val, labels, settings, progress=watch,
+            state=state, keep=keep,
+        )  # fmt: skip
+        part.write({"found": found})
     protocol = found["top1"].pop("protocol")
     return {name: result["top1"] for name, result in found.items()} | {"runs": found, "protocol": protocol}
 
 
-def _steps(quiet: bool) -> Any:
-    """Progress as lines, now and then."""
-    if quiet:
-        return None
-    last = [-1]
+def _keep_state(part: Partial, found: Mapping[str, Any], name: str, state: Mapping[str, Any]) -> None:
+    part.write({"found": dict(found), "states": {name: state}})
 
-    def say(done: int, total: int, words: str) -> None:
-        if (part := 10 * done // max(total, 1)) != last[0]:
-            last[0] = part
-            print(f"{done}/{total}  {words}")
 
-    return say
+def _passed(watch: Watch, seen: Subject, source: Source, title: str) -> Iterable[Any]:
+    return watch.over(seen.batches(source), len(source), title)
 
 
 def layer_table(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What a command looks at: a run, with its untrained twin, or any backbone that a specification names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +20,15 @@ class Look(NamedTuple):
     checkpoint   "last", or a kept one such as "epoch-0100"
     image_size   of the pictures; the network's own by default
     heads        of attention, where a file does not tell them
+    normalise    "imagenet", "half" or "clip", where a file does not tell
     device       "auto", "cpu", "cuda", "cuda:N" or "mps"
     """
 
     checkpoint: str = "last"
     image_size: Size | None = None
-    heads: int | None = None
+    heads: int | Sequence[int] | None = None
     device: str = "auto"
+    normalise: str | None = None
 
 
 class Subject(NamedTuple):
@@ -51,7 +53,7 @@ class Subject(NamedTuple):
             twin: Any = untrained(recipe, self.size).backbone
             return twin.to(device(self.look))
         with seeded(0, "untrained"):
-            backbone: Any = start(self.name, self.size, heads=self.look.heads, untrained=True)[0]
+            backbone: Any = _start(self.name, self.size, self.look, untrained=True)[0]
             return backbone.to(device(self.look))
 
 
@@ -72,8 +74,12 @@ def subject(spec: str, look: Look = LOOK) -> Subject:
     elif ":" not in spec:
         raise UserError(f"{spec} is no run: give a folder that --out named, or mae:FILE, timm:NAME, untrained:NAME")
     with seeded(0, spec):  # an untrained network is the same whenever it is looked at
-        backbone, size = start(spec, size, heads=look.heads)
+        backbone, size = _start(spec, size, look)
     return Subject(spec, backbone.to(where), size, backbone.channels, None, look)
+
+
+def _start(spec: str, size: Size | None, look: Look, untrained: bool = False) -> tuple[Any, Size]:
+    return start(spec, size, heads=look.heads, normalise=look.normalise, untrained=untrained)
 
 
 def device(look: Look) -> torch.device:

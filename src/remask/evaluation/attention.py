@@ -80,7 +80,7 @@ def _bias(backbone: Backbone, attention: Any, images: Images) -> Float[Tensor, "
         return None
     grid = backbone.grid((images.shape[-2], images.shape[-1]))
     holders = [part for part in (backbone.network.rel_pos_bias, attention) if part is not None]
-    parts = [backbone._bias(part, grid) for part in holders if part.relative_position_bias_table is not None]
+    parts = [backbone.bias(part, grid) for part in holders if part.relative_position_bias_table is not None]
     return torch.stack(parts).sum(0) if parts else None
 
 

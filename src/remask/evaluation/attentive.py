@@ -11,17 +11,20 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from remask.backbones import Backbone
+from remask.evaluation.attentive_head import AttentiveHead, heads_of
 from remask.evaluation.features import Labelled, Progress, evaluating, frozen
 from remask.evaluation.linear import stratified
+from remask.evaluation.memory import Memory
 from remask.evaluation.probe import Factory, checked, numbered
 from remask.optim import Schedule, adamw, parameter_groups, set_lr
 from remask.runtime import generator, seeded
@@ -61,36 +64,6 @@ class Tokens(NamedTuple):
     y: Int[Tensor, "n"] | None
 
 
-class AttentiveHead(nn.Module):
-    """One cross-attention with a learned query, without output projection, then BatchNorm without affine and linear.
-
-    Attention is computed the short way: the query goes through the keys' matrix once, and what is attended to through
-    the values' matrix once, instead of every token through both. The numbers are those of multi-head attention.
-    """
-
-    def __init__(self, width: int, classes: int, heads: int) -> None:
-        super().__init__()
-        inner = width // heads
-        self.query = nn.Parameter(0.02 * torch.randn(heads, inner))
-        self.key, self.value = (nn.Parameter(torch.empty(heads, inner, width)) for _ in range(2))
-        self.value_bias = nn.Parameter(torch.zeros(width))
-        for matrix in (self.key, self.value):
-            nn.init.xavier_uniform_(matrix.data.view(width, width))
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, classes)
-        nn.init.trunc_normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B classes"]:
-        return self.linear(self.norm(self.pool(tokens)))
-
-    def pool(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
-        asked = torch.einsum("hd,hdD->hD", self.query, self.key) / math.sqrt(self.query.shape[1])
-        weights = (tokens @ asked.T).softmax(1)  # a bias of the keys would change nothing
-        seen = weights.transpose(1, 2) @ tokens
-        return torch.einsum("bhD,hdD->bhd", seen, self.value).flatten(1) + self.value_bias
-
-
 def attentive_probe(
     backbones: Mapping[str, Backbone],
     train_batches: Factory,
@@ -100,11 +73,14 @@ def attentive_probe(
     *,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    memory: Memory | None = None,
 ) -> dict[str, Any]:
     """Test accuracy in percent for each backbone, {"top1": trained, "untrained": …}, and the protocol.
 
     counts     of training and test images, from which the memory is reckoned; unusable ones may be missing in the end
     progress   told (fits done, of how many, words)
+    memory     what fits of an earlier, killed call reached, by name, to which those of this call are added: each
+               depends on its settings alone, so that nothing else changes. `told` of it after every fit
     Raises UserError for labels that are missing or unknown, one class, or tokens that exceed memory and disk.
     """
     say = progress or (lambda done, total, words: None)
@@ -121,7 +97,9 @@ def attentive_probe(
             train_y, test_y = numbered(known, test.y)
             told = _Steps(say, done, total, name)
             device = next(backbone.network.parameters()).device
-            results[name] = _chosen(Tokens(train.x, train_y), Tokens(test.x, test_y), settings, device, told)
+            known_so_far = memory or Memory({})
+            parts = Tokens(train.x, train_y), Tokens(test.x, test_y)
+            results[name] = _chosen(*parts, settings, device, told, known_so_far.of(name))
     shape = {"images": {"train": len(train_y), "val": len(test_y)}, "classes": len(train_y.unique())}
     accuracies = {name: result.pop("accuracy") for name, result in results.items()}
     return {**accuracies, "protocol": {**_protocol(settings), **shape, "chosen": results}}
@@ -138,7 +116,9 @@ class _Steps:
         self.done += 1
 
 
-def _chosen(train: Tokens, test: Tokens, settings: Settings, device: torch.device, told: _Steps) -> dict[str, Any]:
+def _chosen(
+    train: Tokens, test: Tokens, settings: Settings, device: torch.device, told: _Steps, memory: Memory
+) -> dict[str, Any]:
     """The test accuracy of the rate and decay that are best on the held-out training images, and all of these."""
     assert train.y is not None
     assert test.y is not None
@@ -150,21 +130,30 @@ def _chosen(train: Tokens, test: Tokens, settings: Settings, device: torch.devic
         scores = {}
         for rate, decay in grid:
             told(f"rate {rate:g}, decay {decay:g}")
-            scores[rate, decay] = score(fit(train, known, rate, decay, settings, device), train, asked)
+            tried_out = partial(_scored, train, known, train, asked, rate, decay, settings, device)
+            scores[rate, decay] = memory.recall(f"{rate:g} {decay:g}", tried_out)
             tried[f"lr {rate:g}, weight decay {decay:g}"] = round(scores[rate, decay][0], 2)
         best = max(grid, key=lambda pair: scores[pair])
     told(f"all training images, rate {best[0]:g}, decay {best[1]:g}")
-    head = fit(train, torch.arange(len(train.y)), *best, settings, device)
-    accuracy, _ = score(head, test, torch.arange(len(test.y)))
+    everything = torch.arange(len(train.y)), test, torch.arange(len(test.y))
+    accuracy, _ = memory.recall("all", partial(_scored, train, *everything, *best, settings, device))
     return {
         "accuracy": round(accuracy, 2),
         "lr": best[0],
         "weight_decay": best[1],
         "held_out_accuracy": tried,
         "held_out": len(asked),
-        "heads": len(head.query),
+        "heads": heads_of(train.x.shape[-1], settings.heads),
         "tokens": list(train.x.shape[1:]),
     }
+
+
+def _scored(
+    train: Tokens, known: Int[Tensor, "k"], asked: Tokens, rows: Int[Tensor, "m"], rate: float, decay: float,
+    settings: Settings, device: torch.device,
+) -> tuple[float, float]:  # fmt: skip
+    """What a head that learned `known` of the training images says of `rows` of other ones."""
+    return score(fit(train, known, rate, decay, settings, device), asked, rows)
 
 
 def fit(
@@ -199,15 +188,6 @@ def score(head: AttentiveHead, tokens: Tokens, rows: Int[Tensor, "k"]) -> tuple[
     logits = torch.cat([head(_taken(tokens, part, device)).cpu() for part in rows.split(512)])
     y = tokens.y[rows]
     return 100 * float((logits.argmax(1) == y).double().mean()), -float(F.cross_entropy(logits, y))
-
-
-def heads_of(width: int, heads: int | None = None) -> int:
-    """Heads of the attention. Raises UserError for a number that does not divide the width."""
-    if heads is None:
-        return next(count for count in range(max(4, width // 64), 0, -1) if width % count == 0)
-    if heads < 1 or width % heads:
-        raise UserError(f"{heads} heads do not divide the width {width} of the tokens; choose another number")
-    return heads
 
 
 def _taken(tokens: Tokens, rows: Int[Tensor, "k"], device: torch.device) -> Float[Tensor, "k N D"]:
@@ -280,4 +260,6 @@ def _protocol(settings: Settings) -> dict[str, Any]:
     }
 
 
-__all__ = ["DEFAULT", "AttentiveHead", "Settings", "Tokens", "attentive_probe", "cache", "fit", "heads_of", "score"]
+__all__ = [
+    "DEFAULT", "AttentiveHead", "Settings", "Tokens", "attentive_probe", "cache", "fit", "heads_of", "score",
+]  # fmt: skip

@@ -70,12 +70,18 @@ def coco_results(found: Found, image_id: int, categories: Sequence[int]) -> list
 
 
 def average_precision(
-    truth: dict[str, Any], results: Sequence[dict[str, Any]], kinds: Sequence[str] = ("bbox", "segm")
-) -> dict[str, dict[str, float]]:
+    truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    kinds: Sequence[str] = ("bbox", "segm"),
+    *,
+    per_class: bool = False,
+) -> dict[str, dict[str, Any]]:
     """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl"}, "segm": …}, as shares of 1; -1 where no instance counts.
+
 
     truth     a COCO instances file, crowds and all: `CocoSource.truth`
     results   of these pictures, as a COCO results file
+    per_class   under this name also the AP of every category, by its name
     Mean over IoUs of .50 to .95, classes and 101 recalls; at most 100 instances a picture. Small is below 32² pixels,
     large from 96² on.
     """
@@ -83,7 +89,7 @@ def average_precision(
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise UserError("average precision needs the package faster-coco-eval: pip install 'remask[dense]'") from None
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for kind in kinds:
         # a mask's size is that of its own area, not of its box's, which COCO's loader would take if it saw one
         leave = "bbox" if kind == "segm" else "segmentation"
@@ -93,7 +99,20 @@ def average_precision(
         counted.run()
         stats = counted.stats_as_dict
         scores[kind] = {name: float(stats[theirs]) for name, theirs in NAMES.items()}
+        if per_class:
+            scores[kind]["per_class"] = _per_class(counted, truth)
     return scores
+
+
+def _per_class(counted: Any, truth: dict[str, Any]) -> dict[str, float]:
+    """AP of every category: the mean over IoUs and recalls, of all areas and at most 100 instances a picture."""
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    precision = counted.eval["precision"]  # IoU, recall, category, area, number of instances
+    found = {}
+    for place, number in enumerate(counted.params.catIds):
+        own = precision[:, :, place, 0, -1]
+        found[names[number]] = float(own[own > -1].mean()) if (own > -1).any() else -1.0
+    return found
 
 
 __all__ = ["average_precision", "coco_results", "detections"]

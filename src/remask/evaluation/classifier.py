@@ -177,16 +177,4 @@ def _unshare_tables(backbone: BeitViT) -> None:
     backbone.network, backbone.origin = network.to(before.cls_token.device), (name, changed)
 
 
-def set_checkpointing(backbone: Backbone, enable: bool = True) -> None:
-    """Keep only what lies between blocks and compute the rest again in the backward pass: less memory, a third slower.
-
-    The gradients stay the same. Raises UserError for a network that cannot do it.
-    """
-    try:
-        backbone.network.set_grad_checkpointing(enable)  # type: ignore[operator]
-    except (AttributeError, AssertionError) as error:
-        name = type(backbone.network).__name__
-        raise UserError(f"{name} has no gradient checkpointing; set model.checkpointing to false") from error
-
-
-__all__ = ["UNDECAYED", "Classifier", "MixedLabels", "prepared", "set_checkpointing"]
+__all__ = ["UNDECAYED", "Classifier", "MixedLabels", "prepared"]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from remask.backbones import Backbone
-from remask.evaluation.features import Labelled, Pool, check_pool, evaluating, frozen, pooled
+from remask.evaluation.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
 from remask.evaluation.knn import weighted_knn
 from remask.evaluation.linear import linear_probe, stratified
 from remask.evaluation.probe import TEMPERATURE, Factory, checked, numbered
@@ -52,6 +52,7 @@ def probe_layers(
     memory_gb: float = 8.0,
     dtype: torch.dtype | None = None,
     progress: Callable[[str], None] | None = None,
+    fitted: Progress | None = None,
 ) -> dict[str, Any]:
     """The content of eval/layers.json: linear probe and kNN of each layer, accuracies in percent, and the best ones.
 
@@ -59,9 +60,10 @@ def probe_layers(
     layers      blocks, and -1 for the end; all by default
     memory_gb   of features, images · widths · layers · networks · 2 bytes, that may be held
     progress    gets a line before each longer step
+    fitted      told (layers done, of how many, words)
     Raises UserError for a layer that is not there, too many features, and as `probe`.
     """
-    say = progress or (lambda line: None)
+    say, told = progress or (lambda line: None), fitted or (lambda done, total, words: None)
     chosen = list(layers if layers is not None else every_layer(next(iter(backbones.values()))))
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"layers {chosen}: name each layer once, at least one, or all of them")
@@ -74,9 +76,12 @@ def probe_layers(
     away, tables = stratified(train_y, HELD_OUT, seed), dict[str, list[dict[str, Any]]]()
     for name in backbones:
         say(f"classifiers of {len(chosen)} layers, {name}")
-        tables[name] = [
-            _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, away, k, seed) for layer in chosen
-        ]
+        tables[name] = []
+        for layer in chosen:
+            done = len(chosen) * (len(tables) - 1) + len(tables[name])
+            told(done, len(chosen) * len(backbones), f"layer {layer}, {name}")
+            row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, away, k, seed)
+            tables[name].append(row)
     protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, away, seed)}
     return {"layers": tables, "best": {name: _best(table) for name, table in tables.items()}, "protocol": protocol}
 

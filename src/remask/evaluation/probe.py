@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from remask.backbones import Backbone
-from remask.evaluation.features import Labelled, Pool, collect, flat, reader
+from remask.evaluation.features import Labelled, Pool, Progress, collect, flat, reader
 from remask.evaluation.knn import weighted_knn
 from remask.evaluation.linear import LinearResult, linear_probe
 from remask.types import UserError
@@ -44,6 +44,7 @@ def probe(
     k: int = 20,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    fitted: Progress | None = None,
     layer: int = -1,
     pool: Pool = "mean",
     dtype: torch.dtype | None = None,
@@ -55,6 +56,7 @@ def probe(
     fractions   shares of every class's labels, such as .01 and .1; each adds a table under "fractions"
     k           neighbours that vote
     progress    gets a line before each longer step
+    fitted      told (classifiers done, of how many, words)
     Raises UserError for a source without labels, with one class, with fewer images than neighbours, or where a class
     of the validation images is not among the training images.
     """
@@ -69,7 +71,8 @@ def probe(
     say(f"features of the validation images ({len(known)} training images)")
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = numbered(known, labels)
-    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, k, seed, say)
+    fits = _Fits(fitted, len(readers) * (1 + DRAWS * (1 + len(fractions))))
+    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, k, seed, say, fits)
     result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
@@ -82,15 +85,22 @@ def probe(
 
 
 def _scores(
-    train: Split, val: Split, few: int, fractions: Sequence[float], k: int, seed: int, say: Callable[[str], None]
+    train: Split,
+    val: Split,
+    few: int,
+    fractions: Sequence[float],
+    k: int,
+    seed: int,
+    say: Callable[[str], None],
+    fits: "_Fits",
 ) -> dict[str, Any]:
     """All accuracies, and the part of the protocol that is about classifiers."""
     say(f"kNN and linear classifiers ({len(val.y)} validation images)")
     knn = {name: round(_knn(train, val, name, k), 2) for name in train.x}
-    linear = {name: linear_probe(train.x[name], train.y, val.x[name], val.y, seed=seed) for name in train.x}
+    linear = {name: fits(name, train, val, seed) for name in train.x}
     say(f"the same with {few} labels a class, {DRAWS} draws")
-    few_labels = _few_labels(train, val, few, k, seed)
-    shares = {f"{share:g}": _fraction(train, val, share, k, seed, say) for share in fractions}
+    few_labels = _few_labels(train, val, few, k, seed, fits)
+    shares = {f"{share:g}": _fraction(train, val, share, k, seed, say, fits) for share in fractions}
     return {
         "linear": {name: round(result.accuracy, 2) for name, result in linear.items()},
         "few_labels": few_labels,
@@ -109,6 +119,21 @@ def _scores(
     }
 
 
+class _Fits:
+    """Linear classifiers, counted for `fitted`."""
+
+    def __init__(self, told: Progress | None, total: int) -> None:
+        self.told, self.done, self.total = told or (lambda done, total, words: None), 0, total
+
+    def __call__(self, name: str, train: Split, val: Split, seed: int) -> LinearResult:
+        self.told(self.done, self.total, f"{len(train.y)} labels, {name}")
+        result = linear_probe(train.x[name], train.y, val.x[name], val.y, seed=seed)
+        self.done += 1
+        if self.done == self.total:
+            self.told(self.done, self.total, "")
+        return result
+
+
 def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
     """What the regressions have in common, and what differs between the kinds of features."""
     common = {key: value for key, value in results["pixels"].protocol.items() if key != "held_out_accuracy"}
@@ -119,25 +144,27 @@ def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
     }
 
 
-def _few_labels(train: Split, val: Split, few: int, k: int, seed: int) -> dict[str, Any]:
+def _few_labels(train: Split, val: Split, few: int, k: int, seed: int, fits: "_Fits") -> dict[str, Any]:
     """Mean accuracies over draws of `few` labels a class."""
-    return {"per_class": few, **_drawn(train, val, lambda number: draw_few(train.y, few, number), k, seed)}
+    return {"per_class": few, **_drawn(train, val, lambda number: draw_few(train.y, few, number), k, seed, fits)}
 
 
 def _fraction(
-    train: Split, val: Split, fraction: float, k: int, seed: int, say: Callable[[str], None]
+    train: Split, val: Split, fraction: float, k: int, seed: int, say: Callable[[str], None], fits: "_Fits"
 ) -> dict[str, Any]:
     """Mean accuracies over draws of a share of every class's labels."""
     say(f"the same with {fraction:.3g} of the labels, {DRAWS} draws")
-    return _drawn(train, val, lambda number: draw_fraction(train.y, fraction, number), k, seed)
+    return _drawn(train, val, lambda number: draw_fraction(train.y, fraction, number), k, seed, fits)
 
 
-def _drawn(train: Split, val: Split, draw: Callable[[int], Int[Tensor, "_"]], k: int, seed: int) -> dict[str, Any]:
+def _drawn(
+    train: Split, val: Split, draw: Callable[[int], Int[Tensor, "_"]], k: int, seed: int, fits: "_Fits"
+) -> dict[str, Any]:
     """Mean accuracies over draws of training images; every kind of features sees the same draws."""
     seeds = [seed + number for number in range(DRAWS)]
     draws = [train.part(draw(number)) for number in seeds]
     k = min(k, len(draws[0].y))
-    linear = {n: [linear_probe(d.x[n], d.y, val.x[n], val.y, seed=seed) for d in draws] for n in train.x}
+    linear = {n: [fits(n, d, val, seed) for d in draws] for n in train.x}
     protocol = {
         "draws": DRAWS,
         "seeds": seeds,

@@ -135,7 +135,7 @@ def rand_augment(policy: str, fill: tuple[float, ...]) -> RandAugment | None:
 
 
 @dataclass(frozen=True)
-class Jitter:
+class PictureJitter:
     """Brightness, contrast and saturation, in random order, each by a factor of 1 - amount to 1 + amount."""
 
     amount: float
@@ -226,7 +226,7 @@ class TrainAugment:
         """What follows the crop."""
         fill = tuple(float(min(255, round(255 * value))) for value in self.mean)
         policy = rand_augment(self.randaugment or "off", fill)
-        jitter = Jitter(self.jitter) if self.jitter and policy is None else None
+        jitter = PictureJitter(self.jitter) if self.jitter and policy is None else None
         erasing = Erasing(self.erasing, self.mean, self.std) if self.erasing else None
         return [step for step in (policy, jitter, erasing) if step is not None]
 
@@ -252,4 +252,13 @@ class EvalCrop:
         return CentreCrop(self.size, ratio)(image)
 
 
-__all__ = ["OPERATIONS", "POLICY", "Erasing", "EvalCrop", "Jitter", "RandAugment", "TrainAugment", "rand_augment"]
+__all__ = [
+    "OPERATIONS",
+    "POLICY",
+    "Erasing",
+    "EvalCrop",
+    "PictureJitter",
+    "RandAugment",
+    "TrainAugment",
+    "rand_augment",
+]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from remask.images.coco import CocoSource, Target
 from remask.images.decoding import BadImage, decode
-from remask.images.loader import mix
+from remask.images.making import mix
 from remask.images.transforms import resize
 from remask.types import Size, UserError
 

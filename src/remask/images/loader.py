@@ -5,7 +5,6 @@ workers, and so a run can be resumed in the middle of one.
 """
 
 import math
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Int, UInt8
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from remask.images.decoding import BadImage, Reduction
-from remask.images.pictures import Pictures
+from remask.images.device import DecodedThere, Held, OnDevice, fits
+from remask.images.making import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, mix, quiet
+from remask.images.pictures import Keep, Pictures, half_of_memory_mb
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip, Transform
 from remask.types import UserError
@@ -43,21 +43,6 @@ class TooManyBad(UserError):  # noqa: N818
         self.bad = bad
 
 
-class _Task(NamedTuple):
-    """What one batch is made of: the place in the epoch decides the crop, the number decides the picture."""
-
-    epoch: int
-    positions: range
-    indices: list[int]
-
-
-class _Made(NamedTuple):
-    images: Tensor | None
-    numbers: list[int]
-    bad: dict[int, str]
-    """Found while this batch was made, by number."""
-
-
 class Loader:
     """Batches of a source, epoch by epoch.
 
@@ -66,12 +51,19 @@ class Loader:
     seed         of the order and of the crops
     shuffle      another order each epoch; without it the source's own
     workers      processes that decode; 0: a thread of this process
-    channels, min_side, cache_mb   see `Pictures`
+    channels, min_side   see `Pictures`
     max_bad      share of pictures that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
                  that a small folder is not lost for one of them, unless the share is 0
     reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives
     skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
     pin          page-locked memory, for copies to a GPU that do not wait
+    part         of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
+                 Crops depend on the position in the whole batch, so that all parts together are what one would make
+    crops        R crops in a row of each picture: an epoch has as many crops as with 1, of R times fewer pictures, and
+                 R epochs have every picture once
+    keep         where decoded pictures are kept, see `Keep`; cache_mb is the limit of "auto"
+    device       of the crops, with keep "device" and on_device
+    on_device    JPEGs are decoded on the device, a batch at once; other pixels by a few levels
     report       gets a line for each unusable picture, once
     """
 
@@ -92,19 +84,36 @@ class Loader:
         skip: bool = False,
         pin: bool = False,
         cache_mb: int = 1024,
+        part: Callable[[int], slice] | None = None,
+        crops: int = 1,
+        keep: Keep = "auto",
+        device: torch.device | None = None,
+        on_device: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        if batch_size < 1 or workers < 0 or not 0 <= max_bad <= 1:
-            raise UserError(
-                f"batch size {batch_size}, workers {workers}, max_bad {max_bad:g}: need 1 or more, 0 or more, 0..1"
-            )
+        _check(batch_size, workers, max_bad, crops, drop_last)
         self.source, self.bad, self._noted = source, dict[str, str](), dict[int, str]()
+        self._part = part or (lambda whole: slice(0, whole))
         self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
         self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
         self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
         self._labels = None if source.labels is None else torch.tensor(source.labels)
-        pictures = Pictures(source, channels=channels, min_side=min_side, cache_mb=cache_mb, shared=workers > 0)
-        self._maker = _Maker(pictures, transform, seed, skip, self._allowed, reduced)
+        self._crops, cropped = crops, isinstance(transform, RandomCropFlip)
+        pictures: Numbered
+        cut: Cut
+        decoded = Pictures(source, channels=channels, min_side=min_side, cache_mb=0)
+        if keep == "auto" and cropped and not (reduced or on_device) and fits(decoded, device, cache_mb):
+            keep = "device"
+        if keep == "device" or on_device:
+            self._workers, self._pin = 0, False
+            pictures, cut = _on_device(decoded, transform, device, keep, workers)
+        else:
+            cut, budget = OneByOne(transform), {"never": 0, "ram": half_of_memory_mb()}.get(keep, cache_mb)
+            pictures = Pictures(
+                source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram"
+            )
+        scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
+        self._maker = Maker(pictures, cut, seed, skip=skip, allowed=self._allowed, crops=crops, reduced=scaled)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -122,25 +131,25 @@ class Loader:
                 index = torch.tensor(made.numbers)
                 yield Batch(made.images, None if self._labels is None else self._labels[index], index)
 
-    def _tasks(self, epoch: int, start: int) -> list[_Task]:
+    def _tasks(self, epoch: int, start: int) -> list[Task]:
         n, size = len(self.source), self._batch_size
         total = len(self) * size if self._drop_last else n
-        rounds = [self._order(epoch, number) for number in range(math.ceil(total / n))]
-        order = torch.cat(rounds)[:total].tolist()
-        return [
-            _Task(epoch, range(at, min(at + size, total)), order[at : at + size])
-            for at in range(start * size, total, size)
-        ]
+        # R crops a picture: the epochs R·c, R·c + 1, … share an order and each takes its part of it
+        (cycle, turn), distinct = divmod(epoch, self._crops), total // self._crops
+        rounds = [self._order(cycle, number) for number in range(math.ceil(total / n))]
+        order = torch.cat(rounds)[turn * distinct :][:distinct].repeat_interleave(self._crops).tolist()
+        places = [range(at, min(at + size, total))[self._part(size)] for at in range(start * size, total, size)]
+        return [Task(epoch, part, order[part.start : part.stop]) for part in places]
 
     def _order(self, epoch: int, number: int) -> Int[Tensor, "n"]:
         if not self._shuffle:
             return torch.arange(len(self.source))
-        generator = Generator().manual_seed(mix(self._seed, epoch, number, _ORDER))
+        generator = Generator().manual_seed(mix(self._seed, epoch, number, ORDER))
         return torch.randperm(len(self.source), generator=generator)
 
-    def _by_thread(self, tasks: list[_Task]) -> Iterator[_Made]:
+    def _by_thread(self, tasks: list[Task]) -> Iterator[Made]:
         """Two batches ahead. One thread, since the maker keeps its cache and its generator to itself."""
-        pending: deque[Future[_Made]] = deque()
+        pending: deque[Future[Made]] = deque()
         with ThreadPoolExecutor(1, "remask-images") as pool:
             try:
                 for task in tasks:
@@ -153,22 +162,32 @@ class Loader:
                 for future in pending:
                     future.cancel()
 
-    def _pinned(self, made: _Made) -> _Made:
+    def _pinned(self, made: Made) -> Made:
         return made._replace(images=made.images.pin_memory()) if self._pin and made.images is not None else made
 
-    def _by_workers(self, tasks: list[_Task]) -> Iterator[_Made]:
+    def _by_workers(self, tasks: list[Task]) -> Iterator[Made]:
         return iter(
             DataLoader(
                 self._maker,
                 batch_size=None,
                 sampler=tasks,
                 num_workers=min(self._workers, len(tasks)),
-                collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets one item
-                worker_init_fn=_quiet,
+                collate_fn=as_it_is,
+                worker_init_fn=quiet,
                 pin_memory=self._pin,
                 generator=Generator(),  # or starting the workers would draw from the global stream
             )
         )
+
+    @property
+    def unusable(self) -> dict[int, str]:
+        """What was found so far, by number in the source."""
+        return dict(self._noted)
+
+    def learn(self, bad: dict[int, str]) -> None:
+        """Take over what another process has found. Raises TooManyBad."""
+        self._maker.bad.update(bad)
+        self._note(bad)
 
     def _note(self, bad: dict[int, str]) -> None:
         for i, reason in bad.items():
@@ -202,77 +221,20 @@ def iterate(
     return loader.epoch(0)
 
 
-class _Maker(Dataset[_Made]):
-    """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far."""
-
-    def __init__(
-        self, pictures: Pictures, transform: Transform, seed: int, skip: bool, allowed: int, reduced: bool
-    ) -> None:
-        self._pictures, self._transform, self._seed = pictures, transform, seed
-        self._skip, self._allowed, self._reduced = skip, allowed, reduced
-        self.bad: dict[int, str] = {}
-
-    def too_many(self, bad: dict[int, str]) -> bool:
-        return len(bad) > self._allowed or len(bad) == len(self._pictures)
-
-    def __getitem__(self, task: _Task) -> _Made:
-        known = len(self.bad)
-        generator = Generator()
-        images, index = [], []
-        for position, wanted in zip(task.positions, task.indices, strict=True):
-            seed = mix(self._seed, task.epoch, position, _CROP)
-            found = self._usable(wanted, self._reduction(seed))
-            if found is not None:
-                generator.manual_seed(seed)
-                images.append(self._transform(found[0], generator))
-                index.append(found[1])
-            elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
-                return _Made(None, [], self.bad)
-        fresh = dict(list(self.bad.items())[known:])
-        return _Made(torch.stack(images) if images else None, index, fresh)
-
-    def _reduction(self, seed: int) -> Reduction | None:
-        """What the crop of this seed leaves of a picture's scale."""
-        crop = self._transform
-        if not self._reduced or not isinstance(crop, RandomCropFlip):
-            return None
-        return lambda rows, columns: crop.reduction(rows, columns, Generator().manual_seed(seed))
-
-    def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Tensor, int] | None:
-        """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
-        for step in range(1 if self._skip else len(self._pictures)):
-            i = (wanted + step) % len(self._pictures)
-            if i in self.bad:
-                continue
-            try:
-                return self._pictures.get(i, reduction), i
-            except BadImage as bad:
-                self.bad[i] = str(bad)
-            if self.too_many(self.bad):
-                break
-        return None
+def _check(batch_size: int, workers: int, max_bad: float, crops: int, drop_last: bool) -> None:
+    if batch_size < 1 or workers < 0 or not 0 <= max_bad <= 1:
+        raise UserError(
+            f"batch size {batch_size}, workers {workers}, max_bad {max_bad:g}: need 1 or more, 0 or more, 0..1"
+        )
+    if crops < 1 or batch_size % crops or (crops > 1 and not drop_last):
+        raise UserError(f"{crops} crops of a picture do not divide batches of {batch_size}: choose a divisor")
 
 
-_ORDER, _CROP = 1, 2
-"""Which stream of random numbers a seed is for."""
-
-
-def mix(*numbers: int) -> int:
-    """A 64-bit seed out of several numbers: SplitMix64 (Steele et al. 2014) over each, so that no sums coincide."""
-    state = 0
-    for number in numbers:
-        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state
-
-
-def _as_it_is(made: _Made) -> _Made:
-    return made
-
-
-def _quiet(worker: int) -> None:
-    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def _on_device(
+    pictures: Pictures, transform: Transform, device: torch.device | None, keep: Keep, workers: int
+) -> tuple[Numbered, Cut]:
+    if not isinstance(transform, RandomCropFlip):
+        raise UserError("only random crops are made on the device")
+    device = device or torch.device("cpu")
+    there = Held(pictures, device, workers) if keep == "device" else DecodedThere(pictures, device)
+    return there, OnDevice(transform)

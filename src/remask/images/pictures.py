@@ -1,42 +1,97 @@
 """Pictures of a source by number: read, decoded, checked, and kept in memory where the whole set fits."""
 
-import math
+import contextlib
+import multiprocessing
 import shutil
-from typing import Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from remask.images.decoding import BadImage, Reduction, decode
+from remask.images.decoding import LARGE, BadImage, Reduction, decode
 from remask.images.sources import Source
+from remask.types import UserError
+
+Keep = Literal["auto", "never", "ram", "device"]
+"""Where decoded pictures are kept: in memory if that is little, nowhere, in memory or else fail, on the device."""
 
 
 class Pictures:
     """`get(i)` is the i-th picture, uint8 [C, H, W]; it must not be written to.
 
     channels, min_side   what every picture must have; another raises BadImage
-    cache_mb             decoded pictures are kept if all of them take no more (judged by the first ones)
-    shared               keep them in memory that worker processes share; needs pictures of one size
+    cache_mb             decoded pictures are kept if all of them take no more (judged by a few of them); 0: none is
+    shared               keep them in memory that worker processes share
+    must                 raise UserError where they would not be kept for want of room
     """
 
     def __init__(
-        self, source: Source, *, channels: int = 3, min_side: int = 1, cache_mb: int = 1024, shared: bool = False
+        self,
+        source: Source,
+        *,
+        channels: int = 3,
+        min_side: int = 1,
+        cache_mb: int = 1024,
+        shared: bool = False,
+        must: bool = False,
     ) -> None:
-        self.source, self._channels, self._min_side = source, channels, min_side
-        self._cache = _cache(self._samples() if cache_mb else [], len(source), cache_mb << 20, shared)
+        self.source, self.channels, self._min_side = source, channels, min_side
+        samples = self._samples() if cache_mb else {}
+        expected = _mean_bytes(samples) * len(source)
+        self._cache = _cache(expected, len(source), channels, cache_mb << 20, shared)
+        if must and samples and isinstance(self._cache, _Nothing):
+            raise UserError(_no_room(source.name, expected, cache_mb << 20))
+        for i, image in samples.items():
+            if image[0].numel() < LARGE:  # a larger one may be wanted at a reduced scale
+                self._cache.put(i, image)
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def estimate(self) -> int:
+        """Bytes that all pictures take decoded, judged by a few of them."""
+        found = dict[int, Tensor]()
+        for i in range(0, len(self), max(1, len(self) // 8)):
+            with contextlib.suppress(BadImage):
+                found[i] = self._load(i)[0]
+        return _mean_bytes(found) * len(self)
+
+    def ahead(self, numbers: Sequence[int]) -> None:
+        """These are wanted next: nothing to prepare here."""
+
     def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
-        """`reduction` says by how much the picture may be smaller; only pictures that are not kept are."""
+        """`reduction` says by how much a large JPEG may be smaller. Those are not kept, so that what a picture looks
+        like does not depend on what fits."""
         kept = self._cache.get(i)
         if kept is not None:
             return kept
-        image, encoded = self._load(i, reduction if isinstance(self._cache, _Nothing) else None)
-        if encoded:  # arrays lie in memory already
+        asked = list[int]()
+
+        def noted(rows: int, columns: int) -> int:
+            asked.append(rows)
+            return reduction(rows, columns) if reduction else 1
+
+        image, encoded = self._load(i, noted if reduction else None)
+        if encoded and not asked:  # arrays lie in memory already
             self._cache.put(i, image)
+        return image
+
+    def read(self, i: int) -> bytes | np.ndarray | None:
+        """What the source has, undecoded; None where it has nothing."""
+        try:
+            return self.source.read(i)
+        except OSError:
+            return None
+
+    def checked(self, image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "C H W"]:
+        """The picture, if it is large enough. Raises BadImage."""
+        height, width = image.shape[-2:]
+        if min(height, width) < self._min_side:
+            raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")
         return image
 
     def _load(self, i: int, reduction: Reduction | None = None) -> tuple[UInt8[Tensor, "C H W"], bool]:
@@ -44,23 +99,19 @@ class Pictures:
             data = self.source.read(i)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
-        image = decode(data, self._channels, reduction=reduction)
-        height, width = image.shape[-2:]
-        if min(height, width) < self._min_side:
-            raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")
-        return image, isinstance(data, bytes)
+        return self.checked(decode(data, self.channels, reduction=reduction)), isinstance(data, bytes)
 
-    def _samples(self) -> list[UInt8[Tensor, "C H W"]]:
-        """A few encoded pictures from all over the source."""
-        found = []
+    def _samples(self) -> dict[int, UInt8[Tensor, "C H W"]]:
+        """A few encoded pictures from all over the source, by number; none where it yields arrays."""
+        found = {}
         for i in range(0, len(self), max(1, len(self) // 8)):
             try:
                 image, encoded = self._load(i)
             except BadImage:
                 continue
             if not encoded:
-                return []
-            found.append(image)
+                return {}
+            found[i] = image
         return found
 
 
@@ -98,31 +149,68 @@ class _Own:
 
 
 class _Shared:
-    """For several processes: one block of shared memory for pictures of one size. Two that write the same one agree."""
+    """For several processes: one block of shared memory, filled from its start. Pages that stay empty cost nothing."""
 
-    def __init__(self, n: int, shape: tuple[int, ...]) -> None:
-        channels, height, width = shape
-        self._pixels = torch.empty((n, height, width, channels), dtype=torch.uint8).share_memory_().permute(0, 3, 1, 2)
-        self._have = torch.zeros(n, dtype=torch.bool).share_memory_()
+    def __init__(self, n: int, channels: int, size: int) -> None:
+        storage = torch.UntypedStorage._new_shared(size)  # share_memory_() would copy, and so fill, all of it
+        self._bytes = torch.empty(0, dtype=torch.uint8).set_(storage)
+        self._places = torch.zeros(n, 3, dtype=torch.int64).share_memory_()  # start, height, width; 0 high: not there
+        self._filled, self._lock = torch.zeros(1, dtype=torch.int64).share_memory_(), multiprocessing.Lock()
+        self._channels = channels
 
     def get(self, i: int) -> Tensor | None:
-        return self._pixels[i] if self._have[i] else None
+        start, height, width = self._places[i].tolist()
+        if not height:
+            return None
+        length = height * width * self._channels
+        return self._bytes[start : start + length].view(height, width, self._channels).permute(2, 0, 1)
 
     def put(self, i: int, image: Tensor) -> None:
-        if image.shape == self._pixels.shape[1:]:
-            self._pixels[i] = image
-            self._have[i] = True
+        with self._lock:
+            start = int(self._filled)
+            if start + image.nbytes > len(self._bytes):
+                return
+            self._filled += image.nbytes
+        height, width = image.shape[1:]
+        place = self._bytes[start : start + image.nbytes].view(height, width, self._channels)
+        place.copy_(image.permute(1, 2, 0))
+        self._places[i, 0], self._places[i, 2] = start, width
+        self._places[i, 1] = height
 
 
-def _cache(samples: list[Tensor], n: int, budget: int, shared: bool) -> _Cache:
-    if not samples or n * sum(image.nbytes for image in samples) / len(samples) > budget:
+def _cache(expected: int, n: int, channels: int, budget: int, shared: bool) -> _Cache:
+    if not expected or expected > budget:
         return _Nothing()
     if not shared:
         return _Own(budget)
-    shapes = {tuple(image.shape) for image in samples}
-    if len(shapes) > 1 or n * math.prod(samples[0].shape) > _shared_memory_left() // 2:
+    room = _shared_memory_left() // 2
+    if expected > room:
         return _Nothing()
-    return _Shared(n, samples[0].shape)
+    return _Shared(n, channels, min(budget, room, expected + expected // 4 + (1 << 20)))
+
+
+def _mean_bytes(samples: dict[int, Tensor]) -> int:
+    return sum(image.nbytes for image in samples.values()) // len(samples) if samples else 0
+
+
+def _no_room(name: str, expected: int, budget: int) -> str:
+    return (
+        f'data.keep "ram": the pictures of {name} take about {expected / 1e9:.1f} GB decoded, and {budget / 1e9:.1f} '
+        "GB may be used, half of the free memory (with workers, of /dev/shm too): pack them smaller with "
+        'remask data pack SRC --size 256 --out FILE.remask, or leave data.keep at "auto"'
+    )
+
+
+def half_of_memory_mb() -> int:
+    """MiB: half of what this machine, or the container's limit, leaves to be used."""
+    free = [1 << 40]
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(min(free), 0) >> 21
 
 
 def _shared_memory_left() -> int:

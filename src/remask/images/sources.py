@@ -15,6 +15,7 @@ import numpy as np
 from remask.images.archives import Parquet, Tar
 from remask.images.files import EXTENSIONS, Files, describe, files_under, is_picture, open_files, open_list, printable
 from remask.images.named import NAMED, open_hub
+from remask.images.packed import Packed, is_packed
 from remask.types import UserError
 
 
@@ -45,6 +46,7 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False) 
     DIR           pictures below a folder, or else its .tar or .parquet shards; class folders give labels
     LIST.txt      a path per line, with or without a class number
     X.tar, X-{000..009}.tar, X-*.tar        WebDataset shards, labels from .cls
+    X.remask      what `remask data pack` wrote
     X.parquet, X-*.parquet                  rows in the Hugging Face layout
     PICTURE.jpg   a single picture
     digits[:train|val], photos              installed with remask's dependencies
@@ -103,9 +105,13 @@ def _open_file(spec: str, path: str, limit: int | None) -> Source:
         return open_list(spec, path, limit)
     if path.lower().endswith((".tar", ".parquet")):
         return _open_shards(spec, [path], limit)
+    if is_packed(path):
+        return Packed(spec, path, limit)
     if is_picture(path):
         return Files(spec, [os.path.abspath(path)], [spec])
-    raise UserError(f"{printable(spec)} is no image, .txt list, .tar or .parquet (a compressed tar must be unpacked)")
+    raise UserError(
+        f"{printable(spec)} is no image, .txt list, .tar, .parquet or .remask (a compressed tar must be unpacked)"
+    )
 
 
 def _open_shards(spec: str, shards: list[str], limit: int | None) -> Source:

@@ -5,7 +5,7 @@ Pixels stay uint8 and are resized by torch's antialiased bicubic, which is Pillo
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,16 @@ from remask.types import Size, UserError
 
 TRIES = 10
 """Draws before RandomResizedCrop falls back to the centre (Szegedy et al. 2015, as torchvision has it)."""
+
+
+class Box(NamedTuple):
+    """A crop, in pixels of its picture."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
 
 
 class Transform(Protocol):
@@ -51,11 +61,15 @@ class RandomCropFlip:
         _, _, height, width = self._box(rows, columns, self._draw(generator))
         return next((by for by in (8, 4, 2) if height // by >= self.size[0] and width // by >= self.size[1]), 1)
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator) -> UInt8[Tensor, "C h w"]:
+    def place(self, rows: int, columns: int, generator: Generator) -> Box:
+        """Where this draw's crop lies in a picture of so many rows and columns, and whether it is mirrored."""
         draws = self._draw(generator)
-        top, left, height, width = self._box(image.shape[-2], image.shape[-1], draws)
+        return Box(*self._box(rows, columns, draws), self.flip and draws[-1] < 0.5)
+
+    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator) -> UInt8[Tensor, "C h w"]:
+        top, left, height, width, mirrored = self.place(image.shape[-2], image.shape[-1], generator)
         crop = resize(image[:, top : top + height, left : left + width], self.size)
-        return crop.flip(-1) if self.flip and draws[-1] < 0.5 else crop
+        return crop.flip(-1) if mirrored else crop
 
     @staticmethod
     def _draw(generator: Generator) -> list[float]:
@@ -117,11 +131,17 @@ def resize(image: UInt8[Tensor, "C H W"], size: Size) -> UInt8[Tensor, "C h w"]:
     if (rows, columns) == tuple(size):
         return image
     batch = image[None]
-    # Pillow 13 takes the vertical pass first where it shrinks much more; torch always begins with the horizontal one.
-    # The order shows in the clamped overshoot beside sharp edges, by up to 10 levels.
-    if rows > size[0] and rows - size[0] > 2 * (columns - size[1]) and columns != size[1]:
+    if rows_first(rows, columns, size) and columns != size[1]:
         batch = F.interpolate(batch, size=(size[0], columns), mode="bicubic", antialias=True)
     return F.interpolate(batch, size=size, mode="bicubic", antialias=True)[0]
+
+
+def rows_first(rows: int, columns: int, size: Size) -> bool:
+    """Whether Pillow 13 takes the vertical pass first: where it shrinks much more. torch takes it last.
+
+    The order shows in the clamped overshoot beside sharp edges, by up to 10 levels.
+    """
+    return rows > size[0] and rows - size[0] > 2 * (columns - size[1])
 
 
 def _shortened(image: UInt8[Tensor, "C H W"], size: Size) -> UInt8[Tensor, "C h w"]:

@@ -124,14 +124,14 @@ def load_backbone(
     """The encoder of a pre-training checkpoint, its final norm included, strictly. Arguments as in `load`."""
     where, state = label(source), read(source)
     backbone = _backbone(state, where, heads, size, mean, std)
-    check(encoder := _encoder(state), backbone.network.state_dict(), where)
+    check(encoder := encoder_of(state), backbone.network.state_dict(), where)
     backbone.network.load_state_dict(encoder)
     return backbone
 
 
 def classifier_state(state: State, network: VisionTransformer) -> dict[str, Tensor]:
     """What fine-tuning takes from a pre-training state into a timm classifier, as `interop.mae.classifier_state`."""
-    return mae.classifier_state(_encoder(state), network)
+    return mae.classifier_state(encoder_of(state), network)
 
 
 def layout_of(state: State) -> Name:
@@ -154,7 +154,7 @@ def _backbone(
     state: State, where: str, heads: int, size: Size | None, mean: Sequence[float], std: Sequence[float]
 ) -> ViT:
     """A backbone of the state's sizes, its weights not yet loaded."""
-    encoder = _encoder(state)
+    encoder = encoder_of(state)
     width, depth, mlp_ratio = sizes(encoder, where, "blocks.", heads)
     patch = shape(encoder, "patch_embed.proj.weight", where)[-1]
     tokens = shape(encoder, "pos_embed", where)[1] - 1
@@ -166,7 +166,7 @@ def _backbone(
     return create_vit("vit_base_patch16_224", size, mean, std, positions="learned", overrides=overrides)
 
 
-def _encoder(state: State) -> dict[str, Tensor]:
+def encoder_of(state: State) -> dict[str, Tensor]:
     """The backbone's part of a state, under timm's names."""
     named = from_official(state)
     return {key.removeprefix(NETWORK): tensor for key, tensor in named.items() if key.startswith(NETWORK)}
@@ -189,4 +189,13 @@ def _turned(names: Mapping[str, str]) -> dict[str, str]:
     return {ours: key for key, ours in names.items()}
 
 
-__all__ = ["classifier_state", "from_official", "layout_of", "load", "load_backbone", "read", "to_official"]
+__all__ = [
+    "classifier_state",
+    "encoder_of",
+    "from_official",
+    "layout_of",
+    "load",
+    "load_backbone",
+    "read",
+    "to_official",
+]

@@ -1,23 +1,33 @@
 """The backbone that a downstream task starts from: any encoder there is, rebuilt for its images and drop path."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
 
 from remask.backbones import Backbone
 from remask.backbones.cmt_network import Cmt
-from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.hierarchical import Hierarchical, create_hierarchical
 from remask.backbones.makers import maker
+from remask.backbones.swin import create_swin
 from remask.backbones.tables import resize_state
 from remask.backbones.vit import create_vit
+from remask.interop.encoder_files import KINDS as FILES
+from remask.interop.encoder_files import NORMALISATIONS
 from remask.interop.encoders import FIXED, open_encoder
+from remask.interop.fetching import fetched
 from remask.interop.mae import check
-from remask.interop.teachers import _fetched
 from remask.types import Size, UserError
 
 
 def start(
-    spec: str, size: Size | None = None, *, heads: int | None = None, drop_path: float = 0.0, untrained: bool = False
+    spec: str,
+    size: Size | None = None,
+    *,
+    heads: int | Sequence[int] | None = None,
+    normalise: str | None = None,
+    drop_path: float = 0.0,
+    untrained: bool = False,
 ) -> tuple[Backbone, Size]:
     """The backbone that `spec` names, for images of `size` pixels, and that size: the network's own by default.
 
@@ -25,6 +35,7 @@ def start(
 
     spec        as for `open_encoder`; timm: and untrained: take any network that returns a map of features too
     heads       of attention, where a file does not tell them
+    normalise   how the pictures of a file's network were normalised, where its kind does not tell: imagenet, half, clip
     untrained   the same network with first weights, a ViT's positions by sine and cosine: the control
     Raises UserError as `open_encoder` does, and where the network does not take the size.
     """
@@ -33,11 +44,13 @@ def start(
         size = size or _published_size(name)
         fresh: Any = create_hierarchical(name, size, *_published(name), drop_path=drop_path)
         if kind == "timm" and not untrained:
-            fetched = _fetched(lambda: timm.create_model(name, pretrained=True, num_classes=0), spec)
-            state = resize_state(fetched.state_dict(), fresh.network, _published_size(name), size, fresh.patch)
+            network = fetched(lambda: timm.create_model(name, pretrained=True, num_classes=0), spec)
+            state = resize_state(network.state_dict(), fresh.network, _published_size(name), size, fresh.patch)
             fresh.network.load_state_dict(state)
         return fresh, size
-    source: Any = open_encoder(spec, heads=heads)
+    mean, std = NORMALISATIONS[normalise] if normalise else (None, None)
+    made_for = size if kind in FILES else None  # a table that is not square, and a Swin, do not tell it
+    source: Any = open_encoder(spec, heads=heads, size=made_for, mean=mean, std=std)
     if source.origin is None:
         raise UserError(f"{spec} does not say how it is rebuilt: export it again with remask export")
     model, arguments = source.origin
@@ -46,7 +59,7 @@ def start(
     before = _built_for(source, arguments)
     size = size or before
     keys = {"positions": "sincos" if untrained else "learned"} if make is create_vit else {}
-    fresh = make(model, size, *constants(source), drop_path=drop_path, overrides=own, **keys)
+    fresh = _made(make, model, size, constants(source), own, drop_path=drop_path, **keys)
     if not untrained and kind != "untrained":
         state = resize_state(source.network.state_dict(), fresh.network, before, size, fresh.patch)
         check(state, fresh.network.state_dict(), spec)
@@ -55,6 +68,18 @@ def start(
         if name == "pos_embed":  # fixed in pre-training, trained from here on (MAE, ConvMAE)
             parameter.requires_grad_(True)
     return fresh, size
+
+
+def _made(
+    make: Callable[..., Any], model: str, size: Size, constants: Sequence[Any], own: dict[str, Any], **keys: Any
+) -> Any:
+    """A network as it was built; a Swin's window gives way to another where it does not tile the size."""
+    try:
+        return make(model, size, *constants, overrides=own, **keys)
+    except UserError:
+        if make is not create_swin or "window_size" not in own:
+            raise
+    return make(model, size, *constants, overrides={k: v for k, v in own.items() if k != "window_size"}, **keys)
 
 
 def constants(backbone: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -68,6 +93,8 @@ def _built_for(backbone: Any, arguments: dict[str, Any]) -> Size:
     network = backbone.network
     if size := network.built_for if isinstance(network, Cmt) else arguments.get("img_size"):
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if isinstance(backbone, Hierarchical):  # convolutions, which hold no table
+        return backbone.size
     rows, columns = backbone.built_for
     return rows * backbone.patch[0], columns * backbone.patch[1]
 

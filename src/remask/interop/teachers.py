@@ -13,18 +13,15 @@ result. On the meta device networks are made without weights, for counting.
 """
 
 import difflib
-import importlib
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from remask.interop.fetching import counting, fetched, package
 from remask.interop.mae import MEAN, STD, State, check, read
 from remask.types import Size, UserError
 
@@ -85,8 +82,8 @@ def timm_teacher(name: str, weights: Path | None = None, fetch: bool = True) -> 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UserError(f"timm knows no model {name!r}; did you mean {' or '.join(near) or 'resnet50'}?")
-    fetched = fetch and weights is None and not _counting()
-    network = _fetched(lambda: timm.create_model(name, pretrained=fetched), f"timm:{name}")
+    published = fetch and weights is None and not counting()
+    network = fetched(lambda: timm.create_model(name, pretrained=published), f"timm:{name}")
     if not hasattr(network, "forward_intermediates"):
         raise UserError(f"timm's {name} gives no feature map; choose another teacher")
     cfg = network.pretrained_cfg
@@ -112,8 +109,8 @@ def torchvision_teacher(
 
     if name not in models.list_models(models):
         raise UserError(f"torchvision knows no model {name!r}; try mobilenet_v2")
-    published = "DEFAULT" if weights is None and not _counting() else None
-    network = _fetched(lambda: models.get_model(name, weights=published), f"torchvision:{name}")
+    published = "DEFAULT" if weights is None and not counting() else None
+    network = fetched(lambda: models.get_model(name, weights=published), f"torchvision:{name}")
     if not isinstance(getattr(network, "features", None), nn.Sequential):
         raise UserError(f"torchvision's {name} has no `features` to read a map from; try mobilenet_v2")
     if weights is not None:
@@ -142,14 +139,14 @@ def pad_as_tensorflow(network: nn.Module) -> None:
 
 def clip_teacher(name_or_folder: str) -> Opened:
     """Patch tokens of the last hidden state of transformers' CLIPVisionModel, class token dropped, as a map."""
-    transformers = _package("transformers", f"clip:{name_or_folder}")
+    transformers = package("transformers", f"clip:{name_or_folder}")
 
     def make() -> Any:
-        if not _counting():
+        if not counting():
             return transformers.CLIPVisionModel.from_pretrained(name_or_folder)
         return transformers.CLIPVisionModel(transformers.CLIPVisionConfig.from_pretrained(name_or_folder))
 
-    network = _fetched(make, f"clip:{name_or_folder}")
+    network = fetched(make, f"clip:{name_or_folder}")
     patch, side = network.config.patch_size, network.config.image_size
 
     def reach(model: Any, images: Tensor) -> Tensor:
@@ -161,14 +158,14 @@ def clip_teacher(name_or_folder: str) -> Opened:
 
 def open_clip_teacher(spec: str, weights: Path | None = None) -> Opened:
     """The last feature map of open_clip's image tower NAME/TAG, such as ViT-B-32/openai, before its final norm."""
-    open_clip = _package("open_clip", f"open_clip:{spec}")
+    open_clip = package("open_clip", f"open_clip:{spec}")
     name, _, tag = spec.partition("/")
     if name not in open_clip.list_models():
         raise UserError(f"open_clip knows no model {name!r}; write NAME/TAG as open_clip.list_pretrained() lists them")
-    if not (tag or weights or _counting()):
+    if not (tag or weights or counting()):
         raise UserError(f"open_clip:{spec} names no weights; write NAME/TAG, such as ViT-B-32/openai, or give a file")
-    published, device = None if _counting() else str(weights or tag), torch.get_default_device()
-    model = _fetched(lambda: open_clip.create_model(name, pretrained=published, device=device), f"open_clip:{spec}")
+    published, device = None if counting() else str(weights or tag), torch.get_default_device()
+    model = fetched(lambda: open_clip.create_model(name, pretrained=published, device=device), f"open_clip:{spec}")
     tower = model.visual
 
     def reach(visual: Any, images: Tensor) -> Tensor:
@@ -246,46 +243,8 @@ def _fill(network: nn.Module, weights: Path, optional: tuple[str, ...] = ()) -> 
 def _load(network: nn.Module, state: State, weights: Path, optional: tuple[str, ...] = ()) -> None:
     own = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(optional)}
     check(state, own, str(weights))
-    if not _counting():
+    if not counting():
         network.load_state_dict(state, strict=not optional)
-
-
-def _fetched(make: Callable[[], Any], spec: str) -> Any:
-    """What a library makes of published weights; whatever it raises when they are out of reach becomes one line."""
-    try:
-        with _quick_when_offline():
-            return make()
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{spec} could not be opened ({reason}); offline, give its weights as a file") from error
-
-
-@contextmanager
-def _quick_when_offline() -> Iterator[None]:
-    """Without a name server the hub's client would try again for minutes, and say so each time: it is told before."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True  # what was fetched earlier is still found
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _package(name: str, spec: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{spec} needs the package {name}: pip install remask[teachers]") from error
-
-
-def _counting() -> bool:
-    """Whether networks are made without memory, to count what they cost."""
-    return torch.get_default_device().type == "meta"
 
 
 __all__ = [

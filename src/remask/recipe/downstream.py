@@ -5,16 +5,21 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remask.recipe.sections import About, RuntimeSection
-from remask.recipe.values import Pair, Range, Section, Size
+from remask.recipe.values import Heads, Pair, Range, Section, Size
 
 
 class StartSection(Section):
     """The network that is trained on: where it comes from and how it is made to learn."""
 
     source: str | None = Field(
-        default=None, min_length=1, description="run:RUN, mae:FILE, dino:FILE, timm:NAME, untrained:NAME, …"
+        default=None, min_length=1, description="run:RUN, mae:FILE, beit:FILE, timm:NAME, untrained:NAME, …"
     )
-    heads: int | None = Field(default=None, ge=1, description="Attention heads, where a file does not tell them.")
+    heads: Heads | None = Field(
+        default=None, description="Attention heads, where a file does not tell them; a list where stages differ."
+    )
+    normalise: Literal["imagenet", "half", "clip"] | None = Field(
+        default=None, description="How pictures were normalised, where a file does not tell: imagenet, half or clip."
+    )
     untrained: bool = Field(default=False, description="The same network with first weights: the control.")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="Stochastic depth at the last block.")
     checkpointing: bool = Field(default=False, description="Recompute blocks in backward: less memory, more time.")

@@ -18,9 +18,9 @@ from remask.recipe.sections import (
     MaskingSection,
     MethodSection,
     OptimSection,
+    PretrainingRuntime,
     ProbeSection,
     ProgressSection,
-    RuntimeSection,
 )
 from remask.recipe.values import Section
 
@@ -40,7 +40,7 @@ class Recipe(About):
     optim: OptimSection
     distill: DistillSection | None = Field(default=None, description="Teachers of dmae and moma; off when absent.")
     progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
-    runtime: RuntimeSection = RuntimeSection()
+    runtime: PretrainingRuntime = PretrainingRuntime()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
 
     @model_validator(mode="after")
@@ -63,8 +63,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _method_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
-    if optim.batch_size % recipe.runtime.accumulate:
-        yield f"runtime.accumulate {recipe.runtime.accumulate} does not divide optim.batch_size {optim.batch_size}"
+    if (parts := recipe.runtime.accumulate) != "auto" and optim.batch_size % parts:
+        yield f"runtime.accumulate {parts} does not divide optim.batch_size {optim.batch_size}"
+    if optim.batch_size % recipe.data.crops:
+        yield f"data.crops {recipe.data.crops} does not divide optim.batch_size {optim.batch_size}"
     for where, width, heads in (
         ("backbone.", recipe.backbone.width, recipe.backbone.heads),
         ("method.decoder_", recipe.method.decoder_width, recipe.method.decoder_heads),

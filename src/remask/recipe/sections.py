@@ -60,6 +60,15 @@ class DataSection(Section):
     reduced: bool = Field(
         default=False, description="Decode a JPEG no larger than its crop needs: faster, other pixels by a few levels."
     )
+    crops: int = Field(
+        default=1, ge=1, description="Crops of a decoded picture; they count as pictures of batch and epoch."
+    )
+    keep: Literal["auto", "never", "ram", "device"] = Field(
+        default="auto", description="Keep decoded pictures: if 1 GB holds them, never, in memory, on the device."
+    )
+    decode: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="Where JPEGs are decoded and crops made; on cuda, pixels differ by a few levels."
+    )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
     max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unreadable pictures that stops the run.")
 
@@ -80,6 +89,8 @@ class DataSection(Section):
                 raise ValueError(
                     f"data.{key} has {len(values)} numbers for {self.channels} channels; give 1 or that many"
                 )
+        if self.decode == "cuda" and self.keep in ("ram", "device"):
+            raise ValueError(f'data.decode "cuda" keeps no pictures: leave it out, or data.keep "{self.keep}"')
         if self.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale {list(self.crop_scale)}: a crop cannot be larger than the picture, 1.0")
         return self
@@ -254,6 +265,9 @@ class RuntimeSection(Section):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", description="Loader processes.")
     accumulate: int = Field(default=1, ge=1, description="Parts into which a batch is cut to fit in memory.")
     compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile; auto = on GPUs.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="Under torchrun: a whole copy in each process, or a piece (FSDP2), for large models."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; unset = PyTorch's choice.")
     save_every_minutes: float = Field(default=10.0, gt=0, description="Minutes between checkpoints to resume from.")
     keep_every_epochs: int | None = Field(
@@ -261,6 +275,15 @@ class RuntimeSection(Section):
     )
     log_every: int = Field(default=10, ge=1, description="Steps between two lines of the log.")
     tensorboard: bool = Field(default=True, description="Write TensorBoard files beside metrics.jsonl.")
+
+
+class PretrainingRuntime(RuntimeSection):
+    """What pre-training has beside: ways to fit into memory."""
+
+    accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(  # type: ignore[assignment]
+        default=1, description='Parts into which a batch is cut to fit in memory; "auto" finds the fewest that do.'
+    )
+    checkpointing: bool = Field(default=False, description="Recompute blocks in backward: less memory, more time.")
 
 
 class ProbeSection(Section):

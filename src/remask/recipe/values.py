@@ -58,12 +58,30 @@ def _size(value: Any) -> Any:
     raise ValueError(f'must be pixels as in 224, [96, 160] or "96x160" (height, width), not {value}')
 
 
-def image_size(text: str | None) -> tuple[int, int] | None:
+def image_size(text: str | None, flag: str = "--image-size") -> tuple[int, int] | None:
     """What `--image-size` says, (height, width); None where it says nothing. Raises UserError."""
     try:
         return _size(text) if text is not None else None
     except ValueError as error:
-        raise UserError(f"--image-size {error}") from None
+        raise UserError(f"{flag} {error}") from None
+
+
+def _heads(value: Any) -> Any:
+    """12, [1, 2, 5, 8] or "1,2,5,8" -> one number, or one a stage."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(,\d+)*", value.replace(" ", "")):
+        value = [int(number) for number in value.split(",")]
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"must be a number of heads, or one a stage as in [1, 2, 5, 8], not {value}")
+    return numbers[0] if len(numbers) == 1 else [*numbers]
+
+
+def heads(text: str | None) -> int | list[int] | None:
+    """What `--heads` says; None where it says nothing. Raises UserError."""
+    try:
+        return _heads(text) if text is not None else None
+    except ValueError as error:
+        raise UserError(f"--heads {error}") from None
 
 
 def _device(value: str) -> str:
@@ -75,6 +93,7 @@ def _device(value: str) -> str:
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
 Range = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_range)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
+Heads = Annotated[int | list[int], BeforeValidator(_heads)]
 Device = Annotated[str, AfterValidator(_device)]
 Deviation = Annotated[float, Field(gt=0)]
 

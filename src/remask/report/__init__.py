@@ -2,5 +2,6 @@
 
 from remask.report.equation import equation
 from remask.report.page import write_report
+from remask.report.task import write_task_report
 
-__all__ = ["equation", "write_report"]
+__all__ = ["equation", "write_report", "write_task_report"]

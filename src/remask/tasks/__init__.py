@@ -1,14 +1,15 @@
 """Downstream recipe → task: pictures, network, head, test, and the pictures a person looks at; one module a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from remask.downstream import Task
 from remask.recipe.downstream import Detect, Downstream, Finetune, Segment
 from remask.runtime import Runtime, seeded
-from remask.tasks.boxes import build_detect
-from remask.tasks.classes import build_finetune, split
-from remask.tasks.masks import build_segment
+from remask.tasks.boxes import build_detect, detector_of
+from remask.tasks.classes import build_finetune, classifier_of, split
+from remask.tasks.masks import build_segment, segmenter_of
+from remask.types import Size
 
 
 def build_task(
@@ -28,4 +29,15 @@ def build_task(
         return build_detect(recipe, runtime, report, facts)
 
 
-__all__ = ["build_task", "split"]
+def build_model(recipe: Downstream, facts: Mapping[str, Any]) -> tuple[Any, Size]:
+    """The model of a run alone, without any picture, and the size of its pictures; `facts` are those of task.json."""
+    with seeded(recipe.seed, "weights"):
+        if isinstance(recipe, Finetune):
+            return classifier_of(recipe, facts["classes"])
+        if isinstance(recipe, Segment):
+            return segmenter_of(recipe, facts["classes"])
+        assert isinstance(recipe, Detect)
+        return detector_of(recipe, facts["classes"], facts["masks"])
+
+
+__all__ = ["build_model", "build_task", "split"]

@@ -1,11 +1,12 @@
 """Detection: [data] → pictures with boxes and masks, [model] → Detector, COCO's average precision and a sheet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.average_precision import average_precision, detections
 from remask.evaluation.detector import Detector, on_picture
@@ -16,7 +17,7 @@ from remask.images.coco import CocoSource, open_coco
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
 from remask.tasks.network import freeze, gflops, network, workers
-from remask.types import UserError
+from remask.types import Size, UserError
 
 SHOWN = 8
 """Test pictures on the sheet."""
@@ -26,26 +27,27 @@ def build_detect(
     recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
 ) -> Task:
     """See `build_task`."""
-    data, model = recipe.data, recipe.model
+    data = recipe.data
     source, val = opened(data, report, facts)
-    backbone, size = network(model, data.image_size)
     masks = facts["masks"] if facts else source.masks
-    detector = Detector(
-        backbone, len(source.classes), size, channels=model.width, masks=masks, anchor=model.anchor,
-        score=recipe.test.score, detections=recipe.test.detections,
-    )  # fmt: skip
-    freeze(detector, model)
+    detector, size = detector_of(recipe, source.classes, masks)
+    backbone = detector.backbone
     train = None if facts else BoxLoader(
         source, ScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, pin=runtime.device.type == "cuda",
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
 
-    def test(tested: Detector) -> dict[str, Any]:
-        batches = BoxLoader(val, Fit(size), 4, shuffle=False, channels=backbone.channels).epoch(0)
+    def test(tested: Detector, watch: Watch) -> dict[str, Any]:
+        loader = BoxLoader(val, Fit(size), 4, shuffle=False, channels=backbone.channels)
+        batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
         results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
-        found = average_precision(val.truth(), results, kinds) if results else {kind: dict(NOTHING) for kind in kinds}
+        found = (
+            average_precision(val.truth(), results, kinds, per_class=True)
+            if results
+            else {kind: dict(NOTHING) for kind in kinds}
+        )
         protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}
         flat = {"AP": 100 * found["bbox"]["AP"], "AP50": 100 * found["bbox"]["AP50"], **found}
         return flat | {"images": len(val), "detections": len(results), "protocol": protocol | {"seed": recipe.seed}}
@@ -70,6 +72,18 @@ def build_detect(
         show,
         {"classes": source.classes, "masks": masks},
     )
+
+
+def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[Detector, Size]:
+    """[model] → the network with Mask R-CNN for these classes, and the size of its pictures."""
+    model = recipe.model
+    backbone, size = network(model, recipe.data.image_size)
+    detector = Detector(
+        backbone, len(classes), size, channels=model.width, masks=masks, anchor=model.anchor,
+        score=recipe.test.score, detections=recipe.test.detections,
+    )  # fmt: skip
+    freeze(detector, model)
+    return detector, size
 
 
 NOTHING = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
@@ -98,4 +112,4 @@ def _check(classes: list[str], val: CocoSource, where: str) -> None:
         raise UserError(f"the categories of {where} are others: {why}")
 
 
-__all__ = ["build_detect", "opened"]
+__all__ = ["build_detect", "detector_of", "opened"]

@@ -1,12 +1,13 @@
 """Fine-tuning: [data] → pictures of classes, [model] → Classifier, top-1 and a confusion matrix."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.accuracy import confusion_picture, score
 from remask.evaluation.classifier import Classifier
@@ -17,23 +18,18 @@ from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
 from remask.tasks.network import freeze, gflops, network, workers
-from remask.types import UserError
+from remask.types import Size, UserError
 
 
 def build_finetune(
     recipe: Finetune, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
 ) -> Task:
     """See `build_task`."""
-    data, model, augment = recipe.data, recipe.model, recipe.augment
+    data, augment = recipe.data, recipe.augment
     source, val = labelled(data, recipe.seed, bool(facts))
     names = facts["classes"] if facts else classes_of(source, val)
-    backbone, size = network(model, data.image_size)
-    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
-    classifier = Classifier(
-        backbone, len(names), pool=model.pool, dropout=model.dropout, smoothing=model.smoothing,
-        mixing=mixing if augment.mixup or augment.cutmix else None, init_scale=model.init_scale,
-    )  # fmt: skip
-    freeze(classifier, model)
+    classifier, size = classifier_of(recipe, names)
+    backbone = classifier.backbone
     crop = TrainAugment(
         size, *constants(backbone), data.crop_scale, data.crop_ratio, data.flip,
         augment.randaugment or "off", augment.jitter, augment.erasing,
@@ -50,8 +46,10 @@ def build_finetune(
 
     found: dict[str, Any] = {}
 
-    def test(tested: Classifier) -> dict[str, Any]:
-        found["scores"] = scores = score(tested, batches(), runtime.device, runtime.autocast)
+    def test(tested: Classifier, watch: Watch) -> dict[str, Any]:
+        found["scores"] = scores = score(
+            tested, watch.over(batches(), len(val), "test"), runtime.device, runtime.autocast
+        )
         protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
         return scores.summary(names) | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
 
@@ -68,6 +66,19 @@ def build_finetune(
         show,
         {"classes": names},
     )
+
+
+def classifier_of(recipe: Finetune, names: Sequence[str]) -> tuple[Classifier, Size]:
+    """[model] → the network with a head of these classes, and the size of its pictures."""
+    model, augment = recipe.model, recipe.augment
+    backbone, size = network(model, recipe.data.image_size)
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
+    classifier = Classifier(
+        backbone, len(names), pool=model.pool, dropout=model.dropout, smoothing=model.smoothing,
+        mixing=mixing if augment.mixup or augment.cutmix else None, init_scale=model.init_scale,
+    )  # fmt: skip
+    freeze(classifier, model)
+    return classifier, size
 
 
 def labelled(data: ClassesData, seed: int, only_val: bool) -> tuple[Source, Source]:
@@ -116,4 +127,4 @@ def classes_of(source: Source, val: Source) -> list[str]:
     return list(source.classes) if source.classes else [str(number) for number in range(count)]
 
 
-__all__ = ["build_finetune", "classes_of", "labelled", "some_of", "split"]
+__all__ = ["build_finetune", "classes_of", "classifier_of", "labelled", "some_of", "split"]

@@ -1,22 +1,23 @@
 """Segmentation: [data] → pictures with masks, [model] → Segmenter, mIoU and painted frames."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
-from remask.images.masks import MaskFiles, open_masks
+from remask.images.masks import IGNORE, MaskFiles, open_masks
 from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
 from remask.tasks.network import freeze, gflops, network, workers
-from remask.types import UserError
+from remask.types import Size, UserError
 
 SHOWN = 6
 """Test pictures that are painted."""
@@ -26,14 +27,11 @@ def build_segment(
     recipe: Segment, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
 ) -> Task:
     """See `build_task`."""
-    data, model = recipe.data, recipe.model
+    data = recipe.data
     source, val = pairs(data, recipe.seed, facts)
     names, palette = source.classes, source.palette
-    backbone, size = network(model, data.image_size)
-    segmenter = Segmenter(
-        backbone, len(names), head=model.head, width=model.width, aux=model.aux, norm=model.norm, ignore=source.ignore
-    )
-    freeze(segmenter, model)
+    segmenter, size = segmenter_of(recipe, names, source.ignore)
+    backbone = segmenter.backbone
     fill = tuple(round(255 * value) for value in constants(backbone)[0])
     crop = ScaleCropFlip(size, data.scale, fill=fill, flip=data.flip, photometric=data.photometric)
     train = None if facts else PairLoader(
@@ -43,8 +41,9 @@ def build_segment(
     step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
     asked: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
 
-    def test(tested: Segmenter) -> dict[str, Any]:
-        batches = whole_pairs(val, 4, channels=backbone.channels, max_bad=max(data.max_bad, 0.01))
+    def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
+        pairs = whole_pairs(val, 4, channels=backbone.channels, max_bad=max(data.max_bad, 0.01))
+        batches = watch.over(pairs, len(val), "test")
         result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **asked)
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
         return result
@@ -58,9 +57,19 @@ def build_segment(
             images, truths, guesses = [*images, *batch.images], [*truths, *batch.labels.long()], [*guesses, *guess]
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
-    return Task(
-        segmenter, train, len(source), test, "mIoU", gflops(segmenter, segmenter.logits, size), show, {"classes": names}
+    cost = gflops(segmenter, segmenter.logits, size)
+    return Task(segmenter, train, len(source), test, "mIoU", cost, show, {"classes": names, "none": source.none})
+
+
+def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:
+    """[model] → the network with a head of these classes, and the size of a training crop."""
+    model = recipe.model
+    backbone, size = network(model, recipe.data.image_size)
+    segmenter = Segmenter(
+        backbone, len(names), head=model.head, width=model.width, aux=model.aux, norm=model.norm, ignore=ignore
     )
+    freeze(segmenter, model)
+    return segmenter, size
 
 
 def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]:
@@ -70,8 +79,7 @@ def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
     val = open_masks(data.val, data.val_masks, **given) if data.val else None
     if facts and val:
-        if val.classes != facts["classes"]:  # where no file declares them, test masks may lack the last ones
-            val = open_masks(str(data.val), data.val_masks, **{**given, "classes": facts["classes"]})
+        val = _alike(val, data, facts["classes"], facts.get("none"), given)
         _check(val.classes, facts["classes"], f"{data.val}", "the model")
         return val, val
     source = open_masks(str(data.source), data.masks, limit=data.limit, **given)
@@ -79,15 +87,32 @@ def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]
         order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
         cut = max(1, len(order) // 5)
         return source.subset(order[cut:]), source.subset(order[:cut])
+    val = _alike(val, data, source.classes, source.none, given)
     _check(val.classes, source.classes, f"{data.val}", f"{data.source}")
     return source, val
 
 
+def _alike(
+    val: MaskFiles, data: MasksData, classes: list[str], none: int | None, given: Mapping[str, Any]
+) -> MaskFiles:
+    """Test masks by the classes that are known, where no file declares theirs: they may lack the last ones."""
+    if val.declared or val.classes == classes:
+        return val
+    none = data.ignore if data.ignore is not None else none
+    place = None if none is None else none - int(data.reduce_zero)
+    names = [*classes]
+    if place is not None and 0 <= place <= len(names):  # it was struck from the list, and is struck again
+        names.insert(place, "no class")
+    return open_masks(str(data.val), data.val_masks, **{**given, "classes": names, "ignore": none})
+
+
 def _check(classes: list[str], known: list[str], where: str, other: str) -> None:
     if classes != known:
+        odd = [name for name in classes if name not in known] or [name for name in known if name not in classes]
+        named = f" ({', '.join(odd[:3])}{', …' if len(odd) > 3 else ''} not in both)" if odd else ", in another order"
         raise UserError(
-            f"{where} has {len(classes)} classes and {other} {len(known)}, or others: both need the same; "
-            "say how many with --classes"
+            f"{where} has {len(classes)} classes and {other} {len(known)}{named}: both need the same; "
+            "declare them in a classes.json, or say how many with --classes"
         )
 
 
@@ -95,4 +120,4 @@ def _dtype(runtime: Runtime) -> torch.dtype | None:
     return None if runtime.dtype == torch.float32 else runtime.dtype
 
 
-__all__ = ["build_segment", "pairs"]
+__all__ = ["build_segment", "pairs", "segmenter_of"]

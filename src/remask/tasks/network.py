@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remask.backbones.checkpointing import set_checkpointing
 from remask.build import auto_workers
-from remask.evaluation.classifier import set_checkpointing
 from remask.evaluation.features import evaluating
 from remask.interop.start import start
 from remask.ledger import forward_gflops
@@ -21,7 +21,10 @@ def network(part: FinetuneModel | SegmentModel | DetectModel, size: Size | None)
     """The backbone, and the size of the images that it was asked for or, without one, built for."""
     if part.source is None:
         raise UserError("no network to start from: give a RUN, or mae:FILE, timm:NAME, untrained:NAME")
-    found = start(part.source, size, heads=part.heads, drop_path=part.drop_path, untrained=part.untrained)
+    found = start(
+        part.source, size, heads=part.heads, normalise=part.normalise, drop_path=part.drop_path,
+        untrained=part.untrained,
+    )  # fmt: skip
     if part.checkpointing:
         set_checkpointing(found[0])
     return found

@@ -1,0 +1,26 @@
+"""Activation checkpointing of any backbone: blocks are computed again in the backward pass instead of being kept."""
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from remask.backbones import Backbone
+from remask.types import UserError
+
+
+def set_checkpointing(backbone: Backbone, enable: bool = True, key: str = "model.checkpointing") -> None:
+    """Keep only what lies between blocks and compute the rest again in the backward pass: less memory, a third slower.
+
+    The gradients stay the same, random draws included. `key` is what a mistake names. Raises UserError for a network
+    that cannot do it, and for one with BatchNorm, whose running means would count every batch twice.
+    """
+    network, name = backbone.network, type(backbone.network).__name__
+    if enable and any(isinstance(part, _BatchNorm) for part in network.modules()):
+        raise UserError(
+            f"{name} has no gradient checkpointing: its BatchNorms would count a batch twice; set {key} to false"
+        )
+    try:
+        network.set_grad_checkpointing(enable)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise UserError(f"{name} has no gradient checkpointing; set {key} to false") from error
+
+
+__all__ = ["set_checkpointing"]

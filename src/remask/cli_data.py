@@ -1,0 +1,77 @@
+"""The commands about pictures before training: data check, data pack. `register` adds them to the app."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Src = Annotated[
+    str, typer.Argument(metavar="SRC", help="Folder, list file, tar shards, parquet, a set's name.", show_default=False)
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="The first N pictures only.")]
+Channels = Annotated[int, typer.Option(metavar="N", help="Channels that pictures are decoded to.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Processes that decode; 0 = this one.  [all cores]")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+
+app = typer.Typer(
+    name="data",
+    help="Look at pictures before training, and pack them into one file that loads faster.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def check(
+    source: Src,
+    patch: Annotated[int, typer.Option(metavar="PX", help="Side of a patch: smaller pictures are no use.")] = 16,
+    image_size: Annotated[str, typer.Option(metavar="HxW", help="Size of the crops that are timed.")] = "224",
+    channels: Channels = 3,
+    limit: Limit = None,
+    workers: Workers = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Count, sizes, kinds, faults, mean and std, speed.
+
+    Reads and decodes every picture once. Names what cannot be used and why, and says how fast training can be fed.
+    """
+    from remask import commands
+
+    commands.data_check(
+        source, limit=limit, channels=channels, patch=patch, size=image_size, workers=workers, as_json=json, quiet=quiet
+    )
+
+
+@app.command()
+def pack(
+    source: Src,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="New file; its name ends in .remask.", show_default=False)],
+    size: Annotated[
+        str, typer.Option(metavar="PX|HxW", help="Shorter side at most; 256x256 = cut to this; 0 = as they are.")
+    ] = "256",
+    format: Annotated[str, typer.Option(metavar="KIND", help="jpeg, or raw: pixels, never decoded again.")] = "jpeg",
+    quality: Annotated[int, typer.Option(metavar="1..100", help="Of the JPEGs that are written.")] = 90,
+    channels: Channels = 3,
+    max_bad: Annotated[float, typer.Option(metavar="SHARE", help="Share of unusable pictures that stops.")] = 0.01,
+    limit: Limit = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write all pictures into one file, decoded once.
+
+    --data FILE then trains on it. Labels, class names and picture names are kept; JPEGs that are small enough are kept
+    byte for byte, larger pictures are resized; equal ones are stored once; unusable ones are left out and named.
+    """
+    from remask import commands
+
+    form = commands.parse_form(format, size, quality, channels)
+    commands.data_pack(source, out, form, limit=limit, workers=workers, max_bad=max_bad, quiet=quiet)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands."""
+    parent.add_typer(app)
+
+
+__all__ = ["register"]

@@ -1,0 +1,216 @@
+"""What a recipe will take, before anybody pays: memory, time, disk and loader, as numbers and as a page of text."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from remask.fitting import fewest
+from remask.images import open_source
+from remask.planning import Anatomy, Forecast, Held, anatomy, device, forecast, held, rehearse
+from remask.planning.devices import MFU
+from remask.planning.parts import SHARE, available_mb
+from remask.progressive import phases
+from remask.recipe import Recipe, method_label
+from remask.runtime import Runtime, resolve
+from remask.types import UserError
+
+IMAGENET = 1_281_167
+"""Images of ImageNet-1k's training set."""
+
+CORE = 600.0
+"""JPEGs of 500×375 that a core decodes and crops a second: an assumption; remask doctor measures it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the plan is for.
+
+    device    a name of the table of data sheets, or auto, cpu, cuda: this machine     gpus  of them
+    images    of an epoch; None: as many as the recipe's source has, or else ImageNet-1k
+    mfu       share of the peak that training reaches; None: MFU, an assumption
+    core      images a second that a core decodes      measure  run the real batch too; only on this machine
+    """
+
+    device: str = "auto"
+    gpus: int = 1
+    images: int | None = None
+    mfu: float | None = None
+    core: float = CORE
+    measure: bool = False
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine that is planned for."""
+        return self.device.partition(":")[0] in ("auto", "cpu", "cuda", "mps")
+
+
+def plan(recipe: Recipe, asked: Asked) -> dict[str, Any]:
+    """The facts; with `measure` also what a step of the real batch took. Raises UserError for what cannot be."""
+    batch, rest = divmod(recipe.optim.batch_size, asked.gpus)
+    if rest or (asked.here and asked.gpus > 1):
+        raise UserError(
+            f"optim.batch_size {recipe.optim.batch_size} cannot be shared by {asked.gpus} devices"
+            if rest
+            else "this machine is planned for one device; for several name one: --device h200"
+        )
+    counted = anatomy(recipe)
+    part = _here(recipe, asked, counted, batch) if asked.here else _sheet(recipe, asked, counted, batch)
+    speed, images = part["images_per_s"] * asked.gpus, _images(recipe, asked)
+    steps = min(recipe.optim.epochs * (images // recipe.optim.batch_size), recipe.optim.max_steps or 10**12)
+    hours = steps * recipe.optim.batch_size * _size_share(recipe, counted) / speed / 3600
+    gpus = asked.gpus if part["memory_of"] == "device" else 0
+    return {
+        "recipe": recipe.name, "method": method_label(recipe), "gpus": gpus, "images": images,
+        "epochs": recipe.optim.epochs, "steps": steps, "batch_size": recipe.optim.batch_size, "batch_per_device": batch,
+        "checkpointing": recipe.runtime.checkpointing,
+        "parameters": {"backbone": counted.backbone, "total": counted.total, "trained": counted.trained},
+        "gflops_per_image": {"forward": counted.forward, "training": counted.training}, **part,
+        "images_per_s_all": round(speed, 1), "hours": round(hours, 6), "gpu_hours": round(hours * gpus, 6),
+        # weights, and two moments of what is trained
+        "checkpoint_mb": round((4 * counted.total + 8 * counted.trained) / 2**20, 1),
+        "loader": {
+            "images_per_s_per_device": part["images_per_s"], "images_per_s_per_core": asked.core,
+            "cores_per_device": math.ceil(part["images_per_s"] / asked.core),
+        },
+    }  # fmt: skip
+
+
+def _sheet(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[str, Any]:
+    """For a device of the table: bytes are counted, its peak is its data sheet's, its MFU is assumed."""
+    sheet, mfu = device(asked.device), asked.mfu or MFU
+    dtype = torch.float32 if recipe.optim.precision == "fp32" else torch.bfloat16
+    room, part = SHARE * sheet.megabytes, recipe.runtime.accumulate
+    counted_in: dict[int, Held] = {}
+
+    def fits(parts: int) -> bool:
+        counted_in[parts] = held(recipe, batch, parts, dtype)
+        return counted_in[parts].total <= room
+
+    parts = fewest(fits, batch) if part == "auto" else part
+    memory = counted_in.get(parts) or held(recipe, batch, parts, dtype)
+    return {
+        "device": sheet.name, "memory_of": "device", "accumulate": parts,
+        "memory_mb": {**{name: round(mb, 1) for name, mb in memory._asdict().items()}, "total": round(memory.total, 1)},
+        "available_mb": round(sheet.megabytes, 1), "fits": memory.total <= room,
+        "images_per_s": round(sheet.tflops * 1e3 * mfu / counted.training, 2), "mfu": mfu, "tflops": sheet.tflops,
+    }  # fmt: skip
+
+
+def _here(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[str, Any]:
+    """For this machine: two small batches are trained in fresh processes, and a line through them is read."""
+    name = recipe.runtime.device if asked.device == "auto" else asked.device
+    recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": name})})
+    runtime = resolve(name, recipe.optim.precision, recipe.runtime.compile, recipe.runtime.threads)
+    expected, room, part = forecast(recipe, batch, counted.training), _room(runtime), recipe.runtime.accumulate
+    parts = fewest(lambda n: expected.memory_mb(batch, n) <= SHARE * room, batch) if part == "auto" else part
+    total = expected.memory_mb(batch, parts)
+    gpu = runtime.device.type == "cuda"
+    facts = {
+        "device": runtime.describe(), "memory_of": "device" if gpu else "process", "accumulate": parts,
+        "memory_mb": {"per_image": round(expected.mb_per_image, 4), "total": round(total, 1)},
+        "available_mb": round(room, 1), "fits": total <= SHARE * room,
+        "images_per_s": round(batch / expected.seconds(batch, parts), 2),
+        "rehearsed": [expected.small._asdict(), expected.large._asdict()],
+    }  # fmt: skip
+    if asked.measure:
+        facts["measured"] = _measured(recipe, batch, parts, expected)
+    return facts
+
+
+def _measured(recipe: Recipe, batch: int, parts: int, expected: Forecast) -> dict[str, float]:
+    found = rehearse(recipe, batch, parts)
+    return {
+        "memory_mb": round(found.peak_mb, 1),
+        "images_per_s": round(batch / found.seconds, 2),
+        "memory_ratio": round(expected.memory_mb(batch, parts) / found.peak_mb, 3),
+        "speed_ratio": round(found.seconds / expected.seconds(batch, parts), 3),
+        "cpu_seconds_ratio": round(expected.cpu_seconds(batch, parts) / found.cpu_seconds, 3),
+    }
+
+
+def _room(runtime: Runtime) -> float:
+    """MB that training on this machine may have."""
+    return torch.cuda.mem_get_info(runtime.device)[0] / 2**20 if runtime.device.type == "cuda" else available_mb()
+
+
+def _images(recipe: Recipe, asked: Asked) -> int:
+    """Of an epoch. Raises UserError for fewer than a batch."""
+    source, limit = recipe.data.source, recipe.data.limit
+    count = asked.images or (len(open_source(source, limit=limit)) if source else limit or IMAGENET)
+    if count < recipe.optim.batch_size:
+        raise UserError(f"{count} images are less than a batch of {recipe.optim.batch_size}; lower optim.batch_size")
+    return count
+
+
+def _size_share(recipe: Recipe, counted: Anatomy) -> float:
+    """Mean cost of an image over a run, in that of the last size: less than 1 where images grow (FastMIM-P)."""
+    if not recipe.progress:
+        return 1.0
+    done, total = 0, 0.0
+    for phase in phases(recipe):
+        total += (phase.end - done) * anatomy(phase.recipe).training
+        done = phase.end
+    return total / done / counted.training
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The page for people."""
+    memory, size, flops, loader = (facts[key] for key in ("memory_mb", "parameters", "gflops_per_image", "loader"))
+    parts, gpus, cores = facts["accumulate"], facts["gpus"], loader["cores_per_device"]
+    shared = f"{gpus} devices × " if gpus > 1 else ""
+    advice = "does not fit; try --set runtime.accumulate=auto or --set runtime.checkpointing=true"
+    batch = f"{shared}{facts['batch_per_device']} images, in {parts} part{'s' * (parts > 1)}"
+    lines = {
+        "network": f"{size['total'] / 1e6:,.1f} M parameters, {size['backbone'] / 1e6:,.1f} M of them in the backbone",
+        "work": f"{flops['forward']:,.2f} GFLOP an image forward, {flops['training']:,.2f} in training, all views",
+        "batch": f"{facts['batch_size']} = {batch}{', blocks recomputed' * facts['checkpointing']}",
+        "memory": f"{_gib(memory['total'])} of {_gib(facts['available_mb'])} GiB of the {facts['memory_of']}: "
+        f"{'fits' if facts['fits'] else advice}",
+        " ": _memory(memory),
+        "speed": f"{facts['images_per_s']:,.0f} images/s{' a device' * (gpus > 1)}"
+        + f", {facts['images_per_s_all']:,.0f} in all" * (gpus > 1),
+        "time": f"{facts['hours']:,.1f} h for {facts['epochs']} epochs of {facts['images']:,} images"
+        + f" = {facts['gpu_hours']:,.0f} GPU-hours" * (gpus > 0),
+        "loader": f"{cores} core{'s' * (cores > 1)}{' a device' * (gpus > 1)} at {loader['images_per_s_per_core']:g} "
+        "images/s a core",
+        "disk": f"{_gib(facts['checkpoint_mb'])} GiB a checkpoint, twice that while one is written",
+        "measured": _comparison(facts),
+        "assumed": _assumed(facts),
+    }
+    table = "\n".join(f"{name:<11} {line}" for name, line in lines.items() if line)
+    return f"{facts['recipe']}: {facts['method']} on {shared}{facts['device']}\n\n{table}"
+
+
+def _memory(memory: dict[str, float]) -> str:
+    if "weights" not in memory:
+        return f"{memory['per_image']:.2f} MiB for each image of a part"
+    names = {"rest": "gradients and transient tensors", "optimizer": "AdamW", "activations": "kept for backward"}
+    return " · ".join(f"{_gib(mb)} {names.get(name, name)}" for name, mb in memory.items() if name != "total")
+
+
+def _comparison(facts: dict[str, Any]) -> str:
+    if not (found := facts.get("measured")):
+        return ""
+    return (
+        f"{_gib(found['memory_mb'])} GiB, {found['images_per_s']:,.0f} images/s; predicted / measured: "
+        f"memory {found['memory_ratio']:.2f}, speed {found['speed_ratio']:.2f}"
+    )
+
+
+def _assumed(facts: dict[str, Any]) -> str:
+    if "mfu" not in facts:
+        batches = " and ".join(str(done["batch"]) for done in facts["rehearsed"])
+        return f"a line through real steps with batches of {batches}; nothing else runs on this machine"
+    return (
+        f"{facts['mfu']:.0%} of {facts['tflops']:g} TFLOP/s (data sheet, dense bf16) is reached, devices add up, the "
+        f"loader keeps up;\n{'':<12}memory is that of live tensors, without an allocator's gaps and CUDA's own"
+    )
+
+
+def _gib(mb: float) -> str:
+    return f"{mb / 1024:,.2f}"
+
+
+__all__ = ["Asked", "plan", "text"]

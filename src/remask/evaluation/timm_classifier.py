@@ -1,0 +1,95 @@
+"""A fine-tuned classifier as timm has it: the same network with `num_classes`, its pool and its norm, and its weights.
+
+ours                              timm
+the mean of patch tokens, normed  global_pool="avg" with fc_norm (ViT, BEiT), no final norm
+the class token                   global_pool="token"
+the normed map, averaged          the network's own head (Swin, ResNet, PVTv2 …)
+
+Whether both say the same is not argued, but tried out on pictures of noise.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from remask.backbones.beit import BeitViT
+from remask.backbones.vit import ViT
+from remask.evaluation.classifier import Classifier
+from remask.evaluation.features import evaluating
+from remask.types import Size
+
+TOLERANCE = 1e-4
+"""Of the largest logit, between timm's numbers and ours."""
+
+
+class TimmClassifier(NamedTuple):
+    """`timm.create_model(name, **arguments)` loads `state` strictly."""
+
+    name: str
+    arguments: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def as_timm(classifier: Classifier, size: Size) -> TimmClassifier | None:
+    """The classifier for images of `size` pixels; None where timm has no such network or computes something else."""
+    origin = getattr(classifier.backbone, "origin", None)
+    if origin is None or not timm.is_model(origin[0]):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, classifier.backbone.channels, *size, generator=generator)  # floats: normalised already
+    classifier = classifier.cpu()
+    with torch.no_grad(), evaluating([classifier]):
+        wanted = classifier.logits(images)
+    for arguments in _candidates(classifier, origin[1]):
+        model = _made(origin[0], arguments)
+        state = None if model is None else _state(classifier, model)
+        if model is None or state is None:
+            continue
+        model.load_state_dict(state)
+        with torch.no_grad():
+            found = model.eval()(images)
+        if found.shape == wanted.shape and torch.allclose(found, wanted, atol=TOLERANCE * float(wanted.abs().max())):
+            return TimmClassifier(origin[0], arguments, state)
+    return None
+
+
+def _candidates(classifier: Classifier, own: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Arguments of timm's model, the likeliest first."""
+    known = {**own, "num_classes": classifier.classes}
+    plain = {key: value for key, value in known.items() if key not in ("global_pool", "fc_norm")}
+    pool = {"global_pool": "token" if classifier.pool == "cls" else "avg"}
+    if isinstance(classifier.backbone, ViT):
+        yield {**plain, **pool, "fc_norm": classifier.fc_norm is not None}
+    elif isinstance(classifier.backbone, BeitViT):
+        yield {**plain, **pool}
+    else:
+        yield {**plain, **pool}
+        yield plain
+
+
+def _made(name: str, arguments: dict[str, Any]) -> Any:
+    """timm's model; None where it does not take the arguments."""
+    try:
+        return timm.create_model(name, pretrained=False, **arguments)
+    except (TypeError, AssertionError, RuntimeError, ValueError):
+        return None
+
+
+def _state(classifier: Classifier, model: Any) -> dict[str, Tensor] | None:
+    """The weights under timm's names; None where they are not all of timm's."""
+    head = next((name for name, part in model.named_modules() if part is model.get_classifier()), None)
+    if head is None or not isinstance(model.get_classifier(), nn.Linear):
+        return None
+    wanted, state = model.state_dict(), dict(classifier.backbone.network.state_dict())
+    state |= {f"{head}.{name}": tensor for name, tensor in classifier.head.state_dict().items()}
+    if classifier.fc_norm is not None:
+        state |= {f"fc_norm.{name}": tensor for name, tensor in classifier.fc_norm.state_dict().items()}
+    kept = {name: tensor.detach().contiguous() for name, tensor in state.items() if name in wanted}
+    fits = kept.keys() == wanted.keys() and all(kept[name].shape == wanted[name].shape for name in wanted)
+    return kept if fits else None
+
+
+__all__ = ["TimmClassifier", "as_timm"]

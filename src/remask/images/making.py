@@ -1,0 +1,155 @@
+"""One batch from its task: which picture, where it is cut, and the next usable one in the place of a broken one."""
+
+import signal
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from remask.images.decoding import BadImage, Reduction
+from remask.images.transforms import RandomCropFlip, Transform
+
+
+class Task(NamedTuple):
+    """What one batch is made of: the place in the epoch decides the crop, the number decides the picture."""
+
+    epoch: int
+    positions: range
+    indices: list[int]
+
+
+class Made(NamedTuple):
+    """A batch, the numbers of its pictures, and what was found unusable while it was made, by number."""
+
+    images: Tensor | None
+    numbers: list[int]
+    bad: dict[int, str]
+
+
+class Numbered(Protocol):
+    """Pictures by number, as `Pictures` has them, on the host or on a device."""
+
+    def __len__(self) -> int: ...
+
+    def ahead(self, numbers: Sequence[int]) -> None: ...
+
+    def get(self, i: int, reduction: Reduction | None = None) -> Tensor: ...
+
+
+class Cut(Protocol):
+    """Crops of pictures, one by each seed."""
+
+    def __call__(self, images: Sequence[Tensor], seeds: Sequence[int]) -> UInt8[Tensor, "B C h w"]: ...
+
+
+class OneByOne:
+    """A transform of every picture by itself."""
+
+    def __init__(self, transform: Transform) -> None:
+        self._transform = transform
+
+    def __call__(self, images: Sequence[Tensor], seeds: Sequence[int]) -> UInt8[Tensor, "B C h w"]:
+        generator = Generator()
+        pairs = zip(images, seeds, strict=True)
+        return torch.stack([self._transform(image, generator.manual_seed(seed)) for image, seed in pairs])
+
+
+class Maker(Dataset[Made]):
+    """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far.
+
+    skip      leave unusable pictures out; otherwise the next usable one, by number, takes the place
+    allowed   unusable pictures beyond which it gives up
+    crops     positions in a row that belong to one picture
+    reduced   a crop that says by how much a large JPEG may be decoded smaller
+    """
+
+    def __init__(
+        self,
+        pictures: Numbered,
+        cut: Cut,
+        seed: int,
+        *,
+        skip: bool = False,
+        allowed: int = 0,
+        crops: int = 1,
+        reduced: RandomCropFlip | None = None,
+    ) -> None:
+        self._pictures, self._cut, self._seed = pictures, cut, seed
+        self._skip, self._allowed, self._crops, self._reduced = skip, allowed, crops, reduced
+        self.bad: dict[int, str] = {}
+
+    def too_many(self, bad: dict[int, str]) -> bool:
+        return len(bad) > self._allowed or len(bad) == len(self._pictures)
+
+    def __getitem__(self, task: Task) -> Made:
+        known, group = len(self.bad), -1
+        found: tuple[Tensor, int] | None = None
+        images, numbers, seeds = list[Tensor](), list[int](), list[int]()
+        self._pictures.ahead([i for i in dict.fromkeys(task.indices) if i not in self.bad])
+        for position, wanted in zip(task.positions, task.indices, strict=True):
+            if position // self._crops != group:
+                group = position // self._crops
+                found = self._usable(wanted, self._reduction(task.epoch, group))
+            if found is not None:
+                images.append(found[0])
+                numbers.append(found[1])
+                seeds.append(self._crop_seed(task.epoch, position))
+            elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
+                return Made(None, [], self.bad)
+        fresh = dict(list(self.bad.items())[known:])
+        return Made(self._cut(images, seeds) if images else None, numbers, fresh)
+
+    def _crop_seed(self, epoch: int, position: int) -> int:
+        return mix(self._seed, epoch, position, CROP)
+
+    def _reduction(self, epoch: int, group: int) -> Reduction | None:
+        """What all crops of a picture leave of its scale."""
+        crop = self._reduced
+        if crop is None:
+            return None
+        positions = range(group * self._crops, (group + 1) * self._crops)
+        seeds = [self._crop_seed(epoch, position) for position in positions]
+        return lambda rows, columns: min(crop.reduction(rows, columns, Generator().manual_seed(seed)) for seed in seeds)
+
+    def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Tensor, int] | None:
+        """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
+        for step in range(1 if self._skip else len(self._pictures)):
+            i = (wanted + step) % len(self._pictures)
+            if i in self.bad:
+                continue
+            try:
+                return self._pictures.get(i, reduction), i
+            except BadImage as bad:
+                self.bad[i] = str(bad)
+            if self.too_many(self.bad):
+                break
+        return None
+
+
+def as_it_is(item: Any) -> Any:
+    """In the place of DataLoader's collation."""
+    return item
+
+
+def quiet(worker: int) -> None:
+    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+ORDER, CROP = 1, 2
+"""Which stream of random numbers a seed is for."""
+
+
+def mix(*numbers: int) -> int:
+    """A 64-bit seed out of several numbers: SplitMix64 (Steele et al. 2014) over each, so that no sums coincide."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state

@@ -1,0 +1,147 @@
+"""Files of pictures and masks that belong together, looked at before anything begins: names, sizes, ids."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+from PIL import ExifTags, Image
+
+from remask.images.classes import Table, listed, read_ids
+from remask.images.decoding import FORMATS, BadImage
+from remask.images.files import describe, files_under, is_picture, printable
+from remask.types import Size, UserError
+
+SCANNED = 2000
+"""Pairs looked at before anything begins, evenly spread over a larger source; all where classes are to be found."""
+_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "dev"))
+
+
+class Pair(NamedTuple):
+    """Paths of a picture and its mask, and how the picture is shown."""
+
+    image: str
+    mask: str
+    shown: str
+
+
+def file_bytes(path: str) -> bytes:
+    """A file whole. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def paired(typed: str, root: str, masks: str) -> list[Pair]:
+    """Picture and mask by common name, in the order of the names."""
+    stems: list[dict[str, str]] = []
+    for folder in (root, masks):
+        files = files_under(folder)
+        stems.append({os.path.splitext(path)[0]: path for path in files if is_picture(path)})
+        if not stems[-1]:
+            raise UserError(f"{printable(folder)} holds no images: {describe(files)}")
+    tops = {path.split(os.sep)[0] for path in stems[0].values()}
+    if len(tops) > 1 and tops <= _SPLITS:
+        every = ", ".join(sorted(tops))
+        raise UserError(f"{printable(typed)} holds the splits {every}: name one, as in {root}/{sorted(tops)[0]}")
+    common = [stem for stem in stems[0] if stem in stems[1]]
+    if not common:
+        one, other = (next(iter(found.values())) for found in stems)
+        raise UserError(
+            f"no picture has a mask of its name: {printable(typed)} holds {printable(one)} and {printable(masks)} "
+            f"{printable(other)}; rename them alike"
+        )
+    check_alone([path for stem, path in stems[0].items() if stem not in stems[1]], typed, "pictures", "mask")
+    check_alone([path for stem, path in stems[1].items() if stem not in stems[0]], masks, "masks", "picture")
+    at, masks_at = os.path.abspath(root), os.path.abspath(masks)
+    return [
+        Pair(os.path.join(at, stems[0][s]), os.path.join(masks_at, stems[1][s]), os.path.join(root, stems[0][s]))
+        for s in common
+    ]
+
+
+def check_alone(alone: Sequence[str], where: str, what: str, missing: str) -> None:
+    """Raise UserError for files without a counterpart."""
+    if alone:
+        raise UserError(
+            f"{len(alone)} {what} of {printable(where)} have no {missing}: {first_of(alone)}; add or remove them"
+        )
+
+
+class Seen(NamedTuple):
+    """What a look at a pair found; None and no ids where a file cannot be read, which is for the loader to say."""
+
+    shown: str
+    image: Size | None
+    mask: Size | None
+    ids: Int32[np.ndarray, "n"]
+
+
+def look_at(
+    pairs: Sequence[Pair], ids: Callable[[Pair], Int32[np.ndarray, "n"]] | None, everything: bool = False
+) -> list[Seen]:
+    """A look at all pairs, or at SCANNED of them. Raises UserError for masks of another size than their pictures."""
+
+    def look(pair: Pair) -> Seen:
+        try:
+            return Seen(pair.shown, _size(pair.image), _size(pair.mask), ids(pair) if ids else np.empty(0, np.int32))
+        except (BadImage, OSError):
+            return Seen(pair.shown, None, None, np.empty(0, np.int32))
+
+    chosen = pairs if everything or len(pairs) <= SCANNED else pairs[:: -(-len(pairs) // SCANNED)]
+    with ThreadPoolExecutor(8, "remask-masks") as pool:  # decoding lets go of the interpreter
+        seen = list(pool.map(look, chosen))
+    wrong = [f"{s.shown} is {_by(s.image)}, its mask {_by(s.mask)}" for s in seen if s.image != s.mask]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(seen)} masks are of another size than their picture: {first_of(wrong)}; "
+            "resize them to the nearest pixel, or name the folders that belong together"
+        )
+    return seen
+
+
+def ids_of(pair: Pair) -> Int32[np.ndarray, "n"]:
+    """The different ids of a mask."""
+    ids = read_ids(file_bytes(pair.mask))
+    if ids.min() >= 0 and ids.max() < 1 << 16:
+        return np.flatnonzero(np.bincount(ids.ravel())).astype(np.int32)  # ten times faster than sorting
+    return np.unique(ids)
+
+
+def _size(path: str) -> Size:
+    """Height and width from the header, turned as EXIF says."""
+    try:
+        with Image.open(io.BytesIO(file_bytes(path)), formats=FORMATS) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except OSError:
+        raise
+    except Exception as error:
+        raise BadImage(str(error)) from error
+
+
+def check_ids(seen: Sequence[Seen], known: Table, count: int) -> None:
+    """Raise UserError for ids that no declared class has."""
+    wrong = [(s.shown, beyond) for s in seen if len(beyond := np.setdiff1d(s.ids, known.ids))]
+    if wrong:
+        first = first_of([f"{printable(shown)} has {listed(ids)}" for shown, ids in wrong])
+        raise UserError(
+            f"{len(wrong)} of {len(seen)} masks hold ids beyond the {count} declared classes: {first}; "
+            "declare the classes, or the id that is none (ignore_index in classes.json)"
+        )
+
+
+def _by(size: Size | None) -> str:
+    return "unreadable" if size is None else f"{size[1]}x{size[0]}"
+
+
+def first_of(offenders: Sequence[str]) -> str:
+    """Three of them, for a line."""
+    return "; ".join(printable(one) for one in offenders[:3]) + ("; …" if len(offenders) > 3 else "")
+
+
+__all__ = [
+    "SCANNED", "Pair", "Seen", "check_alone", "check_ids", "file_bytes", "first_of", "ids_of", "look_at", "paired",
+]  # fmt: skip

@@ -1,0 +1,230 @@
+"""Encoders in files of the layouts that papers published: "mae:FILE" and the like → a Backbone.
+
+Sizes are read from shapes, and the number of heads from position tables where a file has any. Where it has none, any
+number fits the weights, so it is asked for and never guessed; so is the size of images that a Swin was trained on.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from remask.backbones import Backbone
+from remask.backbones.beit import CLASS_ROWS
+from remask.backbones.tables import offsets
+from remask.backbones.vit import ViT
+from remask.interop import beit, convmae, dmae, dmjd, fastmim, maskfeat, mocov3, simmim
+from remask.interop.fetching import counting
+from remask.interop.mae import DECODER, MEAN, STD, State, _backbone, check, read, shape
+from remask.interop.teachers import CLIP_MEAN, CLIP_STD
+from remask.tokens import grid_of
+from remask.types import Grid, Size, UserError
+
+PUBLISHED_HEADS = {
+    "mae": "MAE's ViT-B has 12, L and H 16",
+    "dmae": "ViT-S has 6, B 12, L 16",
+    "mocov3": "MoCo v3's ViT-S and B have 12",
+    "mocov3-momentum": "MoCo v3's ViT-S and B have 12",
+    "dino": "DINO's ViT-S has 6, B 12",
+    "dmjd": "DMJD's ConViT-B has 12, L 16",
+    "convmae": "ConvMAE's ConViT-B has 12",
+    "maskfeat": "MaskFeat's ViT-B has 12, L 16",
+}
+NORMALISATIONS = {
+    "imagenet": (MEAN, STD),
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "clip": (CLIP_MEAN, CLIP_STD),
+}
+"""Mean and deviation of pixel values in 0..1 by the name of who trained with them."""
+
+WRAPPERS = re.compile(r"^(?:(?:module|teacher|student|backbone)\.)+")
+
+
+class Asked(NamedTuple):
+    """What was asked for, in `open_encoder`'s words."""
+
+    spec: str
+    heads: int | Sequence[int] | None
+    size: Size | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    @property
+    def kind(self) -> str:
+        return self.spec.partition(":")[0]
+
+
+def _dino(path: Path) -> State:
+    """The teacher of a whole checkpoint, else its student, or a state, without wrappers' prefixes and heads."""
+    state = mocov3.read(path, ("teacher", "student", "state_dict"))
+    if any(key.startswith(("teacher.", "module.teacher.")) for key in state):
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(("student.", "module.student."))}
+    plain = {WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
+    return {key: tensor for key, tensor in plain.items() if not key.startswith("head.")}
+
+
+STATES: Mapping[str, Callable[[Path], State]] = {
+    "mae": lambda path: {k: tensor for k, tensor in read(path).items() if not k.startswith(tuple(DECODER))},
+    "dmae": lambda path: dmae.encoder_of(read(path)),
+    "mocov3": lambda path: mocov3.from_official(mocov3.read(path), False, str(path)),
+    "mocov3-momentum": lambda path: mocov3.from_official(mocov3.read(path), True, str(path)),
+    "dino": _dino,
+}
+"""How a file of each kind becomes the state of a plain ViT under timm's names."""
+
+
+def _vit(asked: Asked, path: Path) -> ViT:
+    heads, where = _heads(asked), str(path)
+    with torch.device("cpu"):
+        state = STATES[asked.kind](path)
+    kernel = shape(state, "patch_embed.proj.weight", where)
+    mean, std = _constants(asked, kernel[1])
+    size = _trained(asked, kernel[-1], shape(state, "pos_embed", where)[1] - 1)
+    backbone, _ = _backbone(state, where, heads, size, mean, std)
+    check(state, backbone.network.state_dict(), where)
+    if asked.kind == "dino" and asked.mean is None:
+        raise UserError(
+            f"{asked.spec} may be any ViT, and its file does not tell how its pictures were normalised: "
+            "state normalise=imagenet (DINO's own), half or clip, or mean and std"
+        )
+    if not counting():
+        backbone.network.load_state_dict(state)
+    return backbone
+
+
+def _convvit(asked: Asked, path: Path) -> Backbone:
+    heads, where, state = _heads(asked), str(path), read(path)
+    kernels = [shape(state, f"patch_embed{stage}.proj.weight", where) for stage in (1, 2, 3)]
+    size = _trained(asked, math.prod(kernel[-1] for kernel in kernels), shape(state, "pos_embed", where)[1])
+    mean, std = _constants(asked, kernels[0][1])
+    load = dmjd.load_backbone if asked.kind == "dmjd" else convmae.load_backbone
+    return load(state, heads=heads, size=size, mean=mean, std=std)
+
+
+def _maskfeat(asked: Asked, path: Path) -> Backbone:
+    heads, state = _heads(asked), maskfeat.encoder_of(maskfeat.read(path))
+    kernel = shape(state, "patch_embed.proj.weight", str(path))
+    size = _trained(asked, kernel[-1], shape(state, "pos_embed", str(path))[1] - 1)
+    mean, std = _constants(asked, kernel[1])
+    return maskfeat.load_backbone(maskfeat.read(path), heads=heads, size=size, mean=mean, std=std)
+
+
+def _beit(asked: Asked, path: Path) -> Backbone:
+    return _with_tables(asked, beit.weights(read(path)), "", beit.load_backbone, "half")
+
+
+def _simmim(asked: Asked, path: Path) -> Backbone:
+    state = simmim.read(path)
+    if not any(key.startswith("encoder.layers.") for key in state):
+        return _with_tables(asked, beit.weights(state), "encoder.", simmim.load_backbone, "imagenet")
+    # a Swin's encoder has the same names in FastMIM's layout, which is read for images of any size
+    encoder = {k: tensor for k, tensor in state.items() if not k.startswith(("decoder.0.", "encoder.mask_token"))}
+    return _fastmim_state(asked, encoder)
+
+
+def _fastmim(asked: Asked, path: Path) -> Backbone:
+    return _fastmim_state(asked, read(path))
+
+
+def _fastmim_state(asked: Asked, state: State) -> Backbone:
+    first = next((state[key] for key in STEMS if key in state), None)
+    mean, std = _constants(asked, 3 if first is None else first.shape[1])  # without a stem it is refused below
+    heads = asked.heads if isinstance(asked.heads, int | None) else tuple(asked.heads)
+    return fastmim.load_backbone(state, heads=heads, size=asked.size, mean=mean, std=std)
+
+
+STEMS = (
+    "patch_embed.proj.weight", "encoder.patch_embed.proj.weight", "encoder.patch_embed1.proj.weight",
+    "encoder.stem_conv1.weight",
+)  # fmt: skip
+"""The first convolutions of FastMIM's ViT, Swin, PVTv2 and CMT."""
+
+
+def _with_tables(asked: Asked, state: State, prefix: str, load: Callable[..., Backbone], normalise: str) -> Backbone:
+    """A ViT of the BEiT family: its tables of relative positions tell heads and grid, where it has any."""
+    kernel = shape(state, f"{prefix}patch_embed.proj.weight", "the state")
+    table = next((tensor for key, tensor in state.items() if key.endswith(beit.TABLE)), None)
+    count, of = (0, math.prod) if table is None else (len(table) - CLASS_ROWS, offsets)
+    if table is None:
+        count = shape(state, f"{prefix}pos_embed", "the state")[1] - 1
+    mean, std = _constants(asked, kernel[1], normalise)
+    size = _trained(asked, kernel[-1], count, of)
+    return load(state, heads=_one(asked), size=size, mean=mean, std=std)
+
+
+KINDS: Mapping[str, Callable[[Asked, Path], Backbone]] = {
+    **dict.fromkeys(STATES, _vit),
+    "dmjd": _convvit,
+    "convmae": _convvit,
+    "beit": _beit,
+    "simmim": _simmim,
+    "maskfeat": _maskfeat,
+    "fastmim": _fastmim,
+}
+"""Who opens a file of each kind."""
+
+
+def open_file(asked: Asked, path: Path) -> Backbone:
+    """The encoder of a file, without what pre-training alone needed. On the meta device its weights stay away."""
+    if asked.kind in STATES:
+        return _vit(asked, path)
+    with torch.device("cpu"), _called(path):
+        backbone: Any = KINDS[asked.kind](asked, path)
+    return backbone.to("meta") if counting() else backbone
+
+
+@contextmanager
+def _called(path: Path) -> Iterator[None]:
+    """What finds fault with a state finds fault with the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("the state", str(path), 1)) from error
+
+
+def _one(asked: Asked) -> int | None:
+    if not isinstance(asked.heads, int | None):
+        raise UserError(f"{asked.spec} has one number of heads in all its blocks, not {[*asked.heads]}: state one")
+    return asked.heads
+
+
+def _heads(asked: Asked) -> int:
+    heads = _one(asked)
+    if heads is None:
+        raise UserError(
+            f"{asked.spec} does not tell its number of heads, which any weights fit: "
+            f"give heads ({PUBLISHED_HEADS[asked.kind]})"
+        )
+    return heads
+
+
+def _constants(asked: Asked, channels: int, own: str = "imagenet") -> tuple[Sequence[float], Sequence[float]]:
+    """Those stated, or those that a kind's papers have."""
+    known = NORMALISATIONS[own]
+    mean, std = asked.mean or known[0], asked.std or known[1]
+    if (len(mean), len(std)) != (channels, channels):
+        whose = "and ImageNet's constants are" if own == "imagenet" else "and its paper's constants are"
+        stated = f"not {len(mean)}" if asked.mean else f"{whose} for 3"
+        raise UserError(
+            f"{asked.spec} has {channels} channel{'s' * (channels != 1)}, {stated}: give as many in mean and std"
+        )
+    return mean, std
+
+
+def _trained(asked: Asked, patch: int, count: int, of: Callable[[Grid], int] = math.prod) -> Size | None:
+    """The size asked for, where a stored table of `count` rows is for its grid and for no square; else None: a square.
+
+    of   rows of the table of a grid
+    """
+    if any(of((side, side)) == count for side in range(1, math.isqrt(max(count, 0)) + 1)):
+        return None
+    size = asked.size
+    whole = size and not (size[0] % patch or size[1] % patch)
+    return size if size and whole and of(grid_of(size, (patch, patch))) == count else None
+
+
+__all__ = ["KINDS", "NORMALISATIONS", "Asked", "open_file"]

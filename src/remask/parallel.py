@@ -1,0 +1,126 @@
+"""A model in many processes: DDP, a whole copy in each, or FSDP2, a piece in each (Zhao et al., 2304.11277).
+
+Which modules can be kept in pieces, and which parameters a loss does not reach, is not asked of the model but seen: it
+is run once without memory. Checkpoints hold whole tensors whatever the model is kept as.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from remask.processes import World
+from remask.types import UserError
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a rehearsal has shown of a model, by name.
+
+    blocks   members of module lists that run through their own forward alone: gathered when they run, in pieces before
+             and after. One whose layers are called one by one (the decoder's last) stays with what is around it.
+             Inner ones come first
+    silent   trainable parameters that the loss does not reach
+    """
+
+    blocks: tuple[str, ...] = ()
+    silent: frozenset[str] = frozenset()
+
+
+def rehearse(model: nn.Module, loss: Callable[[], Tensor]) -> Plan:
+    """Run a model on the "meta" device, forward and backward, and see what is used and how."""
+    names = {module: name for name, module in model.named_modules()}
+    listed = {
+        member for part in names if isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1 for member in part
+    }
+    ran = dict[nn.Module, None]()
+    hooks = [module.register_forward_pre_hook(lambda it, _: ran.setdefault(it)) for module in names]
+    try:
+        loss().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    blocks = [names[module] for module in ran if module in listed and _is_block(module)]
+    inner_first = tuple(sorted(blocks, key=lambda name: -name.count(".")))
+    silent = frozenset(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    return Plan(inner_first, silent)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Several layers with parameters, not one layer in a row of them."""
+    return sum(1 for part in module.modules() if next(part.parameters(recurse=False), None) is not None) > 1
+
+
+def spread(model: nn.Module, plan: Plan, world: World, parallel: Parallel, compiled: bool) -> nn.Module:
+    """Share a model out, which is on its device, and return what to call for losses. Before the optimizer is made.
+
+    Compiled is the whole forward in DDP, and in FSDP each block. Raises UserError for what cannot be cut.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda" and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if parallel == "ddp":
+        if compiled:
+            model.forward = torch.compile(model.forward)
+        left_alone = [*plan.silent, *(name for name, _ in model.named_buffers())]  # tables, which none of them changes
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    if any(not p.ndim for p in model.parameters()):
+        raise UserError("fsdp cannot cut learned weights of branches, one number each: set runtime.parallel ddp")
+    mesh = init_device_mesh(device.type, (world.size,))
+    for name in plan.blocks:
+        block = model.get_submodule(name)
+        if compiled:
+            block.compile()
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+@contextlib.contextmanager
+def exchanging(model: nn.Module, now: bool) -> Iterator[None]:
+    """Gradients of what is entered are exchanged, or left for a later part of the batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+    with model.no_sync() if isinstance(model, DistributedDataParallel) and not now else contextlib.nullcontext():
+        yield
+
+
+def whole(state: Any, keep: bool = True) -> Any:
+    """Nested state with every tensor whole; all processes call it together. Without `keep` the tensors are dropped.
+
+    Cut tensors come to the CPU one by one, so that the whole is never on a GPU.
+    """
+    if isinstance(state, Mapping):
+        return {key: whole(value, keep) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(whole(value, keep) for value in state)
+    if isinstance(state, DTensor):
+        full = state.full_tensor()
+        return full.cpu() if keep else None
+    return state if keep or not isinstance(state, Tensor) else None
+
+
+def cut_like(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors as the model of the state dict `own` keeps its own: each process cuts out its piece."""
+    return {key: like(value, own[key]) for key, value in state.items()}
+
+
+def like(value: Tensor, own: Tensor) -> Tensor:
+    """A whole tensor, cut as `own` is where it has its shape."""
+    if not isinstance(own, DTensor) or value.shape != own.shape:
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+__all__ = ["Parallel", "Plan", "cut_like", "exchanging", "like", "rehearse", "spread", "whole"]

@@ -1,0 +1,74 @@
+"""The process of a rehearsal: reads what to do from standard input, trains a few steps, prints what they took."""
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from remask.build import build_loader, build_method, build_trainer
+from remask.checkpoint import RunFolder
+from remask.images import open_source
+from remask.recipe import Recipe, dump
+from remask.runtime import resolve
+from remask.types import UserError
+
+
+class Stopwatch:
+    """A console that notes when it is told of a step."""
+
+    def __init__(self) -> None:
+        self.told = [(time.perf_counter(), time.process_time())]
+
+    def update(self, step: int, words: str) -> None:
+        self.told.append((time.perf_counter(), time.process_time()))
+
+    def say(self, line: str) -> None: ...
+
+    def __enter__(self) -> "Stopwatch":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def median(self, clock: int) -> float:
+        """Of the seconds between two steps, the first of all left out: 0 is wall time, 1 the processor's."""
+        times = [moment[clock] for moment in self.told[1:]]
+        return statistics.median(after - before for before, after in itertools.pairwise(times))
+
+
+def main() -> None:
+    """Whatever is wrong is one line on standard error and exit code 2."""
+    try:
+        print(json.dumps(rehearsed(json.load(sys.stdin))))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def rehearsed(asked: dict[str, Any]) -> dict[str, float]:
+    """{"seconds", "cpu_seconds", "peak_mb"} of what was asked for, in a new run folder."""
+    recipe = shortened(Recipe.model_validate(asked["recipe"]), asked)
+    part, run = recipe.runtime, RunFolder(Path(asked["run"]))
+    runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
+    method, source = build_method(recipe), open_source(asked["source"], limit=recipe.data.limit)
+    trainer = build_trainer(recipe, method, build_loader(recipe, source, runtime, method), runtime, run)
+    RunFolder.create(run.path, dump(recipe), {})
+    trainer.train(watch := Stopwatch())
+    return {"seconds": watch.median(0), "cpu_seconds": watch.median(1), "peak_mb": runtime.peak_memory_mb()}
+
+
+def shortened(recipe: Recipe, asked: dict[str, Any]) -> Recipe:
+    """The recipe for a few steps of another batch: nothing else of it changes, and no step saves or probes."""
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"source": asked["source"]},
+        "optim": {"batch_size": asked["batch"], "max_steps": asked["steps"]},
+        "runtime": {"accumulate": asked["parts"], "log_every": 1, "save_every_minutes": 1e6, "keep_every_epochs": None},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in changes.items()}
+    return recipe.model_copy(update={**sections, "probe": None, "progress": None})
+
+
+__all__ = ["Stopwatch", "main", "rehearsed", "shortened"]

@@ -1,0 +1,132 @@
+"""What a run folder holds, as the pages read it, and how a page is written: whole, and with nothing to be fetched."""
+
+import base64
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from remask.report.figures import Curve
+
+
+class Figure(NamedTuple):
+    """An <svg> element and what it shows."""
+
+    title: str
+    svg: str
+
+
+class Fact(NamedTuple):
+    """One number of the cost ledger."""
+
+    name: str
+    value: str
+
+
+def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
+    """RUN/report.html from a template of this folder and what it shows."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def load(name: str) -> str:
+        return (files("remask.report") / name).read_text(encoding="utf-8")
+
+    page = Environment(
+        loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    path = run / "report.html"
+    part = path.with_suffix(".part")
+    part.write_text(page.get_template(template).render(style=load("style.css"), **content), encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def shared(run: Path, recipe_text: str) -> dict[str, Any]:
+    """What every page shows: the folder, its state, pictures, cost, recipe, machine and unusable pictures."""
+    pictures = sorted((run / "pictures").glob("*.png"))
+    return {
+        "run": run.name,
+        "path": str(run),
+        "status": read_json(run / "status.json"),
+        "pictures": [(path.stem.replace("-", " ").replace("_", " "), embedded(path)) for path in pictures],
+        "cost": facts(read_json(run / "cost.json")),
+        "recipe": recipe_text,
+        "environment": pretty(read_json(run / "env.json")),
+        "bad": read_text(run / "bad_images.txt").splitlines(),
+    }
+
+
+def series(metrics: list[dict[str, Any]], key: str, factor: float = 1) -> Curve:
+    """A metric over epochs, times a factor; lines without it are passed over."""
+    points = [(line.get("epoch", line.get("step")), line.get(key)) for line in metrics]
+    kept = [(x, y * factor) for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def facts(cost: Mapping[str, Any]) -> list[Fact]:
+    """The numbers of cost.json for a person."""
+    names = {
+        "ete": "ETE, views × epochs", "images": "images", "views": "views", "gpu_hours": "GPU-hours",
+        "cpu_hours": "CPU-hours", "gflops_forward_per_image": "GFLOP forward, per image",
+        "peak_memory_mb": "MB of memory at the peak", "data_wait_share": "of the time waiting for data",
+    }  # fmt: skip
+    known = [(key, name, cost[key]) for key, name in names.items() if isinstance(cost.get(key), int | float)]
+    return [Fact(name, f"{100 * v:.1f} %" if key == "data_wait_share" else number(v)) for key, name, v in known]
+
+
+def number(value: Any) -> str:
+    """Thousands apart, three or four digits that matter."""
+    if not isinstance(value, int | float):
+        return "?"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a killed run left half-written is passed over."""
+    found = []
+    for line in read_text(path).splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [line for line in found if isinstance(line, dict)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none, or it is damaged."""
+    try:
+        content = json.loads(read_text(path) or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """A TOML text; {} where it is damaged."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
+def read_text(path: Path) -> str:
+    """A file's text; "" where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def pretty(content: Mapping[str, Any]) -> str:
+    """Indented JSON; "" for nothing."""
+    return json.dumps(content, indent=2, ensure_ascii=False) if content else ""
+
+
+def embedded(path: Path) -> str:
+    """A PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+__all__ = [
+    "Fact", "Figure", "embedded", "facts", "number", "pretty", "read_json", "read_metrics", "read_text", "read_toml",
+    "series", "shared", "write_page",
+]  # fmt: skip

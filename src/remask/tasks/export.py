@@ -1,0 +1,163 @@
+"""The export of a downstream run: the whole model, what its numbers mean, the backbone, and a script that loads it.
+
+A classifier whose network is timm's needs timm alone. ConvViT, CMT, networks whose head timm computes in another way,
+segmenters and detectors need remask: `load_export` rebuilds them from the folder, wherever it lies.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from remask.checkpoint import load_weights
+from remask.evaluation.classifier import Classifier
+from remask.evaluation.timm_classifier import as_timm
+from remask.interop.export import export_backbone
+from remask.interop.start import constants
+from remask.recipe import dump
+from remask.recipe.downstream import TASKS, Downstream
+from remask.recipe.load import FOLDER, load
+from remask.tasks import build_model
+from remask.types import Size, UserError
+
+OPENING = '''"""Load this {what} with {loader}: python load_example.py [PICTURE]"""
+
+import json
+import sys
+from pathlib import Path
+
+'''
+PICTURE = """
+mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+channels, size = len(mean), tuple(config["image_size"])
+if len(sys.argv) > 1:
+    picture = v2.functional.pil_to_tensor(Image.open(sys.argv[1]).convert("RGB" if channels == 3 else "L"))
+else:
+    picture = torch.randint(0, 256, (channels, *size), dtype=torch.uint8)
+"""
+CROPPED = """shorter = [round(side / config["crop_pct"]) for side in size]
+scale = max(shorter[0] / picture.shape[1], shorter[1] / picture.shape[2])
+resized = [max(side, round(scale * own)) for side, own in zip(size, picture.shape[1:])]
+picture = v2.functional.resize(picture, resized, v2.InterpolationMode.BICUBIC, antialias=True)
+picture = v2.functional.center_crop(picture, size)
+"""
+SHOWN = """for share, number in zip(*logits.softmax(1)[0].topk(min(5, len(config["classes"])))):
+    print(f"{100 * share:5.1f} %  {config['classes'][number]}")
+"""
+TIMM = (
+    OPENING.format(what="classifier", loader="timm alone")
+    + """import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms import v2
+
+here = Path(__file__).parent
+config = json.loads((here / "model.json").read_text())
+model = timm.create_model(config["model"], **config["arguments"]).eval()
+model.load_state_dict(load_file(here / "model.safetensors"), strict=True)
+"""
+    + PICTURE
+    + CROPPED
+    + """
+with torch.inference_mode():
+    logits = model(((picture / 255 - mean) / std)[None])
+"""
+    + SHOWN
+)
+REMASK = """import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from remask.tasks.export import load_export
+
+here = Path(__file__).parent
+config = json.loads((here / "model.json").read_text())
+model, _ = load_export(here)
+"""
+CLASSIFIED = """
+with torch.inference_mode():
+    logits = model.logits(picture[None])  # integers are normalised inside
+"""
+SEGMENTED = """
+with torch.inference_mode():
+    classes = model.predict(picture[None], size=size, window=size)[0]
+for number, name in enumerate(config["classes"]):
+    print(f"{100 * (classes == number).float().mean():5.1f} %  {name}")
+"""
+DETECTED = """
+shown = torch.full((channels, *size), 128, dtype=torch.uint8)
+scale = min(size[0] / picture.shape[1], size[1] / picture.shape[2])
+resized = [max(1, round(scale * side)) for side in picture.shape[1:]]
+picture = v2.functional.resize(picture, resized, v2.InterpolationMode.BICUBIC, antialias=True)
+shown[:, : resized[0], : resized[1]] = picture
+found = model.detect(shown[None])[0]
+for label, score, box in zip(found["labels"], found["scores"], found["boxes"] / scale):
+    print(f"{score:.2f}  {config['classes'][label - 1]}  x0 y0 x1 y1 {[round(float(x)) for x in box]}")
+print(f"{len(found['labels'])} found; masks inside the boxes: {'masks' in found}")
+"""
+SCRIPTS = {
+    "finetune": ("classifier", CROPPED + CLASSIFIED + SHOWN),
+    "segment": ("segmenter", SEGMENTED),
+    "detect": ("detector", DETECTED),
+}
+
+
+def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str, Any], folder: Path) -> str:
+    """Write model.safetensors, model.json and load_example.py, and the backbone's export with load_backbone.py beside.
+
+    Returns what loads it: "timm", or "remask", for which the recipe is written too.
+    """
+    backbone = model.backbone.cpu()
+    mean, std = constants(backbone)
+    export_backbone(backbone, folder, size, mean, std)
+    os.replace(folder / "load_example.py", folder / "load_backbone.py")
+    content: dict[str, Any] = {"task": recipe.task, "classes": facts["classes"], "image_size": size}
+    content |= {"mean": mean, "std": std, "facts": dict(facts)}
+    if isinstance(model, Classifier):
+        content["crop_pct"] = recipe.data.crop_pct  # type: ignore[attr-defined]
+    found = as_timm(model, size) if isinstance(model, Classifier) else None
+    if found:
+        content |= {"loader": "timm", "model": found.name, "arguments": found.arguments}
+        script, state = TIMM, found.state
+    else:
+        what, end = SCRIPTS[recipe.task]
+        content["loader"] = "remask"
+        script, state = OPENING.format(what=what, loader="remask") + REMASK + PICTURE + end, model.state_dict()
+        (folder / "recipe.toml").write_text(dump(recipe))
+    (folder / "model.json").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "load_example.py").write_text(script)
+    save_file(_plain(state), folder / "model.safetensors", metadata={"format": "pt"})
+    return str(content["loader"])
+
+
+def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The Classifier, Segmenter or Detector of an export that needs remask, in evaluation mode, and its model.json.
+
+    Raises UserError for a folder that is none.
+    """
+    try:
+        content = json.loads((folder / "model.json").read_text())
+        task = str(content["task"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is no export of a downstream run: write one with remask export RUN") from error
+    if content.get("loader") != "remask":
+        raise UserError(f"{folder} holds a classifier that timm loads: see its load_example.py")
+    start = {"model.source": f"run:{folder}", "model.untrained": False, "model.checkpointing": False}
+    size = {"data.image_size": list(content["image_size"])}
+    recipe = load(TASKS[task], FOLDER / task, folder / "recipe.toml", {**start, **size}, environment={})
+    model = recipe.model.model_copy(update={"heads": None, "normalise": None})
+    built, _ = build_model(recipe.model_copy(update={"model": model}), content["facts"])
+    load_weights(folder / "model.safetensors", built)
+    return built.eval(), content
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+__all__ = ["export_model", "load_export"]

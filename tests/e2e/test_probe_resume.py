@@ -1,0 +1,63 @@
+"""A long probe that is killed goes on where it was, ends as if it had not been, and leaves its result alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remask import commands
+from remask.evaluation import attentive, linprobe
+
+NET, LOOK = "untrained:vit_micro", commands.Look(image_size=(16, 16))
+PARTS: dict[str, tuple[Any, str, int]] = {
+    "linprobe": (linprobe.LinearProbe, "state_dict", 4),
+    "attentive": (attentive, "fit", 9),
+}
+"""What is killed when it is called for so many a time: within the second network."""
+
+
+def probe(out: Path, asked: commands.Asked) -> dict[str, Any]:
+    return commands.probe(NET, "digits:train", "digits:val", asked, LOOK, limit=120, out=out, quiet=True)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_killed_probe_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = commands.Asked("mae", epochs=3) if name == "linprobe" else commands.Asked("attentive", epochs=1)
+    whole = probe(tmp_path / "whole", asked)
+    owner, method, last = PARTS[name]
+    own, calls = getattr(owner, method), list[int]()
+
+    def counted(*arguments: Any, **keys: Any) -> Any:
+        calls.append(1)
+        if len(calls) > last:
+            raise MemoryError("killed")
+        return own(*arguments, **keys)
+
+    monkeypatch.setattr(owner, method, counted)
+    with pytest.raises(MemoryError):
+        probe(tmp_path / "cut", asked)
+    parts = [path.name for path in (tmp_path / "cut" / "eval").iterdir()]
+    assert parts == [f".{asked.protocol}.part"]
+    calls.clear()
+    monkeypatch.setattr(owner, method, lambda *a, **k: (calls.append(1), own(*a, **k))[1])
+    assert probe(tmp_path / "cut", asked) == whole
+    assert len(calls) < last, "what was there is not done again"
+    files = [tmp_path / folder / "eval" / f"{name}.json" for folder in ("whole", "cut")]
+    assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
+    assert [path.name for path in files[1].parent.iterdir()] == [f"{name}.json"]
+
+
+def test_what_another_call_left_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*arguments: Any, **keys: Any) -> Any:
+        raise MemoryError("killed")
+
+    own = attentive.score
+    monkeypatch.setattr(attentive, "score", lambda *a, **k: (99.0, 0.0))
+    memory = commands.Asked("attentive", epochs=1)
+    monkeypatch.setattr("remask.commands.probing._keep", killed)
+    with pytest.raises(MemoryError):
+        probe(tmp_path, memory)
+    monkeypatch.undo()
+    assert own is attentive.score
+    assert probe(tmp_path, commands.Asked("attentive", epochs=1, seed=1))["top1"] != 99.0

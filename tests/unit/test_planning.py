@@ -1,0 +1,221 @@
+"""planning/: counts against real tensors, a forecast against its line, parts against memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from remask.build import build_method, gflops_per_image, parameters
+from remask.commands.plan import IMAGENET, Asked, plan, text
+from remask.planning import DEVICES, Forecast, Rehearsed, anatomy, device, held
+from remask.planning import parts as parts_module
+from remask.planning.anatomy import Live
+from remask.planning.steps import rehearsed
+from remask.recipe import Recipe, choose
+from remask.runtime import Runtime
+from remask.types import UserError
+from tests.toy import trainer
+
+LINE = Forecast(Rehearsed(10, 2.0, 1.0, 700.0), Rehearsed(30, 4.0, 2.6, 900.0), image_mb=0.5)
+
+
+def saved(recipe: Recipe, batch: int, dtype: torch.dtype) -> float:
+    """MB that a real forward pass keeps for its backward pass, weights left out."""
+    method, kept = build_method(recipe).train(), dict[int, torch.Tensor]()
+    images = torch.zeros(batch, 3, *recipe.data.image_size, dtype=torch.uint8)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+    ):
+        method(images)
+    own = {p.untyped_storage().data_ptr() for p in (*method.parameters(), *method.buffers())}
+    return sum(t.untyped_storage().nbytes() for where, t in kept.items() if where not in own) / 2**20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["dmjd-vit-micro-cifar", "convmae-convit-micro-cifar"])
+def test_activations_are_those_of_a_real_pass(name: str, dtype: torch.dtype) -> None:
+    recipe = choose(name)
+    counted = held(recipe, 16, 1, dtype)
+    assert counted.activations == pytest.approx(saved(recipe, 16, dtype), rel=0.05)
+
+
+def test_bytes_of_weights_optimizer_and_images() -> None:
+    recipe = choose("mae-vit-micro-cifar")
+    method = build_method(recipe)
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    counted = held(recipe, 64, 1, torch.float32)
+    weights = 4 * (parameters(method) + sum(b.numel() for b in method.buffers()))
+    assert counted.weights == pytest.approx(weights / 2**20, rel=1e-6)
+    assert counted.optimizer == pytest.approx(8 * trained / 2**20, rel=1e-6)
+    assert counted.images == 64 * 3 * 32 * 32 / 2**20
+    assert counted.total == sum(counted)
+
+
+def test_parts_and_checkpointing_hold_less() -> None:
+    whole, quarter, again = (
+        held(choose("mae-vit-micro-cifar", {"runtime.checkpointing": again}), 256, parts, torch.float32)
+        for parts, again in ((1, False), (4, False), (1, True))
+    )
+    assert quarter.activations == pytest.approx(whole.activations / 4, rel=0.02)
+    assert quarter.total < 0.5 * whole.total
+    assert again.activations < 0.4 * whole.activations
+    assert again.total < 0.8 * whole.total
+
+
+def test_teachers_beside_the_method_are_held_and_not_trained() -> None:
+    recipe = choose("moma-vit-micro-cifar", smoke=True)
+    student = build_method(recipe)
+    counted, taught = anatomy(recipe), held(recipe, 8, 1, torch.float32)
+    assert counted.trained == sum(p.numel() for p in student.parameters() if p.requires_grad)
+    assert taught.weights > 1.5 * 4 * parameters(student) / 2**20
+    assert counted.training < 3 * counted.forward, "a teacher has no backward pass"
+
+
+def test_flops() -> None:
+    recipe = choose("mae-vit-micro-cifar")
+    counted = anatomy(recipe)
+    assert counted.forward == pytest.approx(gflops_per_image(recipe), rel=1e-3)
+    assert counted.training == pytest.approx(3 * counted.forward, rel=5e-3)
+    again = anatomy(choose("mae-vit-micro-cifar", {"runtime.checkpointing": True}))
+    assert again.training == pytest.approx(4 * counted.forward, rel=5e-3)
+
+
+def test_live_bytes_of_known_operations() -> None:
+    with Live() as live:
+        first = torch.zeros(1000)
+        second = first + 1
+        view = second[:10]
+        assert live.now == live.peak == 8000
+        del second
+        assert live.now == 8000, "a view holds all of it"
+        del view
+        assert live.now == 4000
+        layer = nn.functional.relu(first)
+        assert (live.now, live.peak) == (8000, 8000)
+        del layer
+    assert live.now == 4000
+
+
+# ------------------------------------------------------------------------------------------------------- the forecast
+
+
+def test_a_line_is_read() -> None:
+    assert LINE.mb_per_image == 10
+    assert LINE.memory_mb(30) == 900
+    assert LINE.memory_mb(100) == 1600
+    assert LINE.memory_mb(100, parts=4) == 850 + 75 * 0.5
+    assert LINE.seconds(30) == pytest.approx(4.0)
+    assert LINE.seconds(100) == pytest.approx(4.0 + 70 * 0.1)
+    assert LINE.cpu_seconds(100) == pytest.approx(2.6 + 70 * 0.08)
+    assert LINE.seconds(60, parts=2) == pytest.approx(8.0)
+
+
+def test_noise_does_not_make_large_batches_free_or_dear() -> None:
+    each = 4.0 / 30
+    fast = LINE._replace(small=LINE.small._replace(seconds=5.0))
+    assert fast.seconds(60) == pytest.approx(4 + 30 * each / 2)
+    slow = LINE._replace(small=LINE.small._replace(seconds=0.1))
+    assert slow.seconds(60) == pytest.approx(4 + 30 * each * 1.1)
+
+
+def test_steps_are_those_of_a_real_run(tmp_path: Path) -> None:
+    recipe = choose("mae-vit-micro-cifar", {"runtime.device": "cpu", "optim.precision": "fp32"})
+    asked = {"recipe": recipe.model_dump(mode="json"), "batch": 4, "parts": 2, "steps": 3, "source": "digits"}
+    found = rehearsed({**asked, "run": str(tmp_path / "run")})
+    assert set(found) == {"seconds", "cpu_seconds", "peak_mb"}
+    assert 0 < found["seconds"] < 60
+    assert found["peak_mb"] > 50
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 3)
+    saved_mb = sum(f.stat().st_size for f in (tmp_path / "run" / "checkpoints" / "last").iterdir()) / 2**20
+    images = {"images": 2000, "device": "h200"}
+    assert plan(recipe, Asked(**images))["checkpoint_mb"] == pytest.approx(saved_mb, rel=0.03)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize(("there", "parts"), [(10_000.0, 1), (1300.0, 2), (900.0, 7)])
+def test_parts_follow_the_memory_of_a_cpu(
+    there: float, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "forecast", lambda *_: LINE)
+    monkeypatch.setattr(parts_module, "available_mb", lambda: there)
+    monkeypatch.setattr(parts_module, "peak_resident_mb", lambda: 0.0)
+    recipe, cut = choose("mae-vit-micro-cifar", {"optim.batch_size": 100}), trainer(tmp_path / "run")
+    said = parts_module.settle(recipe, cut, Runtime(torch.device("cpu")))
+    fits = [n for n in range(1, 101) if LINE.memory_mb(100, n) <= 0.9 * there]
+    assert cut.parts == min(fits) == parts
+    assert f"a batch of 100 in {parts} part" in said
+
+
+def test_available_memory(tmp_path: Path) -> None:
+    assert 0 < parts_module.available_mb() < 1e9
+    limit, used = tmp_path / "max", tmp_path / "current"
+    assert parts_module._left(limit, used) == float("inf")
+    used.write_text(f"{2**28}\n")
+    limit.write_text("max\n")
+    assert parts_module._left(limit, used) == float("inf")
+    limit.write_text(f"{2**30}\n")
+    assert parts_module._left(limit, used) == 768
+
+
+# ----------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_a_plan_for_devices_of_the_table() -> None:
+    recipe = choose("mae-vit-b", {"optim.batch_size": 4096, "optim.epochs": 10})
+    facts = plan(recipe, Asked("a100-40", gpus=8, mfu=0.5))
+    assert facts["batch_per_device"] == 512
+    speed = 312e3 * 0.5 / facts["gflops_per_image"]["training"]
+    assert facts["images_per_s"] == pytest.approx(speed, rel=1e-3)
+    assert facts["hours"] == pytest.approx(10 * (IMAGENET // 4096) * 4096 / (8 * speed) / 3600, rel=1e-3)
+    assert facts["gpu_hours"] == pytest.approx(8 * facts["hours"], abs=0.01)
+    assert 43 * 512 < facts["memory_mb"]["activations"] < 47 * 512, (
+        "an image of a ViT-B; 57 MiB where attention is not fused"
+    )
+    page = text(facts)
+    assert "8 devices × 512 images" in page
+    assert "50% of 312 TFLOP/s" in page
+
+
+def test_auto_parts_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEVICES, "toy", DEVICES["h100"]._replace(name="toy", gigabytes=0.1))
+    recipe = choose("mae-vit-micro-cifar", {"optim.batch_size": 256, "runtime.accumulate": "auto"})
+    facts = plan(recipe, Asked("toy", images=1000))
+    assert facts["fits"]
+    assert facts["accumulate"] > 1
+    fewer = recipe.model_copy(
+        update={"runtime": recipe.runtime.model_copy(update={"accumulate": facts["accumulate"] - 1})}
+    )
+    assert not plan(fewer, Asked("toy", images=1000))["fits"]
+
+
+def test_growing_images_cost_less() -> None:
+    sizes = {"progress.sizes": [[16, 16], [32, 32]], "optim.epochs": 2}
+    grown = choose("fastmim-vit-micro", {**sizes, "data.image_size": (32, 32)})
+    fixed = choose("fastmim-vit-micro", {"data.image_size": (32, 32), "optim.epochs": 2})
+    small, large = (anatomy(choose("fastmim-vit-micro", {"data.image_size": (n, n)})).training for n in (16, 32))
+    share = plan(grown, Asked("h100"))["hours"] / plan(fixed, Asked("h100"))["hours"]
+    assert share == pytest.approx(0.5 * (1 + small / large), rel=1e-2)
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match=r"no data sheet of 'h20'; did you mean h200\?"):
+        device("h20")
+    assert device("H200") is DEVICES["h200"]
+    recipe = choose("mae-vit-micro-cifar")
+    with pytest.raises(UserError, match="32 cannot be shared by 5 devices"):
+        plan(recipe, Asked("h200", gpus=5))
+    with pytest.raises(UserError, match="planned for one device"):
+        plan(recipe, Asked("cpu", gpus=2))
+    with pytest.raises(UserError, match="31 images are less than a batch of 32"):
+        plan(recipe, Asked("h200", images=31))
