@@ -1,5 +1,6 @@
 """Data flows one way, imports flow the other: each part imports only what stands to its left."""
 
+import resource
 import subprocess
 import sys
 
@@ -129,3 +130,15 @@ def test_import_remask_is_light() -> None:
 def test_import_cli_is_light() -> None:
     """`remask --help` prints before torch has been looked at."""
     assert not imported_by("import remask.cli") & {"torch", *HEAVY}
+
+
+@pytest.mark.skipif(not exists("remask.cli"), reason="no cli yet")
+def test_help_answers_within_a_second() -> None:
+    """The one test of a time: of the processor, the least of three, where .2 s is usual."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "remask", "--help"], check=True, capture_output=True, timeout=120)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 1
