@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(missed or any(record["failed"] for record in found.values()))
 
 
+def run(part: str) -> Iterable[Mapping[str, Any]]:
+    """The rows of a part, as they are found; nothing of the others is imported."""
+    return importlib.import_module(f"benchmarks.{part}").run()
+
+
 def measure(part: str, facts: dict[str, Any]) -> dict[str, Any]:
     """The record of one part: its rows, when and on what, how long it took, and why it ended early if it did."""
     began, rows, failed = time.perf_counter(), list[dict[str, Any]](), None
     try:
-        for row in importlib.import_module(f"benchmarks.{part}").run():
+        for row in run(part):
             rows.append(dict(row))
             print(results.line(row), flush=True)
     except Exception as error:
