@@ -121,7 +121,10 @@ def test_classes(tmp_path: Path) -> None:
                              "optim.epochs": 1, "optim.batch_size": 8}  # fmt: skip
     out = tmp_path / "run"
     assert "'c' is not among the training pictures" in refused(commands.finetune, given | {"data.val": str(val)}, out)
-    assert "of one class" in refused(commands.finetune, given | {"data.source": str(one)}, out)
+    assert "has no labels" in refused(commands.finetune, given | {"data.source": str(one)}, out)  # one folder is none
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{file} 0\n" for file in sorted((one / "a").iterdir())))
+    assert "of one class" in refused(commands.finetune, given | {"data.source": str(listed)}, out)
     run = commands.finetune(None, None, given, settings=SETTINGS, out=out, quiet=True)
     before = (run / "eval" / "finetune.json").read_text()
     with pytest.raises(UserError, match="c"):
@@ -132,7 +135,12 @@ def test_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "k", "words"),
-    [("few", 20, "neighbours"), ("one", 5, "one class"), ("photos", 5, "no labels"), ("train", 5, "not among")],
+    [
+        ("few", 20, "neighbours"),
+        ("one", 5, "no labels"),
+        ("photos", 5, "no labels"),
+        ("train", 5, "has no training image"),
+    ],
 )
 def test_probes(source: str, k: int, words: str, tmp_path: Path) -> None:
     sizes = {"few": {"a": 3, "b": 3}, "one": {"a": 12}, "train": {"a": 12, "b": 12}}
