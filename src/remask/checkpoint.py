@@ -43,7 +43,7 @@ class RunFolder:
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file."""
         path = self.path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(part, path)
