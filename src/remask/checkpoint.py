@@ -49,7 +49,7 @@ class RunFolder:
         if not self.writes:
             return
         path = self.path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(part, path)

@@ -104,6 +104,13 @@ class Watch:
         self.done = done
         self.screen.update(done, words)
 
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if self.screen is not None:
+            self.screen.say(line)
+        elif not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
     def over(self, batches: Iterable[T], total: int, title: str = "pictures") -> Iterator[T]:
         """The batches as they come, and how many of `total` pictures they were."""
         if self.screen is not None:

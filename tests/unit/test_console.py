@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from remask import console as module
-from remask.console import Bar, Lines, console
+from remask.console import Bar, Lines, Watch, console
 
 
 @pytest.fixture
@@ -70,3 +71,23 @@ def test_an_error_passes_through() -> None:
     for shown in (Lines(1, "run", quiet=True), Bar(1, "run")):
         with pytest.raises(KeyError), shown:
             raise KeyError
+
+
+def test_a_watch_shows_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own bar for a pass over pictures; within longer work, the words of that."""
+    batches = [SimpleNamespace(images=[0] * count) for count in (4, 2)]
+    with Watch("probe") as watch:
+        watch.say("first")
+        assert [len(batch.images) for batch in watch.over(batches, 6, "pass")] == [4, 2]
+        watch(1, 3, "fit")
+        list(watch.over(batches, 6, "pictures"))
+        watch(3, 3, "done")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["first", "pass 4/6"]
+    assert "pass 6/6" in lines
+    assert lines[-1] == "probe 3/3 | done"
+    quiet = Watch("probe", quiet=True)
+    quiet.say("nothing")
+    quiet(1, 1, "nothing")
+    list(quiet.over(batches, 6))
+    assert capsys.readouterr().err == ""

@@ -84,17 +84,17 @@ def _probed(
 ) -> tuple[str, dict[str, Any], str]:
     """The name of the file, its content, and a table for a person."""
     with Watch("probe", quiet) as watch:
-        return _watched(asked, seen, nets, source, test, quiet, part, watch)
+        return _watched(asked, seen, nets, source, test, part, watch)
 
 
 def _watched(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial,
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, part: Partial,
     watch: Watch,
 ) -> tuple[str, dict[str, Any], str]:  # fmt: skip
     """`_probed`, with a bar."""
     train = partial(_passed, watch, seen, source, "training pictures")
     val = partial(_passed, watch, seen, test, "test pictures")
-    say, k, seed = (None if quiet else print), asked.k, asked.seed
+    say, k, seed = watch.say, asked.k, asked.seed
     if asked.layers:
         layers = None if asked.layers == "all" else asked.layers
         result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
@@ -122,7 +122,7 @@ def _keep(seen: Subject, name: str, result: dict[str, Any], out: Path | None) ->
         return
     RunFolder(folder).write(f"eval/{name}.json", result)
     if name == "layers":
-        (folder / "pictures").mkdir(exist_ok=True)
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
         (folder / "pictures" / "layers.png").write_bytes(layers_figure(result))
     if seen.folder == folder:
         report(folder)
