@@ -5,6 +5,10 @@ from typing import Annotated
 
 import typer
 
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -32,9 +36,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="This machine: train the real batch too, compare.")
     ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
-    ] = None,
+    set_: Settings = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a recipe will take before it runs: memory, hours, disk.

@@ -162,11 +162,12 @@ def text(facts: dict[str, Any]) -> str:
     shared = f"{gpus} devices × " if gpus > 1 else ""
     advice = "does not fit; try --set runtime.accumulate=auto or --set runtime.checkpointing=true"
     batch = f"{shared}{facts['batch_per_device']} images, in {parts} part{'s' * (parts > 1)}"
+    where = "of a device" if facts["memory_of"] == "device" else "free here"
     lines = {
         "network": f"{size['total'] / 1e6:,.1f} M parameters, {size['backbone'] / 1e6:,.1f} M of them in the backbone",
         "work": f"{flops['forward']:,.2f} GFLOP an image forward, {flops['training']:,.2f} in training, all views",
         "batch": f"{facts['batch_size']} = {batch}{', blocks recomputed' * facts['checkpointing']}",
-        "memory": f"{_gib(memory['total'])} of {_gib(facts['available_mb'])} GiB of the {facts['memory_of']}: "
+        "memory": f"{_gib(memory['total'])} of {_gib(facts['available_mb'])} GiB {where}: "
         f"{'fits' if facts['fits'] else advice}",
         " ": _memory(memory),
         "speed": f"{facts['images_per_s']:,.0f} images/s{' a device' * (gpus > 1)}"
@@ -195,7 +196,8 @@ def _comparison(facts: dict[str, Any]) -> str:
         return ""
     return (
         f"{_gib(found['memory_mb'])} GiB, {found['images_per_s']:,.0f} images/s; predicted / measured: "
-        f"memory {found['memory_ratio']:.2f}, speed {found['speed_ratio']:.2f}"
+        f"memory {found['memory_ratio']:.2f}, speed {found['speed_ratio']:.2f}, "
+        f"processor time {found['cpu_seconds_ratio']:.2f}"
     )
 
 
