@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; say `make` for the list.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench lock clean
+.PHONY: help demo test lint format bench bench-gpu lock clean
 
 PYTHON ?= python3
 LOCK_FLAGS ?=
@@ -17,7 +17,7 @@ READY := $(VENV)/.remask-ready
 PEERS_READY := $(VENV)/.peers-ready
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 10
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
 
 demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR names the run folder)
 	$(BIN)/remask pretrain --recipe demo --out $(RUN)
@@ -36,8 +36,11 @@ format: $(READY) ## format, and repair what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(PEERS_READY) ## speed and memory, as ratios
+bench: $(PEERS_READY) ## speed and memory, as ratios beside others; writes docs/results/performance.*
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(READY) ## the step on one GPU; writes docs/results/performance-gpu.*
+	$(BIN)/python -m benchmarks.gpu
 
 lock: $(UV_READY) ## write requirements.lock anew (LOCK_FLAGS=--upgrade takes the newest versions)
 	$(BIN)/uv pip compile pyproject.toml --python $(BIN)/python --extra dev --extra data --extra teachers --extra dense \
