@@ -68,6 +68,8 @@ def start(given: argparse.Namespace) -> dict[str, Any]:
 
 def measured(given: argparse.Namespace, began: float) -> Iterator[dict[str, Any]]:
     """All rows, the most important first; one that fails is a row too."""
+    if not given.device.startswith("cuda"):
+        torch.set_num_threads(1)
     session = Session(torch.device(given.device), given.tiny, given.peak * 1e12)
     for what, part in parts(session, given.data):
         if time.perf_counter() - began > given.seconds:

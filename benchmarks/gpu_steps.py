@@ -57,7 +57,11 @@ class Session:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.cuda else torch.float32
+        return torch.float32 if self.tiny else torch.bfloat16
+
+    @property
+    def how(self) -> str:
+        return "toy sizes, fp32, traced" if self.tiny else "bf16, compiled"
 
     @property
     def backend(self) -> str:
@@ -166,7 +170,7 @@ def speed(session: Session, case: Case) -> Rows:
     said = ", ".join(
         f"{value:.1f} {key.replace('_per_', '/').replace('peak_gb', 'GB')}" for key, value in facts.items()
     )
-    what = f"{case.what}, batch {session.batch}, bf16, compiled"
+    what = f"{case.what}, batch {session.batch}, {session.how}"
     yield {
         "name": f"{what}: MFU ({said})",
         "ratio": 100 * rate * flops / session.peak,
@@ -214,7 +218,7 @@ def against(session: Session, case: Case) -> Rows:
         if found is None:
             batch //= 2
             session.clean()
-    name = f"{case.what}, batch {batch}, bf16: the textbook, eager, against ours"
+    name = f"{case.what}, batch {batch}, {session.how}: the textbook, eager, against ours"
     yield row(name, [theirs / own for theirs, own in found], case.faster)
 
 
