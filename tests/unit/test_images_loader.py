@@ -158,7 +158,7 @@ class Counting:
 def test_a_set_that_fits_is_decoded_once(workers: int, sizes: bool, tmp_path: Path) -> None:
     counting = Counting(Fake(40, sizes=sizes), tmp_path / "reads")
     loader = Loader(counting, CROP, 10, workers=workers, keep="ram")
-    fresh = Loader(Fake(40, sizes=sizes), CROP, 10, keep="off")
+    fresh = Loader(Fake(40, sizes=sizes), CROP, 10, keep="never")
     for epoch in range(2):
         assert same(list(loader.epoch(epoch)), list(fresh.epoch(epoch)))
     assert counting.numbers() == list(range(40))
@@ -195,7 +195,7 @@ def test_large_pictures_are_reduced_whatever_fits() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_several_crops_of_a_picture(workers: int) -> None:
     fake = Fake(24, broken=frozenset({5}))
-    loader = Loader(fake, CROP, 8, crops=4, keep="off", workers=workers)
+    loader = Loader(fake, CROP, 8, crops=4, keep="never", workers=workers)
     fake.reads.clear()
     epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
     assert len(loader) == 3

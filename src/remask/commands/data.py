@@ -49,8 +49,8 @@ def data_pack(
 def parse_form(kind: str, size: str, quality: int, channels: int) -> Form:
     """What `--format`, `--size` and the others ask for: 256 for the shorter side, 256x256 for all, 0 for any."""
     if "x" in size:
-        return Form(kind, None, image_size(size), quality, channels)
-    shorter = None if size == "0" else (image_size(size) or (0, 0))[0]
+        return Form(kind, None, image_size(size, "--size"), quality, channels)
+    shorter = None if size == "0" else (image_size(size, "--size") or (0, 0))[0]
     return Form(kind, shorter, None, quality, channels)
 
 

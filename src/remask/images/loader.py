@@ -109,7 +109,7 @@ class Loader:
             self._workers, self._pin = 0, False
             pictures, cut = _on_device(decoded, transform, device, keep, workers)
         else:
-            cut, budget = OneByOne(transform), {"off": 0, "ram": half_of_memory_mb()}.get(keep, cache_mb)
+            cut, budget = OneByOne(transform), {"never": 0, "ram": half_of_memory_mb()}.get(keep, cache_mb)
             pictures = Pictures(
                 source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram"
             )

@@ -16,7 +16,7 @@ from remask.images.decoding import LARGE, BadImage, Reduction, decode
 from remask.images.sources import Source
 from remask.types import UserError
 
-Keep = Literal["auto", "off", "ram", "device"]
+Keep = Literal["auto", "never", "ram", "device"]
 """Where decoded pictures are kept: in memory if that is little, nowhere, in memory or else fail, on the device."""
 
 

@@ -63,7 +63,7 @@ class DataSection(Section):
     crops: int = Field(
         default=1, ge=1, description="Crops of a decoded picture; they count as pictures of batch and epoch."
     )
-    keep: Literal["auto", "off", "ram", "device"] = Field(
+    keep: Literal["auto", "never", "ram", "device"] = Field(
         default="auto", description="Keep decoded pictures: if 1 GB holds them, never, in memory, on the device."
     )
     decode: Literal["cpu", "cuda"] = Field(

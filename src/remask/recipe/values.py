@@ -58,12 +58,12 @@ def _size(value: Any) -> Any:
     raise ValueError(f'must be pixels as in 224, [96, 160] or "96x160" (height, width), not {value}')
 
 
-def image_size(text: str | None) -> tuple[int, int] | None:
+def image_size(text: str | None, flag: str = "--image-size") -> tuple[int, int] | None:
     """What `--image-size` says, (height, width); None where it says nothing. Raises UserError."""
     try:
         return _size(text) if text is not None else None
     except ValueError as error:
-        raise UserError(f"--image-size {error}") from None
+        raise UserError(f"{flag} {error}") from None
 
 
 def _device(value: str) -> str:
