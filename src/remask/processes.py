@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from remask.types import UserError
 
@@ -120,7 +121,11 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield world
         return
     cuda = torch.cuda.is_available() and device.split(":")[0] in ("auto", "cuda")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", rank=world.rank, world_size=world.size)
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps one store over its restarts: without a prefix, the addresses of the dead would be found in it.
+    start = f"remask/start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
     yield world
     world.wait()
     dist.destroy_process_group()  # not after an error: it could wait for those that are gone
