@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.hog import plain_target
+from benchmarks.hog import textbook
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
 from remask.heads import Decoder, Projector
@@ -94,7 +94,7 @@ def ordered(views: Views) -> Order:
 
 def target_of(target: Target, images: Prepared) -> Tensor:
     """Of every token of an image: HOG in its plain form, pixels of the normalised image."""
-    return plain_target(target, images.raw) if isinstance(target, Hog) else target(images.pixels, None)
+    return textbook(target, images.raw) if isinstance(target, Hog) else target(images.pixels, None)
 
 
 def taken(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -215,8 +215,8 @@ def test_bags_of_rows_equal_the_plain_form(flavour: Flavour, cell: int, bins: in
             ours = target.histogram(pixels)
             torch.testing.assert_close(ours, dense, atol=1e-5 * max(1, float(dense.max())), rtol=1e-6)
         if norm != "none" and images.shape[-1] % cell == 0:
-            normed = F.normalize(dense, dim=2) if norm == "l2" else dense
-            normed = F.layer_norm(dense.movedim(2, -1), (bins,)).movedim(-1, 2) if norm == "layer" else normed
+            cells = dense.movedim(2, -1)
+            normed = F.normalize(cells, dim=-1) if norm == "l2" else F.layer_norm(cells, (bins,))
             torch.testing.assert_close(target(images), target._tokens(normed), atol=1e-5, rtol=0)
 
 

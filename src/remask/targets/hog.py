@@ -16,7 +16,7 @@ one number per pixel, and no angle or root is taken of it. See docs/decisions/00
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,27 +91,30 @@ class Hog(nn.Module):
     @torch.no_grad()
     def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "B N P"]:
         exact = images.dtype == torch.uint8
-        histogram = self.histogram(images if exact else pixel_values(images, self.mean, self.std))
+        cells = self._summed(images if exact else pixel_values(images, self.mean, self.std))
         if self.norm == "l2":  # fp32 also under autocast, which lowers none of these ops
-            histogram = F.normalize(histogram, dim=2)
+            cells = F.normalize(cells, dim=-1)
         elif self.norm == "layer":
-            histogram = F.layer_norm(histogram.movedim(2, -1), (self.bins,)).movedim(-1, 2)
-        return self._tokens(histogram)
+            cells = F.layer_norm(cells, (self.bins,))
+        return self._tokens(cells)
 
     def histogram(self, pixels: Num[Tensor, "B C H W"]) -> Float[Tensor, "B C bins h w"]:
         """Magnitude per orientation bin of each cell and channel, h = H / cell, w = W / cell; not normalised.
 
         pixels   values 0..255, as uint8 or float
         """
+        return self._summed(pixels).movedim(-1, 2)
+
+    def _summed(self, pixels: Num[Tensor, "B C H W"]) -> Float[Tensor, "B C h w bins"]:
         b, c, h, w = pixels.shape
         if self.rows is not None and pixels.dtype == torch.uint8:
-            sums = F.embedding_bag(self._cells(gradient_index(pixels, self.flavour)), self.rows, mode="sum")
+            sums = F.embedding_bag(gradient_cells(pixels, self.flavour, self.cell), self.rows, mode="sum")
         else:
             bins, magnitude = self._measured(pixels)
             if self.window is not None:
                 magnitude = magnitude * self._tiled((h, w), len(magnitude))
             sums = F.embedding_bag(bins, self.bank, mode="sum", per_sample_weights=magnitude)
-        cells = sums.view(b, c, h // self.cell, w // self.cell, self.bins).movedim(-1, 2)
+        cells = sums.view(b, c, h // self.cell, w // self.cell, self.bins)
         return cells / self.cell**2 if self.flavour == "central" else cells
 
     def _measured(
@@ -119,32 +122,25 @@ class Hog(nn.Module):
     ) -> tuple[Int[Tensor, "cells pixels"], Float[Tensor, "cells pixels"]]:
         """Row of the bank and magnitude of each pixel: looked up for 8-bit pixels, computed for others."""
         if self.codes is not None and self.lengths is not None and pixels.dtype == torch.uint8:
-            index = self._cells(gradient_index(pixels, self.flavour))
+            index = gradient_cells(pixels, self.flavour, self.cell)
             flat = index.flatten()
             return self.codes.index_select(0, flat).view_as(index), self.lengths.index_select(0, flat).view_as(index)
-        down, right = (self._cells(part) for part in gradient(pixels, self.flavour))
+        down, right = (in_cells(part, self.cell) for part in gradient(pixels, self.flavour))
         return orientation(down, right, self.flavour, self.bins), length(down, right)
-
-    def _cells(self, x: Num[Tensor, "B C H W"]) -> Num[Tensor, "cells pixels"]:
-        """One row of pixels per whole cell, cells in raster order; what no cell holds is left out."""
-        rows, cols = x.shape[-2] // self.cell, x.shape[-1] // self.cell
-        x = x[..., : rows * self.cell, : cols * self.cell]
-        x = x.unflatten(-1, (cols, self.cell)).unflatten(-3, (rows, self.cell))
-        return x.transpose(-3, -2).flatten(-2).flatten(0, -2)
 
     def _tiled(self, size: Size, count: int) -> Float[Tensor, "cells pixels"]:
         """The Gaussian over the image, in cells, for each of the images and channels that `count` cells are."""
         assert self.window is not None
         tiled = self.window.repeat(*(-(-side // WINDOW) for side in size))[: size[0], : size[1]]
-        weights = self._cells(tiled[None, None])
+        weights = in_cells(tiled[None, None], self.cell)
         return weights.repeat(count // weights.shape[0], 1)
 
-    def _tokens(self, histogram: Float[Tensor, "B C bins h w"]) -> Float[Tensor, "B N P"]:
+    def _tokens(self, cells: Float[Tensor, "B C h w bins"]) -> Float[Tensor, "B N P"]:
         """Cells to the tokens they lie in, in the order of the flavour's official code."""
         a, z = self.patch[0] // self.cell, self.patch[1] // self.cell
-        b, c, bins, h, w = histogram.shape
-        tokens = histogram.reshape(b, c, bins, h // a, a, w // z, z)
-        order = (0, 3, 5, 4, 6, 2, 1) if self.flavour == "central" else (0, 3, 5, 1, 2, 4, 6)
+        b, c, h, w, bins = cells.shape
+        tokens = cells.reshape(b, c, h // a, a, w // z, z, bins)
+        order = (0, 2, 4, 3, 5, 6, 1) if self.flavour == "central" else (0, 2, 4, 1, 6, 3, 5)
         return tokens.permute(order).reshape(b, (h // a) * (w // z), self.width)
 
     def describe(self) -> str:
@@ -204,10 +200,45 @@ def bin_rows(bins: int) -> Float[Tensor, "rows bins"]:
     return torch.eye(bins).repeat(3, 1)[: 2 * bins + 1]
 
 
+def in_cells(x: Num[Tensor, "B C H W"], cell: int) -> Num[Tensor, "cells pixels"]:
+    """One row of pixels per whole cell, cells in raster order; what no cell holds is left out."""
+    return blocks(x, cell).flatten(-2).flatten(0, -2)
+
+
+def blocks(x: Num[Tensor, "B C H W"], cell: int) -> Num[Tensor, "B C h w cell cell"]:
+    """The whole cells, a view."""
+    rows, cols = x.shape[-2] // cell, x.shape[-1] // cell
+    x = x[..., : rows * cell, : cols * cell].unflatten(-1, (cols, cell)).unflatten(-3, (rows, cell))
+    return x.transpose(-3, -2)
+
+
 def gradient_index(pixels: UInt8[Tensor, "B C H W"], flavour: Flavour) -> Int[Tensor, "B C H W"]:
     """Entry of `gradient_table` for each pixel: |(2 · reach + 1) · down + right|, one of two opposite directions."""
     down, right = gradient(pixels.to(torch.int16), flavour)
-    return (down.to(torch.int32) * (2 * REACH[flavour] + 1) + right).abs()
+    return down.to(torch.int32).mul_(2 * REACH[flavour] + 1).add_(right).abs_()
+
+
+def gradient_cells(pixels: UInt8[Tensor, "B C H W"], flavour: Flavour, cell: int) -> Int[Tensor, "cells pixels"]:
+    """The same, a row for each cell. On a CPU it is one operation to the compiler, whose own loops take 7 times as
+    long over integers with a border."""
+    if pixels.device.type == "cpu":
+        return _gradient_cells_cpu(pixels, flavour, cell)
+    return in_cells(gradient_index(pixels, flavour), cell)
+
+
+@torch.library.custom_op("remask::gradient_cells", mutates_args=(), device_types="cpu")
+def _gradient_cells_cpu(pixels: Tensor, flavour: str, cell: int) -> Tensor:
+    b, c, h, w = pixels.shape
+    cells = pixels.new_empty((b, c, h // cell, w // cell, cell, cell), dtype=torch.int32)
+    for part, its in zip(pixels.split(2), cells.split(2), strict=True):  # few, so that all between stays in the cache
+        its.copy_(blocks(gradient_index(part, cast(Flavour, flavour)), cell))
+    return cells.view(-1, cell * cell)
+
+
+@_gradient_cells_cpu.register_fake
+def _(pixels: Tensor, flavour: str, cell: int) -> Tensor:
+    b, c, h, w = pixels.shape
+    return pixels.new_empty((b * c * (h // cell) * (w // cell), cell * cell), dtype=torch.int32)
 
 
 def gradient_table(flavour: Flavour, bins: int) -> tuple[Int[Tensor, "entries"], Float[Tensor, "entries"]]:
