@@ -133,7 +133,7 @@ def decoded_each_time() -> Iterator[dict[str, object]]:
     """Whole JPEGs, at two sizes of crops and of photographs."""
     for size, shape, bar in CASES:
         source = jpegs(shape)
-        ways = {f"loader {size} px of {shape[1]}×{shape[0]}": (ours(size, source, reduced=True), bar)}
+        ways = {f"loader {size} px of {shape[1]}×{shape[0]}, data.reduced": (ours(size, source, reduced=True), bar)}
         yield from compared(theirs(size, source), ways, len(source))
 
 

@@ -66,6 +66,7 @@ def test_without_cuda_the_cpu_decodes(tmp_path: Path, capsys: pytest.CaptureFixt
         (["data.crops=3"], "data.crops 3 does not divide optim.batch_size"),
         (["data.keep=disk"], "data.keep"),
         (["data.decode=cuda", "data.keep=device"], "keeps no pictures"),
+        (["data.reduced=true", "data.keep=ram"], "keeps no pictures"),
     ],
 )
 def test_keys_that_do_not_fit(settings: list[str], line: str):

@@ -92,6 +92,37 @@ def test_jpeg_cut_anywhere_is_refused_or_equals_pillow(progressive: bool) -> Non
             assert np.array_equal(hwc(decode(cut)), right)
 
 
+@pytest.mark.parametrize("simplejpeg", [True, False])
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_at_reduced_scale(by: int, simplejpeg: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's pixels with either library, near the mean of the pixels that each one stands for."""
+    if not simplejpeg:
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    picture = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((250, 180))
+    for mode, channels in (("RGB", 3), ("L", 3), ("RGB", 1)):
+        data = encoded(picture.convert(mode), "JPEG", quality=95)
+        right = Image.open(io.BytesIO(data))
+        right.draft(None, (right.width // by, right.height // by))
+        small = decode(data, channels, reduction=lambda rows, columns: by)
+        assert small.shape == (channels, -(-180 // by), -(-250 // by))
+        assert np.array_equal(hwc(small).squeeze(), np.asarray(right.convert("RGB" if channels == 3 else "L")))
+        inside = decode(data, channels)[:, : 180 // by * by, : 250 // by * by].float()
+        means = torch.nn.functional.avg_pool2d(inside, by)
+        assert (small[:, : 180 // by, : 250 // by] - means).abs().mean() < 1
+
+
+def test_reduced_scale_is_not_for_what_is_turned_or_broken() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(PIXELS), "JPEG", exif=exif)
+    assert torch.equal(decode(data, reduction=lambda rows, columns: 2), decode(data))
+    exif[0x0112] = 1
+    data = encoded(Image.fromarray(PIXELS), "JPEG", exif=exif)
+    assert decode(data, reduction=lambda rows, columns: 2).shape == (3, 10, 15)
+    with pytest.raises(BadImage):
+        decode(data[:-200], reduction=lambda rows, columns: 2)
+
+
 def test_sixteen_bits_are_shifted() -> None:
     deep = RNG.integers(0, 65536, (9, 7), dtype=np.uint16)
     for kind in ("PNG", "TIFF"):

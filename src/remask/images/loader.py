@@ -54,7 +54,8 @@ class Loader:
     channels, min_side   see `Pictures`
     max_bad      share of pictures that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
                  that a small folder is not lost for one of them, unless the share is 0
-    reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives
+    reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives.
+                 Where crops are random nothing is kept then
     skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
     pin          page-locked memory, for copies to a GPU that do not wait
     part         of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
@@ -101,6 +102,7 @@ class Loader:
         self._crops, cropped = crops, isinstance(transform, RandomCropFlip)
         pictures: Numbered
         cut: Cut
+        scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
         decoded = Pictures(source, channels=channels, min_side=min_side, cache_mb=0)
         if keep == "auto" and cropped and not (reduced or on_device) and fits(decoded, device, cache_mb):
             keep = "device"
@@ -109,10 +111,10 @@ class Loader:
             pictures, cut = _on_device(decoded, transform, device, keep, workers)
         else:
             cut, budget = OneByOne(transform), {"never": 0, "ram": half_of_memory_mb()}.get(keep, cache_mb)
+            budget = 0 if scaled else budget
             pictures = Pictures(
                 source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram"
             )
-        scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
         self._maker = Maker(pictures, cut, seed, skip=skip, allowed=self._allowed, crops=crops, reduced=scaled)
 
     def __len__(self) -> int:

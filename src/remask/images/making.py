@@ -63,7 +63,7 @@ class Maker(Dataset[Made]):
     skip      leave unusable pictures out; otherwise the next usable one, by number, takes the place
     allowed   unusable pictures beyond which it gives up
     crops     positions in a row that belong to one picture
-    reduced   a crop that says by how much a large JPEG may be decoded smaller
+    reduced   a crop that says by how much a JPEG may be decoded smaller
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from remask.images.decoding import LARGE, BadImage, Reduction, decode
+from remask.images.decoding import BadImage, Reduction, decode
 from remask.images.sources import Source
 from remask.types import UserError
 
@@ -46,8 +46,7 @@ class Pictures:
         if must and samples and isinstance(self._cache, _Nothing):
             raise UserError(_no_room(source.name, expected, cache_mb << 20))
         for i, image in samples.items():
-            if image[0].numel() < LARGE:  # a larger one may be wanted at a reduced scale
-                self._cache.put(i, image)
+            self._cache.put(i, image)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -64,19 +63,14 @@ class Pictures:
         """These are wanted next: nothing to prepare here."""
 
     def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
-        """`reduction` says by how much a large JPEG may be smaller. Those are not kept, so that what a picture looks
-        like does not depend on what fits."""
+        """`reduction` says by how much a JPEG may be smaller; what was decoded so is not kept."""
+        if reduction:
+            return self._load(i, reduction)[0]
         kept = self._cache.get(i)
         if kept is not None:
             return kept
-        asked = list[int]()
-
-        def noted(rows: int, columns: int) -> int:
-            asked.append(rows)
-            return reduction(rows, columns) if reduction else 1
-
-        image, encoded = self._load(i, noted if reduction else None)
-        if encoded and not asked:  # arrays lie in memory already
+        image, encoded = self._load(i)
+        if encoded:  # arrays lie in memory already
             self._cache.put(i, image)
         return image
 

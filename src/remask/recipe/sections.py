@@ -58,7 +58,8 @@ class DataSection(Section):
     crop_ratio: Range = Field(default=(3 / 4, 4 / 3), description="Width / height of a random crop.")
     flip: bool = Field(default=True, description="Mirror half of the crops left to right.")
     reduced: bool = Field(
-        default=False, description="Decode a JPEG no larger than its crop needs: faster, other pixels by a few levels."
+        default=False,
+        description="Decode a JPEG no larger than its crop needs, and keep none: faster, other pixels by a few levels.",
     )
     crops: int = Field(
         default=1, ge=1, description="Crops of a decoded picture; they count as pictures of batch and epoch."
@@ -91,6 +92,10 @@ class DataSection(Section):
                 )
         if self.decode == "cuda" and self.keep in ("ram", "device"):
             raise ValueError(f'data.decode "cuda" keeps no pictures: leave it out, or data.keep "{self.keep}"')
+        if self.reduced and self.keep == "ram":
+            raise ValueError(
+                'data.reduced decodes for each crop anew and keeps no pictures: leave it out, or data.keep "ram"'
+            )
         if self.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale {list(self.crop_scale)}: a crop cannot be larger than the picture, 1.0")
         return self

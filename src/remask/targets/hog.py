@@ -235,10 +235,12 @@ def _gradient_cells_cpu(pixels: Tensor, flavour: str, cell: int) -> Tensor:
     return cells.view(-1, cell * cell)
 
 
-@_gradient_cells_cpu.register_fake
-def _(pixels: Tensor, flavour: str, cell: int) -> Tensor:
+def _empty_cells(pixels: Tensor, flavour: str, cell: int) -> Tensor:
     b, c, h, w = pixels.shape
     return pixels.new_empty((b * c * (h // cell) * (w // cell), cell * cell), dtype=torch.int32)
+
+
+_gradient_cells_cpu.register_fake(_empty_cells)  # the shape, for the compiler and the meta device
 
 
 def gradient_table(flavour: Flavour, bins: int) -> tuple[Int[Tensor, "entries"], Float[Tensor, "entries"]]:
