@@ -240,7 +240,7 @@ def _empty_cells(pixels: Tensor, flavour: str, cell: int) -> Tensor:
     return pixels.new_empty((b * c * (h // cell) * (w // cell), cell * cell), dtype=torch.int32)
 
 
-_gradient_cells_cpu.register_fake(_empty_cells)  # the shape, for the compiler and the meta device
+_gradient_cells_cpu.register_fake(_empty_cells)  # the shape, for the compiler
 
 
 def gradient_table(flavour: Flavour, bins: int) -> tuple[Int[Tensor, "entries"], Float[Tensor, "entries"]]:
