@@ -44,14 +44,14 @@ class RunFolder:
             raise UserError(f"{path} is no run: it holds no recipe.toml; give the folder that --out named")
         return cls(path)
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Replace a JSON file."""
+    def write(self, name: str, content: Mapping[str, Any] | list[Any]) -> None:
+        """Replace a JSON file. A list has no line breaks: it may be long."""
         if not self.writes:
             return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(json.dumps(content, indent=None if isinstance(content, list) else 2) + "\n")
         os.replace(part, path)
 
     def read(self, name: str) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Task(NamedTuple):
     model     a Classifier, Segmenter or Detector
     train     batches of labelled pictures; None where a run is only tested
     pictures  of an epoch
-    test      (model, watch) -> the content of eval/TASK.json, with `headline` among its keys; `watch` shows progress
+    test      (model, watch) -> the content of eval/TASK.json, with `headline` among its keys; `watch` shows progress.
+              What it has under "files" becomes files of those names beside it
     show      (model, folder) -> pictures for a person, written into the folder
     gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
@@ -74,6 +75,8 @@ def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, q
     """Test what was learned, write eval/TASK.json and pictures."""
     tested = learned(model).eval()
     result = task.test(tested, Watch("test", quiet))
+    for name, content in result.pop("files", {}).items():
+        run.write(f"eval/{name}", content)
     result["cost"] = run.read("cost.json")
     run.write(f"eval/{recipe.task}.json", result)
     folder = run.path / "pictures"

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from remask import commands
+from remask.evaluation.average_precision import average_precision
 from remask.tasks.export import load_export
 from remask.types import UserError
 
@@ -104,6 +105,11 @@ def test_detect(
     found = json.loads((run / "eval" / "detect.json").read_text())
     assert {"bbox", "segm"} <= set(found)
     assert 0 <= found["AP"] <= 100
+    results = json.loads((run / "eval" / "detections.json").read_text())
+    assert len(results) == found["detections"] > 0
+    assert average_precision(json.loads((sets[1] / "boxes.json").read_text()), results)["bbox"] == {
+        key: value for key, value in found["bbox"].items() if key != "per_class"
+    }
     assert Image.open(run / "pictures" / "detections.png").size[0] > 300
     assert commands.evaluate(run, quiet=True)["AP"] == pytest.approx(found["AP"])
     exported(run, tmp_path, monkeypatch, capsys, "found; masks inside the boxes: True")

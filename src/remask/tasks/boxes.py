@@ -50,7 +50,8 @@ def build_detect(
         )
         protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}
         flat = {"AP": 100 * found["bbox"]["AP"], "AP50": 100 * found["bbox"]["AP50"], **found}
-        return flat | {"images": len(val), "detections": len(results), "protocol": protocol | {"seed": recipe.seed}}
+        flat |= {"images": len(val), "detections": len(results), "files": {"detections.json": results}}
+        return flat | {"protocol": protocol | {"seed": recipe.seed}}
 
     def show(tested: Detector, folder: Path) -> None:
         drawings, fit = [], Fit(size)
