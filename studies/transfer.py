@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 EPOCHS = {0.0: 24, 0.1: 20, 1.0: 4}
-SEEDS = {0.0: (0,), 0.1: (0, 1, 2), 1.0: (0,)}
+SEEDS = {0.0: (0,), 0.1: (0, 1, 2), 1.0: (0, 1, 2)}
 ROWS = [Row(share, scratch, seed) for share in SEEDS for seed in SEEDS[share] for scratch in (False, True)]
 
 

@@ -67,7 +67,7 @@ class Forecast(NamedTuple):
 
 def forecast(recipe: Recipe, batch: int, gflops: float) -> Forecast:
     """Rehearse two batches below `batch`, the larger of at most WORK; `gflops` are those of training an image."""
-    large = max(2, min(batch // 3, round(WORK / max(gflops, 1e-9)), 128))
+    large = max(2, min(batch // 2, round(WORK / max(gflops, 1e-9)), 256))
     small = max(1, large // 3)
     data = recipe.data
     pixels = data.channels * data.image_size[0] * data.image_size[1] / 2**20
