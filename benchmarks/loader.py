@@ -24,7 +24,7 @@ from remask.images import Loader, RandomCropFlip, Source, decode, open_source
 from remask.images.packing import Form, pack
 from remask.images.pictures import Pictures
 
-ROUNDS = 9
+ROUNDS = 7
 CASES = ((224, (375, 500), 2.0), (128, (375, 500), 2.4), (128, (2250, 3000), 2.4))
 """Pixels of a crop and of the photographs, and the bar. The large ones are decoded no larger than their crop needs."""
 
