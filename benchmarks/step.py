@@ -20,7 +20,7 @@ from remask.runtime import generator, keep_freed_memory
 Settings = dict[str, object]
 Rows = Iterator[dict[str, object]]
 
-ROUNDS = 5
+ROUNDS = 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDOM: Settings = {"masking.pattern": "random", "masking.cell": 1, "masking.ratio": 0.75}
 FLOPS: list[tuple[str, Settings, float]] = [

@@ -36,7 +36,7 @@ def test_for_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     code, facts = said(["plan", "--recipe", "mae-vit-micro-cifar", *small, "--json"], monkeypatch, capsys)
     assert code == 0
     found = json.loads(facts)
-    assert [done["batch"] for done in found["rehearsed"]] == [1, 4]
+    assert [done["batch"] for done in found["rehearsed"]] == [2, 6]
     assert found["memory_mb"]["total"] > 100
     assert found["images_per_s"] > 0
     assert found["gpus"] == found["gpu_hours"] == 0
