@@ -26,7 +26,7 @@ from remask.images.pictures import Pictures
 
 ROUNDS = 7
 CASES = ((224, (375, 500), 2.0), (128, (375, 500), 2.4), (128, (2250, 3000), 2.4))
-"""Pixels of a crop and of the photographs, and the bar. The large ones are decoded no larger than their crop needs."""
+"""Pixels of a crop and of the photographs, and the bar. They are decoded no larger than their crop needs."""
 
 CROPS, BATCH = 4, 8
 Work = Callable[[int], object]

@@ -93,7 +93,7 @@ def ordered(views: Views) -> Order:
 
 
 def target_of(target: Target, images: Prepared) -> Tensor:
-    """Of every token of an image: HOG in its plain form, pixels of the normalised image."""
+    """Of every token of an image: HOG in the form of its code, pixels of the normalised image."""
     return textbook(target, images.raw) if isinstance(target, Hog) else target(images.pixels, None)
 
 

@@ -7,6 +7,7 @@ is the special case in which every exchange returns what it was given.
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -150,18 +151,24 @@ def ended(code: int) -> tuple[bool, int]:
     """Whether this process, which ends with `code`, is to say why, and the code to end with: those of the first one.
 
     Before they have joined, all find the same fault, and rank 0 says it. After that the first to fail says why; the
-    others fail because it is gone. One that is gone without a word is waited for no longer than a second.
+    others fail because it is gone. All end together, or torchrun would end the slower ones, with a code of its own; one
+    that is gone without a word is waited for no longer than a second.
     """
     world = World.here()
     if world.alone:
         return True, code
     if not dist.is_initialized():
         return world.main, code
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from torchrun, which sees another gone: this one ends by itself
     if code == 1:  # perhaps only because another has failed, which says so about now
         time.sleep(1)
     own = f"{world.rank}:{code}"
     try:
-        said = dist.distributed_c10d._get_default_store().compare_set("remask/ended", "", own).decode()
+        store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + 1
+        said = store.compare_set("remask/ended", "", own).decode()
+        store.add("remask/ending", 1)
+        while store.add("remask/ending", 0) < world.size and time.monotonic() < until:
+            time.sleep(0.02)
     except RuntimeError:  # the machine that kept the store is gone
         said = own
     return said == own, int(said.partition(":")[2])

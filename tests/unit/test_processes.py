@@ -1,5 +1,6 @@
 """processes.py: who is who, shares, and one process as the special case. What several exchange is in tests/e2e."""
 
+import signal
 import subprocess
 import sys
 
@@ -70,7 +71,10 @@ def test_after_that_the_first_to_fail_speaks_and_all_end_with_its_code(launched:
     launched.setattr(torch.distributed, "is_initialized", lambda: True)
     launched.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
     launched.setattr(processes.time, "sleep", lambda seconds: None)
+    handlers = dict[int, object]()
+    launched.setattr(processes.signal, "signal", handlers.__setitem__)  # of a process that ends, not of this one
     assert ended(2) == (True, 2)
+    assert handlers == {signal.SIGTERM: signal.SIG_IGN}
     launched.setenv("RANK", "0")
     assert ended(1) == (False, 2)
 

@@ -110,8 +110,8 @@ class Loader:
             self._workers, self._pin = 0, False
             pictures, cut = _on_device(decoded, transform, device, keep, workers)
         else:
-            cut, budget = OneByOne(transform), {"never": 0, "ram": half_of_memory_mb()}.get(keep, cache_mb)
-            budget = 0 if scaled else budget
+            budgets = {"never": 0, "ram": half_of_memory_mb()}
+            cut, budget = OneByOne(transform), 0 if scaled else budgets.get(keep, cache_mb)
             pictures = Pictures(
                 source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram"
             )
