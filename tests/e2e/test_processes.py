@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -21,13 +23,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def torchrun(*arguments: str | Path, restarts: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine, one thread each."""
+    """Two processes on this machine, one thread each; one that crashes says where."""
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment}
     return subprocess.run(
         [sys.executable, "-m", *launch, *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True,
-        timeout=600, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
+
+
+CRASHED = re.compile(r"exitcode *: *-(6|7|8|11) ")
+"""Twice in about a hundred runs of two processes one died in compiled code, by SIGABRT and by SIGSEGV. remask has none
+of its own; neither valgrind nor hundreds of trainings beside one another showed why. Such a run is made once more, and
+what it said becomes a warning: where every thread was."""
 
 
 def curve(run: Path) -> dict[int, tuple[float, float, float]]:
@@ -53,9 +61,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(41):
         coarse = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((24, 20)).save(folder / "pictures" / f"{i:02d}.png")
-    train(recipe(folder / "pictures"), folder / "one", True, True)
     done = torchrun("tests.e2e.together", "equal", folder / "pictures", folder)
+    if CRASHED.search(done.stderr):
+        warnings.warn(f"a process crashed, so the runs are made anew:\n{done.stderr}", stacklevel=1)
+        for name in ("ddp", "fsdp", "begun", "changed"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        done = torchrun("tests.e2e.together", "equal", folder / "pictures", folder)
     assert done.returncode == 0, done.stderr
+    train(recipe(folder / "pictures"), folder / "one", True, True)
     return folder
 
 
