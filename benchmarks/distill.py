@@ -32,7 +32,7 @@ from remask.optim import adamw, parameter_groups
 from remask.runtime import generator, keep_freed_memory
 from remask.targets import Encoded, Pixels
 
-ROUNDS = 4
+ROUNDS = 3
 ROWS = ("MAE", "DMAE", "MOMA, one teacher", "MOMA, two teachers")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from remask.build import build_method, gflops_per_image, parameters
+from remask.build import build_loader, build_method, gflops_per_image, parameters
 from remask.commands.plan import IMAGENET, Asked, plan, text
+from remask.images import open_source
 from remask.planning import DEVICES, Forecast, Rehearsed, anatomy, device, held
 from remask.planning import parts as parts_module
 from remask.planning.anatomy import Live
+from remask.planning.rehearsal import kept_mb
 from remask.planning.steps import rehearsed
 from remask.recipe import Recipe, choose
 from remask.runtime import Runtime
@@ -124,6 +127,20 @@ def test_noise_does_not_make_large_batches_free_or_dear() -> None:
     assert fast.seconds(60) == pytest.approx(4 + 30 * each / 2)
     slow = LINE._replace(small=LINE.small._replace(seconds=0.1))
     assert slow.seconds(60) == pytest.approx(4 + 30 * each * 1.1)
+
+
+def test_kept_pictures_come_on_top(tmp_path: Path) -> None:
+    for number in range(16):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    asked = {"data.source": str(tmp_path), "runtime.device": "cpu", "optim.batch_size": 4}
+    recipe = choose("mae-vit-micro-cifar", asked)
+    loader = build_loader(recipe, open_source(str(tmp_path)), Runtime(torch.device("cpu")), build_method(recipe))
+    list(loader.epoch(0))
+    kept = loader._maker._pictures._cache._kept.values()  # type: ignore[attr-defined]
+    assert kept_mb(recipe) == sum(picture.nbytes for picture in kept) / 2**20 == 16 * 30 * 40 * 3 / 2**20
+    for none in ({"data.keep": "never"}, {"data.reduced": True}, {"data.source": None}, {"data.source": "digits"}):
+        assert kept_mb(choose("mae-vit-micro-cifar", {**asked, **none})) == 0, none
+    assert LINE._replace(kept_mb=50).memory_mb(100, parts=4) == LINE.memory_mb(100, parts=4) + 50
 
 
 def test_steps_are_those_of_a_real_run(tmp_path: Path) -> None:

@@ -109,7 +109,10 @@ def _here(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[st
     gpu = runtime.device.type == "cuda"
     facts = {
         "device": runtime.describe(), "memory_of": "device" if gpu else "process", "accumulate": parts,
-        "memory_mb": {"per_image": round(expected.mb_per_image, 4), "total": round(total, 1)},
+        "memory_mb": {
+            "per_image": round(expected.mb_per_image, 4), "pictures": round(expected.kept_mb, 1),
+            "total": round(total, 1),
+        },
         "available_mb": round(room, 1), "fits": total <= SHARE * room,
         "images_per_s": round(batch / expected.seconds(batch, parts), 2),
         "rehearsed": [expected.small._asdict(), expected.large._asdict()],
@@ -120,7 +123,7 @@ def _here(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[st
 
 
 def _measured(recipe: Recipe, batch: int, parts: int, expected: Forecast) -> dict[str, float]:
-    found = rehearse(recipe, batch, parts)
+    found, expected = rehearse(recipe, batch, parts), expected._replace(kept_mb=0.0)  # too few steps to keep them all
     return {
         "memory_mb": round(found.peak_mb, 1),
         "images_per_s": round(batch / found.seconds, 2),
@@ -186,7 +189,8 @@ def text(facts: dict[str, Any]) -> str:
 
 def _memory(memory: dict[str, float]) -> str:
     if "weights" not in memory:
-        return f"{memory['per_image']:.2f} MiB for each image of a part"
+        kept = f" · {_gib(memory['pictures'])} GiB of decoded pictures, kept" if memory["pictures"] else ""
+        return f"{memory['per_image']:.2f} MiB for each image of a part{kept}"
     names = {"rest": "gradients and transient tensors", "optimizer": "AdamW", "activations": "kept for backward"}
     return " · ".join(f"{_gib(mb)} {names.get(name, name)}" for name, mb in memory.items() if name != "total")
 

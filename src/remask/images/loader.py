@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from remask.images.device import DecodedThere, Held, OnDevice, fits
 from remask.images.making import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, mix, quiet
-from remask.images.pictures import Keep, Pictures, half_of_memory_mb
+from remask.images.pictures import KEPT_MB, Keep, Pictures, half_of_memory_mb
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip, Transform
 from remask.types import UserError
@@ -84,7 +84,7 @@ class Loader:
         reduced: bool = False,
         skip: bool = False,
         pin: bool = False,
-        cache_mb: int = 1024,
+        cache_mb: int = KEPT_MB,
         part: Callable[[int], slice] | None = None,
         crops: int = 1,
         keep: Keep = "auto",

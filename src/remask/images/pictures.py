@@ -20,6 +20,10 @@ Keep = Literal["auto", "never", "ram", "device"]
 """Where decoded pictures are kept: in memory if that is little, nowhere, in memory or else fail, on the device."""
 
 
+KEPT_MB = 1024
+"""MiB up to which "auto" keeps a set."""
+
+
 class Pictures:
     """`get(i)` is the i-th picture, uint8 [C, H, W]; it must not be written to.
 
@@ -27,6 +31,8 @@ class Pictures:
     cache_mb             decoded pictures are kept if all of them take no more (judged by a few of them); 0: none is
     shared               keep them in memory that worker processes share
     must                 raise UserError where they would not be kept for want of room
+
+    `kept_bytes` is what they will take once all were seen, 0 where none is kept.
     """
 
     def __init__(
@@ -35,7 +41,7 @@ class Pictures:
         *,
         channels: int = 3,
         min_side: int = 1,
-        cache_mb: int = 1024,
+        cache_mb: int = KEPT_MB,
         shared: bool = False,
         must: bool = False,
     ) -> None:
@@ -43,7 +49,8 @@ class Pictures:
         samples = self._samples() if cache_mb else {}
         expected = _mean_bytes(samples) * len(source)
         self._cache = _cache(expected, len(source), channels, cache_mb << 20, shared)
-        if must and samples and isinstance(self._cache, _Nothing):
+        self.kept_bytes = 0 if isinstance(self._cache, _Nothing) else expected
+        if must and samples and not self.kept_bytes:
             raise UserError(_no_room(source.name, expected, cache_mb << 20))
         for i, image in samples.items():
             self._cache.put(i, image)

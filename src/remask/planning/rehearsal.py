@@ -1,6 +1,7 @@
 """A recipe rehearsed on this machine: a few real steps in a fresh process, which holds what `remask pretrain` does.
 
-Two small batches give a line, of memory and of time, that is then read at the recipe's batch.
+Two small batches give a line, of memory and of time, that is then read at the recipe's batch. Pictures that stay in
+memory once they are decoded come with the epoch, not with the batch: they are left out of the line, and added.
 """
 
 import json
@@ -10,7 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from remask.images import decode, open_source
+from remask.images.pictures import KEPT_MB, Pictures, half_of_memory_mb
 from remask.recipe import Recipe
 from remask.types import UserError
 
@@ -34,11 +38,15 @@ class Rehearsed(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """The line through two rehearsals, and what a larger batch is then expected to take."""
+    """The line through two rehearsals, and what a larger batch is then expected to take.
+
+    image_mb   of an image of a batch     kept_mb   of all pictures that stay decoded in memory
+    """
 
     small: Rehearsed
     large: Rehearsed
     image_mb: float
+    kept_mb: float = 0.0
 
     @property
     def mb_per_image(self) -> float:
@@ -48,7 +56,7 @@ class Forecast(NamedTuple):
         """Peak of a process that trains with `batch` images in `parts` slices."""
         share = -(-batch // parts)
         beyond = self.large.peak_mb + (share - self.large.batch) * self.mb_per_image
-        return beyond + (batch - share) * self.image_mb
+        return beyond + (batch - share) * self.image_mb + self.kept_mb
 
     def seconds(self, batch: int, parts: int = 1) -> float:
         """Wall time of such a step."""
@@ -71,11 +79,29 @@ def forecast(recipe: Recipe, batch: int, gflops: float) -> Forecast:
     small = max(1, large // 3)
     data = recipe.data
     pixels = data.channels * data.image_size[0] * data.image_size[1] / 2**20
-    return Forecast(rehearse(recipe, small), rehearse(recipe, large), pixels)
+    return Forecast(rehearse(recipe, small), rehearse(recipe, large), pixels, kept_mb(recipe))
+
+
+def kept_mb(recipe: Recipe) -> float:
+    """MiB of the source's decoded pictures, once training on a CPU has seen all, where data.keep keeps them."""
+    data = recipe.data
+    if not data.source or data.reduced or not _in_memory(recipe):
+        return 0.0
+    source = open_source(data.source, limit=data.limit)
+    room = half_of_memory_mb() if data.keep == "ram" else KEPT_MB
+    return Pictures(source, channels=data.channels, cache_mb=room).kept_bytes / 2**20
+
+
+def _in_memory(recipe: Recipe) -> bool:
+    """Whether it is the processor's memory that pictures may be kept in; a device has them before the first step."""
+    gpu = recipe.runtime.device != "cpu" and torch.cuda.is_available()
+    return not gpu and recipe.data.keep in ("auto", "ram")
 
 
 def rehearse(recipe: Recipe, batch: int, parts: int = 1, steps: int = STEPS) -> Rehearsed:
     """Train `steps` steps in a fresh process. Raises UserError with what it says where it fails."""
+    if _in_memory(recipe):
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"keep": "never"})})
     with tempfile.TemporaryDirectory(prefix="remask-plan-") as folder:
         source = pictures_for(recipe, batch * steps, Path(folder) / "pictures")
         asked = {"recipe": recipe.model_dump(mode="json"), "batch": batch, "parts": parts, "steps": steps}
