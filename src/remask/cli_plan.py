@@ -1,7 +1,7 @@
 """`remask plan`: parsing only, as in `remask.cli`."""
 
 from json import dumps
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,10 @@ def plan(
     ] = None,
     core_rate: Annotated[float, typer.Option(metavar="N", min=1, help="Images/s that a core decodes.")] = 600.0,
     method: Annotated[str | None, typer.Option(help="As in remask pretrain: mae+dmjd and the like.")] = None,
+    model: Annotated[str | None, typer.Option(help="As in remask pretrain: vit_base_patch16_224.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Unique pictures per step, over all devices.")] = None,
+    image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size after cropping, 224 or 96x160.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="This machine: train the real batch too, compare.")
     ] = False,
@@ -53,7 +57,12 @@ def plan(
         raise UserError(f"--measure trains on this machine, and --device {name} is another: leave one of them out")
     if mfu and here:
         raise UserError("--mfu is for a --device that is named; this machine's speed is measured")
-    chosen = choose(recipe, {"data.source": data} if data else {}, method=method, settings=set_ or [])
+    flags: dict[str, Any] = {
+        "data.source": data, "backbone.name": model, "optim.epochs": epochs, "optim.batch_size": batch_size,
+        "data.image_size": image_size,
+    }  # fmt: skip
+    given = {key: value for key, value in flags.items() if value is not None}
+    chosen = choose(recipe, given, method=method, settings=set_ or [])
 
     from remask.commands.plan import Asked, plan, text
 

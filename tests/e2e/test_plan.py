@@ -30,6 +30,16 @@ def test_for_a_device_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert json.loads(facts)["images"] == 50000
 
 
+def test_flags_of_pretrain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--recipe", "mae-vit-micro-cifar", "--device", "a100", "--images", "50000", "--json"]
+    flags = ["--epochs", "7", "--batch-size", "500", "--image-size", "64", "--model", "vit_tiny_patch16_224"]
+    code, facts = said([*words, *flags], monkeypatch, capsys)
+    settings = ["optim.epochs=7", "optim.batch_size=500", "data.image_size=64", "backbone.name=vit_tiny_patch16_224"]
+    same = said([*words, *(part for setting in settings for part in ("--set", setting))], monkeypatch, capsys)
+    assert (code, facts) == same
+    assert (json.loads(facts)["steps"], json.loads(facts)["batch_size"]) == (700, 500)
+
+
 def test_for_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Two rehearsals in fresh processes; a bar on them is in benchmarks/plan.py."""
     small = ["--set", "optim.batch_size=12", "--set", "runtime.threads=1", "--data", "digits", "--device", "cpu"]
