@@ -48,15 +48,10 @@ def plan(
     For a device that is named, bytes and FLOPs are counted exactly and its speed is assumed. For this machine a few
     real steps are trained in processes of their own. Several --gpus without a --device are h200.
     """
-    from remask.errors import UserError
     from remask.recipe import choose
 
     name = device or ("auto" if gpus == 1 else "h200")
-    here = name.partition(":")[0] in ("auto", "cpu", "cuda", "mps")
-    if measure and not here:
-        raise UserError(f"--measure trains on this machine, and --device {name} is another: leave one of them out")
-    if mfu and here:
-        raise UserError("--mfu is for a --device that is named; this machine's speed is measured")
+    check_device(name, measure=measure, mfu=mfu is not None)
     flags: dict[str, Any] = {
         "data.source": data, "backbone.name": model, "optim.epochs": epochs, "optim.batch_size": batch_size,
         "data.image_size": image_size,
@@ -68,6 +63,17 @@ def plan(
 
     facts = plan(chosen, Asked(name, gpus, images, mfu, core_rate, measure))
     print(dumps(facts, indent=2) if json else text(facts))
+
+
+def check_device(name: str, *, measure: bool, mfu: bool) -> None:
+    """Only this machine is measured, and only another has a speed to assume."""
+    from remask.errors import UserError
+
+    here = name.partition(":")[0] in ("auto", "cpu", "cuda", "mps")
+    if measure and not here:
+        raise UserError(f"--measure trains on this machine, and --device {name} is another: leave one of them out")
+    if mfu and here:
+        raise UserError("--mfu is for a --device that is named; this machine's speed is measured")
 
 
 __all__ = ["register"]

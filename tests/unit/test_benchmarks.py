@@ -77,10 +77,9 @@ def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_dmjd_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours and the textbook's, in times and bytes; what this CPU cannot do is said, or done."""
-    monkeypatch.setattr(step, "ROUNDS", 1)
     monkeypatch.setattr(step, "bf16", lambda: False)
     monkeypatch.setattr(step, "pictures", lambda count: torch.zeros(count, 3, 32, 32, dtype=torch.uint8))
-    rows = list(step.dmjd("DMJD ViT-B, micro", "mae-dmjd-vit-b", SMALL, 2, 1.1, 0.8))
+    rows = list(step.dmjd("DMJD ViT-B, micro", "mae-dmjd-vit-b", SMALL, 2, 1, 1.1, 0.8))
     assert [row["bar"] for row in rows] == [1.1, 1.0, -0.8, 1.1, 2.8]
     assert 0 < rows[2]["ratio"] < 1
     assert [row.get("unmeasured") for row in rows[3:]] == [step.NO_BF16] * 2
