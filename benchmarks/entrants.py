@@ -84,13 +84,6 @@ class Entrant:
         return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
 
 
-def rounds(entrants: dict[str, Entrant], count: int) -> list[dict[str, Seconds]]:
-    """Interleaved, after two rounds that are not counted: while the heap grows, fresh pages are part of the time."""
-    for entrant in [*entrants.values()] * 2:
-        entrant.seconds()
-    return [{name: entrant.seconds() for name, entrant in entrants.items()} for _ in range(count)]
-
-
 def row(name: str, values: Sequence[float], bar: float, unit: str = "x") -> dict[str, object]:
     """Median and spread of ratios, one a round."""
     spread = min(values), max(values)
@@ -172,4 +165,4 @@ def torch_adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, betas=BETAS)
 
 
-__all__ = ["Entrant", "Seconds", "hugging_face", "lightly", "ours", "rounds", "row", "textbook"]
+__all__ = ["Entrant", "Seconds", "hugging_face", "lightly", "ours", "row", "textbook"]

@@ -1,21 +1,27 @@
 """What a training step costs: forward GFLOP by the flop counter, whole steps beside others', memory kept for backward.
 
-FLOPs and bytes are exact. Times are process CPU seconds on one thread, interleaved round by round. All entrants reuse
-freed memory alike (`keep_freed_memory`). The textbook's step is that of benchmarks/reference.py: same work, same
-weights. "each with its own AdamW" is what a user of the other gets: PyTorch's for-loop there, the fused form here;
-"same AdamW" is fused on both sides.
+FLOPs and bytes are exact. Times are process CPU seconds on one thread, interleaved round by round. The textbook's step
+is that of benchmarks/reference.py: same work, same weights. Each entrant has a process of its own, since how freed
+memory is handled is set for a process (docs/decisions/0012):
+
+- "as each runs": what its user gets. There PyTorch's for-loop AdamW, and freed memory that goes back to the kernel;
+  here the fused AdamW, and memory that is kept
+- "memory alike": freed memory is kept by both; "memory and AdamW alike": fused in both as well
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.entrants import Entrant, Seconds, hugging_face, lightly, ours, rounds, row, textbook
+from benchmarks.apart import Maker, apart, rounds
+from benchmarks.entrants import Entrant, Seconds, hugging_face, lightly, ours, row, textbook
 from remask.backbones.normalise import Normalise
 from remask.build import build_method, gflops_per_image
 from remask.recipe import load_recipe
-from remask.runtime import generator, keep_freed_memory
+from remask.runtime import generator
 
 Settings = dict[str, object]
 Rows = Iterator[dict[str, object]]
@@ -30,32 +36,62 @@ FLOPS: list[tuple[str, Settings, float]] = [
     ("convmae-dmjd-convit-b", RANDOM, 62.5),
     ("convmae-dmjd-convit-l", RANDOM, 128.5),
 ]
-DMJD: list[tuple[str, str, Settings, int, int, float, float]] = [
-    ("DMJD ViT-B, K = 2, random .75", "mae-dmjd-vit-b", {}, 4, 7, 1.10, 0.8),
-    ("DMJD ConViT-B, K = 2, random .75", "convmae-dmjd-convit-b", RANDOM, 2, 3, 1.6, 0.65),
-    ("DMJD ConViT-B, K = 2, block .6", "convmae-dmjd-convit-b", {}, 2, 4, 1.45, 0.65),
-]
-"""What, recipe, what is changed in it, pictures, rounds (more where the bar is near), bars of time and of memory.
-
-The bar of memory is for .75."""
+TEXTBOOK, ALIKE = "the textbook", ", memory alike"
+PEERS: dict[str, Callable[[Tensor], Entrant]] = {"Hugging Face ViTMAE": hugging_face, "lightly's MAE": lightly}
 NO_BF16 = "this CPU has no AVX512-bf16"
 
 
-def pictures(count: int, size: tuple[int, int] = (224, 224)) -> Tensor:
-    """Noise, 8 bits."""
-    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator(0))
+class Case(NamedTuple):
+    """What is compared with the textbook, on how many pictures, in how many rounds, and the bars.
+
+    memory   of saved activations (.75 only)   gain   of bf16 over fp32
+    """
+
+    what: str
+    recipe: str
+    settings: Settings
+    batch: int
+    rounds: int
+    time: float
+    memory: float | None = None
+    gain: float | None = None
 
 
-def built(name: str, settings: Settings):  # type: ignore[no-untyped-def]
-    """A recipe's method."""
-    return build_method(load_recipe(name, settings, environment={}))
+DMJD = (
+    Case("DMJD ViT-B, K = 2, random .75", "mae-dmjd-vit-b", {}, 4, ROUNDS, 1.10, 0.8, 2.8),
+    Case("DMJD ConViT-B, K = 2, random .75", "convmae-dmjd-convit-b", RANDOM, 2, FEW, 1.6, 0.65, 2.6),
+    Case("DMJD ConViT-B, K = 2, block .6", "convmae-dmjd-convit-b", {}, 2, ROUNDS, 1.45),
+)
 
 
-def compared(name: str, times: list[dict[str, Seconds]], other: str, bar: float) -> Rows:
-    """Two rows: another's step over ours, as each is used, and with the same optimizer."""
-    own = [(t[other].step / t["ours"].step_fused) for t in times]
-    yield row(f"{name}, each with its own AdamW", own, bar)
-    yield row(f"{name}, same AdamW", [t[other].step_fused / t["ours"].step_fused for t in times], 1.0)
+def trained(make: Callable[..., Entrant], recipe: str, settings: Settings, batch: int, *dtype: torch.dtype) -> Entrant:
+    """A recipe's method in training, on noise of 8 bits; `make` is `ours` or `textbook`."""
+    chosen = load_recipe(recipe, settings, environment={})
+    size = (batch, chosen.data.channels, *chosen.data.image_size)
+    return make(build_method(chosen), torch.randint(0, 256, size, dtype=torch.uint8, generator=generator(0)), *dtype)
+
+
+def peer(name: str, batch: int) -> Entrant:
+    """Another library's MAE ViT-B; its pictures are normalised before the step."""
+    images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8, generator=generator(0))
+    return PEERS[name](Normalise(MEAN, STD)(images))
+
+
+def twice(name: str, make: Callable[[], Entrant]) -> dict[str, Maker]:
+    """Another, as it runs and with our handling of memory."""
+    return {name: Maker(make, keep=False), name + ALIKE: Maker(make, keep=True)}
+
+
+def compared(name: str, times: Sequence[dict[str, Seconds]], other: str, bar: float) -> Rows:
+    """Another's step over ours, in three forms."""
+    own = [t["ours"].step_fused for t in times]
+    name = f"{name}: {other} against ours"
+    for form, theirs, least in (
+        ("as each runs", [t[other].step for t in times], bar),
+        ("memory alike", [t[other + ALIKE].step for t in times], 1.0),
+        ("memory and AdamW alike", [t[other + ALIKE].step_fused for t in times], 1.0),
+    ):
+        yield row(f"{name}, {form}", [a / b for a, b in zip(theirs, own, strict=True)], least)
 
 
 def flops() -> Rows:
@@ -65,50 +101,52 @@ def flops() -> Rows:
         yield {"name": what, "ratio": cost, "bar": -bar, "unit": "GFLOP"}
 
 
-def mae() -> Rows:
+def mae(batch: int = 4) -> Rows:
     """ViT-B at K = 1 beside the textbook and two libraries."""
-    images, method = pictures(4), built("mae-vit-b", {})
-    pixels = Normalise(MEAN, STD)(images)
-    entrants = {"the textbook": textbook(method, images), "Hugging Face ViTMAE": hugging_face(pixels)}
-    entrants |= {"lightly's MAE": lightly(pixels), "ours": ours(method, images)}
-    times = rounds(entrants, ROUNDS)
-    for other in [*entrants][:-1]:
-        yield from compared(f"MAE ViT-B, batch 4, fp32: {other} against ours", times, other, 1.05)
-    loop = [t["the textbook"].usual / t["the textbook"].fused for t in times]
+    recipe: tuple[str, Settings, int] = ("mae-vit-b", {}, batch)
+    makers = {"ours": Maker(partial(trained, ours, *recipe), keep=True)}
+    makers |= twice(TEXTBOOK, partial(trained, textbook, *recipe))
+    for name in PEERS:
+        makers |= twice(name, partial(peer, name, batch))
+    with apart(makers) as entrants:
+        times = rounds(entrants, ROUNDS)
+    for other in (TEXTBOOK, *PEERS):
+        yield from compared(f"MAE ViT-B, batch {batch}, fp32", times, other, 1.05)
+    loop = [t[TEXTBOOK].usual / t[TEXTBOOK].fused for t in times]
     yield row("AdamW of ViT-B's MAE: for-loop against fused", loop, 2.5)
 
 
-def dmjd(what: str, recipe: str, settings: Settings, batch: int, count: int, bar: float, memory: float) -> Rows:
+def dmjd(case: Case) -> Rows:
     """One backbone and masking, in fp32 and where the CPU has it in bf16."""
-    images, name = pictures(batch), f"{what}, batch {batch}"
-    method = built(recipe, settings)
-    entrants = {"the textbook": textbook(method, images), "ours": ours(method, images)}
-    times = rounds(entrants, count)
-    yield from compared(f"{name}, fp32: the textbook against ours", times, "the textbook", bar)
-    if "block" not in what:
-        share = entrants["ours"].saved_bytes() / entrants["the textbook"].saved_bytes()
-        said = f"saved activations, {name}, fp32: ours against the textbook's"
-        yield {"name": said, "ratio": share, "bar": -memory, "unit": "x"}
-    yield from half(name, recipe, settings, images, bar, entrants["ours"])
+    recipe = (case.recipe, case.settings, case.batch)
+    makers = {"ours": Maker(partial(trained, ours, *recipe), keep=True)}
+    makers |= twice(TEXTBOOK, partial(trained, textbook, *recipe))
+    if bf16():
+        makers["ours, bf16"] = Maker(partial(trained, ours, *recipe, torch.bfloat16), keep=True)
+        makers["the textbook, bf16"] = Maker(partial(trained, textbook, *recipe, torch.bfloat16), keep=False)
+    name = f"{case.what}, batch {case.batch}"
+    with apart(makers) as entrants:
+        times = rounds(entrants, case.rounds)
+        yield from compared(f"{name}, fp32", times, TEXTBOOK, case.time)
+        if case.memory:
+            share = entrants["ours"].saved_bytes() / entrants[TEXTBOOK].saved_bytes()
+            said = f"saved activations, {name}, fp32: ours against the textbook's"
+            yield {"name": said, "ratio": share, "bar": -case.memory, "unit": "x"}
+    yield from half(name, case, times)
 
 
-def half(name: str, recipe: str, settings: Settings, images: Tensor, bar: float, single: Entrant) -> Rows:
+def half(name: str, case: Case, times: Sequence[dict[str, Seconds]]) -> Rows:
     """bf16 against bf16, and ours against ours in fp32."""
-    said = f"{name}, bf16: the textbook against ours, each with its own AdamW"
-    gain = f"{name}: ours in fp32 against bf16"
-    gain_bar = None if "block" in name else 2.8 if "ViT-B" in name and "ConViT" not in name else 2.6
+    bars = {f"{name}, bf16: the textbook against ours, as each runs": case.time}
+    if case.gain:
+        bars[f"{name}: ours in fp32 against bf16"] = case.gain
     if not bf16():
-        yield {"name": said, "bar": bar, "unit": "x", "unmeasured": NO_BF16}
-        if gain_bar:
-            yield {"name": gain, "bar": gain_bar, "unit": "x", "unmeasured": NO_BF16}
+        yield from ({"name": said, "bar": bar, "unit": "x", "unmeasured": NO_BF16} for said, bar in bars.items())
         return
-    method = built(recipe, settings)
-    entrants = {"the textbook": textbook(method, images, torch.bfloat16), "fp32": single}
-    entrants["ours"] = ours(method, images, torch.bfloat16)
-    times = rounds(entrants, ROUNDS)
-    yield row(said, [t["the textbook"].step / t["ours"].step_fused for t in times], bar)
-    if gain_bar:
-        yield row(gain, [t["fp32"].step_fused / t["ours"].step_fused for t in times], gain_bar)
+    half = [t["ours, bf16"].step_fused for t in times]
+    others = [t["the textbook, bf16"].step for t in times], [t["ours"].step_fused for t in times]
+    for (said, bar), other in zip(bars.items(), others, strict=False):
+        yield row(said, [a / b for a, b in zip(other, half, strict=True)], bar)
 
 
 def bf16() -> bool:
@@ -120,27 +158,21 @@ def bf16() -> bool:
 def scaling() -> Rows:
     """What a step costs as views and pixels grow."""
     small: Settings = {"backbone.name": "vit_small_patch16_224", "method.decoder_depth": 4}
-    images = pictures(4)
-    views = {k: ours(built("mae-dmjd-vit-b", {**small, "dm.views": k}), images) for k in (1, 2, 4)}
-    times = rounds({str(k): entrant for k, entrant in views.items()}, FEW)
+    runs = {f"K = {k}": ("mae-dmjd-vit-b", {**small, "dm.views": k}, 4) for k in (1, 2, 4)}
+    runs |= {f"{side} px": ("fastmim-vit-b", {"data.image_size": side}, 2) for side in (224, 128)}
+    with apart({name: Maker(partial(trained, ours, *run), keep=True) for name, run in runs.items()}) as entrants:
+        times = [{name: seconds.step_fused for name, seconds in t.items()} for t in rounds(entrants, FEW)]
     for k in (2, 4):
-        share = [t[str(k)].step_fused / t["1"].step_fused / k for t in times]
+        share = [t[f"K = {k}"] / t["K = 1"] / k for t in times]
         yield row(f"step time, K = {k} against K times K = 1, ViT-S", share, -1.15)
-    sides = {str(s): ours(built("fastmim-vit-b", {"data.image_size": s}), pictures(2, (s, s))) for s in (224, 128)}
-    share = [t["128"].step_fused / t["224"].step_fused for t in rounds(sides, FEW)]
+    share = [t["128 px"] / t["224 px"] for t in times]
     yield row("step time, FastMIM ViT-B at 128 px against 224 px", share, -0.42)
 
 
 def run() -> Rows:
     """All rows, as they are found."""
-    keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        parts: list[Callable[[], Rows]] = [flops, mae, scaling]
-        for part in parts:
-            yield from part()
-        for case in DMJD:
-            yield from dmjd(*case)
-    finally:
-        torch.set_num_threads(threads)
+    yield from flops()
+    yield from mae()
+    yield from scaling()
+    for case in DMJD:
+        yield from dmjd(case)

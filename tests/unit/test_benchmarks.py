@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 
 from benchmarks import __main__ as bench
 from benchmarks import entrants, gpu, gpu_steps, results, step
+from benchmarks.apart import Maker, apart
+from benchmarks.entrants import Seconds
 from remask.recipe import load_recipe
+from remask.types import UserError
 
 VIT = {"backbone.name": "vit_micro", "backbone.width": 32, "backbone.depth": 1, "backbone.heads": 2}
 SMALL = {**VIT, "data.image_size": 32, "method.decoder_width": 32, "method.decoder_depth": 2, "method.decoder_heads": 4}
@@ -76,13 +80,28 @@ def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_dmjd_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours and the textbook's, in times and bytes; what this CPU cannot do is said, or done."""
+    """Ours and the textbook's, each in a process, in times and bytes; what this CPU cannot do is said, or done."""
     monkeypatch.setattr(step, "bf16", lambda: False)
-    monkeypatch.setattr(step, "pictures", lambda count: torch.zeros(count, 3, 32, 32, dtype=torch.uint8))
-    rows = list(step.dmjd("DMJD ViT-B, micro", "mae-dmjd-vit-b", SMALL, 2, 1, 1.1, 0.8))
-    assert [row["bar"] for row in rows] == [1.1, 1.0, -0.8, 1.1, 2.8]
-    assert 0 < rows[2]["ratio"] < 1
-    assert [row.get("unmeasured") for row in rows[3:]] == [step.NO_BF16] * 2
+    rows = list(step.dmjd(step.Case("micro", "mae-dmjd-vit-b", SMALL, 2, 1, 1.1, 0.8, 2.8)))
+    assert [row["bar"] for row in rows] == [1.1, 1.0, 1.0, -0.8, 1.1, 2.8]
+    assert all(0 < row["ratio"] < 100 for row in rows[:3])
+    assert 0 < rows[3]["ratio"] < 1
+    assert [row.get("unmeasured") for row in rows[4:]] == [step.NO_BF16] * 2
+
+
+def test_rows_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that has it: the other's step over ours, and ours in fp32."""
+    case = step.Case("micro", "mae-dmjd-vit-b", SMALL, 2, 1, 1.1, 0.8, 2.8)
+    times = [{"ours": Seconds(5, 2, 1), "ours, bf16": Seconds(1, 2, 1), "the textbook, bf16": Seconds(2, 2, 1)}]
+    monkeypatch.setattr(step, "bf16", lambda: True)
+    assert [(row["ratio"], row["bar"]) for row in step.half("name", case, times)] == [(2.0, 1.1), (3.0, 2.8)]
+    assert len(list(step.half("name", case._replace(gain=None), times))) == 1
+
+
+def test_a_process_that_fails_says_why() -> None:
+    maker = Maker(partial(step.trained, entrants.ours, "x", {}, 1), keep=True)
+    with pytest.raises(UserError, match='unknown recipe "x"'), apart({"one": maker}):
+        pass
 
 
 def test_entrants_train() -> None:

@@ -1,0 +1,82 @@
+"""Entrants in processes of their own, of which one steps at a time.
+
+A process has one heap, and one way to treat what is freed: remask keeps it (`keep_freed_memory`), other code gives it
+back to the kernel and pays for fresh pages.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.entrants import Entrant, Seconds
+from remask.runtime import keep_freed_memory
+
+WARM = 2
+"""Rounds that are not counted: while a heap grows, fresh pages are part of the time."""
+
+
+class Maker(NamedTuple):
+    """How a process makes its entrant: a function that can be sent there, and whether freed memory is kept."""
+
+    make: Callable[[], Entrant]
+    keep: bool
+
+
+class Apart:
+    """An `Entrant` elsewhere."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def seconds(self) -> Seconds:
+        return self._asked(_seconds)
+
+    def saved_bytes(self) -> int:
+        return self._asked(_saved_bytes)
+
+    def _asked(self, function: Callable[[], Any]) -> Any:
+        return self._pool.submit(function).result()
+
+
+@contextmanager
+def apart(makers: Mapping[str, Maker]) -> Iterator[dict[str, Apart]]:
+    """The entrants, made side by side; their processes end with the block."""
+    context = get_context("spawn")
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in makers}
+        for made in [pool.submit(_make, makers[name]) for name, pool in pools.items()]:
+            made.result()
+        yield {name: Apart(pool) for name, pool in pools.items()}
+
+
+def rounds(entrants: Mapping[str, Apart], count: int) -> list[dict[str, Seconds]]:
+    """Interleaved: a step of each, again and again."""
+    found = [{name: entrant.seconds() for name, entrant in entrants.items()} for _ in range(WARM + count)]
+    return found[WARM:]
+
+
+_here: list[Entrant] = []
+"""In a process of its own: the entrant."""
+
+
+def _make(maker: Maker) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if maker.keep:
+        keep_freed_memory()
+    _here.append(maker.make())
+
+
+def _seconds() -> Seconds:
+    return _here[0].seconds()
+
+
+def _saved_bytes() -> int:
+    return _here[0].saved_bytes()
+
+
+__all__ = ["Apart", "Maker", "apart", "rounds"]
