@@ -1,7 +1,7 @@
 """`make bench`: one table of ratios measured side by side in this run, each with its bar; 1 if a bar is missed.
 
-`python -m benchmarks step hog` runs those parts alone; what other parts found earlier stays in docs/results. A part
-that fails is reported, the others go on.
+`python -m benchmarks step hog` runs those parts alone; what other parts found earlier stays in docs/results. The part
+"alike" runs only where it is named. A part that fails is reported, the others go on.
 """
 
 import argparse
@@ -19,16 +19,20 @@ from remask.listing import environment
 
 PARTS = tuple(
     part
-    for part in ("startup", "step", "hog", "distill", "loader", "plan")
+    for part in ("startup", "step", "alike", "hog", "distill", "loader", "plan")
     if importlib.util.find_spec(f"benchmarks.{part}")
 )
+NAMED = ("alike",)
+"""Parts that are no bar of their own and cost minutes."""
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless named")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but {', '.join(NAMED)} unless named"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where performance.* goes")
     parser.add_argument("--no-write", action="store_true", help="print only")
     given = parser.parse_args(arguments)
@@ -36,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no part {unknown[0]}: choose from {', '.join(PARTS)}")
     facts = environment()
     print(f"{facts['cpu']}, one thread; torch {facts['versions']['torch']}\n\n{results.HEAD}")
-    found = {part: measure(part, facts) for part in given.parts or PARTS}
+    usual = [part for part in PARTS if part not in NAMED]
+    found = {part: measure(part, facts) for part in given.parts or usual}
     if not given.no_write:
         results.write(given.out, found)
     for part, record in found.items():

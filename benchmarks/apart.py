@@ -8,15 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.entrants import Entrant, Seconds
 from remask.runtime import keep_freed_memory
-
-WARM = 2
-"""Rounds that are not counted: while a heap grows, fresh pages are part of the time."""
 
 
 class Maker(NamedTuple):
@@ -29,34 +26,38 @@ class Maker(NamedTuple):
 class Apart:
     """An `Entrant` elsewhere."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self._pool = pool
+    def __init__(self, pool: ProcessPoolExecutor, maker: Maker) -> None:
+        self._pool, self._maker = pool, maker
+
+    def warm(self) -> None:
+        """Steps that are not counted: the optimizer makes its state, and a heap that is kept grows for two steps."""
+        for _ in range(1 + self._maker.keep):
+            self.seconds()
 
     def seconds(self) -> Seconds:
-        return self._asked(_seconds)
+        return self._pool.submit(_seconds).result()
 
     def saved_bytes(self) -> int:
-        return self._asked(_saved_bytes)
-
-    def _asked(self, function: Callable[[], Any]) -> Any:
-        return self._pool.submit(function).result()
+        return self._pool.submit(_saved_bytes).result()
 
 
 @contextmanager
 def apart(makers: Mapping[str, Maker]) -> Iterator[dict[str, Apart]]:
     """The entrants, made side by side; their processes end with the block."""
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.entrants"])
     with ExitStack() as stack:
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in makers}
         for made in [pool.submit(_make, makers[name]) for name, pool in pools.items()]:
             made.result()
-        yield {name: Apart(pool) for name, pool in pools.items()}
+        yield {name: Apart(pool, makers[name]) for name, pool in pools.items()}
 
 
 def rounds(entrants: Mapping[str, Apart], count: int) -> list[dict[str, Seconds]]:
     """Interleaved: a step of each, again and again."""
-    found = [{name: entrant.seconds() for name, entrant in entrants.items()} for _ in range(WARM + count)]
-    return found[WARM:]
+    for entrant in entrants.values():
+        entrant.warm()
+    return [{name: entrant.seconds() for name, entrant in entrants.items()} for _ in range(count)]
 
 
 _here: list[Entrant] = []

@@ -14,16 +14,20 @@ Row = Mapping[str, Any]
 HEAD = "| what | measured | spread | bar | |\n|---|--:|--:|--:|---|"
 ABOUT = """# Speed and memory
 
-Ratios, each measured side by side in one process: rounds alternate between the two, times are process CPU seconds on
-one thread, the number is the median over rounds and the spread the lowest and highest round. Above 1 ours is faster,
-but where a bar says ≤. "The textbook" is the plain composition of the same method, with the same weights and masks
+Ratios, each measured side by side in one run: rounds alternate between the two, times are process CPU seconds on one
+thread, the number is the median over rounds and the spread the lowest and highest round. Above 1 ours is faster, but
+where a bar says ≤. "The textbook" is the plain composition of the same method, with the same weights and masks
 (`benchmarks/reference.py`): a test holds its loss and gradients to ours. FLOPs and bytes are exact.
+
+Steps stand in processes of their own. "As each runs": the others have the for-loop AdamW that PyTorch gives them on a CPU
+and give freed memory back to the kernel, as glibc does; ours has the fused AdamW and keeps freed memory. "Memory alike"
+(part alike): all keep it; "memory and AdamW alike": all have the fused AdamW too.
 
 ```bash
 make bench
 ```
 
-measures all parts; `python -m benchmarks step hog` only some, and what is below keeps its own date. On a GPU:
+measures all parts but alike; `python -m benchmarks step alike` those named, and what is below keeps its own date. On a GPU:
 `make bench-gpu`.
 
 ![Ratios with their spread and bars](performance.png)

@@ -1,12 +1,9 @@
 """What a training step costs: forward GFLOP by the flop counter, whole steps beside others', memory kept for backward.
 
 FLOPs and bytes are exact. Times are process CPU seconds on one thread, interleaved round by round. The textbook's step
-is that of benchmarks/reference.py: same work, same weights. Each entrant has a process of its own, since how freed
-memory is handled is set for a process (docs/decisions/0012):
-
-- "as each runs": what its user gets. There PyTorch's for-loop AdamW, and freed memory that goes back to the kernel;
-  here the fused AdamW, and memory that is kept
-- "memory alike": freed memory is kept by both; "memory and AdamW alike": fused in both as well
+is that of benchmarks/reference.py: same work, same weights. Each entrant has a process and runs as its user has it
+(docs/decisions/0012): the others with PyTorch's for-loop AdamW and freed memory that goes back to the kernel, ours with
+the fused AdamW and memory that is kept. `python -m benchmarks alike` gives the others these two as well.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +33,7 @@ FLOPS: list[tuple[str, Settings, float]] = [
     ("convmae-dmjd-convit-b", RANDOM, 62.5),
     ("convmae-dmjd-convit-l", RANDOM, 128.5),
 ]
-TEXTBOOK, ALIKE = "the textbook", ", memory alike"
+TEXTBOOK = "the textbook"
 PEERS: dict[str, Callable[[Tensor], Entrant]] = {"Hugging Face ViTMAE": hugging_face, "lightly's MAE": lightly}
 NO_BF16 = "this CPU has no AVX512-bf16"
 
@@ -60,7 +57,7 @@ class Case(NamedTuple):
 DMJD = (
     Case("DMJD ViT-B, K = 2, random .75", "mae-dmjd-vit-b", {}, 4, ROUNDS, 1.10, 0.8, 2.8),
     Case("DMJD ConViT-B, K = 2, random .75", "convmae-dmjd-convit-b", RANDOM, 2, FEW, 1.6, 0.65, 2.6),
-    Case("DMJD ConViT-B, K = 2, block .6", "convmae-dmjd-convit-b", {}, 2, ROUNDS, 1.45),
+    Case("DMJD ConViT-B, K = 2, block .6", "convmae-dmjd-convit-b", {}, 2, FEW, 1.45),
 )
 
 
@@ -77,21 +74,14 @@ def peer(name: str, batch: int) -> Entrant:
     return PEERS[name](Normalise(MEAN, STD)(images))
 
 
-def twice(name: str, make: Callable[[], Entrant]) -> dict[str, Maker]:
-    """Another, as it runs and with our handling of memory."""
-    return {name: Maker(make, keep=False), name + ALIKE: Maker(make, keep=True)}
-
-
-def compared(name: str, times: Sequence[dict[str, Seconds]], other: str, bar: float) -> Rows:
-    """Another's step over ours, in three forms."""
-    own = [t["ours"].step_fused for t in times]
-    name = f"{name}: {other} against ours"
-    for form, theirs, least in (
-        ("as each runs", [t[other].step for t in times], bar),
-        ("memory alike", [t[other + ALIKE].step for t in times], 1.0),
-        ("memory and AdamW alike", [t[other + ALIKE].step_fused for t in times], 1.0),
-    ):
-        yield row(f"{name}, {form}", [a / b for a, b in zip(theirs, own, strict=True)], least)
+def compared(name: str, times: Sequence[dict[str, Seconds]], other: str, bar: float, *, alike: bool) -> Rows:
+    """Another's step over ours: as each runs; or with memory alike, and then the optimizer too."""
+    name, own = f"{name}: {other} against ours", [t["ours"].step_fused for t in times]
+    usual, fused = [t[other].step for t in times], [t[other].step_fused for t in times]
+    forms = {"memory alike": usual, "memory and AdamW alike": fused} if alike else {"as each runs": usual}
+    for form, theirs in forms.items():
+        ratios = [a / b for a, b in zip(theirs, own, strict=True)]
+        yield row(f"{name}, {form}", ratios, 1.0 if alike else bar)
 
 
 def flops() -> Rows:
@@ -101,38 +91,38 @@ def flops() -> Rows:
         yield {"name": what, "ratio": cost, "bar": -bar, "unit": "GFLOP"}
 
 
-def mae(batch: int = 4) -> Rows:
+def mae(batch: int = 4, *, alike: bool = False) -> Rows:
     """ViT-B at K = 1 beside the textbook and two libraries."""
     recipe: tuple[str, Settings, int] = ("mae-vit-b", {}, batch)
     makers = {"ours": Maker(partial(trained, ours, *recipe), keep=True)}
-    makers |= twice(TEXTBOOK, partial(trained, textbook, *recipe))
-    for name in PEERS:
-        makers |= twice(name, partial(peer, name, batch))
+    makers[TEXTBOOK] = Maker(partial(trained, textbook, *recipe), keep=alike)
+    makers |= {name: Maker(partial(peer, name, batch), keep=alike) for name in PEERS}
     with apart(makers) as entrants:
         times = rounds(entrants, ROUNDS)
     for other in (TEXTBOOK, *PEERS):
-        yield from compared(f"MAE ViT-B, batch {batch}, fp32", times, other, 1.05)
-    loop = [t[TEXTBOOK].usual / t[TEXTBOOK].fused for t in times]
-    yield row("AdamW of ViT-B's MAE: for-loop against fused", loop, 2.5)
+        yield from compared(f"MAE ViT-B, batch {batch}, fp32", times, other, 1.05, alike=alike)
+    if not alike:
+        loop = [t[TEXTBOOK].usual / t[TEXTBOOK].fused for t in times]
+        yield row("AdamW of ViT-B's MAE: for-loop against fused", loop, 2.5)
 
 
-def dmjd(case: Case) -> Rows:
-    """One backbone and masking, in fp32 and where the CPU has it in bf16."""
-    recipe = (case.recipe, case.settings, case.batch)
+def dmjd(case: Case, *, alike: bool = False) -> Rows:
+    """One backbone and masking beside the textbook: time, and unless `alike` bytes, and bf16 where the CPU has it."""
+    recipe, name = (case.recipe, case.settings, case.batch), f"{case.what}, batch {case.batch}"
     makers = {"ours": Maker(partial(trained, ours, *recipe), keep=True)}
-    makers |= twice(TEXTBOOK, partial(trained, textbook, *recipe))
-    if bf16():
+    makers[TEXTBOOK] = Maker(partial(trained, textbook, *recipe), keep=alike)
+    if bf16() and not alike:
         makers["ours, bf16"] = Maker(partial(trained, ours, *recipe, torch.bfloat16), keep=True)
         makers["the textbook, bf16"] = Maker(partial(trained, textbook, *recipe, torch.bfloat16), keep=False)
-    name = f"{case.what}, batch {case.batch}"
     with apart(makers) as entrants:
         times = rounds(entrants, case.rounds)
-        yield from compared(f"{name}, fp32", times, TEXTBOOK, case.time)
-        if case.memory:
+        yield from compared(f"{name}, fp32", times, TEXTBOOK, case.time, alike=alike)
+        if case.memory and not alike:
             share = entrants["ours"].saved_bytes() / entrants[TEXTBOOK].saved_bytes()
             said = f"saved activations, {name}, fp32: ours against the textbook's"
             yield {"name": said, "ratio": share, "bar": -case.memory, "unit": "x"}
-    yield from half(name, case, times)
+    if not alike:
+        yield from half(name, case, times)
 
 
 def half(name: str, case: Case, times: Sequence[dict[str, Seconds]]) -> Rows:

@@ -76,17 +76,29 @@ def test_parts_that_are_not_chosen_keep_their_rows_and_date(tmp_path: Path, monk
 def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["stop"])
-    assert "there is no part stop: choose from startup, step, hog" in capsys.readouterr().err
+    assert "there is no part stop: choose from startup, step, alike, hog" in capsys.readouterr().err
 
 
 def test_dmjd_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours and the textbook's, each in a process, in times and bytes; what this CPU cannot do is said, or done."""
     monkeypatch.setattr(step, "bf16", lambda: False)
     rows = list(step.dmjd(step.Case("micro", "mae-dmjd-vit-b", SMALL, 2, 1, 1.1, 0.8, 2.8)))
-    assert [row["bar"] for row in rows] == [1.1, 1.0, 1.0, -0.8, 1.1, 2.8]
-    assert all(0 < row["ratio"] < 100 for row in rows[:3])
-    assert 0 < rows[3]["ratio"] < 1
-    assert [row.get("unmeasured") for row in rows[4:]] == [step.NO_BF16] * 2
+    assert [row["bar"] for row in rows] == [1.1, -0.8, 1.1, 2.8]
+    assert 0 < rows[0]["ratio"] < 100
+    assert 0 < rows[1]["ratio"] < 1
+    assert [row.get("unmeasured") for row in rows[2:]] == [step.NO_BF16] * 2
+
+
+def test_forms_of_a_comparison() -> None:
+    """As each runs, ours has the fused AdamW and the other its own; alike, first its own and then the fused one."""
+    times = [{"ours": Seconds(1, 2, 1), "it": Seconds(3, 2, 1)}]
+    rows = [row for alike in (False, True) for row in step.compared("a", times, "it", 1.1, alike=alike)]
+    assert [(row["ratio"], row["bar"]) for row in rows] == [(2.5, 1.1), (2.5, 1.0), (2.0, 1.0)]
+    assert [row["name"].rpartition(", ")[2] for row in rows] == [
+        "as each runs",
+        "memory alike",
+        "memory and AdamW alike",
+    ]
 
 
 def test_rows_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
