@@ -19,16 +19,16 @@ thread, the number is the median over rounds and the spread the lowest and highe
 where a bar says ≤. "The textbook" is the plain composition of the same method, with the same weights and masks
 (`benchmarks/reference.py`): a test holds its loss and gradients to ours. FLOPs and bytes are exact.
 
-Steps stand in processes of their own. "As each runs": the others have the for-loop AdamW that PyTorch gives them on a CPU
-and give freed memory back to the kernel, as glibc does; ours has the fused AdamW and keeps freed memory. "Memory alike"
-(part alike): all keep it; "memory and AdamW alike": all have the fused AdamW too.
+Steps stand in processes of their own. "As each runs": the others have the for-loop AdamW that PyTorch gives them on a
+CPU and give freed memory back to the kernel, as glibc does; ours has the fused AdamW and keeps freed memory. "Memory
+alike" (part alike): all keep it; "memory and AdamW alike": all have the fused AdamW too.
 
 ```bash
 make bench
 ```
 
-measures all parts but alike; `python -m benchmarks step alike` those named, and what is below keeps its own date. On a GPU:
-`make bench-gpu`.
+measures all parts but alike; `python -m benchmarks step alike` those named, and what is below keeps its own date. On a
+GPU: `make bench-gpu`.
 
 ![Ratios with their spread and bars](performance.png)
 """

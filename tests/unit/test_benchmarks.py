@@ -1,5 +1,6 @@
 """benchmarks/: what `make bench` and `make bench-gpu` make of what they find; that entrants run. No time is tested."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -77,6 +78,11 @@ def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["stop"])
     assert "there is no part stop: choose from startup, step, alike, hog" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", bench.PARTS)
+def test_every_part_can_begin(part: str) -> None:
+    assert callable(importlib.import_module(f"benchmarks.{part}").run)
 
 
 def test_dmjd_rows(monkeypatch: pytest.MonkeyPatch) -> None:
