@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.gpu_loader import loader
-from benchmarks.gpu_steps import CASES, Rows, Session, against, speed, surroundings
+from benchmarks.gpu_steps import CASES, Rows, Session, against, graphs, speed, surroundings
 from remask.listing import environment
 
 ABOUT = """# Speed on a GPU
@@ -98,6 +98,7 @@ def parts(session: Session, data: str | None) -> Iterator[tuple[str, Callable[[]
             yield f"{case.what}: the textbook against ours", partial(against, session, case)
     yield "HOG, loss and optimiser", partial(surroundings, session, CASES[1])
     yield "the loader", partial(loader, session, CASES[1], data)
+    yield "CUDA graphs", partial(graphs, session)
     yield CASES[3].what, partial(speed, session, CASES[3])
 
 

@@ -127,15 +127,16 @@ class Step:
         self.done += 1
 
 
-def ours(session: Session, case: Case, batch: int) -> Step:
-    """Compiled, in bf16."""
+def ours(session: Session, case: Case, batch: int, mode: str | None = None) -> Step:
+    """Compiled, in bf16; `mode` is torch.compile's."""
     recipe = session.recipe(case)
     method = build_method(recipe)
     runtime = Runtime(session.device, session.dtype)
     runtime.prepare(method)
     optimizer = adamw(parameter_groups(method.named_parameters(), 0.05), 1e-4, (0.9, 0.95))
     images = pictures(session, batch, recipe.data.image_size)
-    method.forward = torch.compile(method.forward, backend=session.backend, dynamic=False)
+    how: dict[str, str] = {"mode": mode} if mode else {"backend": session.backend}
+    method.forward = torch.compile(method.forward, dynamic=False, **how)
     return Step(method, images, method.draw, optimizer, runtime)
 
 
@@ -226,6 +227,17 @@ def interleaved(session: Session, entrants: Sequence[Step]) -> list[list[float]]
     for step in entrants:
         step(), step()
     return [[session.seconds(step) for step in entrants] for _ in range(session.steps)]
+
+
+def graphs(session: Session) -> Rows:
+    """A small network on few pictures, where launching kernels is most of the work: with CUDA graphs and without."""
+    case, batch = Case("DMJD ViT-Ti", "dmjd-vit-tiny", 0), 32
+    name = f"{case.what}, batch {batch}, {session.how}: without CUDA graphs against with them"
+    if not session.cuda:
+        yield {"name": name, "bar": 1.0, "unit": "x", "unmeasured": "no CUDA device"}
+        return
+    found = interleaved(session, [ours(session, case, batch), ours(session, case, batch, "reduce-overhead")])
+    yield row(name, [plain / graph for plain, graph in found], 1.0)
 
 
 def surroundings(session: Session, case: Case) -> Rows:

@@ -65,13 +65,17 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the precision of autocast on it (float32 = none), whether the step is compiled; who else is at work."""
+    """A device, the precision of autocast on it (float32 = none), whether the step is compiled; who else is at work.
+
+    graphs   compiled passes are recorded as CUDA graphs, and replayed in a single launch
+    """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     compiled: bool = False
     world: World = ALONE
     parallel: Parallel = "ddp"
+    graphs: bool = False
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -95,8 +99,15 @@ class Runtime:
         if not self.world.alone:
             return spread(model, plan or Plan(), self.world, self.parallel, self.compiled)
         if self.compiled:
-            model.forward = torch.compile(model.forward)
+            model.forward = torch.compile(model.forward, mode="reduce-overhead" if self.graphs else None)
         return model
+
+    def keep_gradients(self, model: nn.Module) -> None:
+        """Between the parts of a batch: what a graph has written is its own, and lost when it is replayed."""
+        if self.graphs:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone()
 
     def peak_memory_mb(self) -> float:
         """Most memory held so far: allocated on a GPU, resident on a CPU."""
@@ -113,7 +124,7 @@ class Runtime:
         several = "" if self.world.alone else f"{self.world.size} processes ({self.parallel}), the first on "
         return (
             f"{several}{self.device} ({name}), {str(self.dtype).removeprefix('torch.')}"
-            f"{', compiled' if self.compiled else ''}"
+            f"{', compiled' if self.compiled else ''}{' into CUDA graphs' if self.graphs else ''}"
         )
 
 
@@ -135,7 +146,7 @@ def resolve(
     world: World | None = None,
     parallel: Parallel = "ddp",
 ) -> Runtime:
-    """Turn "auto" into what this machine has. Raises UserError for a device that is not there.
+    """Turn "auto" into what this machine has. Raises UserError for a device, or CUDA graphs, that are not there.
 
     world   the processes that work together; None for work that only one can do
     """
@@ -148,7 +159,11 @@ def resolve(
     if found.type == "cpu":
         keep_freed_memory()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision) or _fast_dtype(found)
-    return Runtime(found, dtype, found.type == "cuda" if compile == "auto" else bool(compile), world, parallel)
+    graphs, gpu = compile == "graphs", found.type == "cuda"
+    if graphs and (not gpu or not world.alone):
+        where = "several processes" if gpu else found.type
+        raise UserError(f"CUDA graphs are for one process on a GPU, not for {where}: set runtime.compile auto")
+    return Runtime(found, dtype, gpu if compile == "auto" else bool(compile), world, parallel, graphs)
 
 
 def keep_freed_memory() -> None:

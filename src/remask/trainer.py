@@ -178,6 +178,8 @@ class Trainer:
                         with self.runtime.autocast():
                             losses = self.learner(chunk, share)
                         (losses["total"] * (weight * self.world.size)).backward()  # what is exchanged is averaged
+                    if i < parts - 1:
+                        self.runtime.keep_gradients(self.model)
                     for name, loss in losses.items():
                         totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * weight
             return totals

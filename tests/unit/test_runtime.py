@@ -96,6 +96,25 @@ def test_precision_and_compilation() -> None:
     assert resolve("cpu", "auto").dtype in (torch.float32, torch.bfloat16)
     assert not resolve("cpu", "fp32", "auto").compiled
     assert resolve("cpu", "fp32", compile=True).compiled
+    with pytest.raises(UserError, match=r"CUDA graphs are for one process on a GPU, not for cpu: set runtime\.compile"):
+        resolve("cpu", "fp32", "graphs")
+
+
+def test_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the compiler; gradients that wait for another part are copied, for a graph writes over its own."""
+    asked = dict[str, object]()
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: asked.update(mode=mode) or forward)
+    model, cpu = torch.nn.Linear(2, 1), torch.device("cpu")
+    for graphs, mode in ((False, None), (True, "reduce-overhead")):
+        here = Runtime(cpu, compiled=True, graphs=graphs)
+        here.prepare(model)
+        assert asked["mode"] == mode
+        model.weight.grad = written = torch.ones(1, 2)
+        here.keep_gradients(model)
+        written.zero_()
+        assert model.weight.grad.sum() == (2 if graphs else 0)
+        assert model.bias.grad is None
+    assert here.describe().endswith("float32, compiled into CUDA graphs")
 
 
 def test_auto_precision_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

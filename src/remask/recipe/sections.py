@@ -269,7 +269,9 @@ class RuntimeSection(Section):
     device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N, mps.")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", description="Loader processes.")
     accumulate: int = Field(default=1, ge=1, description="Parts into which a batch is cut to fit in memory.")
-    compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile; auto = on GPUs.")
+    compile: bool | Literal["auto", "graphs"] = Field(
+        default="auto", description="torch.compile; auto = on GPUs; graphs = into CUDA graphs, for small batches."
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="Under torchrun: a whole copy in each process, or a piece (FSDP2), for large models."
     )
