@@ -161,7 +161,7 @@ def test_every_part_of_the_gpu_benchmark_runs(tmp_path: Path, repo: Path) -> Non
     assert {row["unmeasured"] for row in rows.values() if "unmeasured" in row} == {"no CUDA device"}
     assert len(rows) == 4 * len(gpu_steps.CASES) + 2 + 1 + 1 + 1
     assert all(row["ratio"] == 0 for name, row in rows.items() if "compilations after" in name)
-    assert all(row["ratio"] > 0 for row in rows.values() if row["unit"] in ("x", "%"))
+    assert all(row["ratio"] > 0 for row in rows.values() if row["unit"] in ("x", "%") and "unmeasured" not in row)
     two = next(row for name, row in rows.items() if name.startswith("DMJD ViT-B") and "MFU" in name)
     assert two["views_per_s"] == pytest.approx(2 * two["images_per_s"])
 
