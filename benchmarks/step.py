@@ -23,7 +23,7 @@ from remask.runtime import generator
 Settings = dict[str, object]
 Rows = Iterator[dict[str, object]]
 
-ROUNDS, FEW = 4, 3
+FEW, ROUNDS, MORE = 3, 4, 6
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDOM: Settings = {"masking.pattern": "random", "masking.cell": 1, "masking.ratio": 0.75}
 FLOPS: list[tuple[str, Settings, float]] = [
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 
 DMJD = (
-    Case("DMJD ViT-B, K = 2, random .75", "mae-dmjd-vit-b", {}, 4, ROUNDS, 1.10, 0.8, 2.8),
+    Case("DMJD ViT-B, K = 2, random .75", "mae-dmjd-vit-b", {}, 4, MORE, 1.10, 0.8, 2.8),
     Case("DMJD ConViT-B, K = 2, random .75", "convmae-dmjd-convit-b", RANDOM, 2, FEW, 1.6, 0.65, 2.6),
     Case("DMJD ConViT-B, K = 2, block .6", "convmae-dmjd-convit-b", {}, 2, FEW, 1.45),
 )
