@@ -23,7 +23,7 @@ PARTS = tuple(
     if importlib.util.find_spec(f"benchmarks.{part}")
 )
 NAMED = ("alike",)
-"""Parts that are no bar of their own and cost minutes."""
+"""Minutes more than `make bench` has: left out unless named."""
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 

@@ -1,6 +1,6 @@
-"""The steps of `python -m benchmarks step` beside the others' once more, who now keep freed memory too: never below 1.
+"""The steps of `python -m benchmarks step` beside the others' once more, who now keep freed memory too; the same bars.
 
-What is left is arithmetic and the optimizer, and with AdamW fused on both sides arithmetic alone.
+What is left is arithmetic and the optimizer, and with AdamW fused on both sides arithmetic alone: never below 1.
 """
 
 from collections.abc import Iterator

@@ -75,13 +75,17 @@ def peer(name: str, batch: int) -> Entrant:
 
 
 def compared(name: str, times: Sequence[dict[str, Seconds]], other: str, bar: float, *, alike: bool) -> Rows:
-    """Another's step over ours: as each runs; or with memory alike, and then the optimizer too."""
+    """Another's step over ours: as each runs; or with memory alike, and then the optimizer too, which is never below 1."""
     name, own = f"{name}: {other} against ours", [t["ours"].step_fused for t in times]
     usual, fused = [t[other].step for t in times], [t[other].step_fused for t in times]
-    forms = {"memory alike": usual, "memory and AdamW alike": fused} if alike else {"as each runs": usual}
-    for form, theirs in forms.items():
-        ratios = [a / b for a, b in zip(theirs, own, strict=True)]
-        yield row(f"{name}, {form}", ratios, 1.0 if alike else bar)
+    yield row(f"{name}, {'memory alike' if alike else 'as each runs'}", divided(usual, own), bar)
+    if alike:
+        yield row(f"{name}, memory and AdamW alike", divided(fused, own), 1.0)
+
+
+def divided(theirs: Sequence[float], own: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(theirs, own, strict=True)]
 
 
 def flops() -> Rows:
@@ -133,10 +137,10 @@ def half(name: str, case: Case, times: Sequence[dict[str, Seconds]]) -> Rows:
     if not bf16():
         yield from ({"name": said, "bar": bar, "unit": "x", "unmeasured": NO_BF16} for said, bar in bars.items())
         return
-    half = [t["ours, bf16"].step_fused for t in times]
+    own = [t["ours, bf16"].step_fused for t in times]
     others = [t["the textbook, bf16"].step for t in times], [t["ours"].step_fused for t in times]
     for (said, bar), other in zip(bars.items(), others, strict=False):
-        yield row(said, [a / b for a, b in zip(other, half, strict=True)], bar)
+        yield row(said, divided(other, own), bar)
 
 
 def bf16() -> bool:
