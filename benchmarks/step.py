@@ -75,7 +75,7 @@ def peer(name: str, batch: int) -> Entrant:
 
 
 def compared(name: str, times: Sequence[dict[str, Seconds]], other: str, bar: float, *, alike: bool) -> Rows:
-    """Another's step over ours: as each runs; or with memory alike, and then the optimizer too, which is never below 1."""
+    """Another's step over ours: as each runs; or with memory alike, and then the optimizer too: never below 1."""
     name, own = f"{name}: {other} against ours", [t["ours"].step_fused for t in times]
     usual, fused = [t[other].step for t in times], [t[other].step_fused for t in times]
     yield row(f"{name}, {'memory alike' if alike else 'as each runs'}", divided(usual, own), bar)
