@@ -3,15 +3,16 @@
 A run folder as pre-training has it, with eval/TASK.json and pictures beside; `remask resume` continues it exactly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from remask.checkpoint import RunFolder, find, load_weights
+from remask.checkpoint import RunFolder, find, load_weights, save
 from remask.console import Watch, console
+from remask.images import TooManyBad
 from remask.ledger import Ledger
 from remask.listing import environment
 from remask.optim import Averaged, Schedule, adamw, parameter_groups
@@ -32,6 +33,8 @@ class Task(NamedTuple):
     show      (model, folder) -> pictures for a person, written into the folder
     gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
+    notes     lines for a person before it begins
+    left_out  a line for each thing in the data that was left out before it began
     """
 
     model: Any
@@ -42,10 +45,15 @@ class Task(NamedTuple):
     gflops: float
     show: Callable[[Any, Path], None]
     facts: dict[str, Any]
+    notes: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
 
 def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool) -> dict[str, Any]:
-    """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json."""
+    """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json.
+
+    A run is finished when it has been tested. Raises TooManyBad, with what was learned until then saved.
+    """
     assert task.train
     run, optim = RunFolder(path), recipe.optim
     model = Averaged(task.model, optim.ema) if optim.ema else task.model
@@ -67,8 +75,15 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
         trainer.resume()
     screen = console(trainer.schedule.steps, recipe.name, quiet)
     screen.say(f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}")
-    trainer.train(screen)
-    return conclude(task, model, run, recipe, quiet)
+    for line in task.notes:
+        screen.say(line)
+    found = dict[str, Any]()
+    try:
+        trainer.train(screen, lambda: found.update(conclude(task, model, run, recipe, quiet)))
+    except TooManyBad:
+        save(run, "last", model, optimizer, trainer.state())
+        raise
+    return found
 
 
 def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True) -> dict[str, Any]:
@@ -125,11 +140,8 @@ def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], M
         if epoch % every or epoch == last:
             return {}
         with torch.random.fork_rng():
-            return {
-                f"val/{task.headline}": float(
-                    task.test(learned(model).eval(), Watch("test", quiet=True))[task.headline]
-                )
-            }
+            value = task.test(learned(model).eval(), Watch("test", quiet=True))[task.headline]
+        return {} if value is None else {f"val/{task.headline}": float(value)}
 
     return hook
 

@@ -91,8 +91,8 @@ class Trainer:
         self.ledger.load(state["ledger"], self.world.main)
         self.window.load(state["window"], self.world.main)
 
-    def train(self, console: Console) -> None:
-        """Run to the end, or `until_epoch`. Asked to stop (Ctrl-C, SIGTERM), it saves and raises KeyboardInterrupt."""
+    def train(self, console: Console, then: Callable[[], object] = lambda: None) -> None:
+        """Run to the end, or `until_epoch`, then do `then`. Asked to stop (Ctrl-C): save, KeyboardInterrupt."""
         writer = self._tensorboard()
         if self.step == 0:
             self._save()
@@ -109,6 +109,8 @@ class Trainer:
                     self.window.add(losses, waited, self._whole(batch))
                     self._after(stop, console, writer)
             self._save()
+            self.run.write("cost.json", self.ledger.cost(self.runtime.peak_memory_mb()))
+            then()
             self._status("finished" if self.step >= self.schedule.steps else "running")
         except BaseException as error:
             self._status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))

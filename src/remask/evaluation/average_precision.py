@@ -113,7 +113,7 @@ def _per_class(counted: Any) -> Iterator[tuple[int, float | None]]:
     precision = counted.eval["precision"]  # IoU, recall, category, area, number of instances
     for place, number in enumerate(counted.params.catIds):
         own = precision[:, :, place, 0, -1]
-        yield number, float(own[own > -1].mean()) if (own > -1).any() else None
+        yield int(number), float(own[own > -1].mean()) if (own > -1).any() else None
 
 
 def _or_none(value: float) -> float | None:

@@ -176,11 +176,11 @@ class _Cut:
     def __init__(self, transform: BoxTransform) -> None:
         self._transform = transform
 
-    def __call__(self, found: Sequence[tuple[Tensor, Target, int]], seeds: Sequence[int]) -> BoxBatch:
-        pairs = zip(found, seeds, strict=True)
+    def __call__(self, images: Sequence[tuple[Tensor, Target, int]], seeds: Sequence[int]) -> BoxBatch:
+        pairs = zip(images, seeds, strict=True)
         placed = [self._transform(one[0], one[1], Generator().manual_seed(seed)) for one, seed in pairs]
-        images, labels = zip(*placed, strict=True)
-        return BoxBatch(torch.stack(images), [*labels], torch.tensor([number for *_, number in found]))
+        numbers = torch.tensor([number for *_, number in images])
+        return BoxBatch(torch.stack([image for image, _ in placed]), [target for _, target in placed], numbers)
 
 
 __all__ = ["PAD", "BoxBatch", "BoxLoader", "Fit", "ScaleJitter", "around", "fitting"]

@@ -86,6 +86,22 @@ class CocoSource:
         """How many annotations and pictures `skip_bad` left out."""
         return {"annotations": len(self.dropped), "pictures": len(self.left_out)}
 
+    def all_left_out(self) -> list[str]:
+        """A line for each of them, with the folder of the pictures."""
+        return [f"{printable(self.name)}: {line}" for line in (*self.left_out, *self.dropped)]
+
+    def notes(self) -> list[str]:
+        """Lines for a person who begins to use the pictures."""
+        lines = list[str]()
+        if self.left_out or self.dropped:
+            lines.append(
+                f"data.skip_bad leaves out {len(self.left_out)} pictures and {len(self.dropped)} annotations of "
+                f"{printable(self.name)} ({first([*self.left_out, *self.dropped])})"
+            )
+        if turned := sum("turned" in image for image in self.images):
+            lines.append(f"EXIF turns {turned} pictures of {printable(self.name)}, and their annotations with them")
+        return lines
+
     def truth(self, numbers: Iterable[int] | None = None) -> dict[str, Any]:
         """The annotations of these pictures, or of all, as a COCO file: what an evaluation is made against.
 
@@ -188,7 +204,7 @@ def _matched(
             sound.append(picture if turn == 1 else {**picture, "turned": turn})
     words = f"pictures of {path} cannot be used"
     unsure = any("EXIF" in line for line in lines)
-    cure = "say data.exif=stored or data.exif=upright, or leave them out by data.skip_bad (--skip-bad)"
+    cure = "say --set data.exif=stored or data.exif=upright, or leave them out by data.skip_bad (--skip-bad)"
     faults.add(lines, len(names), words, *([cure] if unsure else []))
     if not sound:
         raise UserError(f"none of the {len(names)} pictures of {path} can be used ({first(faults.lines)})")
