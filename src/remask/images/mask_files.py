@@ -133,7 +133,7 @@ def _header(path: str) -> Header:
     return header
 
 
-def turned(ids: Int32[np.ndarray, "H W"], image: bytes, exif: Exif | None) -> Int32[np.ndarray, "H W"]:
+def turned(ids: Int32[np.ndarray, "H W"], image: bytes, exif: Exif | None) -> Int32[np.ndarray, "h w"]:
     """A mask as it lies on the decoded picture: turned with it where it is one of the pixels in the file.
 
     Raises BadImage where neither sizes nor `exif` tell; a mask of another size than its picture stays as it is.

@@ -31,7 +31,7 @@ class Header(NamedTuple):
         return self.stored[::-1] if FLIPS[self.orientation][2] else self.stored
 
 
-def read_header(file: BinaryIO) -> Header | None:
+def read_header(file: BinaryIO | io.BytesIO) -> Header | None:
     """Size and orientation of an encoded picture without its pixels; None where the header cannot be read.
 
     The file is read from its start, a few kilobytes of it in the formats that cameras write.
@@ -40,7 +40,7 @@ def read_header(file: BinaryIO) -> Header | None:
         start = file.read(24)
         if start[:2] == b"\xff\xd8":
             return _of_jpeg(file)
-        if start[:8] == b"\x89PNG\r\n\x1a\n" and (plain := _of_png(file, start)):
+        if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR" and (plain := _of_png(file, start)):
             return plain
         file.seek(0)
         return _of_pillow(file)
@@ -53,7 +53,7 @@ def header_of(data: bytes) -> Header | None:
     return read_header(io.BytesIO(data))
 
 
-def _of_jpeg(file: BinaryIO) -> Header | None:
+def _of_jpeg(file: BinaryIO | io.BytesIO) -> Header | None:
     """Markers up to the frame header (ITU T.81, B.1.1), and Exif's segment on the way."""
     file.seek(2)
     orientation = 1
@@ -77,7 +77,7 @@ def _of_jpeg(file: BinaryIO) -> Header | None:
     return None
 
 
-def _of_png(file: BinaryIO, start: bytes) -> Header | None:
+def _of_png(file: BinaryIO | io.BytesIO, start: bytes) -> Header | None:
     """The size in the first chunk, where no other chunk tells of an orientation; else None."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
@@ -93,7 +93,7 @@ def _of_png(file: BinaryIO, start: bytes) -> Header | None:
     return Header((int.from_bytes(start[20:24]), int.from_bytes(start[16:20])), 1)
 
 
-def _of_pillow(file: BinaryIO) -> Header:
+def _of_pillow(file: BinaryIO | io.BytesIO) -> Header:
     Image.init()
     with Image.open(file, formats=FORMATS) as image:
         orientation = _known(image.getexif().get(ExifTags.Base.Orientation))
