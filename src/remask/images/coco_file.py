@@ -4,10 +4,12 @@ Exporters write ids as text and sizes as floats: what has one meaning is taken b
 and annotations may be left out (`skip_bad`), a file whose ids contradict one another may not be used at all.
 """
 
+import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from remask.images.files import printable
@@ -51,7 +53,7 @@ def load(path: str) -> dict[str, Any]:
     """The file's lists. Raises UserError in one line: no file, no JSON, other lists, no pictures or categories."""
     shown = printable(path)
     try:
-        with open(os.path.expanduser(path), "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file, _uncollected():
             data = json.loads(file.read())  # which finds out UTF-8, 16 or 32, with a byte order mark or without
     except OSError as error:
         raise UserError(f"cannot read the annotations {shown}: {error.strerror}") from None
@@ -67,6 +69,18 @@ def load(path: str) -> dict[str, Any]:
             raise UserError(f"{shown} names no {key}: there is nothing to detect")
     assert isinstance(data, dict)
     return data
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looks for garbage: among millions of new lists they take longer than reading the file."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def categories_of(entries: Sequence[Any], path: str) -> tuple[dict[Any, Any], list[str]]:
