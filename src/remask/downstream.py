@@ -78,8 +78,13 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
     for line in task.notes:
         screen.say(line)
     found = dict[str, Any]()
+
+    def then() -> None:
+        run.write("cost.json", ledger.cost(runtime.peak_memory_mb()))
+        found.update(conclude(task, model, run, recipe, quiet))
+
     try:
-        trainer.train(screen, lambda: found.update(conclude(task, model, run, recipe, quiet)))
+        trainer.train(screen, then)
     except TooManyBad:
         save(run, "last", model, optimizer, trainer.state())
         raise

@@ -76,8 +76,7 @@ class Trainer:
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
         self.learner, self.world, self.whole = learner or model, runtime.world, whole
-        self.saved, self.parts = time.monotonic(), schedule.accumulate
-        self.window = Window()
+        self.saved, self.parts, self.window = time.monotonic(), schedule.accumulate, Window()
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
@@ -109,7 +108,6 @@ class Trainer:
                     self.window.add(losses, waited, self._whole(batch))
                     self._after(stop, console, writer)
             self._save()
-            self.run.write("cost.json", self.ledger.cost(self.runtime.peak_memory_mb()))
             then()
             self._status("finished" if self.step >= self.schedule.steps else "running")
         except BaseException as error:
@@ -168,6 +166,8 @@ class Trainer:
         """
         self.model.train()
         images = batch.images.to(self.runtime.device, non_blocking=True)
+        if images.is_floating_point() and (backbone := getattr(self.model, "backbone", None)) is not None:
+            backbone.normalise.look(images)  # a compiled step cannot
         draw, whole = self._drawn(step, batch._replace(images=images)), self._whole(batch)
         rank = [] if self.world.main else [self.world.rank]  # drop path is each process's own
 

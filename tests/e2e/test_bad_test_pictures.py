@@ -64,7 +64,9 @@ def spoil(task: str, root: Path, numbers: range, training: bool = False) -> None
 
 def run(task: str, root: Path, **more: Any) -> Path:
     command = {"finetune": commands.finetune, "segment": commands.segment, "detect": commands.detect}[task]
-    return command(None, None, given(task, root) | {"optim.epochs": 1} | more, settings=SETTINGS, out=root / "run", quiet=True)
+    return command(
+        None, None, given(task, root) | {"optim.epochs": 1} | more, settings=SETTINGS, out=root / "run", quiet=True
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -150,6 +150,7 @@ class _Boxed:
 
     def __init__(self, source: CocoSource, numbers: Sequence[int], channels: int) -> None:
         self._source, self._numbers, self._channels = source, numbers, channels
+        self.beyond = dict[int, str]()
 
     def __len__(self) -> int:
         return len(self._numbers)
