@@ -229,6 +229,7 @@ PICTURES: dict[str, tuple[Change, str]] = {
     "twice by another name": (lambda d: d["images"][3].update(file_name="./1.png"), "it is picture 3 and 1"),
     "missing": (lambda d: d["images"][3].update(file_name="gone.png"), "are not in"),
     "a folder": (lambda d: d["images"][3].update(file_name=""), "are not in"),
+    "half a surrogate": (lambda d: d["images"][3].update(file_name="\ud800.png"), "are not in"),
     "NUL": (lambda d: d["images"][3].update(file_name="a\0.png"), "are not in"),
 }
 

@@ -58,14 +58,7 @@ def build_detect(
         return flat | {"protocol": protocol | {"seed": recipe.seed}}
 
     def show(tested: Detector, folder: Path) -> None:
-        drawings, fit = [], Fit(size)
-        for i in usable[:: max(1, len(usable) // SHOWN)]:
-            encoded, target = val.read(i)
-            picture = decode(encoded, backbone.channels)
-            image, placed = fit(picture, target)
-            found = on_picture(tested.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
-            drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
-        (folder / "detections.png").write_bytes(sheet_of_boxes(drawings[:SHOWN], val.classes))
+        (folder / "detections.png").write_bytes(_drawn(tested, val, usable, size, runtime))
 
     return Task(
         detector,
@@ -79,6 +72,18 @@ def build_detect(
         [*([] if facts else source.notes()), *val.notes()],
         [*([] if facts else source.all_left_out()), *val.all_left_out()],
     )
+
+
+def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:
+    """A PNG of some test pictures with what is found on them."""
+    drawings, fit, channels = [], Fit(size), detector.backbone.channels
+    for i in usable[:: max(1, len(usable) // SHOWN)]:
+        encoded, target = val.read(i)
+        picture = decode(encoded, channels)
+        image, placed = fit(picture, target)
+        found = on_picture(detector.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
+        drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
+    return sheet_of_boxes(drawings[:SHOWN], val.classes)
 
 
 def _percent(share: float | None) -> float | None:
