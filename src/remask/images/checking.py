@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from remask.images.decoding import FORMATS, BadImage, decode
+from remask.images.decoding import BadImage, decode, formats
 from remask.images.each import each
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip
@@ -162,7 +162,7 @@ def _kind(data: bytes | np.ndarray) -> str:
     if isinstance(data, np.ndarray):
         return f"array of {1 if data.ndim == 2 else data.shape[2]} channels, {data.dtype}"
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
             return f"{image.format} {image.mode.partition(';')[0]}, {bits} bit{'s' * (bits > 1)}"
     except Exception:  # decoded all the same, by torchvision

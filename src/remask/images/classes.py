@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from remask.images.decoding import FORMATS, BadImage
+from remask.images.decoding import BadImage, formats
 from remask.images.files import printable
 from remask.types import UserError
 
@@ -133,7 +133,7 @@ def read_ids(data: bytes, coloured: bool = False) -> Int32[np.ndarray, "H W"]:
     Raises BadImage.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"its mask of {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
             if image.format == "JPEG":

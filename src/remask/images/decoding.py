@@ -12,8 +12,20 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from remask.images import heif
+
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
+
+
+def formats(data: bytes) -> tuple[str, ...]:
+    """FORMATS, or HEIF for such a picture. Raises BadImage where nothing is installed that reads it."""
+    if not heif.holds_heif(data):
+        return FORMATS
+    if not heif.can_read():
+        raise BadImage("a HEIC picture, which needs pip install 'remask[heic]'")
+    heif.register()
+    return ("HEIF",)
 
 
 class BadImage(Exception):  # noqa: N818  (a fact about a picture, not a fault of the program)
@@ -134,7 +146,7 @@ def _decode_pillow(data: bytes, channels: int, max_pixels: int) -> UInt8[Tensor,
     warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.init()  # formats named in open are not looked for otherwise
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             _check_size(image.width, image.height, max_pixels)
             image.load()
             _turn_upright(image)
@@ -142,6 +154,8 @@ def _decode_pillow(data: bytes, channels: int, max_pixels: int) -> UInt8[Tensor,
     except BadImage:
         raise
     except UnidentifiedImageError:
+        if heif.holds_heif(data):
+            raise BadImage("a damaged HEIC picture") from None
         raise BadImage(f"not a picture in a known format: it begins with {data[:12]!r}") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {max_pixels:,} pixels") from None

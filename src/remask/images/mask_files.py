@@ -11,7 +11,7 @@ from jaxtyping import Int32
 from PIL import ExifTags, Image
 
 from remask.images.classes import Table, listed, read_ids
-from remask.images.decoding import FORMATS, BadImage
+from remask.images.decoding import BadImage, formats
 from remask.images.files import describe, files_under, is_picture, printable
 from remask.types import Size, UserError
 
@@ -113,7 +113,8 @@ def ids_of(pair: Pair) -> Int32[np.ndarray, "n"]:
 def _size(path: str) -> Size:
     """Height and width from the header, turned as EXIF says."""
     try:
-        with Image.open(io.BytesIO(file_bytes(path)), formats=FORMATS) as image:
+        data = file_bytes(path)
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
     except OSError:

@@ -1,0 +1,41 @@
+"""HEIC, the format of phones: read by pillow-heif where it is installed, else counted and named."""
+
+import functools
+import importlib.util
+
+EXTENSIONS = (".heic", ".heif", ".hif")
+REASON = "HEIC pictures, which need pip install 'remask[heic]'"
+"""Why they are left out where pillow-heif is missing."""
+
+_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"))
+"""Major brands of HEIF files (ISO/IEC 23008-12, annex B); AVIF has its own, which Pillow reads."""
+
+
+def is_heif(path: str) -> bool:
+    """Whether the name says so."""
+    return path.lower().endswith(EXTENSIONS)
+
+
+def holds_heif(data: bytes) -> bool:
+    """Whether the content says so, by the brand of its first box. An AVIF may have mif1 as its major brand."""
+    return data[4:8] == b"ftyp" and data[8:12] in _BRANDS and b"avif" not in data[8 : 8 + max(_box(data), 0)]
+
+
+def _box(data: bytes) -> int:
+    return min(int.from_bytes(data[:4]), 256) - 8
+
+
+def can_read() -> bool:
+    """Whether pillow-heif is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+@functools.cache
+def register() -> None:
+    """Let Pillow open HEIF; once a process. Pictures come as libheif turns them, with an EXIF that says so."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+__all__ = ["EXTENSIONS", "REASON", "can_read", "holds_heif", "is_heif", "register"]
