@@ -32,11 +32,11 @@ def decoded(data: bytes, where: str, *, names: bool = False) -> str:
     except UnicodeDecodeError as error:
         line = _line(content[: error.start].decode(encoding, "replace"))
         what = encoding.removesuffix("-le").removesuffix("-be").upper()
-        raise UserError(f"{where}, line {line}: no {what} text: save the file as UTF-8") from None
+        raise UserError(f"{where}: line {line} is not {what} text") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text:
         line = _line(text[: text.index("\0")])
-        raise UserError(f"{where}, line {line}: a NUL byte, which no text holds: save the file as UTF-8")
+        raise UserError(f"{where}: line {line} holds a NUL byte, which no text does: save the file as UTF-8")
     return text
 
 

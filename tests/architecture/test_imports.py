@@ -12,6 +12,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(step.split())
     for step in (
         "errors",
+        "textfiles",
         "types",
         "tokens",
         "views",
@@ -37,6 +38,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "downstream",
         "tasks",
         "commands",
+        "cli_flags",
         "cli_data cli_downstream cli_look cli_plan",
         "cli",
         "__main__",

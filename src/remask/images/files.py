@@ -139,12 +139,12 @@ def splits_of(relative: Sequence[str]) -> dict[str, int]:
 
 def of_splits(name: str, splits: Sequence[str]) -> str:
     """The line for splits that are taken for one labelled set: what to type instead."""
-    train, val = (printable(os.path.join(name, split)) for split in chosen(splits))
     named = ", ".join(printable(split) for split in sorted(splits))
-    return (
-        f"{printable(name)} has no labels of its own, it holds the splits {named}: "
-        f"give --data {shlex.quote(train)} --val {shlex.quote(val)}"
-    )
+    line = f"{printable(name)} has no labels of its own, it holds the splits {named}"
+    if os.path.isfile(os.path.expanduser(name)):  # a list or a tar
+        return f"{line}: make a file of each, for --data and --val"
+    train, val = (shlex.quote(printable(os.path.join(name, split))) for split in chosen(splits))
+    return f"{line}: give --data {train} --val {val}"
 
 
 def describe(relative: list[str]) -> str:

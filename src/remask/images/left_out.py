@@ -11,6 +11,7 @@ HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
 NOWHERE = "links to nothing"
 AGAIN = "folders that a second link names"
 SPECIAL = "pipes, sockets or devices"
+UNNAMED = "pictures that the annotations do not name"
 NO_LABEL = "class labels, which not every picture has"
 
 SHOWN = 6
@@ -26,7 +27,7 @@ class Patterns:
     """
 
     def __init__(self, patterns: Sequence[str] = (), root: str = "") -> None:
-        self.patterns = {pattern: _relative(pattern, root) for pattern in patterns}
+        self.patterns = {pattern: relative_pattern(pattern, root) for pattern in patterns}
         self.counts = Counter({f"excluded by {pattern}": 0 for pattern in self.patterns})
 
     def __bool__(self) -> bool:
@@ -41,7 +42,7 @@ class Patterns:
         return False
 
 
-def _relative(pattern: str, root: str) -> str:
+def relative_pattern(pattern: str, root: str) -> str:
     """A pattern as it is held against relative paths."""
     short = os.path.expanduser(pattern).rstrip("/") or pattern
     home = os.path.expanduser(root)
@@ -105,6 +106,7 @@ def notes(source: Any) -> list[str]:
 
 
 __all__ = [
-    "AGAIN", "HIDDEN_FILES", "HIDDEN_FOLDERS", "NOWHERE", "NO_LABEL", "SPECIAL", "Patterns", "further", "is_hidden",
-    "kind_of", "listed", "notes",
+    "AGAIN", "HIDDEN_FILES", "HIDDEN_FOLDERS", "NOWHERE", "NO_LABEL", "SPECIAL", "UNNAMED", "Patterns", "further",
+    "is_hidden",
+    "kind_of", "listed", "notes", "relative_pattern",
 ]  # fmt: skip

@@ -90,18 +90,20 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, 
 
 
 def has_paths(spec: str) -> bool:
-    """Whether a source lies in files here, from which some may be excluded, and is no named set."""
-    return not spec.startswith("hf:") and spec.removeprefix("set:").partition(":")[0] not in NAMED
+    """Whether a source is a folder, list or tar, from which some pictures may be excluded."""
+    named = spec.startswith("hf:") or spec.removeprefix("set:").partition(":")[0] in NAMED
+    path = os.path.expanduser(spec)
+    return not named and (not os.path.isfile(path) or path.lower().endswith((*SUFFIXES, ".tar")))
 
 
-def open_second(spec: str, *, labelled: bool = False, exclude: Sequence[str] = ()) -> Source:
+def open_second(spec: str, *, limit: int | None = None, labelled: bool = False, exclude: Sequence[str] = ()) -> Source:
     """`open_source` of test pictures and the like, for which patterns are given that were meant for others first."""
-    return open_source(spec, labelled=labelled, exclude=exclude if has_paths(spec) else ())
+    return open_source(spec, limit=limit, labelled=labelled, exclude=exclude if has_paths(spec) else ())
 
 
 def _open(spec: str, limit: int | None, patterns: Patterns) -> Source:
     if patterns and not has_paths(spec):
-        raise UserError(f"--exclude is for files, and {printable(spec)} is a named set: leave it out")
+        raise UserError(f"--exclude is for folders, lists and tars, and {printable(spec)} is none: leave it out")
     if spec.startswith("hf:"):
         return open_hub(spec, limit)
     name, _, split = spec.removeprefix("set:").partition(":")
@@ -146,8 +148,6 @@ def _open_file(spec: str, path: str, limit: int | None, patterns: Patterns) -> S
         return open_list(spec, path, limit, patterns)
     if path.lower().endswith(".tar"):
         return _open_shards(spec, [path], limit, patterns)
-    if patterns:
-        raise UserError(f"--exclude is for folders, lists and tars, and {printable(spec)} is none: leave it out")
     if path.lower().endswith(".parquet"):
         return _open_shards(spec, [path], limit, patterns)
     if is_packed(path):

@@ -96,7 +96,9 @@ def _headers(shard: str) -> Iterator[tarfile.TarInfo]:
                 while (info := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep all headers in memory
                     yield info
-                begin = tar.offset
+                at, begin = begin, tar.offset
+            if begin == at and file.seek(begin) == at and file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {at:,}")  # tarfile takes it for the end
             file.seek(begin)
             while begin < size and not file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 begin += tarfile.BLOCKSIZE
