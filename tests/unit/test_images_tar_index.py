@@ -111,7 +111,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert [member.name for member, _ in found.pictures] == ["a.jpg"]
     assert dict(found.left_out) == {
         ".json files": 1, ".txt files": 1, ".gz files": 1, "files without extension": 1, "hidden files": 3,
-        "pipes, sockets or devices": 1, "members that a later one of the name replaces": 1,
+        "special files, such as pipes": 1, "members that a later one of the name replaces": 1,
         ".cls files without a picture": 1,
     }  # fmt: skip
     assert open_source(str(tmp_path / "x.tar")).read(0) == b"again"

@@ -10,7 +10,7 @@ from typing import Any
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
 NOWHERE = "links to nothing"
 AGAIN = "folders that a second link names"
-SPECIAL = "pipes, sockets or devices"
+SPECIAL = "special files, such as pipes"
 UNNAMED = "pictures that the annotations do not name"
 NO_LABEL = "class labels, which not every picture has"
 
@@ -44,12 +44,12 @@ class Patterns:
 
 def relative_pattern(pattern: str, root: str) -> str:
     """A pattern as it is held against relative paths."""
-    short = os.path.expanduser(pattern).rstrip("/") or pattern
+    short = os.path.normpath(os.path.expanduser(pattern)) if "/" in pattern else pattern
     home = os.path.expanduser(root)
     for begin in (os.path.abspath(home), os.path.normpath(home)) if root else ():
         if short.startswith(begin.rstrip("/") + "/"):
             return short[len(begin.rstrip("/")) + 1 :]
-    return short.removeprefix("./")
+    return short
 
 
 def _steps(path: str) -> Iterator[str]:

@@ -39,7 +39,7 @@ _EXTENSION = rf"(?:{'|'.join(re.escape(end) for end in (*EXTENSIONS, *heif.EXTEN
 _PICTURE = re.compile(rf".*{_EXTENSION}", re.IGNORECASE)
 _BLANK = re.compile(rf"(.*{_EXTENSION})[ \t]+(\S.*)", re.IGNORECASE)
 _LAST = re.compile(r"(.*\S)[ \t]+(\S+)")
-_QUOTED = re.compile(r"""(["'])(.+?)\1(?:[ \t]+(["']?)(.+)\3)?""")
+_QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1(?:[ \t]+(["']?)(.+)\3)?""")
 _WHOLE = re.compile(r"[+-]?\d+")
 _ADDRESS = re.compile(r"\w+://")
 
@@ -117,7 +117,8 @@ def _separator(lines: Sequence[str], beside: "_Beside") -> str:
     """What stands between columns, a tab, a comma or a semicolon; "" where blanks do, or where names hold them."""
     for separator in "\t,;":
         having = [line for line in lines[:LOOKED_AT] if separator in line]
-        if not having or any(beside.has(_by_blanks(line, beside)[0]) for line in having):
+        quoted = separator != "\t" and any(map(_QUOTED.fullmatch, having))
+        if not having or quoted or any(beside.has(_by_blanks(line, beside)[0]) for line in having):
             continue
         if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
             return separator
@@ -132,7 +133,8 @@ def _cells(line: str, separator: str) -> list[str]:
         cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [""])
     except csv.Error:
         cells = line.split(separator)
-    return [cell.strip(" \t") for cell in cells]
+    cells = [cell.strip(" \t") for cell in cells]
+    return [cell[1:-1] if len(cell) > 2 and cell[0] == cell[-1] == "'" else cell for cell in cells]
 
 
 def _headings(line: str, separator: str, beside: "_Beside") -> dict[str, int] | None:
