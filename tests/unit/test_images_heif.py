@@ -4,6 +4,7 @@ import contextlib
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,3 +99,18 @@ def test_an_avif_is_none(shared: Path) -> None:
     assert not heif.holds_heif(data)
     assert not heif.holds_heif(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif" + bytes(50))
     assert heif.holds_heif(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(50))
+
+
+def test_an_export_reads_them_alike(tmp_path: Path) -> None:
+    """The reader that an export carries is a file without remask."""
+    from remask.interop.reader import reader_text
+
+    (tmp_path / "a.heic").write_bytes(encoded(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)))
+    (tmp_path / "fake.heic").write_bytes(FAKE)
+    written: dict[str, Any] = {}
+    exec(compile(reader_text(), "read_pixels.py", "exec", dont_inherit=True), written)
+    config = {"mean": [0.5] * 3}
+    pixels = written["read_image"](str(tmp_path / "a.heic"), config)
+    assert pixels.equal(decode((tmp_path / "a.heic").read_bytes()))
+    with pytest.raises(written["BadImage"], match="damaged HEIC"):
+        written["read_image"](str(tmp_path / "fake.heic"), config)

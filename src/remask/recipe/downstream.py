@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remask.recipe.sections import About, RuntimeSection
-from remask.recipe.values import Heads, Pair, Pattern, Range, Section, Size
+from remask.recipe.values import Heads, Pair, Pattern, PixelRange, Range, Section, Size
 
 
 class StartSection(Section):
@@ -36,6 +36,10 @@ class ImagesSection(Section):
     )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
     exclude: list[Pattern] = Field(default=[], description="Names or paths in the source and in val to leave out.")
+    range: PixelRange = Field(
+        default="auto",
+        description="Values that are black and white in pictures deeper than 8 bits: auto, full, byte or [low, high].",
+    )
     flip: bool = Field(default=True, description="Mirror half of the pictures left to right.")
 
 
