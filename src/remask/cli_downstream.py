@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from remask.cli_flags import Exclude
+
 Start = Annotated[
     str | None,
     typer.Argument(metavar="RUN|SPEC", help="A run, or mae:FILE, timm:NAME, untrained:NAME.", show_default=False),
@@ -45,6 +47,7 @@ def finetune(
     normalise: Normalise = None,
     limit: Limit = None,
     max_bad: MaxBad = None,
+    exclude: Exclude = None,
     share: Annotated[float | None, typer.Option(help="Learn from this share of each class only: 0.1.")] = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
@@ -57,6 +60,7 @@ def finetune(
     flags = {
         "data.source": data, "data.val": val, "data.image_size": image_size, "data.limit": limit, "data.share": share,
         "data.max_bad": max_bad,
+        "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet)
@@ -80,6 +84,7 @@ def segment(
     normalise: Normalise = None,
     limit: Limit = None,
     max_bad: MaxBad = None,
+    exclude: Exclude = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -91,6 +96,7 @@ def segment(
     flags = {
         "data.source": data, "data.masks": masks, "data.val": val, "data.val_masks": val_masks, "model.head": head,
         "data.image_size": image_size, "data.limit": limit, "data.classes": classes, "data.max_bad": max_bad,
+        "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet)
@@ -113,6 +119,7 @@ def detect(
     limit: Limit = None,
     max_bad: MaxBad = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out annotations that cannot be used.")] = False,
+    exclude: Exclude = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -124,6 +131,7 @@ def detect(
     flags = {
         "data.source": data, "data.annotations": annotations, "data.val": val, "data.val_annotations": val_annotations,
         "data.image_size": image_size, "data.limit": limit, "data.max_bad": max_bad, "data.skip_bad": skip_bad or None,
+        "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet)

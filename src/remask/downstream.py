@@ -33,7 +33,7 @@ class Task(NamedTuple):
     show      (model, folder) -> pictures for a person, written into the folder
     gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
-    notes     lines for a person before it begins
+    notes     lines about the sources, for the start of the run
     left_out  a line for each thing in the data that was left out before it began
     """
 

@@ -6,6 +6,7 @@ file, they are turned with it: boxes and masks are those of the picture as it is
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import torch
 from remask.images.coco_annotations import Known, annotations_of
 from remask.images.coco_file import Entry, Faults, categories_of, first, images_of, key_of, load
 from remask.images.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
-from remask.images.files import printable
+from remask.images.files import files_under, printable, sorted_out
+from remask.images.left_out import UNNAMED, Patterns
 from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
 from remask.types import Size, UserError
 
@@ -32,7 +34,7 @@ class CocoSource:
                picture and its annotations
     masks      whether every instance has one
     dropped    a line for each annotation that `skip_bad` left out
-    left_out   a line for each picture that it left out
+    unused     a line for each picture that it left out
     """
 
     name: str
@@ -45,7 +47,9 @@ class CocoSource:
     """COCO's id of label 1, of label 2, …"""
     masks: bool
     dropped: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many files of the folder it does not take, by reason."""
     labels: None = None
     """A picture has no class of its own."""
 
@@ -84,19 +88,19 @@ class CocoSource:
 
     def skipped(self) -> dict[str, int]:
         """How many annotations and pictures `skip_bad` left out."""
-        return {"annotations": len(self.dropped), "pictures": len(self.left_out)}
+        return {"annotations": len(self.dropped), "pictures": len(self.unused)}
 
-    def all_left_out(self) -> list[str]:
+    def all_skipped(self) -> list[str]:
         """A line for each of them, with the folder of the pictures."""
-        return [f"{printable(self.name)}: {line}" for line in (*self.left_out, *self.dropped)]
+        return [f"{printable(self.name)}: {line}" for line in (*self.unused, *self.dropped)]
 
     def notes(self) -> list[str]:
         """Lines for a person who begins to use the pictures."""
         lines = list[str]()
-        if self.left_out or self.dropped:
+        if self.unused or self.dropped:
             lines.append(
-                f"data.skip_bad leaves out {len(self.left_out)} pictures and {len(self.dropped)} annotations of "
-                f"{printable(self.name)} ({first([*self.left_out, *self.dropped])})"
+                f"data.skip_bad leaves out {len(self.unused)} pictures and {len(self.dropped)} annotations of "
+                f"{printable(self.name)} ({first([*self.unused, *self.dropped])})"
             )
         if turned := sum("turned" in image for image in self.images):
             lines.append(f"EXIF turns {turned} pictures of {printable(self.name)}, and their annotations with them")
@@ -141,12 +145,14 @@ def open_coco(
     skip_bad: bool = False,
     exif: Exif | None = None,
     report: Callable[[str], None] | None = None,
+    exclude: Sequence[str] = (),
 ) -> CocoSource:
     """Pictures of the folder `images` with the instances that the file `annotations` names.
 
     limit      the first N pictures in the file's order
     skip_bad   leave out pictures and annotations that cannot be used, and report each once; else they are an error
     exif       "stored" or "upright": what the annotations lie on where EXIF turns a picture and sizes do not tell
+    exclude    shell-style patterns of pictures that are left out, with their annotations
     Raises UserError, in one line with the first offenders: no such folder or file, no COCO instances, one id for two;
     pictures that are missing, of another size, turned one knows not how, or there twice; annotations of unknown
     pictures or categories, of boxes without an area or outside their picture, of masks that cannot be those of it.
@@ -160,8 +166,9 @@ def open_coco(
     data = load(annotations)
     ids, names = categories_of(data["categories"], annotations)
     lost, wrong = Faults(skip_bad), Faults(skip_bad)
-    pictures = images_of(data["images"], annotations, lost)[:limit]
-    pictures = _matched(pictures, folder, (images, annotations), exif, lost)
+    patterns = Patterns(exclude, images)
+    every = [p for p in images_of(data["images"], annotations, lost) if not patterns.exclude(p["file_name"])]
+    pictures = _matched(every[:limit], folder, (images, annotations), exif, lost)
     listed = frozenset(key_of(entry.get("id")) for entry in data["images"] if isinstance(entry, dict))
     known = Known(listed, {key_of(picture["id"]): picture for picture in pictures}, ids)
     sound, masks = annotations_of(data["annotations"], known, annotations, wrong)
@@ -172,8 +179,17 @@ def open_coco(
             picture["height"], picture["width"] = turned_size(size, picture["turned"])
     for line in [*lost.lines, *wrong.lines] if report else ():
         report(line)  # type: ignore[misc]
-    where = os.path.abspath(folder)
-    return CocoSource(images, where, pictures, sound, names, [*ids.values()], masks, wrong.lines, lost.lines)
+    where, left_out = os.path.abspath(folder), {**_unnamed(folder, every, exclude), **patterns.counts}
+    return CocoSource(images, where, pictures, sound, names, [*ids.values()], masks, wrong.lines, lost.lines, left_out)
+
+
+def _unnamed(folder: str, pictures: Sequence[dict[str, Any]], exclude: Sequence[str]) -> Counter[str]:
+    """What lies in the folder beside the pictures that the annotations name."""
+    named, left_out = {os.path.normpath(picture["file_name"]) for picture in pictures}, Counter[str]()
+    others = [path for path in files_under(folder, Patterns(exclude), left_out) if path not in named]
+    if count := len(sorted_out(others, left_out)):
+        left_out[UNNAMED] = count
+    return left_out
 
 
 def _matched(

@@ -14,6 +14,7 @@ from remask.evaluation.drawing import Drawing, sheet_of_boxes
 from remask.images import decode
 from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
+from remask.images.left_out import notes
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
 from remask.tasks.network import freeze, gflops, network, workers
@@ -60,18 +61,12 @@ def build_detect(
     def show(tested: Detector, folder: Path) -> None:
         (folder / "detections.png").write_bytes(_drawn(tested, val, usable, size, runtime))
 
-    return Task(
-        detector,
-        train,
-        len(source),
-        test,
-        "AP",
-        gflops(detector, detector.detect, size),
-        show,
-        {"classes": source.classes, "masks": masks},
-        [*([] if facts else source.notes()), *val.notes()],
-        [*([] if facts else source.all_left_out()), *val.all_left_out()],
-    )
+    told = {"classes": source.classes, "masks": masks}
+    both = [val] if facts else [source, val]
+    said = list(dict.fromkeys(line for one in both for line in [*notes(one), *one.notes()]))
+    left_out = [line for one in both for line in one.all_skipped()]
+    cost = gflops(detector, detector.detect, size)
+    return Task(detector, train, len(source), test, "AP", cost, show, told, said, left_out)
 
 
 def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:
@@ -107,13 +102,14 @@ def opened(data: BoxesData, facts: Any) -> tuple[CocoSource, CocoSource]:
     """Pictures to learn from and to test on. COCO's splits are files: nothing is held out of one."""
     if data.val is None or data.val_annotations is None:
         raise UserError("no pictures to test on: give --val DIR and --val-annotations JSON")
-    val = open_coco(data.val, data.val_annotations, skip_bad=data.skip_bad, exif=data.exif)
+    given: dict[str, Any] = {"skip_bad": data.skip_bad, "exif": data.exif, "exclude": data.exclude}
+    val = open_coco(data.val, data.val_annotations, **given)
     if facts:
         _check(facts["classes"], val, data.val_annotations)
         return val, val
     if data.source is None or data.annotations is None:
         raise UserError("no pictures to learn from: give --data DIR and --annotations JSON")
-    source = open_coco(data.source, data.annotations, limit=data.limit, skip_bad=data.skip_bad, exif=data.exif)
+    source = open_coco(data.source, data.annotations, limit=data.limit, **given)
     _check(source.classes, val, data.val_annotations)
     return source, val
 

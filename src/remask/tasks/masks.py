@@ -11,6 +11,7 @@ from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
+from remask.images.left_out import notes
 from remask.images.masks import IGNORE, MaskFiles, open_masks
 from remask.images.paired import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
@@ -62,7 +63,9 @@ def build_segment(
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
-    return Task(segmenter, train, len(source), test, "mIoU", cost, show, {"classes": names, "none": source.none})
+    facts = {"classes": names, "none": source.none}
+    said = list(dict.fromkeys([*notes(source), *notes(val)]))
+    return Task(segmenter, train, len(source), test, "mIoU", cost, show, facts, said)
 
 
 def _noted(
@@ -90,7 +93,7 @@ def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]
     if data.source is None and not (facts and data.val):
         raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
-    given["exif"] = data.exif
+    given |= {"exif": data.exif, "exclude": data.exclude}
     val = open_masks(data.val, data.val_masks, **given) if data.val else None
     if facts and val:
         val = _alike(val, data, facts["classes"], facts.get("none"), given)
