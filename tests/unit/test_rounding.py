@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from remask.backbones.convvit import create_convvit
+from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from tests.rounding import determined, keys
+from tests.rounding import determined, keys, reached
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 MAKERS: dict[str, Any] = {
@@ -42,6 +43,26 @@ def test_the_key_of_a_bias_changes_nothing_and_the_rest_does(kind: str) -> None:
         backbone.network.load_state_dict(changed)
         assert (told(backbone, images) - before).abs().max() > 1e-2
         assert any(not torch.equal(value, kept[name]) for name, value in determined(changed).items())
+
+
+def test_the_key_of_a_cmt_changes_nothing_either() -> None:
+    torch.manual_seed(0)
+    backbone: Any = create_hierarchical("cmt_micro", (64, 64), MEAN, STD).eval()
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    state = backbone.network.state_dict()
+    before, places = told(backbone, images), keys(state)
+    assert set(places) == {name for name in state if name.endswith(".k.bias")}
+    assert set(determined(state)) == set(state) - set(places)
+    for value in places.values():
+        value += torch.randn(value.shape)
+    torch.testing.assert_close(told(backbone, images), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_parameter_without_a_gradient_is_not_reached() -> None:
+    model = torch.nn.ModuleDict({"one": torch.nn.Linear(2, 2), "other": torch.nn.Linear(2, 2)})
+    assert reached(model) == set()
+    (model["one"](torch.ones(1, 2)).sum() + 0 * model["other"](torch.ones(1, 2)).sum()).backward()
+    assert reached(model) == {"one.weight", "one.bias"}
 
 
 def told(backbone: Any, images: Tensor) -> Tensor:
