@@ -13,6 +13,8 @@ from remask.console import Console, console
 from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
 from remask.images.device import no_decoder
+from remask.images.left_out import notes
+from remask.images.sources import open_second
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
@@ -34,7 +36,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     part, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads, world, part.parallel)
     with world.in_turn():
-        source = open_source(recipe.data.source, limit=recipe.data.limit)
+        source = open_source(recipe.data.source, limit=recipe.data.limit, exclude=recipe.data.exclude)
     screen, said = list[Console](), list[str]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
@@ -71,7 +73,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         trainer.resume()
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
-    for line in said:
+    for line in (*notes(source), *said):
         screen[0].say(line)
     screen[0].say(equation(method, ahead[0].recipe.data.image_size))
     try:
@@ -161,7 +163,7 @@ def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
     """
     assert recipe.probe
     part = recipe.probe
-    source = open_source(part.source, limit=None, labelled=True)
+    source = open_second(part.source, labelled=True, exclude=recipe.data.exclude)
     order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
     cut = max(len(order) // 5, 1)
     asked, voters = Subset(source, order[:cut]), Subset(source, order[cut:])
