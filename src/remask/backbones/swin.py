@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
+from remask.errors import first_line
 from remask.tokens import grid_of, patchify
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -223,7 +224,7 @@ def _network(name: str, base: str, drop_path: float, arguments: Mapping[str, Any
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
     except (TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"timm cannot build {name} with {dict(arguments)}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"timm cannot build {name} with {dict(arguments)}: {first_line(error)}") from error
     if not isinstance(network, SwinTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a Swin transformer of version 1")
     for stage in network.layers:
