@@ -183,19 +183,27 @@ def cells_of(hog: Hog, images: Tensor) -> Tensor:
     return hog(images).mT.unflatten(2, (images.shape[-2] // hog.cell, images.shape[-1] // hog.cell))
 
 
+def sides(stored: Entries, pattern: str) -> list[str]:
+    """The sizes of images that names state."""
+    return some((found[1] for key in stored if (found := re.fullmatch(pattern, key))), pattern)
+
+
 def hog_of(patch: int = 8) -> Hog:
     return Hog((patch, patch), MEAN, STD, "sobel", norm="l2")
 
 
 def test_hog_of_noise(folder: Folder) -> None:
     stored = folder.tensors("hog.safetensors")
-    same(cells_of(hog_of(), stored["random64_images"]), stored["random64_hog_l2"])
+    for side in sides(stored, r"random(\d+)_hog_l2"):
+        same(cells_of(hog_of(), stored[f"random{side}_images"]), stored[f"random{side}_hog_l2"])
 
 
 def test_hog_of_the_images_of_the_networks(folder: Folder) -> None:
     """Scaled to pixel values, and in the scale of the normalised image as official code has it."""
     first = some(sorted(folder.path.glob("*_io.safetensors")), "images")[0].name
-    images, expected = folder.tensors(first)["images"], folder.tensors("hog.safetensors")["model_images64_hog_l2"]
+    images, stored = folder.tensors(first)["images"], folder.tensors("hog.safetensors")
+    (side,) = sides(stored, r"model_images(\d+)_hog_l2")
+    expected = stored[f"model_images{side}_hog_l2"]
     same(cells_of(hog_of(), images), expected)
     same(F.normalize(hog_of().histogram(images), dim=2).flatten(1, 2), expected)
 

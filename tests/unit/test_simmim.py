@@ -154,7 +154,7 @@ def test_a_recipe_hides_cells_finer_than_a_swins_tokens(pixels: int, unit: int, 
     losses = method(images, method.draw(images, Generator().manual_seed(0)))
     losses["total"].backward()
     assert losses["total"].isfinite()
-    with pytest.raises(UserError, match="masking.cell_pixels 3 does not fit tokens of 8×8 px"):
+    with pytest.raises(UserError, match=r"masking\.cell_pixels 3 does not fit tokens of 8×8 px"):
         build_method(load_recipe("simmim-vit-micro-cifar", {**keys, "masking.cell_pixels": 3}, environment={}))
 
 

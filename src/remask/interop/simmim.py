@@ -4,8 +4,8 @@ official                                   ours
 encoder.mask_token                         fill
 encoder.*                                  backbone.network.*
 encoder.layers.i.downsample.*  (Swin)      backbone.network.layers.(i+1).downsample.*: timm begins a stage with it
-decoder.0.*  (1×1 convolution)             branches.0.head.predict.*, rows from channel-row-column to row-column-channel,
-                                           of one unit of the masks' grid after the other where they cut a token
+decoder.0.*  (1×1 convolution)             branches.0.head.predict.*, rows from channel-row-column to row-column-channel
+                                           (unit after unit of the masks' grid where it cuts a token)
 relative_position_index  attn_mask         computed, not stored
 """
 
