@@ -19,13 +19,15 @@ from remask.heads import Decoder, TokenDecoder
 from remask.images import Loader, RandomCropFlip, Source
 from remask.images.device import no_decoder
 from remask.ledger import Ledger, forward_gflops
-from remask.masking import Blocks, Count, Counts, Masking, Score, random
+from remask.levels import Levels, Scaling
+from remask.masking import Blocks, Counts, Masking, Score, count_of, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
 from remask.optim import Schedule, adamw, learning_rate, parameter_groups
 from remask.parallel import Plan, rehearse
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
+from remask.recipe.sections import DataSection
 from remask.runtime import Runtime, seeded
 from remask.targets import Hog, Pixels, Target
 from remask.targets.cached import Cached
@@ -37,8 +39,6 @@ from remask.trainer import Hook, Trainer
 from remask.types import Size, UserError
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
-COUNTED: Mapping[str, Count] = {"simmim": "simmim", "maskfeat": "maskfeat"}
-"""Methods whose official code turns a ratio into a number of cells otherwise than MAE's does."""
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")
 """Methods whose papers spare position tables and tokens from weight decay; MAE, MaskFeat and ConvMAE do not."""
 
@@ -61,29 +61,29 @@ def build_backbone(recipe: Recipe) -> Backbone:
             f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)
         )
         raise UserError(f"{part.name} has its own sizes: leave out {given}, or choose a vit")
-    return create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
+    network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
+    network.normalise.read_by(Levels.of(data.range))
+    return network
+
+
+def scaling_of(data: DataSection) -> Scaling | None:
+    """How pictures are read and normalised by [data]; None: as 8 bits."""
+    levels = Levels.of(data.range)
+    return Scaling(levels, data.mean, data.std) if levels else None
 
 
 def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tuple[Masking, Size]:
     """The pattern of [masking], one view (DM comes as a plug-in), and the pixels of a unit of its grid.
 
-    patch, stem   pixels of a token of the backbone, and of its stem where that is finer
-    A cell in pixels is whole tokens, in fastmim also a whole part of one, in simmim whole tokens of the stem. Raises
-    UserError where it is none of these.
+    A cell in pixels is whole tokens, in fastmim also a whole part of one, in simmim whole patches of `stem`; or an error.
     """
     part, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
-    masking = Masking(part.ratio, PATTERNS[part.pattern], part.cell, count=part.count or COUNTED.get(method, "mae"))
+    masking = Masking(part.ratio, PATTERNS[part.pattern], part.cell, count=part.count or count_of(method))
     if not side:
         return masking, patch
     if method == "fastmim" and patch[0] % side == patch[1] % side == 0:
         return masking, (side, side)
-    try:
-        cell, unit = cell_of(side, patch, stem if stem and method == "simmim" else patch)
-    except UserError as error:
-        raise UserError(
-            f"masking.cell_pixels {side} does not fit tokens of {patch[0]}×{patch[1]} px: a cell is whole tokens, in "
-            "fastmim also a whole part of one, and in simmim on a Swin whole patches of its stem"
-        ) from error
+    cell, unit = cell_of(side, patch, stem if stem and method == "simmim" else patch, named="masking.cell_pixels")
     return replace(masking, cell=cell), unit
 
 
@@ -206,6 +206,7 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
         pin=runtime.device.type == "cuda",
         part=runtime.world.share,
+        scaling=scaling_of(data),
         **report,
     )
 

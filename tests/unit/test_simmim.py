@@ -75,7 +75,9 @@ def test_what_is_hidden_reaches_nothing(official: dict[str, Tensor], cell: int) 
 
 @pytest.mark.parametrize("cell", [1, 3, 5, 7, 9])
 def test_a_cell_that_a_swin_cannot_hide_is_refused(official: dict[str, Tensor], cell: int) -> None:
-    with pytest.raises(UserError, match=f"masking cells of {cell} px are not whole patches of 2×2 px: choose a") as e:
+    with pytest.raises(
+        UserError, match=f"masking cell of {cell} does not fit tokens of 16×16 px: a cell is whole patches of 2×2 px"
+    ) as e:
         loaded(official, cell)
     assert "\n" not in str(e.value)
 
@@ -86,7 +88,9 @@ def test_a_vit_hides_whole_patches(cell: int) -> None:
     backbone = create_beit("beit_base_patch16_224", (32, 32), MEAN, STD, overrides=overrides)
     state = interop.to_official(simmim(backbone, Masking(0.6), Pixels((8, 8), MEAN, STD, per_patch=False)))
     if cell % 8:
-        with pytest.raises(UserError, match=f"cells of {cell} px are not whole patches of 8×8 px: choose a multiple"):
+        with pytest.raises(
+            UserError, match=f"masking cell of {cell} does not fit tokens of 8×8 px: a cell is whole patches of 8×8 px"
+        ):
             interop.load(state, cell=cell)
     else:
         method = interop.load(state, cell=cell)
@@ -98,7 +102,7 @@ def test_cells_into_units() -> None:
     assert cell_of(12, (32, 32), (4, 4)) == (3, (4, 4))
     assert cell_of(48, (32, 32), (4, 4)) == (3, (16, 16))
     assert cell_of(64, (32, 32), (4, 4)) == (2, (32, 32))
-    with pytest.raises(UserError, match="give the cell in patches instead"):
+    with pytest.raises(UserError, match="given in patches"):
         cell_of(16, (16, 8), (16, 8))
 
 
