@@ -75,7 +75,7 @@ def scaling_of(data: DataSection) -> Scaling | None:
 def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tuple[Masking, Size]:
     """The pattern of [masking], one view (DM comes as a plug-in), and the pixels of a unit of its grid.
 
-    A cell in pixels is whole tokens, in fastmim also a whole part of one, in simmim whole patches of `stem`; or an error.
+    A cell in pixels is whole tokens, in fastmim also a whole part of one, in simmim patches of `stem`; or an error.
     """
     part, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
     masking = Masking(part.ratio, PATTERNS[part.pattern], part.cell, count=part.count or count_of(method))

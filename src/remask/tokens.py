@@ -37,8 +37,8 @@ def cell_of(pixels: int, patch: Size, stem: Size, named: str = "a masking cell o
         return pixels // side, (side, side)
     cure = f"whole patches of {stem[0]}×{stem[1]} px" if stem[0] == stem[1] else "given in patches, masking.cell"
     raise UserError(
-        f"{named} {pixels} does not fit tokens of {patch[0]}×{patch[1]} px: a cell is {cure}; simmim's on a Swin may be "
-        "finer, whole patches of its stem, and fastmim's a whole part of a token"
+        f"{named} {pixels} does not fit tokens of {patch[0]}×{patch[1]} px: a cell is {cure}; simmim's on a Swin is "
+        "whole patches of its stem, and fastmim's may be a whole part of a token"
     )
 
 
