@@ -133,7 +133,7 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
         raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
-    given = {**rules_of(run.format), **(overrides or {})}
+    given = {**rules_of(run.format, "data"), **(overrides or {})}
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
 
 

@@ -1,5 +1,6 @@
 """Recipes from recipes: `--method mae+dmjd` switches DM and JD, `--smoke` shrinks a run to seconds."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def shrink(recipe: Recipe) -> Recipe:
     toy = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
     named = recipe.backbone.model_copy(update=toy)
     stride = named.patch or 32
-    side = _side(recipe) * max(stride * recipe.masking.cell, recipe.masking.cell_pixels or 0)
+    side = _side(recipe) * math.lcm(stride, recipe.masking.cell_pixels or stride * recipe.masking.cell)
     small: dict[str, Any] = {
         "data": {"image_size": (side, side), "limit": 32},
         "backbone": toy,
