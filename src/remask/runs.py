@@ -13,7 +13,7 @@ from remask.types import Size
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     """A run folder and the recipe it was made with."""
     run = RunFolder.open(path)
-    return run, _beside(load_recipe(path / "recipe.toml", environment={}), path)
+    return run, _beside(load_recipe(path / "recipe.toml", environment={}, strict=False), path)
 
 
 def untrained(recipe: Recipe, size: Size | None = None) -> Method:

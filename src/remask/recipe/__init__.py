@@ -1,7 +1,8 @@
 """Recipes: a TOML file ⇄ one strict, frozen, typed configuration. Nothing here imports torch.
 
-sections.py says which keys there are and what they may hold, schema.py what fits together, load.py reads and merges
-(recipe < environment < flags), write.py writes the resolved recipe back, variants.py derives one recipe from another
+sections.py, schedule.py and distill.py say which keys there are and what they may hold, schema.py what fits together,
+used.py which keys a recipe leaves without use, load.py and layers.py read and merge (recipe < environment < flags),
+messages.py says what is wrong, write.py writes the resolved recipe back, variants.py derives one recipe from another
 (--method, --smoke).
 """
 

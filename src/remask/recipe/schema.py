@@ -6,6 +6,7 @@ from typing import get_args
 from pydantic import Field, model_validator
 
 from remask.recipe.distill import DistillSection
+from remask.recipe.schedule import OptimSection, ProgressSection
 from remask.recipe.sections import (
     DISTILLING,
     DROPPING,
@@ -17,15 +18,11 @@ from remask.recipe.sections import (
     JDSection,
     MaskingSection,
     MethodSection,
-    OptimSection,
     PretrainingRuntime,
     ProbeSection,
-    ProgressSection,
 )
+from remask.recipe.used import DECODING
 from remask.recipe.values import Section
-
-MOMA_KEYS = ("learned", "beta", "jitter", "cache")
-"""Keys of [distill] that dmae does not have."""
 
 
 class Recipe(About):
@@ -71,7 +68,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         ("backbone.", recipe.backbone.width, recipe.backbone.heads),
         ("method.decoder_", recipe.method.decoder_width, recipe.method.decoder_heads),
     ):
-        if width and heads and width % heads:
+        has = where == "backbone." or recipe.method.name in DECODING
+        if has and width and heads and width % heads:
             yield f"{where}heads {heads} does not divide {where}width {width}"
 
 
@@ -107,21 +105,15 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:
-    """Keys of [distill] that this method would pass over."""
+    """Keys of [distill] that do not fit together."""
     part, moma, data = recipe.distill, recipe.method.name == "moma", recipe.data
     if part and moma and len({*(part.layers or [-1])}) > 1:
         yield f"distill.layers {part.layers}: moma reads one block of the student for all teachers"
-    if foreign := [f"distill.{key}" for key in MOMA_KEYS if part and _given(part, key) and not moma]:
-        yield f"these belong to moma, so leave them out for {recipe.method.name}: {', '.join(foreign)}"
     if part and part.cache and (data.flip or data.crop_scale != (1, 1)):
         yield (
             "distill.cache keeps the features of crops that come again, and these are random: leave it out, or set "
             "data.crop_scale = [1, 1] and data.flip = false"
         )
-
-
-def _given(section: Section, key: str) -> bool:
-    return getattr(section, key) != type(section).model_fields[key].default
 
 
 def _progress_problems(recipe: Recipe) -> Iterator[str]:

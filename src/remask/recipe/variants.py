@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.recipe.load import fail, load_recipe, merge, parse_settings
+from remask.recipe.layers import merge
+from remask.recipe.load import load_recipe, parse_settings
+from remask.recipe.messages import fail
 from remask.recipe.schema import METHODS, Recipe
+from remask.recipe.used import reset
 from remask.recipe.values import Target
 
 PLUGINS = {"dm": ("dm",), "jd": ("jd",), "dmjd": ("dm", "jd")}
@@ -19,9 +22,8 @@ OWN_TARGETS = {
     "convmae": "pixels-norm",
     "fastmim": "hog-l2",
     "dmae": "pixels",
-    "moma": "pixels",
 }
-"""What each paper's masked patches predict."""
+"""What each paper's masked patches predict; moma's students predict their teachers' features."""
 
 TOYS: Mapping[str, dict[str, Any]] = {
     r"swin_": {"name": "swin_micro"},
@@ -51,7 +53,7 @@ def choose(
     if teachers:
         flags["distill.teachers"] = [teacher(text) for text in teachers]
     own = load_recipe(recipe) if switches or "backbone.name" in flags else None
-    if own and switches.get("method.name", own.method.name) != own.method.name:
+    if own and switches.get("method.name", own.method.name) not in (own.method.name, "moma"):
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
     if own and flags.get("backbone.name", own.backbone.name) != own.backbone.name:
         switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
@@ -118,7 +120,7 @@ def shrink(recipe: Recipe) -> Recipe:
         small["progress"] = {"sizes": [(side, side), (2 * side, 2 * side)], "epochs": None}
         small["data"]["image_size"] = (2 * side, 2 * side)
         small["optim"] |= {"epochs": 2, "max_steps": 6}
-    return Recipe.model_validate(merge(recipe.model_dump(), small))
+    return reset(Recipe.model_validate(merge(recipe.model_dump(), small)))
 
 
 def _toy_target(target: Target) -> dict[str, Any]:

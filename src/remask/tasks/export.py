@@ -149,7 +149,7 @@ def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
         raise UserError(f"{folder} holds a classifier that timm loads: see its load_example.py")
     start = {"model.source": f"run:{folder}", "model.untrained": False, "model.checkpointing": False}
     size = {"data.image_size": list(content["image_size"])}
-    recipe = load(TASKS[task], FOLDER / task, folder / "recipe.toml", {**start, **size}, environment={})
+    recipe = load(TASKS[task], FOLDER / task, folder / "recipe.toml", {**start, **size}, environment={}, strict=False)
     model = recipe.model.model_copy(update={"heads": None, "normalise": None})
     built, _ = build_model(recipe.model_copy(update={"model": model}), content["facts"])
     load_weights(folder / "model.safetensors", built)

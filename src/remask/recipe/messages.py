@@ -1,0 +1,80 @@
+"""What is said of a recipe that does not load: one line, which names the key, the wish and the place."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from remask.errors import UserError
+
+OPTIONAL = ("dm", "jd", "distill", "progress", "probe")
+"""Sections that "on" and "off" switch."""
+
+WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "model_type": "a section of keys",
+    "finite_number": "a finite number",
+    "string_too_short": "text",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+}
+"""pydantic's error types as the end of "must be …"."""
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str:
+    """The key that is most alike as a whole, or by its last part (`epochs` -> optim.epochs)."""
+
+    def likeness(candidate: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        last = difflib.SequenceMatcher(None, key.split(".")[-1], candidate.split(".")[-1]).ratio()
+        return max(whole, 0.95 * last), whole
+
+    best = max(known, key=likeness)
+    return f"did you mean {best}?" if likeness(best)[0] >= 0.6 else "remask show RECIPE prints the keys"
+
+
+def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapping[str, str]) -> str:
+    """The first problem in one line, and how many more there are."""
+    problems: dict[str, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        path = ""
+        for part in details["loc"]:  # what follows the key: an index, or the arm of a union
+            path = longer if (longer := f"{path}.{part}".lstrip(".")) in known else path
+        problems.setdefault(path, []).append(details)
+    path, arms = next(iter(problems.items()))
+    first, where = arms[0], origin.get(path)
+    if first["type"] == "missing" and path in known and len(first["loc"]) == path.count(".") + 1:
+        line = f'{path} is missing: {known[path]} Add it, or start from a recipe with extends = "mae-vit-b"'
+    elif first["type"] == "value_error":
+        sentence = str(first["ctx"]["error"])
+        line = f"{path}: {sentence}" if "." in path else sentence  # a section's sentence names its keys itself
+    elif all(arm["type"] in WANTED for arm in arms):
+        wanted = " or ".join(dict.fromkeys(WANTED[arm["type"]].format(**arm.get("ctx", {})) for arm in arms))
+        wanted = f"on, off or {wanted}" if path in OPTIONAL else wanted
+        line = f"{path}: must be {wanted}, not {_shown(first['input'])}"
+    else:
+        line = f"{path}: {first['msg']}, not {_shown(first['input'])}"
+    more = len(problems) - 1
+    return line + (f" ({where})" if where else "") + (f", and {more} more" if more else "")
+
+
+def _shown(value: Any) -> str:
+    """The value as the user wrote it."""
+    return "off" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def fail(line: str) -> NoReturn:
+    """Raise the UserError that `line` is."""
+    raise UserError(line) from None
+
+
+__all__ = ["OPTIONAL", "fail", "first_problem", "nearest_key"]
