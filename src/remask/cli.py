@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from remask import cli_data, cli_downstream, cli_look, cli_plan
+from remask import cli_data, cli_downstream, cli_look, cli_plan, launcher
+from remask.errors import UserError
 
 app = typer.Typer(
     name="remask",
@@ -222,6 +223,8 @@ def doctor() -> None:
 def main() -> NoReturn:
     """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted."""
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # wait a fraction of a millisecond, then leave the core to others
+    if said := launcher.left_over():
+        print(f"remask: {said}", file=sys.stderr)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -237,11 +240,15 @@ def main() -> NoReturn:
 def _of_all(error: Exception) -> int:
     """Say what went wrong; of the many processes of a run one says it, and all end with its code. Returns the code."""
     line, code = _explained(error)
-    speaks = os.environ.get("RANK", "0") == "0"
-    if "remask.processes" in sys.modules:  # else they have not joined, and each finds the same
-        from remask.processes import ended
+    try:
+        together = bool({"pretrain", "resume"} & {*sys.argv})  # the other commands know no processes beside them
+        speaks = not together or launcher.place().rank == 0
+        if together and "remask.processes" in sys.modules:  # else they have not joined, and each finds the same
+            from remask.processes import ended
 
-        speaks, code = ended(code)
+            speaks, code = ended(code)
+    except UserError:  # of the variables themselves
+        speaks = True
     if speaks:
         print(line, file=sys.stderr)
     return code
@@ -254,8 +261,6 @@ def _explained(error: Exception) -> tuple[str, int]:
         return text if "\n" in (text := parsed()) else f"remask: {text}", int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
-    from remask.errors import UserError
-
     if isinstance(error, UserError):
         return f"remask: {error}", 2
     if isinstance(error, PermissionError):

@@ -12,7 +12,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(step.split())
     for step in (
         "errors",
-        "types",
+        "launcher types",
         "tokens",
         "views",
         "masking",

@@ -65,7 +65,7 @@ def load(
     for where, values in layers:
         for key in leaves(values):
             if key not in known:
-                fail(f"unknown key {key}" + (f" ({where})" if where else "") + f"; {nearest_key(key, list(known))}")
+                fail(f"unknown key {key}" + (f" ({where})" if where else "") + f"; {nearest_key(key, known, where)}")
             origin[key] = where
         merged = merge(merged, values)
     try:
@@ -113,6 +113,8 @@ def _files(path: Path, children: tuple[Path, ...], folder: Path) -> list[Layer]:
 def _variables(environment: Mapping[str, str]) -> list[Layer]:
     """REMASK_OPTIM__EPOCHS=1 -> optim.epochs."""
     names = sorted(name for name in environment if name.startswith("REMASK_") and name not in NOT_KEYS)
+    if empty := [name for name in names if not environment[name].strip()]:
+        fail(f"{empty[0]} is empty: give it a value, or unset it")
     paths = {name: name.removeprefix("REMASK_").lower().replace("__", ".") for name in names}
     return [(name, nest(path, _value(environment[name]))) for name, path in paths.items()]
 

@@ -1,7 +1,7 @@
 """What is said of a recipe that does not load: one line, which names the key, the wish and the place."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -30,16 +30,24 @@ WANTED = {
 """pydantic's error types as the end of "must be …"."""
 
 
-def nearest_key(key: str, known: Sequence[str]) -> str:
-    """The key that is most alike as a whole, or by its last part (`epochs` -> optim.epochs)."""
+def nearest_key(key: str, known: Iterable[str], where: str = "") -> str:
+    """What to type instead: the key that is most alike as a whole, or by its last part (`epochs` -> optim.epochs).
+
+    where   a file, or the variable REMASK_… in which the key was met
+    """
+    variable = where.startswith("REMASK_")
+    words = [*known, *(("cache",) if variable else ())]
 
     def likeness(candidate: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        whole = difflib.SequenceMatcher(None, key.replace("_", "."), candidate.replace("_", ".")).ratio()
         last = difflib.SequenceMatcher(None, key.split(".")[-1], candidate.split(".")[-1]).ratio()
         return max(whole, 0.95 * last), whole
 
-    best = max(known, key=likeness)
-    return f"did you mean {best}?" if likeness(best)[0] >= 0.6 else "remask show RECIPE prints the keys"
+    best = max(words, key=likeness)
+    if likeness(best)[0] < 0.6:
+        return "remask show RECIPE prints the keys"
+    near = f"did you mean {best}?"
+    return f"{near[:-1]}, REMASK_{best.upper().replace('.', '__')}?" if variable else near
 
 
 def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapping[str, str]) -> str:

@@ -171,11 +171,13 @@ class MethodSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _stated(cls, value: Any) -> Any:
-        """Every method but moma, whose students predict their teachers' features, must state its target."""
-        if isinstance(value, dict) and value.get("target") is None:
-            if value.get("name", "moma") != "moma":
-                raise ValueError(f"method.target is missing: what {value['name']} predicts, as pixels-norm or hog")
+        """Every method must state its target but moma, whose students predict their teachers' features: it has none."""
+        if not isinstance(value, dict) or "name" not in value:
+            return value
+        if value["name"] == "moma":
             return {key: inner for key, inner in value.items() if key != "target"}
+        if value.get("target") is None:
+            raise ValueError(f"method.target is missing: what {value['name']} predicts, as pixels-norm or hog")
         return value
 
     @field_validator("name")

@@ -60,6 +60,11 @@ def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
             "a codebook without a file, which is fitted first",
         ),
         Rule(
+            f"{target}.weights", f"{target}.over",
+            lambda recipe: part(recipe).kind != "tokens" or part(recipe).over == "features",
+            'a codebook over = "features" of a teacher',
+        ),
+        Rule(
             f"{target}.vocabulary", f"{target}.file",
             lambda recipe: part(recipe).kind != "tokens" or part(recipe).unfitted or part(recipe).tokenizer == "stored",
             "a codebook without a file, and stored ids: the file tells it",
@@ -185,14 +190,24 @@ def unused(recipe: Any) -> dict[str, Rule]:
 
 
 def complaint(recipe: Any, given: Iterable[str]) -> tuple[str, str] | None:
-    """The first of the given keys that has no use, and the sentence that says whose it is; None where there is none."""
+    """The first of the given keys that has no use, and the sentence that says whose it is; None where there is none.
+
+    The sentence names the other given keys too that have none for the same reason.
+    """
     found = unused(recipe)
-    for key in given:
-        for below, rule in found.items():
-            if key == below or key.startswith(f"{below}."):
-                state = _shown(_value(recipe, rule.on.split(".")))
-                return key, f"{key} has no use with {rule.on} {state}: it belongs to {rule.by}; leave it out"
-    return None
+    vain = [
+        (key, rule)
+        for key in given
+        for below, rule in found.items()
+        if key == below or key.startswith(f"{below}.")
+    ]
+    if not vain:
+        return None
+    first, rule = vain[0]
+    keys = [key for key, other in vain if other is rule]
+    state = _shown(_value(recipe, rule.on.split(".")))
+    have, belong, them = ("has", "it belongs", "it") if len(keys) == 1 else ("have", "they belong", "them")
+    return first, f"{', '.join(keys)} {have} no use with {rule.on} {state}: {belong} to {rule.by}; leave {them} out"
 
 
 def reset(recipe: Any) -> Any:
