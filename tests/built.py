@@ -31,7 +31,7 @@ def fingerprint(*things: Any) -> str:
 
 def _lines(thing: Any, path: str, seen: dict[int, Any]) -> Iterator[str]:
     """A line for every value below `thing`."""
-    if isinstance(thing, PLAIN) or isinstance(thing, type):
+    if isinstance(thing, (*PLAIN, type)):
         yield f"{path}={thing!r}\n"
         return
     if not isinstance(thing, tuple | Tensor):  # which Python may or may not share

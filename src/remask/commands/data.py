@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from remask.commands.paths import paths_or_texts
 from remask.console import console
 from remask.images import open_source
 from remask.images.checking import Survey, survey
@@ -19,6 +20,7 @@ LISTED = 10
 """Unusable pictures, kinds and classes that are shown one by one."""
 
 
+@paths_or_texts
 def data_pack(
     source: str,
     out: Path,
@@ -54,6 +56,7 @@ def parse_form(kind: str, size: str, quality: int, channels: int) -> Form:
     return Form(kind, shorter, None, quality, channels)
 
 
+@paths_or_texts
 def data_check(
     source: str,
     *,

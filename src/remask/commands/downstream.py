@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.checkpoint import RunFolder, refuse_existing
-from remask.commands.paths import absolute, anchored_spec
+from remask.commands.paths import absolute, anchored_spec, paths_or_texts
 from remask.downstream import conclude, fit, learned, restored
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
@@ -23,6 +23,7 @@ PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations"
 DEFAULTS = {"finetune": "small", "segment": "small", "detect": "small"}
 
 
+@paths_or_texts
 def finetune(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
     settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
@@ -35,6 +36,7 @@ def finetune(
     return _train("finetune", start, recipe, overrides, settings, out, quiet)
 
 
+@paths_or_texts
 def segment(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
     settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
@@ -43,6 +45,7 @@ def segment(
     return _train("segment", start, recipe, overrides, settings, out, quiet)
 
 
+@paths_or_texts
 def detect(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
     settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
@@ -65,6 +68,7 @@ def _train(
     return path
 
 
+@paths_or_texts
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
     """Continue a downstream run from its last checkpoint; the device may be another one."""
     run, recipe = open_task(path)
@@ -76,6 +80,7 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Pat
     return path
 
 
+@paths_or_texts
 def evaluate(
     path: Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = "last", device: str | None = None,
     quiet: bool = False,
@@ -93,6 +98,7 @@ def evaluate(
     return result
 
 
+@paths_or_texts
 def export(path: Path, out: Path | None = None, *, checkpoint: str = "last") -> Path:
     """Write the model of a downstream run for other programs; returns the folder, RUN/export by default.
 
@@ -107,6 +113,7 @@ def export(path: Path, out: Path | None = None, *, checkpoint: str = "last") -> 
     return folder
 
 
+@paths_or_texts
 def report(path: Path) -> Path:
     """Write RUN/report.html of a downstream run and return its path."""
     run, _ = open_task(path)

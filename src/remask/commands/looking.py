@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from remask.checkpoint import RunFolder
+from remask.commands.paths import paths_or_texts
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
 from remask.evaluation import extract
@@ -17,6 +18,7 @@ from remask.images import Subset, open_source
 from remask.types import UserError
 
 
+@paths_or_texts
 def embed(
     path: Path | str, data: str, out: Path, look: Look = LOOK, *,
     layer: int = -1, pool: Any = "mean", limit: int | None = None, quiet: bool = False,
@@ -54,6 +56,7 @@ class Mapped(NamedTuple):
 FIGURE = Mapped()
 
 
+@paths_or_texts
 def tsne(
     paths: Sequence[Path | str], data: str, out: Path, asked: Mapped = FIGURE, look: Look = LOOK, *,
     quiet: bool = False,
@@ -105,6 +108,7 @@ def _passed(seen: Subject, source: Subset, title: str, quiet: bool) -> Iterator[
     return Watch(title, quiet).over(seen.batches(source), len(source), title)
 
 
+@paths_or_texts
 def attention(
     path: Path | str, images: str = "photos", look: Look = LOOK, *, out: Path | None = None, block: int = -1,
     count: int = 4, quiet: bool = False,

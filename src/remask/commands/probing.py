@@ -10,6 +10,7 @@ import torch
 
 from remask.checkpoint import RunFolder
 from remask.commands.partial import Partial, key_of
+from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import report
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
@@ -52,6 +53,7 @@ class Asked(NamedTuple):
 FAST = Asked()
 
 
+@paths_or_texts
 def probe(
     path: Path | str, data: str, val: str | None = None, asked: Asked = FAST, look: Look = LOOK, *,
     limit: int | None = None, out: Path | None = None, quiet: bool = False,

@@ -19,9 +19,6 @@ STARTING = ("simmim", "maskfeat", "beit")
 PLAIN = ("vit_", "deit")
 """How the names of plain ViTs begin: their tables of positions are fixed or learned."""
 
-SIZED = (*PLAIN, "beit", "swin_", "convvit")
-"""How the names of networks begin whose patch, width, depth and heads a recipe may set."""
-
 
 class Rule(NamedTuple):
     """Keys that are used by some recipes only.
@@ -97,11 +94,6 @@ PRETRAINING = (
     Rule(
         "backbone.positions", "backbone.name", lambda recipe: recipe.backbone.name.startswith(PLAIN),
         "plain ViTs, as vit_base_patch16_224: the others have positions of their own",
-    ),
-    Rule(
-        "backbone.patch_size backbone.width backbone.depth backbone.heads", "backbone.name",
-        lambda recipe: recipe.backbone.name.startswith(SIZED),
-        "networks named vit_, deit, beit, swin_ and convvit: the others have sizes of their own",
     ),
     Rule(
         "masking.cell", "masking.cell_pixels", lambda recipe: recipe.masking.cell_pixels is None,
@@ -196,10 +188,7 @@ def complaint(recipe: Any, given: Iterable[str]) -> tuple[str, str] | None:
     """
     found = unused(recipe)
     vain = [
-        (key, rule)
-        for key in given
-        for below, rule in found.items()
-        if key == below or key.startswith(f"{below}.")
+        (key, rule) for key in given for below, rule in found.items() if key == below or key.startswith(f"{below}.")
     ]
     if not vain:
         return None
@@ -244,4 +233,4 @@ def _shown(value: Any) -> str:
     return "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["DECODING", "PLAIN", "RULES", "SIZED", "STARTING", "Rule", "complaint", "reset", "rules_of", "unused"]
+__all__ = ["DECODING", "PLAIN", "RULES", "STARTING", "Rule", "complaint", "reset", "rules_of", "unused"]
