@@ -55,7 +55,7 @@ def probe(
         raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
     asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
     look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.probe(run, data, val, asked, look, limit=limit, out=out, quiet=quiet)
+    commands.probe(run, data, val, asked, look, limit=limit, out=out, quiet=quiet, say=print)
 
 
 def embed(
@@ -79,7 +79,7 @@ def embed(
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")
     look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.embed(run, data, out, look, layer=layer, pool=pool, limit=limit, quiet=quiet)
+    commands.embed(run, data, out, look, layer=layer, pool=pool, limit=limit, quiet=quiet, say=print)
 
 
 def tsne(

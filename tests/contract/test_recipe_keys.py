@@ -150,7 +150,7 @@ def _kept(kept: dict[str, Any], recipe: Recipe) -> Any:
 
 def _opened(kept: dict[str, Any], *given: Any, **named: Any) -> Any:
     """A copy of the teacher that was opened with the same arguments."""
-    key = repr((given, named))
+    key = repr((given, named, torch.get_default_device()))
     if key not in kept:
         kept[key] = remask.interop.encoders.open_encoder(*given, **named)
     return deepcopy(kept[key])

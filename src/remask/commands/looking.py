@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from remask.checkpoint import RunFolder
 from remask.commands.paths import paths_or_texts
+from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
 from remask.evaluation import extract
@@ -21,7 +22,7 @@ from remask.types import UserError
 @paths_or_texts
 def embed(
     path: Path | str, data: str, out: Path, look: Look = LOOK, *,
-    layer: int = -1, pool: Any = "mean", limit: int | None = None, quiet: bool = False,
+    layer: int = -1, pool: Any = "mean", limit: int | None = None, quiet: bool = False, say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Write a feature vector for every picture, with its number, path and label: OUT ends in .parquet or .npz."""
     check_file(out)
@@ -29,8 +30,7 @@ def embed(
     about = {"model": seen.name, "checkpoint": look.checkpoint, "image_size": list(seen.size)}
     batches = Watch("embed", quiet).over(seen.batches(source), len(source), "embed")
     rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
-    if not quiet:
-        print(f"{rows} × {seen.backbone.width} features → {out}")
+    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}")
     return out
 
 

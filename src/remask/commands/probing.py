@@ -12,6 +12,7 @@ from remask.checkpoint import RunFolder
 from remask.commands.partial import Partial, key_of
 from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import report
+from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
 from remask.evaluation import probe as fast_probe
@@ -56,13 +57,14 @@ FAST = Asked()
 @paths_or_texts
 def probe(
     path: Path | str, data: str, val: str | None = None, asked: Asked = FAST, look: Look = LOOK, *,
-    limit: int | None = None, out: Path | None = None, quiet: bool = False,
+    limit: int | None = None, out: Path | None = None, quiet: bool = False, say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Probe a backbone beside the untrained one; the result goes into RUN/eval/, or into `out`.
 
     path    a run, or mae:FILE, timm:NAME and the like (then `look.heads` where a file does not tell them)
     val     labelled pictures to test on; a random fifth of `data` by default
     limit   the first N pictures of `data` only
+    say     gets the table of accuracies; by default it is printed unless quiet
     Raises UserError for sources without labels, and all that the probes find fault with.
     """
     if asked.layers and asked.protocol != "fast":
@@ -76,8 +78,7 @@ def probe(
     result["protocol"]["image_size"] = list(seen.size)
     _keep(seen, name, result, out)
     part.forget()
-    if not quiet:
-        print(shown)
+    sayer(say, quiet)(shown)
     return result
 
 

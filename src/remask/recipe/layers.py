@@ -90,7 +90,7 @@ def _valid(schema: type[Any], values: Mapping[str, Any]) -> Any:
         return None
 
 
-def _unset(values: Mapping[str, Any], key: str) -> bool:
+def _unset(values: Any, key: str) -> bool:
     """Whether a dotted key is only taken back."""
     for name in key.split("."):
         values = values[name]

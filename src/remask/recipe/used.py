@@ -42,14 +42,13 @@ def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
     def part(recipe: Any) -> Any:
         return getattr(recipe, section).target
 
+    def of_kind(kinds: Sequence[str]) -> Callable[[Any], bool]:
+        return lambda recipe: not getattr(recipe, section) or part(recipe).kind in kinds
+
     kinds = tuple(
-        Rule(
-            f"{target}.{key}", f"{target}.kind",
-            lambda recipe, kinds=kinds: not getattr(recipe, section) or part(recipe).kind in kinds,
-            f"targets of the kind {' or '.join(kinds)}",
-        )
+        Rule(f"{target}.{key}", f"{target}.kind", of_kind(kinds), f"targets of the kind {' or '.join(kinds)}")
         for key, kinds in KEYS.items()
-    )  # fmt: skip
+    )
     tokens = (
         Rule(
             f"{target}.over {target}.teacher {target}.weights", f"{target}.file",
