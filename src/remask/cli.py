@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from remask import cli_data, cli_downstream, cli_look, cli_plan, launcher
+from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan, launcher
 from remask.errors import UserError
 
 app = typer.Typer(
@@ -233,7 +233,7 @@ def main() -> NoReturn:
     if said := launcher.left_over():
         print(f"remask: {said}", file=sys.stderr)
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
     except Exception as error:
@@ -265,14 +265,26 @@ def _explained(error: Exception) -> tuple[str, int]:
     """What went wrong, for a person, and the exit code."""
     parsed = getattr(error, "format_message", None)
     if parsed:  # the parser's: an unknown option, a missing argument
-        return text if "\n" in (text := parsed()) else f"remask: {text}", int(getattr(error, "exit_code", 2))
+        if "\n" in (text := parsed()):
+            return text, int(getattr(error, "exit_code", 2))
+        context = getattr(error, "ctx", None)
+        options = [name for part in context.command.params for name in part.opts] if context else []
+        return f"remask: {cli_hints.hint(text, sys.argv[1:], options)}", int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
     if isinstance(error, UserError):
         return f"remask: {error}", 2
     if isinstance(error, PermissionError):
-        return f"remask: no permission for {error.filename}", 2
+        return f"remask: no permission for {error.filename}; choose another --out, or another folder to read", 2
+    if isinstance(error, OSError) and error.filename and _was_named(str(error.filename)):
+        return f"remask: {error.filename}: {error.strerror}; choose another path", 2
     return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
+
+
+def _was_named(path: str) -> bool:
+    """Whether an argument names a file, or a folder that lies in it or holds it."""
+    named = [os.path.abspath(word.partition("=")[2] or word) for word in sys.argv[1:] if not word.startswith("-")]
+    return any(word.startswith(os.path.abspath(path)) or os.path.abspath(path).startswith(word) for word in named)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,17 @@ from remask.checkpoint import RunFolder, find, load_weights, position
 from remask.method import Method
 from remask.progressive import at_size, grow, phase_of, phases
 from remask.recipe import Recipe, load_recipe
-from remask.types import Size
+from remask.types import Size, UserError
 
 
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     """A run folder and the recipe it was made with."""
     run = RunFolder.open(path)
+    if (path / "task.json").is_file():
+        raise UserError(
+            f"{path} is a run of a downstream task, and this is for pre-training; remask report {path} shows its result, "
+            f"and after remask export {path} remask embed and attention take it"
+        )
     return run, _beside(load_recipe(path / "recipe.toml", environment={}, strict=False), path)
 
 

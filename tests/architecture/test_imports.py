@@ -37,7 +37,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "downstream",
         "tasks",
         "commands",
-        "cli_data cli_downstream cli_look cli_plan",
+        "cli_data cli_downstream cli_hints cli_look cli_plan",
         "cli",
         "__main__",
     )

@@ -12,7 +12,8 @@ from remask.commands.saying import Say, sayer
 from remask.downstream import conclude, fit, learned, restored
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
-from remask.recipe.load import FOLDER, load, parse_settings
+from remask.recipe.load import load, parse_settings
+from remask.recipe.naming import FOLDER
 from remask.report import write_task_report
 from remask.runtime import Runtime, resolve
 from remask.session import BadImages

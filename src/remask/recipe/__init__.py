@@ -6,7 +6,8 @@ messages.py says what is wrong, write.py writes the resolved recipe back, varian
 (--method, --smoke).
 """
 
-from remask.recipe.load import load_recipe, parse_settings, recipe_names
+from remask.recipe.load import load_recipe, parse_settings
+from remask.recipe.naming import recipe_names
 from remask.recipe.schema import METHODS, Recipe, recipe_keys
 from remask.recipe.values import Target
 from remask.recipe.variants import choose, method_label, method_overrides, shrink

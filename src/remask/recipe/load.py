@@ -1,6 +1,5 @@
 """Reading recipes: `extends`, environment and flags, merged key by key; every mistake is one line that says where."""
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,20 +10,15 @@ from pydantic import ValidationError
 
 from remask.recipe.layers import Layer, leaves, merge, nest, refuse_unused, warmup_share
 from remask.recipe.messages import fail, first_problem, nearest_key
+from remask.recipe.naming import FOLDER, locate
 from remask.recipe.schema import Recipe, recipe_keys
 from remask.recipe.used import reset
 
-FOLDER = Path(__file__).parent.parent / "recipes"
 NOT_KEYS = ("REMASK_CACHE", "REMASK_GOLDEN")
 """Environment variables that are not recipe keys."""
 
 ABOUT = ("name", "title", "table", "expected", "command", "cost", "notes")
 """What a file says of itself: `extends` does not pass it on, for another recipe's number is not this one's."""
-
-
-def recipe_names(folder: Path = FOLDER) -> list[str]:
-    """The recipes that come with remask, sorted; those of pre-training unless a task's folder is given."""
-    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def load_recipe(
@@ -53,7 +47,7 @@ def load(
     strict: bool = True,
 ) -> Any:
     """`load_recipe` for any schema, whose shipped recipes lie in `folder`. Keys without use are at their defaults."""
-    path = _locate(str(name_or_path), Path(), folder)
+    path = locate(str(name_or_path), Path(), folder)
     files = _files(path, (), folder)
     layers = [*files, *_variables(os.environ if environment is None else environment)]
     flags = overrides if isinstance(overrides, Mapping) else parse_settings(overrides)
@@ -64,6 +58,8 @@ def load(
     origin: dict[str, str] = {}
     for where, values in layers:
         for key in leaves(values):
+            if key == "task" and key not in known:
+                fail(f"{where} is a recipe of remask {values[key]}: give it to that command, as --recipe {where}")
             if key not in known:
                 fail(f"unknown key {key}" + (f" ({where})" if where else "") + f"; {nearest_key(key, known, where)}")
             origin[key] = where
@@ -76,16 +72,6 @@ def load(
         kept = {where for where, _ in files if _of_run(Path(where))}
         refuse_unused(schema, recipe, layers, len(files), kept)
     return reset(recipe)
-
-
-def _locate(name: str, beside: Path, folder: Path) -> Path:
-    """A path where it looks like one (relative to `beside`), else the shipped recipe of that name."""
-    if name.endswith(".toml") or "/" in name or os.sep in name:
-        return beside / Path(name).expanduser()
-    if name not in (names := recipe_names(folder)):
-        near = " or ".join(difflib.get_close_matches(name, names, 2))
-        fail(f'unknown recipe "{name}"; ' + (f"did you mean {near}? " if near else "") + "remask recipes lists them")
-    return folder / f"{name}.toml"
 
 
 def _files(path: Path, children: tuple[Path, ...], folder: Path) -> list[Layer]:
@@ -105,7 +91,7 @@ def _files(path: Path, children: tuple[Path, ...], folder: Path) -> list[Layer]:
     parent = values.pop("extends", None)
     if not isinstance(parent, str | None):
         fail(f"extends must be a recipe's name or file, not {parent} ({path})")
-    layers = _files(_locate(parent, path.parent, folder), (*children, path), folder) if parent else []
+    layers = _files(locate(parent, path.parent, folder), (*children, path), folder) if parent else []
     layers = [(where, {key: value for key, value in keys.items() if key not in ABOUT}) for where, keys in layers]
     return [*layers, (path.name if path.parent == folder else str(path), values)]
 

@@ -37,15 +37,18 @@ def nearest_key(key: str, known: Iterable[str], where: str = "") -> str:
     """
     variable = where.startswith("REMASK_")
     words = [*known, *(("cache",) if variable else ())]
+    section, _, own = key.rpartition(".")
+    within = [word.rpartition(".")[2] for word in words if section and word.rpartition(".")[0] == section]
 
     def likeness(candidate: str) -> tuple[float, float]:
+        inner, _, last = candidate.rpartition(".")
+        same = difflib.SequenceMatcher(None, own, last).ratio()
         whole = difflib.SequenceMatcher(None, key.replace("_", "."), candidate.replace("_", ".")).ratio()
-        last = difflib.SequenceMatcher(None, key.split(".")[-1], candidate.split(".")[-1]).ratio()
-        return max(whole, 0.95 * last), whole
+        return max(same if inner == section else whole, 0.95 * same), whole
 
     best = max(words, key=likeness)
     if likeness(best)[0] < 0.6:
-        return "remask show RECIPE prints the keys"
+        return f"[{section}] has {', '.join(within)}" if within else "remask show RECIPE prints the keys"
     near = f"did you mean {best}?"
     return f"{near[:-1]}, REMASK_{best.upper().replace('.', '__')}?" if variable else near
 
@@ -68,11 +71,17 @@ def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapp
     elif all(arm["type"] in WANTED for arm in arms):
         wanted = " or ".join(dict.fromkeys(WANTED[arm["type"]].format(**arm.get("ctx", {})) for arm in arms))
         wanted = f"on, off or {wanted}" if path in OPTIONAL else wanted
-        line = f"{path}: must be {wanted}, not {_shown(first['input'])}"
+        line = f"{path}: must be {wanted}, not {_shown(first['input'])}{_as_list(first)}"
     else:
         line = f"{path}: {first['msg']}, not {_shown(first['input'])}"
     more = len(problems) - 1
     return line + (f" ({where})" if where else "") + (f", and {more} more" if more else "")
+
+
+def _as_list(details: ErrorDetails) -> str:
+    """How a list is written, where its items were given alone."""
+    text = details["input"]
+    return f": write [{text}]" if details["type"] == "list_type" and isinstance(text, str) and "," in text else ""
 
 
 def _shown(value: Any) -> str:

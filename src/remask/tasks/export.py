@@ -20,7 +20,8 @@ from remask.interop.export import export_backbone
 from remask.interop.start import constants
 from remask.recipe import dump
 from remask.recipe.downstream import TASKS, Downstream
-from remask.recipe.load import FOLDER, load
+from remask.recipe.load import load
+from remask.recipe.naming import FOLDER
 from remask.tasks import build_model
 from remask.types import Size, UserError
 
