@@ -100,13 +100,8 @@ def pretrain(
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
-    if smoke and not quiet:
-        part, size = chosen.backbone, "x".join(map(str, chosen.data.image_size))
-        print(
-            f"smoke: {part.name}, {size} px, batches of {chosen.optim.batch_size} stand for the recipe's; what you "
-            "named is kept, but for the network",
-            file=sys.stderr,
-        )
+    if smoke and not quiet and (model or chosen.backbone.name) != chosen.backbone.name:
+        print(f"smoke: {chosen.backbone.name} stands for {model}", file=sys.stderr)
 
     from remask import commands
 

@@ -21,7 +21,7 @@ def hint(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
     command = " ".join(["remask", *words])
     if "No such option" in line:
         given = next((word for word in arguments if _stem(word) and _stem(word) not in options), "")
-        return f"No such option: {given}; {_option(given, arguments, options)}, {command} --help lists them"
+        return f"No such option: {given}; {_option(given, arguments, options)} See {command} --help"
     if "unexpected extra argument" in line:
         return f"{line}; {_extra(line, arguments, options)}{command} --help"
     if line.startswith("Missing "):
@@ -43,7 +43,7 @@ def _option(given: str, arguments: Sequence[str], options: Sequence[str]) -> str
         return f"did you mean {near[0]}?"
     keys = _keys(arguments[0] if arguments else "", stem.lstrip("-").replace("-", "_"))
     value = given.partition("=")[2] or next(iter(arguments[list(arguments).index(given) + 1 :]), "VALUE")
-    return f"did you mean --set {keys[0]}={value}?" if keys and "--set" in options else "it is none of this command's"
+    return f"did you mean --set {keys[0]}={value}?" if keys and "--set" in options else "it is none of this command's."
 
 
 def _keys(command: str, name: str) -> list[str]:

@@ -15,8 +15,8 @@ def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     run = RunFolder.open(path)
     if (path / "task.json").is_file():
         raise UserError(
-            f"{path} is a run of a downstream task, and this is for pre-training; remask report {path} shows its result, "
-            f"and after remask export {path} remask embed and attention take it"
+            f"{path} is a run of a downstream task, and this is for pre-training; remask report {path} shows its "
+            f"result, and after remask export {path} remask embed and attention take it"
         )
     return run, _beside(load_recipe(path / "recipe.toml", environment={}, strict=False), path)
 

@@ -38,7 +38,7 @@ def _instead(name: str, folder: Path) -> str:
         return f"{name} without a folder is one that needs no file"
     owners = [task for task in COMMANDS if folder != FOLDER / task and name in recipe_names(FOLDER / task)]
     if owners:
-        return f"{name} is a recipe of {' and '.join(owners)}, as in remask {owners[0]} RUN --recipe {name}"
+        return f"{name} is a recipe of {', '.join(owners)}, as in remask {owners[0]} RUN --recipe {name}"
     if folder != FOLDER and name in recipe_names():
         return f"{name} is a recipe of pretrain, as in remask pretrain --recipe {name}; {folder.name} has {_few(names)}"
     if (here / "recipe.toml").is_file():
@@ -48,6 +48,7 @@ def _instead(name: str, folder: Path) -> str:
             return f"did you mean the file ./{file}?"
     near = [own for own in names if f"-{name}-" in f"-{own}-"] or difflib.get_close_matches(name, names, 2)
     near = near or [own for own in names if name and name in own]
+    near.sort(key=lambda own: (not own.startswith(name), len(own)))
     method = f", or --method {name}" if name in METHODS and folder == FOLDER else ""
     return (f"did you mean {_few(near, ' or ')}{method}? " if near else "") + "remask recipes lists them"
 
