@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from remask.parallel import cut_like, like, whole
 from remask.types import UserError
 
+FORMAT = 2
+"""Of run folders, in env.json: 1 is what says none. recipe/formats.py has the rules that each was started with."""
+
 
 class RunFolder:
     """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended.
@@ -38,7 +41,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path} cannot be made: {error.strerror}; choose another --out") from error
         (path / "recipe.toml").write_text(recipe)
-        run.write("env.json", env)
+        run.write("env.json", {"format": FORMAT, **env})
         return run
 
     @classmethod
@@ -46,7 +49,17 @@ class RunFolder:
         """An existing run. Raises UserError where there is none."""
         if not (path / "recipe.toml").is_file():
             raise UserError(f"{path} is no run: {why_no_run(path)}")
-        return cls(path)
+        run = cls(path)
+        if run.format > FORMAT:
+            raise UserError(
+                f"{path} is a run of format {run.format}, and this remask knows {FORMAT}: use the remask that wrote it"
+            )
+        return run
+
+    @property
+    def format(self) -> int:
+        """Of the folder, by which the rules of an old run are known."""
+        return int(self.read("env.json").get("format", 1))
 
     def write(self, name: str, content: Mapping[str, Any] | list[Any]) -> None:
         """Replace a JSON file. A list has no line breaks: it may be long."""
@@ -197,4 +210,14 @@ def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
     return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(wanted[key].shape)}" for key in shared]
 
 
-__all__ = ["RunFolder", "find", "load_weights", "position", "refuse_existing", "restore", "save", "why_no_run"]
+__all__ = [
+    "FORMAT",
+    "RunFolder",
+    "find",
+    "load_weights",
+    "position",
+    "refuse_existing",
+    "restore",
+    "save",
+    "why_no_run",
+]

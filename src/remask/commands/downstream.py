@@ -1,5 +1,6 @@
 """What comes after pre-training: `finetune`, `segment`, `detect`, and testing a model that one of them left."""
 
+import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -7,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from remask.checkpoint import RunFolder, refuse_existing
-from remask.commands.paths import absolute, anchored_spec, paths_or_texts
+from remask.commands.paths import absolute, anchored_spec, paths_or_texts, relative_to
 from remask.commands.saying import Say, sayer
 from remask.downstream import conclude, fit, learned, restored
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
+from remask.recipe.formats import rules_of
 from remask.recipe.load import load, parse_settings
 from remask.recipe.naming import FOLDER
 from remask.report import write_task_report
@@ -19,6 +21,7 @@ from remask.runtime import Runtime, resolve
 from remask.session import BadImages
 from remask.tasks import build_model, build_task
 from remask.tasks.export import export_model
+from remask.textfiles import read_toml
 from remask.types import UserError
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
@@ -93,6 +96,8 @@ def evaluate(
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
     task = build_task(recipe, runtime, facts=run.read("task.json"))
+    for line in task.notes if not quiet else ():
+        print(line, file=sys.stderr)
     model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
     found = conclude(task, model, run, recipe, quiet)
     write_task_report(path)
@@ -126,12 +131,13 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     """A downstream run and its recipe."""
     run = RunFolder.open(path)
     try:
-        kind = tomllib.loads((path / "recipe.toml").read_text()).get("task")
+        kind = read_toml(path / "recipe.toml").get("task")
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
         raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
-    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", overrides or {}, environment={})
+    given = {**rules_of(run.format), **(overrides or {})}
+    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
 
 
 def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, say: Say) -> None:
@@ -172,7 +178,8 @@ def _spec(start: str) -> str:
 
 def _anchored(recipe: Any) -> Any:
     """Local paths made absolute, so that a run can be resumed from anywhere."""
-    paths = {key: absolute(getattr(recipe.data, key)) for key in PATHS if hasattr(recipe.data, key)}
+    paths: dict[str, Any] = {key: absolute(getattr(recipe.data, key)) for key in PATHS if hasattr(recipe.data, key)}
+    paths["exclude"] = relative_to(recipe.data.source, recipe.data.exclude)
     model = recipe.model.model_copy(update={"source": anchored_spec(recipe.model.source)})
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths), "model": model})
 

@@ -2,10 +2,11 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from remask.images.left_out import relative_pattern
 from remask.recipe import Recipe
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ def anchored(recipe: Recipe) -> Recipe:
         section = getattr(recipe, name)
         if section:
             updates[name] = section.model_copy(update={"source": absolute(section.source)})
+    patterns = relative_to(recipe.data.source, recipe.data.exclude)
+    updates["data"] = updates["data"].model_copy(update={"exclude": patterns})
     for name in ("method", "jd"):
         if section := getattr(recipe, name):
             files = {key: absolute(getattr(section.target, key)) for key in ("file", "weights")}
@@ -73,4 +76,9 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
-__all__ = ["absolute", "anchored", "anchored_spec", "paths_or_texts"]
+def relative_to(source: str | None, patterns: Sequence[str]) -> list[str]:
+    """Patterns as they are held against paths below a source, wherever the command is given again."""
+    return [relative_pattern(pattern, source or "") for pattern in patterns]
+
+
+__all__ = ["absolute", "anchored", "anchored_spec", "paths_or_texts", "relative_to"]
