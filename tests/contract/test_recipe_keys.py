@@ -55,6 +55,8 @@ VALUES: dict[str, list[Any]] = {
     "data.scale": [[0.4, 1.9]],
     "data.channels": [1],
     "data.limit": [16],
+    "data.range": ["full", [0, 100], "auto"],
+    "data.exclude": [["3*"], ["*3*"]],
     "data.crops": [2],
     "data.share": [0.5],
     "data.ignore": [1],
@@ -120,7 +122,7 @@ def _stop(*given: Any, **named: Any) -> None:
 @pytest.fixture(autouse=True)
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands stop where training would begin; what costs time and tells nothing of a key is left out or kept."""
-    threads, open_source = torch.get_num_threads(), functools.cache(remask.session.open_source)
+    threads, open_source = torch.get_num_threads(), functools.partial(_source, remask.session.open_source, {})
     monkeypatch.setattr(remask.build, "Trainer", _stop)
     monkeypatch.setattr(remask.downstream, "Trainer", _stop)
     monkeypatch.setattr(remask.session, "build_method", functools.partial(_kept, {}))
@@ -146,6 +148,14 @@ def _kept(kept: dict[str, Any], recipe: Recipe) -> Any:
     if key not in kept:
         kept[key] = remask.build.build_method(recipe)
     return deepcopy(kept[key])
+
+
+def _source(opens: Any, kept: dict[str, Any], *given: Any, **named: Any) -> Any:
+    """The pictures that were opened with the same arguments."""
+    key = repr((given, named))
+    if key not in kept:
+        kept[key] = opens(*given, **named)
+    return kept[key]
 
 
 def _opened(kept: dict[str, Any], *given: Any, **named: Any) -> Any:

@@ -49,8 +49,9 @@ def nearest_key(key: str, known: Iterable[str], where: str = "") -> str:
     best = max(words, key=likeness)
     if likeness(best)[0] < 0.6:
         return f"[{section}] has {', '.join(within)}" if within else "remask show RECIPE prints the keys"
-    near = f"did you mean {best}?"
-    return f"{near[:-1]}, REMASK_{best.upper().replace('.', '__')}?" if variable else near
+    spelt = f"REMASK_{best.upper().replace('.', '__')}"
+    joined = variable and "." not in key and key.startswith(f"{best.partition('.')[0]}_")  # one stroke where two belong
+    return f"did you mean {spelt if joined or best == 'cache' else best}?"
 
 
 def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapping[str, str]) -> str:
