@@ -183,7 +183,7 @@ def peak_lr(recipe: Recipe, method: Method) -> float:
     """The learning rate after warm-up: absolute, or by the rule, with the realised m_pred / m_corr under DM."""
     optim = recipe.optim
     gain = counts(method, recipe).gain if recipe.dm and optim.lr_rule == "dmjd" else 1.0
-    return optim.lr or learning_rate(optim.base_lr, optim.batch_size, gain)
+    return optim.lr or learning_rate(optim.base_lr or 0.0, optim.batch_size, gain)  # one of them is there
 
 
 def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:

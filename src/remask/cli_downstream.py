@@ -157,11 +157,11 @@ def _run(
     given = {key: value for key, value in flags.items() if value is not None}
     if not eval_only:
         begin = {"finetune": commands.finetune, "segment": commands.segment, "detect": commands.detect}[task]
-        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet)
+        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet, say=print)
         return
     if start is None:
         raise UserError(f"--eval-only tests a run that remask {task} left: give its folder")
-    commands.evaluate(Path(start), given, device=device, quiet=quiet)
+    commands.evaluate(Path(start), given, device=device, quiet=quiet, say=print)
 
 
 def register(app: typer.Typer) -> None:

@@ -22,6 +22,7 @@ from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import METHODS, Recipe, load_recipe, method_overrides
 from remask.recipe.sections import DISTILLING
+from remask.recipe.used import DECODING
 from remask.targets import per_view, prefix
 from remask.targets.tokens import Codebook
 from remask.views import Views
@@ -87,12 +88,14 @@ class Case(NamedTuple):
 def settings(case: Combination) -> dict[str, Any]:
     stride = STRIDES.get(case.backbone.split("_")[0])
     keys = {**SMALL, **method_overrides(case.base + case.plugin), "backbone.name": case.backbone}
+    keys = {key: value for key, value in keys.items() if case.base in DECODING or not key.startswith("method.decoder")}
     keys |= {**TOY, "backbone.patch_size": 4} if stride is None else {}
     rows, columns = (side * (stride or 4) // case.finer for side in (6, 4))
     keys |= {"data.image_size": f"{rows}x{columns}"}
     keys |= {"masking.cell_pixels": (stride or 4) // case.finer} if case.finer > 1 else {}
     keys |= {"distill": {"teachers": ["untrained:vit_micro"]}} if case.base in DISTILLING else {}
-    keys |= {"method.target": {**VECTORS, **WORDS}[case.target], "masking.pattern": case.pattern}
+    keys |= {"masking.pattern": case.pattern}
+    keys |= {"method.target": {**VECTORS, **WORDS}[case.target]} if case.base != "moma" else {}
     if "jd" in case.plugin:
         keys["jd"] = {"width": 8, "weight": 0.5, "target": "hog" if case.base == "beit" else VECTORS[case.target]}
     return keys

@@ -77,10 +77,11 @@ def classifier_of(recipe: Finetune, names: Sequence[str]) -> tuple[Classifier, S
     """[model] → the network with a head of these classes, and the size of its pictures."""
     model, augment = recipe.model, recipe.augment
     backbone, size = network(model, recipe.data.image_size)
-    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
+    mixes = augment.mixup or augment.cutmix  # 0 and 0, the defaults, are no mixing
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob) if mixes else None
     classifier = Classifier(
         backbone, len(names), pool=model.pool, dropout=model.dropout, smoothing=model.smoothing,
-        mixing=mixing if augment.mixup or augment.cutmix else None, init_scale=model.init_scale,
+        mixing=mixing, init_scale=model.init_scale,
     )  # fmt: skip
     freeze(classifier, model)
     return classifier, size
