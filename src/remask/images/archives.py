@@ -4,11 +4,14 @@ import bisect
 import itertools
 import json
 import os
+import re
 import tarfile
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+from remask.images.columns import Part, joined, label_column
 from remask.images.files import EXTENSIONS, is_picture, one_split, printable
+from remask.images.labels import numbered
 from remask.types import UserError
 
 HELD_BYTES = 1 << 30
@@ -47,7 +50,9 @@ class Tar:
         if not self._members:
             raise UserError(f"{printable(name)} holds no images: looked for {' '.join(EXTENSIONS)} in the tar")
         known = [label for label in labels if label is not None]
-        self.labels = known if len(known) == len(labels) else None
+        self.labels: list[int] | None = None
+        if len(known) == len(labels):
+            self.labels, self.classes = numbered(known)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -92,7 +97,7 @@ def _index(number: int, shard: str, limit: int | None) -> list[tuple[_Member, in
 def _class_number(tar: tarfile.TarFile, info: tarfile.TarInfo, shard: str) -> int:
     stream = tar.extractfile(info)
     text = stream.read(64).strip() if stream is not None else b""
-    if not text.isdigit():
+    if not re.fullmatch(rb"[+-]?[0-9]+", text):
         raise UserError(f"{printable(shard)}: {printable(info.name)} holds no class number but {text[:20]!r}")
     return int(text)
 
@@ -121,12 +126,12 @@ class Parquet:
         one_split(name, files)
         self.name, self._files = name, [os.path.abspath(file) for file in files]
         schema = _parquet(self._files[0], name).schema_arrow
-        self._column, label, self.classes = _columns(schema, name)
+        self._column, label = _columns(schema, name)
         self._groups: list[_Group] = []
         total, size = 0, 0
-        labels: list[Any] = []
+        parts: list[Part] = []
         for number, path in enumerate(self._files):
-            file, row = _parquet(path, name), 0
+            file, row, values = _parquet(path, name), 0, list[Any]()
             if not {self._column, label or self._column} <= set(file.schema_arrow.names):
                 raise UserError(f"{printable(path)} lacks the column {self._column} or {label} that the others have")
             for group in range(file.num_row_groups):
@@ -137,12 +142,14 @@ class Parquet:
                 row, total = row + meta.num_rows, total + meta.num_rows
                 size += meta.total_byte_size
                 if label is not None:
-                    labels += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
+                    values += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
+            if label is not None and values:
+                left = None if limit is None else limit - (total - len(values))
+                parts.append(Part(values[:left], _names(file.schema_arrow, label), os.path.basename(path)))
         self._length = total if limit is None else min(total, limit)
         if not self._length:
             raise UserError(f"{printable(name)} holds no rows")
-        known = labels[: self._length]
-        self.labels = known if known and all(value is not None and value >= 0 for value in known) else None
+        self.labels, self.classes = joined(parts)
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._held = len(self._groups) if size <= HELD_BYTES else HELD_GROUPS
@@ -197,24 +204,37 @@ def _parquet(path: str, name: str) -> Any:
         raise UserError(f"{printable(path)} cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 
-def _columns(schema: Any, name: str) -> tuple[str, str | None, list[str] | None]:
-    """Names of the picture column and the label column, and the class names, from the metadata or else the types."""
-    from pyarrow import types
-
-    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = stored.get("info", {}).get("features", {})
+def _columns(schema: Any, name: str) -> tuple[str, str | None]:
+    """Names of the picture column and the label column, from the metadata or else the types."""
+    features = _features(schema)
     kinds = {key: value.get("_type") for key, value in features.items() if isinstance(value, dict)}
     pictures = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
     if not pictures:
         raise UserError(f"{printable(name)} has no column of images among {', '.join(schema.names)}")
     pictures.sort(key=lambda column: (kinds.get(column) != "Image", column not in ("image", "img", "jpg", "png")))
-    labels = [column for column in schema.names if kinds.get(column) == "ClassLabel"]
-    usual = [column for column in ("label", "labels", "fine_label", "class", "target", "cls") if column in schema.names]
-    labels += [column for column in usual if types.is_integer(schema.field(column).type)]
-    if not labels:
-        return pictures[0], None, None
-    names = features.get(labels[0], {}).get("names")
-    return pictures[0], labels[0], [str(value) for value in names] if isinstance(names, list) else None
+    types = {field.name: _kind(field.type) for field in schema}
+    return pictures[0], label_column(types | {column: kind for column, kind in kinds.items() if kind == "ClassLabel"})
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What the `datasets` library says of the columns, where it wrote the file."""
+    found: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return found.get("info", {}).get("features", {}) or {}
+
+
+def _names(schema: Any, label: str) -> list[str] | None:
+    """The classes of a file in its own order, where it gives them."""
+    names = _features(schema).get(label, {}).get("names")
+    return [str(value) for value in names] if isinstance(names, list) else None
+
+
+def _kind(kind: Any) -> str:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_integer(kind) or types.is_floating(kind):  # whole numbers beside missing ones are stored as floats
+        return "integer"
+    return "text" if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind) else str(kind)
 
 
 def _holds_bytes(kind: Any) -> bool:

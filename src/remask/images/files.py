@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from remask.images.labels import numbered
 from remask.types import UserError
 
 EXTENSIONS = (
@@ -97,10 +98,18 @@ def open_files(name: str, root: str, relative: list[str], limit: int | None) -> 
     return Files(name, paths, [os.path.join(typed, path) for path in relative], labels, classes)
 
 
+def only_folder(source: Files) -> None:
+    """Take the one folder in which all pictures of a folder lie for their class: a test may have a single one."""
+    relative = [os.path.relpath(path, os.path.abspath(os.path.expanduser(source.name))) for path in source.paths]
+    tops = {path.split(os.sep)[0] if os.sep in path else "" for path in relative}
+    if len(tops) == 1 and not tops & {"", os.pardir} and not SPLIT.match(top := tops.pop()):
+        source.labels, source.classes = [0] * len(relative), [printable(top)]
+
+
 def open_list(name: str, path: str, limit: int | None) -> Files:
     """A .txt with one path per line, relative to it, and perhaps a tab or space and a class number; # starts a comment.
 
-    A picture whose name begins with # is written ./#name.
+    The numbers are the classes' names. A picture whose name begins with # is written ./#name.
     """
     paths: list[str] = []
     numbers: list[int | None] = []
@@ -109,19 +118,20 @@ def open_list(name: str, path: str, limit: int | None) -> Files:
             text = line.rstrip("\r\n")
             if not text.strip() or text.startswith("#"):
                 continue
-            labelled = re.fullmatch(r"(.+\.\w+)[ \t]+(\d+)", text)
+            labelled = re.fullmatch(r"(.+\.\w+)[ \t]+([+-]?\d+)", text)
             paths.append(labelled[1] if labelled else text)
             numbers.append(int(labelled[2]) if labelled else None)
             if len(paths) == limit:
                 break
     if not paths:
         raise UserError(f"{printable(name)} names no images: it needs one path per line")
-    labels = [number for number in numbers if number is not None]
-    if labels and len(labels) < len(paths):
+    given = [number for number in numbers if number is not None]
+    if given and len(given) < len(paths):
         first = paths[numbers.index(None)]
         raise UserError(f"{printable(name)} gives class numbers but none for {printable(first)}: give all or none")
     folder = os.path.dirname(os.path.abspath(path))
-    return Files(name, [os.path.join(folder, p) for p in paths], paths, labels or None)
+    labels, classes = numbered(given) if given else (None, None)
+    return Files(name, [os.path.join(folder, p) for p in paths], paths, labels, classes)
 
 
 def describe(relative: list[str]) -> str:

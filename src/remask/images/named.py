@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from remask.images.columns import Part, joined, label_column
 from remask.images.decoding import decode
 from remask.images.files import Files, files_under, is_picture, open_files
 from remask.types import UserError
@@ -158,12 +159,21 @@ def open_hub(name: str, limit: int | None) -> Hub:
         raise UserError(f"{name} has no column of images among {', '.join(rows.features)}")
     rows = rows.cast_column(pictures[0], Image(decode=False))
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
-    classes = [column for column, kind in rows.features.items() if isinstance(kind, ClassLabel)]
-    if not classes:
+    kinds = {
+        column: "ClassLabel" if isinstance(kind, ClassLabel) else _kind(kind) for column, kind in rows.features.items()
+    }
+    label = label_column(kinds)
+    if label is None:
         return Hub(name, rows, pictures[0], None, None)
-    labels = [int(label) for label in rows[classes[0]]]
-    known = labels if min(labels, default=-1) >= 0 else None  # -1 stands for withheld labels
-    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], known, list(rows.features[classes[0]].names))
+    names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
+    labels, classes = joined([Part(rows[label], names, name)])
+    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes)
+
+
+def _kind(kind: Any) -> str:
+    """The kind of a column by the `datasets` library's name of its type."""
+    stored = str(getattr(kind, "dtype", ""))
+    return "integer" if "int" in stored else "text" if stored in ("string", "large_string", "bool") else stored
 
 
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {

@@ -13,7 +13,17 @@ from typing import Protocol
 import numpy as np
 
 from remask.images.archives import Parquet, Tar
-from remask.images.files import EXTENSIONS, Files, describe, files_under, is_picture, open_files, open_list, printable
+from remask.images.files import (
+    EXTENSIONS,
+    Files,
+    describe,
+    files_under,
+    is_picture,
+    only_folder,
+    open_files,
+    open_list,
+    printable,
+)
 from remask.images.named import NAMED, open_hub
 from remask.images.packed import Packed, is_packed
 from remask.types import UserError
@@ -25,9 +35,9 @@ class Source(Protocol):
     name: str
     """What the user typed."""
     labels: list[int] | None
-    """The class number of every picture, or nothing."""
+    """The class number of every picture, 0..C-1, or nothing."""
     classes: list[str] | None
-    """The name of every class number, where known."""
+    """The names of the C classes by number, where there are labels."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +50,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str, *, limit: int | None = None, labelled: bool = False) -> Source:
+def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, one_class: bool = False) -> Source:
     """Open what `spec` names; nothing is written except the download of a named set.
 
     DIR           pictures below a folder, or else its .tar or .parquet shards; class folders give labels
@@ -54,11 +64,15 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False) 
     set:NAME      the named set, where a file of that name exists as well
 
     limit: the first N pictures in the source's own order, which is that of the names for a folder: of class folders
-    that is the first class first. labelled: fail if there are no labels. Raises UserError.
+    that is the first class first. labelled: fail if there are no labels. one_class: a folder with a single folder in
+    it is one of its class, as a test may be. Labels are 0..C-1 whatever numbers a source uses: those are the names of
+    its classes. Raises UserError.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
     source = _open(spec, limit)
+    if one_class and source.labels is None and isinstance(source, Files):
+        only_folder(source)
     if labelled and source.labels is None:
         raise UserError(
             f"{printable(spec)} has no labels: they come from class folders, .cls members, a label column "
