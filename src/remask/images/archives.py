@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from remask.images.columns import Part, joined, label_column
 from remask.images.files import EXTENSIONS, is_picture, one_split, printable
-from remask.images.labels import numbered
 from remask.types import UserError
 
 HELD_BYTES = 1 << 30
@@ -50,9 +49,7 @@ class Tar:
         if not self._members:
             raise UserError(f"{printable(name)} holds no images: looked for {' '.join(EXTENSIONS)} in the tar")
         known = [label for label in labels if label is not None]
-        self.labels: list[int] | None = None
-        if len(known) == len(labels):
-            self.labels, self.classes = numbered(known)
+        self.labels = known if len(known) == len(labels) else None
 
     def __len__(self) -> int:
         return len(self._members)

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from remask.images.labels import numbered
 from remask.types import UserError
 
 EXTENSIONS = (
@@ -125,13 +124,12 @@ def open_list(name: str, path: str, limit: int | None) -> Files:
                 break
     if not paths:
         raise UserError(f"{printable(name)} names no images: it needs one path per line")
-    given = [number for number in numbers if number is not None]
-    if given and len(given) < len(paths):
+    labels = [number for number in numbers if number is not None]
+    if labels and len(labels) < len(paths):
         first = paths[numbers.index(None)]
         raise UserError(f"{printable(name)} gives class numbers but none for {printable(first)}: give all or none")
     folder = os.path.dirname(os.path.abspath(path))
-    labels, classes = numbered(given) if given else (None, None)
-    return Files(name, [os.path.join(folder, p) for p in paths], paths, labels, classes)
+    return Files(name, [os.path.join(folder, p) for p in paths], paths, labels or None)
 
 
 def describe(relative: list[str]) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from remask.images.files import printable
-from remask.images.labels import numbered
 from remask.types import UserError
 
 MAGIC, VERSION, SUFFIX = b"\x89remask\n", 1, ".remask"
@@ -46,8 +45,6 @@ class Packed:
         labels = columns.get("label")
         self.labels: list[int] | None = None if labels is None else labels[: self._length].tolist()
         self.classes: list[str] | None = about["classes"]
-        if self.labels is not None and self.classes is None:  # packed before numbers were names
-            self.labels, self.classes = numbered(self.labels)
         self._seen = np.zeros(self._length, dtype=bool)
 
     def __getstate__(self) -> dict[str, Any]:

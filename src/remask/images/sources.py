@@ -24,6 +24,7 @@ from remask.images.files import (
     open_list,
     printable,
 )
+from remask.images.labels import numbered
 from remask.images.named import NAMED, open_hub
 from remask.images.packed import Packed, is_packed
 from remask.types import UserError
@@ -73,6 +74,8 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, 
     source = _open(spec, limit)
     if one_class and source.labels is None and isinstance(source, Files):
         only_folder(source)
+    if source.labels is not None and source.classes is None:  # of a list, a tar, an older packed set
+        source.labels, source.classes = numbered(source.labels)
     if labelled and source.labels is None:
         raise UserError(
             f"{printable(spec)} has no labels: they come from class folders, .cls members, a label column "

@@ -53,14 +53,8 @@ def build_finetune(
         found["scores"] = scores = score(
             tested, watch.over(batches(), len(val), "test"), runtime.device, runtime.autocast
         )
-        protocol: dict[str, Any] = {
-            "data": data.source,
-            "val": data.val or "a fifth of the source",
-            "share": data.share or 1.0,
-        }
-        if untested := [name for name, pictures in zip(names, counted(val), strict=True) if not pictures]:
-            protocol["untested"] = untested
-        return scores.summary(names) | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
+        protocol = _protocol(data, counted(val), names) | {"images": len(source), "seed": recipe.seed}
+        return scores.summary(names) | {"protocol": protocol}
 
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
@@ -75,6 +69,13 @@ def build_finetune(
         show,
         facts or {"classes": names, "pictures": counted(source)},
     )
+
+
+def _protocol(data: ClassesData, tested: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """What the numbers are of; `tested` are the test pictures of each class, of which some may have none."""
+    protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
+    untested = [name for name, pictures in zip(names, tested, strict=True) if not pictures]
+    return protocol | ({"untested": untested} if untested else {})
 
 
 def classifier_of(recipe: Finetune, names: Sequence[str]) -> tuple[Classifier, Size]:
