@@ -87,7 +87,9 @@ def test_an_ignored_class_in_the_middle_is_struck_once(sets: tuple[Path, Path]) 
         assert sorted(np.unique(masks.read(0)[1]).tolist()) == [1, 255]
         assert sorted(np.unique(masks.read(1)[1]).tolist()) == [0, 1]
     (val / "classes.json").write_text(json.dumps(["floor", "road", "box", "sea"]))
-    with pytest.raises(UserError, match=r"classes 'road', 'sea' of .* are not among those of the run \('floor', 'box', 'sky'\)"):
+    with pytest.raises(
+        UserError, match=r"classes 'road', 'sea' of .* are not among those of the run \('floor', 'box', 'sky'\)"
+    ):
         pairs(data, 0, {"classes": source.classes, "none": source.none})
 
 

@@ -214,7 +214,7 @@ def test_a_finished_run_is_tested_by_name(run: Path, tmp_path: Path) -> None:
     for names, words in (
         ({"ant": 0, "zebra": 1}, "class 'zebra' of .* is not among those of the run"),
         ({"Ant": 0, "bee": 1}, "class 'Ant' of .* which has 'ant': name the class alike in both"),
-        ({"0": 0, "1": 1}, "classes '0', '1' of .* numbers there and names here"),
+        ({"0": 0, "1": 1}, "classes '0', '1' of .* numbers cannot be matched with names"),
     ):
         val = folders(tmp_path / "".join(names), names, range(1))
         with pytest.raises(UserError, match=words) as caught:
@@ -371,6 +371,8 @@ def test_test_masks_without_a_declaration_are_read_by_the_training_palette(tmp_p
     for i in range(6):
         assert (val.read(i)[1] == source.read(i)[1]).all()
         assert (again.read(i)[1] == source.read(i)[1]).all()
+    _, older = pairs(data, 0, None, {"classes": source.classes, "none": None})  # a run that began before goes on so
+    assert (older.read(0)[1] == np.array([2, 0, 1])[source.read(0)[1]]).all()
 
 
 def boxes(root: Path, categories: dict[int, str], of_pictures: Sequence[int]) -> dict[str, str]:

@@ -49,8 +49,12 @@ def test_names_are_matched(names: list[str], known: list[str], expected: dict[in
     [
         (["ant", "zebra"], ["ant", "bee"], "class 'zebra' of here is not among those of there ('ant', 'bee')"),
         (["yak", "zebu"], ["ant", "bee"], "classes 'yak', 'zebu' of here are not among those of there"),
-        (["0", "1"], ["ant", "bee"], "numbers there and names here, which only a person can match"),
-        (["ant"], ["0", "1"], "names there and numbers here"),
+        (
+            ["0", "1"],
+            ["ant", "bee"],
+            "('ant', 'bee'): numbers cannot be matched with names; give both sources the same",
+        ),
+        (["ant"], ["0", "1"], "('0', '1'): numbers cannot be matched with names"),
         (["Dog"], ["dog", "cat"], "which has 'dog': name the class alike in both"),
         (["dog "], ["dog", "cat"], "which has 'dog': name the class alike"),
         (["golden_retriever"], ["golden retriever"], "which has 'golden retriever'"),

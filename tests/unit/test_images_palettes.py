@@ -137,6 +137,9 @@ def test_palettes_that_differ_are_noticed(tmp_path: Path) -> None:
         assert "\n" not in line
     numbers = opened(tmp_path / "numbers", masks, {"classes": NAMES, "palette": None})
     assert read(numbers) == [[0, 1, 2], [1, 2, 0]]
+    older = opened(tmp_path / "older", masks, SAID, numbers=True)
+    assert read(older) == [[0, 1, 2], [1, 2, 0]]
+    assert older.palette == PALETTE
 
 
 def test_palettes_that_differ_where_nothing_is_drawn_are_alike(tmp_path: Path) -> None:

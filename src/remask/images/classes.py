@@ -63,6 +63,11 @@ class Declared(NamedTuple):
     palette: list[Colour] | None = None
     numbers: bool = False
 
+    @property
+    def decides(self) -> bool:
+        """Whether colours decide in masks with palettes."""
+        return self.palette is not None and not self.numbers
+
 
 class Classes(NamedTuple):
     """The classes of a source, their colours, which id is which, and the names before any is struck."""
@@ -172,7 +177,7 @@ def by_colour(said: Declared, ids: Iterable[int]) -> bool:
     found = set(ids)
     if any(number >= COLOUR for number in found):
         return True
-    known = {colour_id(colour) for colour in said.palette or ()}
+    known = {colour_id(colour) for colour in said.palette or () if said.decides}
     return bool(found - {0}) and all(gray_colour(number) in known for number in found)
 
 

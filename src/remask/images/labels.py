@@ -108,11 +108,7 @@ def _unknown(unknown: Sequence[str], known: Sequence[str], where: str, other: st
         return f"{line}, which has {_listed(meant)}: name the class alike in both"
     numbers = [all(whole(name) is not None for name in names) for names in (unknown, known)]
     if numbers[0] != numbers[1]:
-        kinds = ("numbers", "names") if numbers[0] else ("names", "numbers")
-        return (
-            f"{line} ({_listed(known)}): {kinds[0]} there and {kinds[1]} here, which only a person can match; "
-            "give both sources the same"
-        )
+        return f"{line} ({_listed(known)}): numbers cannot be matched with names; give both sources the same"
     return (
         f"{line} ({_listed(known)}): train on {'them' if many else 'it'} too, or leave {'them' if many else 'it'} out"
     )

@@ -100,7 +100,7 @@ class MaskFiles:
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        ids, entries = read_mask(file_bytes(pair.mask), self.coloured, self.said.palette is not None)
+        ids, entries = read_mask(file_bytes(pair.mask), self.coloured, self.said.decides)
         if entries is not None and self.entries and other_colour(different(ids), entries, self.entries):
             raise BadImage("its mask has another palette than others: give a palette in classes.json")
         return file_bytes(pair.image), known.apply(ids)
@@ -139,6 +139,7 @@ def open_masks(
     reduce_zero: bool = False,
     limit: int | None = None,
     otherwise: Declared | None = None,
+    numbers: bool = False,
 ) -> MaskFiles:
     """Pictures below the folder `images`, each with the mask of the same name below `masks`.
 
@@ -150,6 +151,7 @@ def open_masks(
     ignore       the id that is no class, beside 255; a class of that number is struck from the list
     reduce_zero  0 is no class and 1 is the first (ADE20K)
     limit        the first N pairs in the order of their names
+    numbers      entries of palettes count by number, whatever classes.json says
     Up to 2000 pairs are looked at here; a fault in another one makes that pair unusable when it is read.
     Raises UserError with the first offenders: no pairs, pictures without masks or masks without pictures, a mask of
     another size than its picture, ids beyond the classes, palettes that differ where none is declared, fewer than two
@@ -164,7 +166,8 @@ def open_masks(
             return _open_panoptic(images, root, path, limit)
     pairs = paired(images, root, _folder(beside, "masks"))[:limit]
     said = declared(beside, classes, ignore, otherwise)
-    seen = look_at(pairs, partial(ids_of, palettes=said.palette is not None), everything=said.names is None)
+    said = said._replace(numbers=said.numbers or numbers)
+    seen = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None)
     where = printable(beside)
     entries = {} if said.palette or said.numbers else common_palette(seen, where)
     if coloured := by_colour(said, (int(i) for pair in seen for i in pair.ids)):  # then a gray mask is of that colour

@@ -87,6 +87,7 @@ def pairs(data: MasksData, seed: int, facts: Any, begun: Any = None) -> tuple[Ma
         raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
     run = facts or begun
+    given["numbers"] = bool(begun) and "masks" not in begun  # as runs of older versions read palettes
     said = said_by(run, data) if run else None
     if facts and data.val:
         val = open_masks(data.val, data.val_masks, otherwise=said, **given).by_classes(facts["classes"], "the run")
