@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from remask.build import build_backbone, build_target, codebook_features
+from remask.build import build_backbone, build_target, codebook_features, scaling_of
 from remask.images import CentreCrop, Source, Subset, iterate, open_source
 from remask.method import Method
 from remask.recipe import Recipe, choose
@@ -44,9 +44,10 @@ def fit(recipe: Recipe, source: Source, say: Callable[[str], None], seed: int = 
     drawn = torch.randperm(len(source), generator=generator(seed, "codebook"))[: -(-ROWS // per_picture)].tolist()
     say(f"a codebook of {part.vocabulary} words over {target.describe()}: reading {len(drawn)} pictures")
     crop, data = CentreCrop(recipe.data.image_size), recipe.data
+    scaling, some, bad = scaling_of(data), Subset(source, drawn), max(data.max_bad, 0.01)
     rows = [
-        target(batch.images, None).flatten(0, 1)  # type: ignore[arg-type]  # vector targets ignore the views
-        for batch in iterate(Subset(source, drawn), crop, 64, channels=data.channels, max_bad=max(data.max_bad, 0.01))
+        target(scaling.ready(batch.images) if scaling else batch.images, None).flatten(0, 1)  # type: ignore[arg-type]  # no views
+        for batch in iterate(some, crop, 64, channels=data.channels, max_bad=bad, scaling=scaling)
     ]
     if not rows:
         raise UserError(f"{source.name} has no picture to fit a codebook on")
@@ -66,6 +67,7 @@ def create(
     limit: int | None = None,
     seed: int = 0,
     settings: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
     """Fit a k-means codebook on pictures, for `method.target.file`; patch and picture size come from the recipe.
@@ -78,7 +80,8 @@ def create(
     words = {"vocabulary": vocabulary} if vocabulary else {}
     tokens = {"kind": "tokens", "tokenizer": "codebook", "file": None, **words, **over}
     chosen = choose(recipe, {"method.name": "beit", "method.target": tokens}, settings=settings)
-    fitted = fit(chosen, open_source(data, limit=limit), (lambda line: None) if quiet else print, seed)
+    source = open_source(data, limit=limit, exclude=exclude)
+    fitted = fit(chosen, source, (lambda line: None) if quiet else print, seed)
     fitted.save(out)
     return out
 

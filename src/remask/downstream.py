@@ -3,7 +3,7 @@
 A run folder as pre-training has it, with eval/TASK.json and pictures beside; `remask resume` continues it exactly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ class Task(NamedTuple):
     show      (model, folder) -> pictures for a person, written into the folder
     gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
+    notes     lines about the sources, for the start of the run
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Task(NamedTuple):
     gflops: float
     show: Callable[[Any, Path], None]
     facts: dict[str, Any]
+    notes: Sequence[str] = ()
 
 
 def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool) -> dict[str, Any]:
@@ -67,6 +69,8 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
         trainer.resume()
     screen = console(trainer.schedule.steps, recipe.name, quiet)
     screen.say(f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}")
+    for line in task.notes:
+        screen.say(line)
     trainer.train(screen)
     return conclude(task, model, run, recipe, quiet)
 

@@ -74,6 +74,11 @@ def _text(value: Any) -> str:
     return printable(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value))
 
 
+def is_label(value: Any) -> bool:
+    """Whether a row says its class: it is not empty, no NaN, and not withheld."""
+    return value is not None and value == value and value != WITHHELD
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -88,4 +93,4 @@ def _check(part: Part, names: Sequence[str]) -> None:
         )
 
 
-__all__ = ["USUAL", "Part", "joined", "label_column"]
+__all__ = ["USUAL", "Part", "is_label", "joined", "label_column"]

@@ -3,11 +3,12 @@
 Whatever the files hold, `read` gives classes 0..C-1 without gaps, and 255 where nothing is to be learned.
 """
 
-import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,8 +32,9 @@ from remask.images.classes import (
     table,
 )
 from remask.images.decoding import BadImage
-from remask.images.files import files_under, printable
+from remask.images.files import files_under, printable, sorted_out
 from remask.images.labels import match, repeated
+from remask.images.left_out import UNNAMED, Patterns
 from remask.images.mask_files import (
     SCANNED,
     Pair,
@@ -47,6 +49,7 @@ from remask.images.mask_files import (
     other_colour,
     paired,
 )
+from remask.textfiles import read_json
 from remask.types import UserError
 
 NOTHING_SAID = Declared(None)
@@ -94,6 +97,7 @@ class MaskFiles:
     none: int | None = None
     said: Declared = NOTHING_SAID
     entries: dict[int, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -140,6 +144,7 @@ def open_masks(
     limit: int | None = None,
     otherwise: Declared | None = None,
     numbers: bool = False,
+    exclude: Sequence[str] = (),
 ) -> MaskFiles:
     """Pictures below the folder `images`, each with the mask of the same name below `masks`.
 
@@ -152,6 +157,7 @@ def open_masks(
     reduce_zero  0 is no class and 1 is the first (ADE20K)
     limit        the first N pairs in the order of their names
     numbers      entries of palettes count by number, whatever classes.json says
+    exclude      shell-style patterns of paths below the folders that are left out
     Up to 2000 pairs are looked at here; a fault in another one makes that pair unusable when it is read.
     Raises UserError with the first offenders: no pairs, pictures without masks or masks without pictures, a mask of
     another size than its picture, ids beyond the classes, palettes that differ where none is declared, fewer than two
@@ -163,8 +169,9 @@ def open_masks(
     beside = _beside(root, images) if masks is None else os.path.expanduser(masks).rstrip("/")
     for path in (beside, beside + ".json"):
         if path.endswith(".json") and os.path.isfile(path):
-            return _open_panoptic(images, root, path, limit)
-    pairs = paired(images, root, _folder(beside, "masks"))[:limit]
+            return _open_panoptic(images, root, path, limit, Patterns(exclude, root))
+    patterns, left_out = Patterns(exclude, root), Counter[str]()
+    pairs = paired(images, root, _folder(beside, "masks"), patterns, left_out)[:limit]
     said = declared(beside, classes, ignore, otherwise)
     said = said._replace(numbers=said.numbers or numbers)
     seen = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None)
@@ -176,8 +183,9 @@ def open_masks(
     check_ids(seen, found.table, len(found.names))
     said = said._replace(names=found.every)
     return MaskFiles(
-        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said, entries=entries
-    )
+        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said,
+        entries=entries, left_out={**left_out, **patterns.counts},
+    )  # fmt: skip
 
 
 def _folder(path: str, what: str) -> str:
@@ -200,14 +208,13 @@ def _beside(root: str, typed: str) -> str:
     )
 
 
-def _open_panoptic(typed: str, root: str, path: str, limit: int | None) -> MaskFiles:
+def _open_panoptic(typed: str, root: str, path: str, limit: int | None, patterns: Patterns) -> MaskFiles:
     """COCO panoptic (format "panoptic segmentation" of cocodataset.org): RGB ids of segments, each of one category.
 
     Classes are the categories in the order of the file; void and what no segment names is 255.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(path, printable(path))
         categories = {int(c["id"]): n for n, c in enumerate(content["categories"])}
         names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
         entries = [(names[a["image_id"]], str(a["file_name"]), a["segments_info"]) for a in content["annotations"]]
@@ -215,8 +222,15 @@ def _open_panoptic(typed: str, root: str, path: str, limit: int | None) -> MaskF
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{printable(path)} is no COCO panoptic file: {type(error).__name__} {error}") from None
     masks = _folder(path.removesuffix(".json"), "masks")
-    check_alone(sorted({e[0] for e in entries} - set(files_under(root))), path, "entries", "picture")
-    check_alone(sorted({e[1] for e in entries} - set(files_under(masks))), path, "entries", "mask")
+    kept = [not patterns.exclude(entry[0]) for entry in entries]
+    entries, tables = list(compress(entries, kept)), list(compress(tables, kept))
+    left_out, excluded = Counter[str](), list(patterns.patterns)
+    there, drawn = files_under(root, Patterns(excluded), left_out), files_under(masks, Patterns(excluded))
+    named = {entry[0] for entry in entries}
+    check_alone(sorted(named - set(there)), path, "entries", "picture")
+    check_alone(sorted({entry[1] for entry in entries} - set(drawn)), path, "entries", "mask")
+    if unnamed := len(sorted_out([name for name in there if name not in named], left_out)):
+        left_out[UNNAMED] = unnamed
     at, masks_at = os.path.abspath(root), os.path.abspath(masks)
     pairs = [Pair(os.path.join(at, i), os.path.join(masks_at, m), os.path.join(root, i)) for i, m, _ in entries][:limit]
     if not pairs or not 2 <= len(categories) <= IGNORE:
@@ -229,7 +243,8 @@ def _open_panoptic(typed: str, root: str, path: str, limit: int | None) -> MaskF
     titles = [str(c["name"]) for c in content["categories"]]
     if twice := repeated(titles):
         raise UserError(f"{printable(path)} has two categories of the name {twice!r}: give each its own")
-    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen)
+    found = {**left_out, **patterns.counts}
+    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, left_out=found)
 
 
 def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 
 from remask.images.columns import Part, joined, label_column
 from remask.images.decoding import decode
-from remask.images.files import Files, files_under, is_picture, open_files
+from remask.images.files import Files, files_under, open_files, sorted_out
+from remask.images.left_out import further
 from remask.types import UserError
 
 CROPS_PER_PHOTO = 64
@@ -34,6 +36,7 @@ class Arrays:
     pictures: np.ndarray
     labels: list[int] | None
     classes: list[str] | None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -54,6 +57,7 @@ class Photos:
     length: int
     labels: list[int] | None = None
     classes: list[str] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
     _decoded: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -78,6 +82,7 @@ class Hub:
     column: str
     labels: list[int] | None
     classes: list[str] | None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,8 +142,9 @@ def open_imagenette(name: str, split: str, limit: int | None) -> Files:
     _one_of("imagenette", split, ("", "train", "val", "test"))
     root = _fetched("imagenette", lambda folder: Imagenette(folder, size="320px", download=True))
     folder = os.path.join(root, "imagenette2-320", "train" if split in ("", "train") else "val")
-    found = [path for path in files_under(folder) if is_picture(path)]
-    source = open_files(folder, folder, found, limit)
+    left_out = Counter[str]()
+    found = sorted_out(files_under(folder, left_out=left_out), left_out)
+    source = open_files(folder, folder, found, limit, left_out)
     source.name = name
     return source
 
@@ -159,15 +165,16 @@ def open_hub(name: str, limit: int | None) -> Hub:
         raise UserError(f"{name} has no column of images among {', '.join(rows.features)}")
     rows = rows.cast_column(pictures[0], Image(decode=False))
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    left_out = further(pictures[1:], len(rows))
     kinds = {
         column: "ClassLabel" if isinstance(kind, ClassLabel) else _kind(kind) for column, kind in rows.features.items()
     }
     label = label_column(kinds)
     if label is None:
-        return Hub(name, rows, pictures[0], None, None)
+        return Hub(name, rows, pictures[0], None, None, left_out)
     names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
     labels, classes = joined([Part(rows[label], names, name)])
-    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes)
+    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
 
 
 def _kind(kind: Any) -> str:

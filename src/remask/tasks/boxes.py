@@ -18,6 +18,7 @@ from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
 from remask.images.files import printable
 from remask.images.labels import match
+from remask.images.left_out import notes
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
 from remask.tasks.network import check_all, freeze, gflops, network, workers
@@ -67,16 +68,10 @@ def build_detect(
             drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
         (folder / "detections.png").write_bytes(sheet_of_boxes(drawings[:SHOWN], val.classes))
 
-    return Task(
-        detector,
-        train,
-        len(source),
-        test,
-        "AP",
-        gflops(detector, detector.detect, size),
-        show,
-        {"classes": source.classes, "masks": masks},
-    )
+    facts = {"classes": source.classes, "masks": masks}
+    said = list(dict.fromkeys([*notes(source), *notes(val)]))
+    cost = gflops(detector, detector.detect, size)
+    return Task(detector, train, len(source), test, "AP", cost, show, facts, said)
 
 
 def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[Detector, Size]:
@@ -104,13 +99,14 @@ def opened(
     """
     if data.val is None or data.val_annotations is None:
         raise UserError("no pictures to test on: give --val DIR and --val-annotations JSON")
-    val = open_coco(data.val, data.val_annotations, skip_bad=data.skip_bad, report=report)
+    given: dict[str, Any] = {"skip_bad": data.skip_bad, "report": report, "exclude": data.exclude}
+    val = open_coco(data.val, data.val_annotations, **given)
     if facts:
         val = by_categories(val, facts["classes"], data.val_annotations, "the run")
         return val, val
     if data.source is None or data.annotations is None:
         raise UserError("no pictures to learn from: give --data DIR and --annotations JSON")
-    source = open_coco(data.source, data.annotations, limit=data.limit, skip_bad=data.skip_bad, report=report)
+    source = open_coco(data.source, data.annotations, limit=data.limit, **given)
     if begun:
         check_all(begun["classes"], source.classes, data.annotations)
         source = by_categories(source, begun["classes"], data.annotations, "the run")

@@ -16,6 +16,8 @@ from remask.evaluation.mixing import Mixing
 from remask.images import Loader, Source, Subset, by_classes, iterate, open_source
 from remask.images.augment import EvalCrop, TrainAugment
 from remask.images.files import printable
+from remask.images.left_out import notes
+from remask.images.sources import open_second
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
@@ -68,6 +70,7 @@ def build_finetune(
         gflops(classifier, classifier.logits, size),
         show,
         facts or {"classes": names, "pictures": counted(source)},
+        list(dict.fromkeys([*notes(source), *notes(val)])),
     )
 
 
@@ -99,28 +102,28 @@ def labelled(data: ClassesData, seed: int, facts: Any = None, begun: Any = None)
     begun   of a run that goes on: its classes are those of the pictures to learn from, which must have them all
     """
     if facts and data.val is not None:
-        val = of_run(open_source(data.val, labelled=True, one_class=True), facts)
+        val = of_run(open_second(data.val, labelled=True, exclude=data.exclude, one_class=True), facts)
         return val, val
     if data.source is None:
         raise UserError("no pictures to learn from: give --data DIR of class folders, parquet or tar shards")
-    source = open_source(data.source, limit=data.limit, labelled=True)
+    source = open_source(data.source, limit=data.limit, labelled=True, exclude=data.exclude)
     if facts or begun:
         source = of_run(source, facts or begun)
-    source, val = split(source, data.val, seed)
+    source, val = split(source, data.val, seed, data.exclude)
     source = some_of(source, data.share, seed) if data.share else source
     if not facts:
         check_classes(source, begun)
     return source, val
 
 
-def split(source: Source, val: str | None, seed: int) -> tuple[Source, Source]:
+def split(source: Source, val: str | None, seed: int, exclude: Sequence[str] = ()) -> tuple[Source, Source]:
     """Training and test pictures by the same classes; without a test source, a random fifth is held out.
 
     Raises UserError for a class of the test source that has no picture to learn from.
     """
     if val is not None:
-        test, other = open_source(val, labelled=True, one_class=True), printable(source.name)
-        return source, by_classes(test, source.classes or [], other, source.labels)
+        test = open_second(val, labelled=True, exclude=exclude, one_class=True)
+        return source, by_classes(test, source.classes or [], printable(source.name), source.labels)
     order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
     cut = len(order) // 5
     return Subset(source, order[cut:]), Subset(source, order[:cut])

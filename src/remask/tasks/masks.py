@@ -13,6 +13,7 @@ from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
 from remask.images.classes import Declared
 from remask.images.files import printable
+from remask.images.left_out import notes
 from remask.images.masks import IGNORE, MaskFiles, open_masks
 from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
@@ -63,7 +64,8 @@ def build_segment(
     cost = gflops(segmenter, segmenter.logits, size)
     said = source.said._asdict() if source.said.names else None
     told = facts or {"classes": names, "none": source.none, "masks": said}
-    return Task(segmenter, train, len(source), test, "mIoU", cost, show, told)
+    lines = list(dict.fromkeys([*notes(source), *notes(val)]))
+    return Task(segmenter, train, len(source), test, "mIoU", cost, show, told, lines)
 
 
 def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:
@@ -86,6 +88,7 @@ def pairs(data: MasksData, seed: int, facts: Any, begun: Any = None) -> tuple[Ma
     if data.source is None and not (facts and data.val):
         raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
+    given["exclude"] = data.exclude
     run = facts or begun
     given["numbers"] = bool(begun) and "masks" not in begun  # as runs of older versions read palettes
     said = said_by(run, data) if run else None
