@@ -38,6 +38,7 @@ from remask.images.left_out import UNNAMED, Patterns
 from remask.images.mask_files import (
     SCANNED,
     Pair,
+    Seen,
     check_alone,
     check_ids,
     common_palette,
@@ -173,12 +174,8 @@ def open_masks(
     patterns, left_out = Patterns(exclude, root), Counter[str]()
     pairs = paired(images, root, _folder(beside, "masks"), patterns, left_out)[:limit]
     said = declared(beside, classes, ignore, otherwise)
-    said = said._replace(numbers=said.numbers or numbers)
-    seen = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None)
-    where = printable(beside)
-    entries = {} if said.palette or said.numbers else common_palette(seen, where)
-    if coloured := by_colour(said, (int(i) for pair in seen for i in pair.ids)):  # then a gray mask is of that colour
-        seen = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in seen]
+    said, where = said._replace(numbers=said.numbers or numbers), printable(beside)
+    seen, coloured, entries = _looked_at(pairs, said, where)
     found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, where)
     check_ids(seen, found.table, len(found.names))
     said = said._replace(names=found.every)
@@ -186,6 +183,15 @@ def open_masks(
         images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said,
         entries=entries, left_out={**left_out, **patterns.counts},
     )  # fmt: skip
+
+
+def _looked_at(pairs: Sequence[Pair], said: Declared, where: str) -> tuple[list[Seen], bool, dict[int, int]]:
+    """What masks hold, whether their colours decide, and else the colours of their palettes' entries."""
+    seen = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None)
+    entries = {} if said.palette or said.numbers else common_palette(seen, where)
+    if coloured := by_colour(said, (int(i) for pair in seen for i in pair.ids)):  # then a gray mask is of that colour
+        seen = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in seen]
+    return seen, coloured, entries
 
 
 def _folder(path: str, what: str) -> str:
