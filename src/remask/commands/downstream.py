@@ -148,7 +148,8 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
 
 def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, say: Say) -> None:
     runtime, bad = _runtime(recipe), BadImages(path, (lambda line: None) if quiet else print)
-    task = build_task(recipe, runtime, report=bad)
+    begun = None if fresh else RunFolder.open(path).read("task.json")
+    task = build_task(recipe, runtime, report=bad, begun=begun)
     try:
         result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet)
     except TooManyBad as error:

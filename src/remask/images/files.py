@@ -132,6 +132,14 @@ def open_files(
     return Files(name, paths, shown, labels, classes, left_out or {}, splits)
 
 
+def only_folder(source: Files) -> None:
+    """Take the one folder in which all pictures of a folder lie for their class: a test may have a single one."""
+    relative = [os.path.relpath(path, os.path.abspath(os.path.expanduser(source.name))) for path in source.paths]
+    tops = {path.split(os.sep)[0] if os.sep in path else "" for path in relative}
+    if len(tops) == 1 and not tops & {"", os.pardir} and not are_splits([top := tops.pop()]):
+        source.labels, source.classes = [0] * len(relative), [printable(top)]
+
+
 def splits_of(relative: Sequence[str]) -> dict[str, int]:
     """Pictures of each split, by the first folders of which there are several; empty where those are no splits."""
     folders = [path.split(os.sep)[:-1] for path in relative]

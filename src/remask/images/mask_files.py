@@ -2,14 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from remask.images.classes import Table, listed, read_ids
+from remask.images.classes import COLOUR, Ids, Table, listed, read_mask
 from remask.images.decoding import BadImage
 from remask.images.files import describe, files_under, printable, sorted_out, splits_of
 from remask.images.left_out import Patterns
@@ -90,13 +90,14 @@ class Seen(NamedTuple):
     image: Size | None
     mask: Size | None
     ids: Int32[np.ndarray, "n"]
+    entries: Int32[np.ndarray, "m"] | None = None
     unsure: str = ""
     """Why the mask may be one of the stored picture or of the turned one."""
 
 
 def look_at(
     pairs: Sequence[Pair],
-    ids: Callable[[Pair], Int32[np.ndarray, "n"]] | None,
+    ids: Callable[[Pair], Ids] | None,
     everything: bool = False,
     exif: Exif | None = None,
 ) -> list[Seen]:
@@ -111,7 +112,8 @@ def look_at(
             turn = agreed(mask.stored, image, exif)
             unsure = turn if isinstance(turn, str) and mask.stored in (image.stored, image.upright) else ""
             sizes = (mask.stored, mask.stored) if isinstance(turn, int) or unsure else (image.upright, mask.stored)
-            return Seen(pair.shown, *sizes, ids(pair) if ids else np.empty(0, np.int32), unsure)
+            found = ids(pair) if ids else Ids(np.empty(0, np.int32))
+            return Seen(pair.shown, *sizes, *found, unsure)
         except (BadImage, OSError):
             return Seen(pair.shown, None, None, np.empty(0, np.int32))
 
@@ -132,9 +134,14 @@ def look_at(
     return seen
 
 
-def ids_of(pair: Pair) -> Int32[np.ndarray, "n"]:
-    """The different ids of a mask."""
-    ids = read_ids(file_bytes(pair.mask))
+def ids_of(pair: Pair, palettes: bool = False) -> Ids:
+    """The different ids of a mask; `palettes` as `read_mask` has it."""
+    ids, entries = read_mask(file_bytes(pair.mask), palettes=palettes)
+    return Ids(different(ids), entries)
+
+
+def different(ids: Int32[np.ndarray, "H W"]) -> Int32[np.ndarray, "n"]:
+    """Ascending, each once."""
     if ids.min() >= 0 and ids.max() < 1 << 16:
         return np.flatnonzero(np.bincount(ids.ravel())).astype(np.int32)  # ten times faster than sorting
     return np.unique(ids)
@@ -161,14 +168,52 @@ def turned(ids: Int32[np.ndarray, "H W"], image: bytes, exif: Exif | None) -> In
     return turned_mask(ids, turn)
 
 
+def common_palette(seen: Sequence[Seen], where: str) -> dict[int, int]:
+    """The colour of each number in masks with palettes.
+
+    Raises UserError where a number has two: the files may number the classes in different order.
+    """
+    known, first = dict[int, int](), dict[int, str]()
+    for s in seen:
+        if number := other_colour(s.ids, s.entries, known):
+            before, here = (listed(np.array([one], np.int32)) for one in (known[number[0]], number[1]))
+            raise UserError(
+                f"the masks of {where} have different palettes: {number[0]} is {before} in "
+                f'{printable(first[number[0]])} and {here} in {printable(s.shown)}; with a "palette" in '
+                'classes.json colours decide, with "palette": null numbers'
+            )
+        for number in own_colours(s.ids, s.entries):
+            known.setdefault(*number)
+            first.setdefault(number[0], s.shown)
+    return known
+
+
+def own_colours(ids: Int32[np.ndarray, "n"], entries: Int32[np.ndarray, "m"] | None) -> list[tuple[int, int]]:
+    """Numbers of a mask and their colours, where its palette has them."""
+    return (
+        [] if entries is None else [(number, int(entries[number])) for number in ids.tolist() if number < len(entries)]
+    )
+
+
+def other_colour(
+    ids: Int32[np.ndarray, "n"], entries: Int32[np.ndarray, "m"] | None, known: Mapping[int, int]
+) -> tuple[int, int] | None:
+    """The first number of a mask that has another colour than is known, and that colour."""
+    pairs = own_colours(ids, entries)
+    return next(((number, colour) for number, colour in pairs if known.get(number, colour) != colour), None)
+
+
 def check_ids(seen: Sequence[Seen], known: Table, count: int) -> None:
     """Raise UserError for ids that no declared class has."""
     wrong = [(s.shown, beyond) for s in seen if len(beyond := np.setdiff1d(s.ids, known.ids))]
     if wrong:
         first = first_of([f"{printable(shown)} has {listed(ids)}" for shown, ids in wrong])
+        cure = "the id that is none (ignore_index in classes.json)"
+        if any((ids >= COLOUR).any() for _, ids in wrong):
+            cure = "behind their colours in the palette of classes.json the one that is none"
         raise UserError(
             f"{len(wrong)} of {len(seen)} masks hold ids beyond the {count} declared classes: {first}; "
-            "declare the classes, or the id that is none (ignore_index in classes.json)"
+            f"declare the classes, or {cure}"
         )
 
 

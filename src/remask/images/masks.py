@@ -7,24 +7,47 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
-from remask.images.classes import COLOUR, IGNORE, Colour, Table, colours, declared, listed, numbered, read_ids, table
+from remask.images.classes import (
+    COLOUR,
+    IGNORE,
+    Colour,
+    Declared,
+    Ids,
+    Table,
+    by_colour,
+    colours,
+    declared,
+    gray_colour,
+    listed,
+    numbered,
+    read_ids,
+    read_mask,
+    table,
+)
+from remask.images.decoding import BadImage
 from remask.images.files import files_under, printable, sorted_out
+from remask.images.labels import match, repeated
 from remask.images.left_out import UNNAMED, Patterns
 from remask.images.mask_files import (
     SCANNED,
     Pair,
+    Seen,
     check_alone,
     check_ids,
+    common_palette,
+    different,
     file_bytes,
     first_of,
     ids_of,
     look_at,
+    other_colour,
     paired,
     turned,
 )
@@ -32,6 +55,7 @@ from remask.images.orientation import Exif
 from remask.textfiles import read_json
 from remask.types import UserError
 
+NOTHING_SAID = Declared(None)
 _BESIDE = ("masks", "annotations", "labels")
 
 
@@ -59,11 +83,12 @@ class MaskSource(Protocol):
 
 @dataclass
 class MaskFiles:
-    """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_ids` has it.
+    """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_mask` has it.
 
-    none       the id in the files that is no class, beside 255
-    exif       "stored" or "upright": what was drawn on where EXIF turns a picture and sizes do not tell
-    declared   whether a file beside the masks names the classes
+    exif      "stored" or "upright": what was drawn on where EXIF turns a picture and sizes do not tell
+    none      the id in the files that is no class, beside 255
+    said      what the classes are where nothing else says it: for the masks that a model is tested on
+    entries   the colour of each number, where palettes are read by number: another one may be another order
     """
 
     name: str
@@ -74,8 +99,9 @@ class MaskFiles:
     palette: list[Colour]
     ignore: int = IGNORE
     none: int | None = None
-    declared: bool = False
     exif: Exif | None = None
+    said: Declared = NOTHING_SAID
+    entries: dict[int, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -83,7 +109,10 @@ class MaskFiles:
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        image, ids = file_bytes(pair.image), read_ids(file_bytes(pair.mask), self.coloured)
+        image = file_bytes(pair.image)
+        ids, entries = read_mask(file_bytes(pair.mask), self.coloured, self.said.decides)
+        if entries is not None and self.entries and other_colour(different(ids), entries, self.entries):
+            raise BadImage("its mask has another palette than others: give a palette in classes.json")
         return image, known.apply(turned(ids, image, self.exif))
 
     def where(self, i: int) -> str:
@@ -93,6 +122,22 @@ class MaskFiles:
         """The pairs with the given numbers, in that order, with the same classes."""
         tables = self.tables if len(self.tables) == 1 else [self.tables[i] for i in numbers]
         return replace(self, pairs=[self.pairs[i] for i in numbers], tables=tables)
+
+    def by_classes(self, classes: Sequence[str], other: str) -> "MaskFiles":
+        """The pairs with their masks as numbers of `classes`, those of `other`, matched by name.
+
+        Raises UserError for a class that is none of these.
+        """
+        if self.classes == list(classes):
+            return self
+        places = match(self.classes, classes, range(len(self.classes)), printable(self.name), other)
+        numbers = np.full(IGNORE + 1, IGNORE, np.int32)
+        numbers[list(places)] = list(places.values())
+        palette = colours(len(classes))
+        for number, place in places.items():
+            palette[place] = self.palette[number]
+        tables = [Table(known.ids, numbers[known.numbers]) for known in self.tables]
+        return replace(self, classes=list(classes), palette=palette, tables=tables)
 
 
 def open_masks(
@@ -104,6 +149,8 @@ def open_masks(
     reduce_zero: bool = False,
     limit: int | None = None,
     exif: Exif | None = None,
+    otherwise: Declared | None = None,
+    numbers: bool = False,
     exclude: Sequence[str] = (),
 ) -> MaskFiles:
     """Pictures below the folder `images`, each with the mask of the same name below `masks`.
@@ -111,16 +158,18 @@ def open_masks(
     masks        None: where "images" in the path of the pictures is "masks", "annotations" or "labels" (ADE20K; CamVid
                  as images/ and masks/). A .json, or a folder beside one of its name: COCO panoptic
     classes      names or their number. None: those of classes.json ({"classes", "ignore_index", "palette"}) or of
-                 ADE20K's objectInfo150.txt in the folder of masks or up to two above; else every mask is read, and
-                 the highest id says how many there are
+                 ADE20K's objectInfo150.txt in the folder of masks or up to two above, or of `otherwise`; else every
+                 mask is read, and the highest id says how many there are
     ignore       the id that is no class, beside 255; a class of that number is struck from the list
     reduce_zero  0 is no class and 1 is the first (ADE20K)
     limit        the first N pairs in the order of their names
     exif         "stored" or "upright": what was drawn on where EXIF turns a picture and the mask's size does not tell
+    numbers      entries of palettes count by number, whatever classes.json says
     exclude      shell-style patterns of paths below the folders that are left out
     Up to 2000 pairs are looked at here; a fault in another one makes that pair unusable when it is read.
     Raises UserError with the first offenders: no pairs, pictures without masks or masks without pictures, a mask of
-    another size than its picture, ids beyond the classes, fewer than two classes or more than 255.
+    another size than its picture, ids beyond the classes, palettes that differ where none is declared, fewer than two
+    classes or more than 255.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
@@ -131,17 +180,27 @@ def open_masks(
             return _open_panoptic(images, root, path, limit, exif, Patterns(exclude, root))
     patterns, left_out = Patterns(exclude, root), Counter[str]()
     pairs = paired(images, root, _folder(beside, "masks"), patterns, left_out)[:limit]
-    said = declared(beside, classes, ignore)
-    seen = look_at(pairs, ids_of, said.names is None, exif)
-    if coloured := any((pair.ids >= COLOUR).any() for pair in seen):  # then a gray mask is of that colour
-        seen = [s._replace(ids=np.where(s.ids < COLOUR, COLOUR + 0x010101 * s.ids, s.ids)) for s in seen]
-    found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, printable(beside))
+    said = declared(beside, classes, ignore, otherwise)
+    said, where = said._replace(numbers=said.numbers or numbers), printable(beside)
+    seen, coloured, entries = _looked_at(pairs, said, where, exif)
+    found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, where)
     check_ids(seen, found.table, len(found.names))
-    told = classes is None and said.names is not None
+    said = said._replace(names=found.every)
     return MaskFiles(
-        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, declared=told, exif=exif,
-        left_out={**left_out, **patterns.counts},
+        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said,
+        entries=entries, exif=exif, left_out={**left_out, **patterns.counts},
     )  # fmt: skip
+
+
+def _looked_at(
+    pairs: Sequence[Pair], said: Declared, where: str, exif: Exif | None
+) -> tuple[list[Seen], bool, dict[int, int]]:
+    """What masks hold, whether their colours decide, and else the colours of their palettes' entries."""
+    seen = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None, exif=exif)
+    entries = {} if said.palette or said.numbers else common_palette(seen, where)
+    if coloured := by_colour(said, (int(i) for pair in seen for i in pair.ids)):  # then a gray mask is of that colour
+        seen = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in seen]
+    return seen, coloured, entries
 
 
 def _folder(path: str, what: str) -> str:
@@ -199,16 +258,18 @@ def _open_panoptic(
     palette = [c.get("color") for c in content["categories"]]
     chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
     titles = [str(c["name"]) for c in content["categories"]]
+    if twice := repeated(titles):
+        raise UserError(f"{printable(path)} has two categories of the name {twice!r}: give each its own")
     found = {**left_out, **patterns.counts}
-    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, declared=True, exif=exif, left_out=found)
+    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, exif=exif, left_out=found)
 
 
 def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, exif: Exif | None) -> None:
     """Raise UserError for masks of another size than their pictures, or with segments that the file does not name."""
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
-    def unknown(pair: Pair) -> Int32[np.ndarray, "n"]:
-        return np.setdiff1d(np.unique(read_ids(file_bytes(pair.mask), True)), by_mask[pair.mask].ids)
+    def unknown(pair: Pair) -> Ids:
+        return Ids(np.setdiff1d(np.unique(read_ids(file_bytes(pair.mask), True)), by_mask[pair.mask].ids))
 
     seen = look_at(pairs, unknown, exif=exif)
     if wrong := [f"{s.shown} has {listed(s.ids)}" for s in seen if len(s.ids)]:

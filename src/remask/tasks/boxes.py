@@ -1,6 +1,8 @@
 """Detection: [data] → pictures with boxes and masks, [model] → Detector, COCO's average precision and a sheet."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from remask.evaluation.drawing import Drawing, sheet_of_boxes
 from remask.images import decode
 from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
+from remask.images.files import printable
+from remask.images.labels import match
 from remask.images.left_out import notes
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
-from remask.tasks.network import freeze, gflops, network, workers
+from remask.tasks.network import check_all, freeze, gflops, network, workers
 from remask.types import Size, UserError
 
 SHOWN = 8
@@ -25,11 +29,11 @@ SHOWN = 8
 
 
 def build_detect(
-    recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
+    recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None, begun: Any = None
 ) -> Task:
     """See `build_task`."""
     data = recipe.data
-    source, val = opened(data, facts)
+    source, val = opened(data, report, facts, begun)
     masks = facts["masks"] if facts else source.masks
     detector, size = detector_of(recipe, source.classes, masks)
     backbone = detector.backbone
@@ -98,27 +102,47 @@ def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[De
     return detector, size
 
 
-def opened(data: BoxesData, facts: Any) -> tuple[CocoSource, CocoSource]:
-    """Pictures to learn from and to test on. COCO's splits are files: nothing is held out of one."""
+NOTHING = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+"""The precision of a detector that finds nothing."""
+
+
+def opened(
+    data: BoxesData, report: Callable[[str], None] | None, facts: Any, begun: Any = None
+) -> tuple[CocoSource, CocoSource]:
+    """Pictures to learn from and to test on, by the same classes. COCO's splits are files: nothing is held out of one.
+
+    facts, begun   as `build_task` has them
+    """
     if data.val is None or data.val_annotations is None:
         raise UserError("no pictures to test on: give --val DIR and --val-annotations JSON")
     given: dict[str, Any] = {"skip_bad": data.skip_bad, "exif": data.exif, "exclude": data.exclude}
     val = open_coco(data.val, data.val_annotations, **given)
     if facts:
-        _check(facts["classes"], val, data.val_annotations)
+        val = by_categories(val, facts["classes"], data.val_annotations, "the run")
         return val, val
     if data.source is None or data.annotations is None:
         raise UserError("no pictures to learn from: give --data DIR and --annotations JSON")
     source = open_coco(data.source, data.annotations, limit=data.limit, **given)
-    _check(source.classes, val, data.val_annotations)
-    return source, val
+    if begun:
+        check_all(begun["classes"], source.classes, data.annotations)
+        source = by_categories(source, begun["classes"], data.annotations, "the run")
+    return source, by_categories(val, source.classes, data.val_annotations, printable(data.annotations))
 
 
-def _check(classes: list[str], val: CocoSource, where: str) -> None:
-    if classes != val.classes:
-        other = next((name for name in val.classes if name not in classes), None)
-        why = f"{other!r} is not among those of the training pictures" if other else "their order or number differs"
-        raise UserError(f"the categories of {where} are others: {why}")
+def by_categories(source: CocoSource, classes: Sequence[str], where: str, other: str) -> CocoSource:
+    """The source with labels 1..C in the order of `classes`, its categories matched by name, whatever their ids.
+
+    A class that the file does not list gets an id that the file does not use. Raises UserError for a category that has
+    annotations and is none of the classes of `other`.
+    """
+    if source.classes == list(classes):
+        return source
+    used = {source.categories.index(a["category_id"]) for of_picture in source.annotations for a in of_picture}
+    places = match(source.classes, classes, used, printable(where), other)
+    order = sorted(places, key=lambda number: number in used)  # of two that are one class, the one with annotations
+    ids, free = {places[number]: source.categories[number] for number in order}, count(max(source.categories) + 1)
+    categories = [ids[place] if place in ids else next(free) for place in range(len(classes))]
+    return replace(source, classes=list(classes), categories=categories)
 
 
 __all__ = ["build_detect", "detector_of", "opened"]
