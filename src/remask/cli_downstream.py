@@ -25,6 +25,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
 ]
+Verify = Annotated[
+    bool, typer.Option("--verify-data", help="Hash all pictures, so that a resume sees edits that keep name and size.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 
 
@@ -49,6 +52,7 @@ def finetune(
     seed: Seed = None,
     device: Device = None,
     set_: Settings = None,
+    verify_data: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a backbone on labelled pictures."""
@@ -56,7 +60,7 @@ def finetune(
         "data.source": data, "data.val": val, "data.image_size": image_size, "data.limit": limit, "data.share": share,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
-    _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet)
+    _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
 
 
 def segment(
@@ -81,6 +85,7 @@ def segment(
     seed: Seed = None,
     device: Device = None,
     set_: Settings = None,
+    verify_data: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Train semantic segmentation on a backbone."""
@@ -89,7 +94,7 @@ def segment(
         "data.image_size": image_size, "data.limit": limit, "data.classes": classes,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
-    _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet)
+    _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
 
 
 def detect(
@@ -112,6 +117,7 @@ def detect(
     seed: Seed = None,
     device: Device = None,
     set_: Settings = None,
+    verify_data: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Train object detection and instance segmentation on a backbone."""
@@ -120,7 +126,7 @@ def detect(
         "data.image_size": image_size, "data.limit": limit,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
-    _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet)
+    _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
 
 
 def _common(
@@ -135,7 +141,7 @@ def _common(
 
 def _run(
     task: str, start: str | None, recipe: str | None, flags: dict[str, Any], settings: list[str] | None,
-    out: Path | None, eval_only: bool, device: str | None, quiet: bool,
+    out: Path | None, eval_only: bool, device: str | None, quiet: bool, verify_data: bool,
 ) -> None:  # fmt: skip
     from remask import commands
     from remask.types import UserError
@@ -143,7 +149,7 @@ def _run(
     given = {key: value for key, value in flags.items() if value is not None}
     if not eval_only:
         begin = {"finetune": commands.finetune, "segment": commands.segment, "detect": commands.detect}[task]
-        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet)
+        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet, verify_data=verify_data)
         return
     if start is None:
         raise UserError(f"--eval-only tests a run that remask {task} left: give its folder")

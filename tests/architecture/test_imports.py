@@ -32,6 +32,8 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "runs",
         "codebook",
         "listing",
+        "data_record",
+        "data_sources",
         "planning",
         "session",
         "downstream",

@@ -1,5 +1,6 @@
 """What comes after pre-training: `finetune`, `segment`, `detect`, and testing a model that one of them left."""
 
+import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 from remask.checkpoint import RunFolder, refuse_existing
 from remask.commands.paths import absolute, anchored_spec
-from remask.downstream import conclude, fit, learned, restored
+from remask.data_record import CARE, Care
+from remask.downstream import conclude, fit, learned, restored, tested_on_other
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import FOLDER, load, parse_settings
@@ -25,35 +27,36 @@ DEFAULTS = {"finetune": "small", "segment": "small", "detect": "small"}
 
 def finetune(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, verify_data: bool = False,
 ) -> Path:  # fmt: skip
     """Train a network and a linear head on classes; returns the run folder with eval/finetune.json.
 
     start      RUN, or mae:FILE, timm:NAME, untrained:NAME and the like; None where the recipe says it
     recipe     a name of recipes/finetune, or a TOML file; overrides and settings go over it
+    verify_data   hash the contents of all pictures, so that a resume can compare them
     """
-    return _train("finetune", start, recipe, overrides, settings, out, quiet)
+    return _train("finetune", start, recipe, overrides, settings, out, quiet, verify_data)
 
 
 def segment(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, verify_data: bool = False,
 ) -> Path:  # fmt: skip
     """Train a network and UperNet, or a linear head, on masks of classes; leaves eval/segment.json."""
-    return _train("segment", start, recipe, overrides, settings, out, quiet)
+    return _train("segment", start, recipe, overrides, settings, out, quiet, verify_data)
 
 
 def detect(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, verify_data: bool = False,
 ) -> Path:  # fmt: skip
     """Train a network and Mask R-CNN on boxes and masks in COCO's JSON; leaves eval/detect.json."""
-    return _train("detect", start, recipe, overrides, settings, out, quiet)
+    return _train("detect", start, recipe, overrides, settings, out, quiet, verify_data)
 
 
 def _train(
     task: str, start: str | None, recipe: str | None, overrides: Mapping[str, Any] | None, settings: Sequence[str],
-    out: Path | None, quiet: bool,
+    out: Path | None, quiet: bool, verify_data: bool,
 ) -> Path:  # fmt: skip
     given = {**(overrides or {}), **parse_settings(settings)}
     if start is not None:
@@ -61,18 +64,21 @@ def _train(
     chosen = _anchored(load(TASKS[task], FOLDER / task, recipe or DEFAULTS[task], given))
     path = out or Path("runs") / f"{task}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(path)
-    _go(chosen, path, quiet, fresh=True)
+    _go(chosen, path, quiet, fresh=True, care=Care(verify=verify_data))
     return path
 
 
-def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
-    """Continue a downstream run from its last checkpoint; the device may be another one."""
+def resume(path: Path, *, device: str | None = None, quiet: bool = False, care: Care = CARE) -> Path:
+    """Continue a downstream run from its last checkpoint; the device may be another one.
+
+    Raises UserError, before anything is written, where the data is not what the run was trained on.
+    """
     run, recipe = open_task(path)
     if run.read("status.json").get("state") == "finished":
         raise UserError(
             f"{path} is finished: test it again with remask {recipe.task} {path} --eval-only, or start a new run"
         )
-    _go(_on(recipe, device), path, quiet, fresh=False)
+    _go(_on(recipe, device), path, quiet, fresh=False, care=care)
     return path
 
 
@@ -80,13 +86,20 @@ def evaluate(
     path: Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = "last", device: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json."""
+    """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json.
+
+    Its own test pictures may have changed since it was trained: that is said, and stands in the result's protocol.
+    """
     run, recipe = open_task(path, overrides)
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
     task = build_task(recipe, runtime, facts=run.read("task.json"))
     model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
-    result = conclude(task, model, run, recipe, quiet)
+    named = any(key.startswith("data.") for key in overrides or {})
+    changed = [] if named else tested_on_other(task, run, recipe)
+    for line in [] if quiet else changed:
+        print(line, file=sys.stderr)
+    result = conclude(task, model, run, recipe, quiet, changed)
     write_task_report(path)
     if not quiet:
         print(_line(task.headline, result, run.path))
@@ -125,11 +138,11 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", overrides or {}, environment={})
 
 
-def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool) -> None:
+def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care) -> None:
     runtime, bad = _runtime(recipe), BadImages(path, (lambda line: None) if quiet else print)
     task = build_task(recipe, runtime, report=bad)
     try:
-        result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet)
+        result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care)
     except TooManyBad as error:
         bad.write(error.bad)
         raise

@@ -62,6 +62,12 @@ class Tar:
         member = self._members[i]
         return printable(f"{os.path.basename(self._shards[member.shard])}: {member.name}")
 
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names, sizes in bytes and facts of what is used, without reading it; see `images.fingerprint`."""
+        several, members = len(self._shards) > 1, self._members
+        shards = [os.path.basename(shard) + ": " if several else "" for shard in self._shards]
+        return [shards[m.shard] + m.name for m in members], [m.size for m in members], {}
+
 
 def _index(number: int, shard: str, limit: int | None) -> list[tuple[_Member, int | None]]:
     """The samples of one shard in its own order, with their class where a .cls says it."""
@@ -122,6 +128,7 @@ class Parquet:
         self.name, self._files = name, [os.path.abspath(file) for file in files]
         schema = _parquet(self._files[0], name).schema_arrow
         self._column, label, self.classes = _columns(schema, name)
+        self._label = label
         self._groups: list[_Group] = []
         total, size = 0, 0
         labels: list[Any] = []
@@ -174,6 +181,14 @@ class Parquet:
         number = bisect.bisect_right(self._starts, i) - 1
         group = self._groups[number]
         return printable(f"{os.path.basename(self._files[group.file])}: row {group.row + i - self._starts[number]}")
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names and sizes in bytes of the files that are used, their rows and the columns; see `images.fingerprint`."""
+        rows = dict[str, int]()
+        for group in self._groups:
+            rows[self._files[group.file]] = rows.get(self._files[group.file], 0) + group.rows
+        facts = {"columns": [self._column, self._label], "rows": [*rows.values()]}
+        return [os.path.basename(file) for file in rows], [os.path.getsize(file) for file in rows], facts
 
     def _load(self, number: int) -> None:
         group = self._groups[number]

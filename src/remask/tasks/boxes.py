@@ -16,7 +16,7 @@ from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
-from remask.tasks.network import freeze, gflops, network, workers
+from remask.tasks.network import freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 SHOWN = 8
@@ -72,6 +72,7 @@ def build_detect(
         gflops(detector, detector.detect, size),
         show,
         {"classes": source.classes, "masks": masks},
+        opened_of(data, source, val, facts),
     )
 
 

@@ -17,7 +17,7 @@ from remask.images.augment import EvalCrop, TrainAugment
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
-from remask.tasks.network import freeze, gflops, network, workers
+from remask.tasks.network import freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 
@@ -65,6 +65,7 @@ def build_finetune(
         gflops(classifier, classifier.logits, size),
         show,
         {"classes": names},
+        opened_of(data, source, val, facts),
     )
 
 

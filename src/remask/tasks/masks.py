@@ -16,7 +16,7 @@ from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
-from remask.tasks.network import freeze, gflops, network, workers
+from remask.tasks.network import freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 SHOWN = 6
@@ -58,7 +58,10 @@ def build_segment(
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
-    return Task(segmenter, train, len(source), test, "mIoU", cost, show, {"classes": names, "none": source.none})
+    learned = {"classes": names, "none": source.none}
+    return Task(
+        segmenter, train, len(source), test, "mIoU", cost, show, learned, opened_of(data, source, val, facts)
+    )  # fmt: skip
 
 
 def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:

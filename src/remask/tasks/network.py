@@ -11,7 +11,7 @@ from remask.build import auto_workers
 from remask.evaluation.features import evaluating
 from remask.interop.start import start
 from remask.ledger import forward_gflops
-from remask.recipe.downstream import DetectModel, FinetuneModel, SegmentModel
+from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection
 from remask.runtime import Runtime
 from remask.types import Size, UserError
@@ -47,4 +47,14 @@ def workers(part: RuntimeSection, runtime: Runtime) -> int:
     return auto_workers(runtime) if part.workers == "auto" else part.workers
 
 
-__all__ = ["freeze", "gflops", "network", "workers"]
+def opened_of(data: ImagesSection, source: Any, val: Any, facts: Any) -> dict[str, tuple[Any, ...]]:
+    """The sources that were opened, as `Task` has them: of a run that is only tested those that it is tested on.
+
+    source, val   to learn from and to test on; without [data].val both were cut from one
+    """
+    if not data.val:
+        return {"data": (source, val)}
+    return {"val": (val,)} if facts else {"data": (source,), "val": (val,)}
+
+
+__all__ = ["freeze", "gflops", "network", "opened_of", "workers"]
