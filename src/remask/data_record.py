@@ -18,6 +18,7 @@ from remask.checkpoint import RunFolder, position
 from remask.images.differences import differences
 from remask.images.files import printable
 from remask.images.fingerprint import Inventory, packed_names
+from remask.optim import epoch_length
 from remask.trainer import Trainer
 from remask.types import UserError
 
@@ -186,8 +187,8 @@ def refused(path: Path, changes: Sequence[str]) -> UserError:
 
 def _other_steps(before: Mapping[str, Any], steps: int) -> list[str]:
     """A change that a checkpoint tells by the number of its steps, `steps` being those of an epoch now."""
-    had = round(before["step"] / before["epoch"]) if before["epoch"] else steps
-    return [] if had == steps else [f"data: an epoch had {had:,} steps and has {steps:,} now"]
+    had = epoch_length(before)
+    return [] if had in (None, steps) else [f"data: an epoch had {had:,} steps and has {steps:,} now"]
 
 
 def _read(run: RunFolder) -> tuple[dict[str, Kept], list[dict[str, Any]]]:

@@ -80,18 +80,18 @@ class Ledger:
     def state(self) -> dict[str, float]:
         cpu_hours = self.cpu_hours + self.others_cpu_hours
         state = {"images": self.images, "hours": self.hours, "cpu_hours": cpu_hours, "wait_hours": self.wait_hours}
-        state |= {"epochs_before": self.epochs_before, "images_before": self.images_before}
-        return {**state, "dataset": self.dataset}
+        before = {"epochs_before": self.epochs_before, "images_before": self.images_before}
+        return state | (before if self.images_before else {})
 
     def load(self, state: dict[str, Any], main: bool = True) -> None:
         """Go on from what `state` gave; what was summed over processes is the main one's from here on."""
-        now = self.dataset
         for key, value in state.items():
             setattr(self, key, value)
-        if self.dataset != now:  # ETE is counted in epochs, so those of before stay what they were
-            self.epochs_before += (self.images - self.images_before) / max(self.dataset, 1)
-            self.images_before, self.dataset = self.images, now
         self.cpu_hours, self.others_cpu_hours = (self.cpu_hours, 0.0) if main else (0.0, self.cpu_hours)
+
+    def new_epochs(self, done: float) -> None:
+        """Epochs have another number of images from here on; ETE counts those that are done as they were."""
+        self.epochs_before, self.images_before = done, self.images
 
 
 class Window:

@@ -90,10 +90,8 @@ class Schedule:
 
         It stands where that one stood: neither the epoch nor the rate jumps, but to the next step of the new epochs.
         """
-        step, shift, had = state["step"], state.get("shift", 0), state.get("steps_per_epoch")
-        if had is None:  # checkpoints of earlier versions do not say it
-            had = round(step / state["epoch"]) if state["epoch"] else self.steps_per_epoch
-        if had == self.steps_per_epoch:
+        step, shift, had = state["step"], state.get("shift", 0), epoch_length(state)
+        if had in (None, self.steps_per_epoch):
             return replace(self, shift=shift)
         place = -(-(step - shift) * self.steps_per_epoch // had)  # rounded up, so that no place comes twice
         return replace(self, shift=step - place)
@@ -105,6 +103,13 @@ class Schedule:
         if self.power is not None:
             return polynomial(epoch, self.lr, self.warmup_epochs, self.epochs, self.power, self.min_lr)
         return cosine(epoch, self.lr, self.warmup_epochs, self.epochs, self.min_lr)
+
+
+def epoch_length(state: Mapping[str, Any]) -> int | None:
+    """Steps that an epoch had when a checkpoint was written; None where it does not tell."""
+    if "steps_per_epoch" in state:
+        return int(state["steps_per_epoch"])
+    return round(state["step"] / state["epoch"]) if state["epoch"] else None  # written by earlier versions
 
 
 def parameter_groups(
@@ -196,6 +201,6 @@ class Lars(torch.optim.Optimizer):
 
 
 __all__ = [
-    "Averaged", "Lars", "Schedule", "adamw", "cosine", "learning_rate", "parameter_groups", "polynomial", "set_lr",
-    "step_down",
+    "Averaged", "Lars", "Schedule", "adamw", "cosine", "epoch_length", "learning_rate", "parameter_groups",
+    "polynomial", "set_lr", "step_down",
 ]  # fmt: skip

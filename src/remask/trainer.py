@@ -18,7 +18,7 @@ from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console
 from remask.fitting import attempted, fewest, fitted
 from remask.ledger import Ledger, Window
-from remask.optim import Schedule, set_lr
+from remask.optim import Schedule, epoch_length, set_lr
 from remask.parallel import exchanging
 from remask.runtime import Runtime, StopRequest, generator, seeded
 from remask.types import UserError
@@ -53,7 +53,6 @@ class Trainer:
               (images, generator, part of them): a part has what it has when all is drawn
     learner   what is called for losses where it is not the model itself: the model, exchanging gradients
     whole     images of a batch over all processes, where `batches` gives this one a part of each
-    notes, an attribute, goes into every checkpoint's state.json
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Trainer:
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
         self.learner, self.world, self.whole = learner or model, runtime.world, whole
         self.saved, self.parts = time.monotonic(), schedule.accumulate
-        self.window, self.notes = Window(), dict[str, Any]()
+        self.window, self.notes = Window(), dict[str, Any]()  # notes go into the state.json of every checkpoint
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
@@ -90,6 +89,8 @@ class Trainer:
         """Stand where `state` says, in epochs too where these had another number of steps then."""
         self.step, self.schedule = state["step"], self.schedule.going_on(state)
         self.ledger.load(state["ledger"], self.world.main)
+        if epoch_length(state) not in (None, self.schedule.steps_per_epoch):
+            self.ledger.new_epochs(state["epoch"])
         self.window.load(state["window"], self.world.main)
 
     def train(self, console: Console) -> None:

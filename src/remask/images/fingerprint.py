@@ -192,7 +192,7 @@ def _entries(source: Any) -> tuple[list[str], Int64[np.ndarray, "n"], dict[str, 
         return names, sizes_of(source.paths), {}
     if hasattr(source, "entries"):
         names, sizes, facts = source.entries()
-        return names, np.array(sizes, np.int64), facts
+        return below(names, source.name), np.array(sizes, np.int64), facts  # a packed set keeps whole paths
     path = os.path.expanduser(source.name)
     names = [os.path.basename(path)] if os.path.isfile(path) else []
     return names, sizes_of([path] if names else []), {}

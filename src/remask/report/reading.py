@@ -44,7 +44,7 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
 
 
 def shared(run: Path, recipe_text: str) -> dict[str, Any]:
-    """What every page shows: the folder, its state, pictures, cost, recipe, machine, unusable pictures, changed data."""
+    """What every page shows: the folder, its state, pictures, cost, recipe, machine, bad pictures, changed data."""
     pictures = sorted((run / "pictures").glob("*.png"))
     return {
         "run": run.name,
