@@ -242,7 +242,8 @@ def test_a_teacher(tmp_path: Path) -> None:
 def finetuned(data: Path, out: Path, **changed: object) -> Path:
     keys = {"data.source": str(data), "data.image_size": 16, "optim.epochs": 3, "optim.batch_size": 8,
             "optim.max_steps": 4}  # fmt: skip
-    made = commands.finetune("untrained:vit_micro", None, keys | changed, settings=TASK, out=out, quiet=True)
+    start = str(changed.pop("start", "untrained:vit_micro"))
+    made = commands.finetune(start, None, keys | changed, settings=TASK, out=out, quiet=True)
     return stopped(made)
 
 
@@ -357,7 +358,7 @@ def test_first_weights_are_said_and_go_on(tmp_path: Path, capsys: pytest.Capture
     """A fine-tuning holds all that it started from: an export that was written anew stops nothing."""
     data = pictures(tmp_path / "data")
     started = begun(data, tmp_path / "started", steps=1)
-    run = finetuned(data, tmp_path / "run", **{"model.source": f"run:{started}", "data.image_size": None})
+    run = finetuned(data, tmp_path / "run", start=f"run:{started}")
     weights = started / "export/backbone.safetensors"
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
     commands.resume(run)

@@ -63,17 +63,10 @@ def build_detect(
             drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
         (folder / "detections.png").write_bytes(sheet_of_boxes(drawings[:SHOWN], val.classes))
 
+    cost, learned = gflops(detector, detector.detect, size), {"classes": source.classes, "masks": masks}
     return Task(
-        detector,
-        train,
-        len(source),
-        test,
-        "AP",
-        gflops(detector, detector.detect, size),
-        show,
-        {"classes": source.classes, "masks": masks},
-        opened_of(data, source, val, facts),
-    )
+        detector, train, len(source), test, "AP", cost, show, learned, opened_of(data, source, val, facts)
+    )  # fmt: skip
 
 
 def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[Detector, Size]:
