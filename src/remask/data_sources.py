@@ -13,9 +13,12 @@ from remask.recipe import Recipe
 from remask.recipe.downstream import Downstream
 
 MANY = 200_000
+"""Pictures whose sizes take more than a moment to look up; on a disk of this machine some seconds."""
 CODEBOOK = "codebook"
 TARGET_FILES = {"codebook": CODEBOOK, "dalle": "tokenizer", "stored": "stored ids"}
 """What method.target.file is, by method.target.tokenizer."""
+KEYS = {"data": ("source", "annotations", "annotations"), "val": ("val", "val_annotations", "val annotations")}
+"""Of pictures to learn from and to test on: keys of [data] that name them and their annotations, and what these are."""
 
 
 def of_pretraining(recipe: Recipe, source: Source, probed: Source | None, say: Callable[[str], None]) -> Sources:
@@ -39,13 +42,11 @@ def of_task(recipe: Downstream, sources: Mapping[str, tuple[Any, ...]], say: Cal
     _announce(sum(len(one) for group in sources.values() for one in group), say)
     found, addresses = dict[str, Inventory](), dict[str, str]()
     for role, group in sources.items():
-        address = {"data": "source", "val": "val"}[role]
-        addresses[role] = str(getattr(recipe.data, address))  # type: ignore[attr-defined]
+        address, annotations, called = KEYS[role]
         found |= _of_any(role, group)
-        annotations = getattr(recipe.data, {"data": "annotations", "val": "val_annotations"}[role], None)  # type: ignore[attr-defined]
-        if annotations:
-            name = "annotations" if role == "data" else "val annotations"
-            found[name], addresses[name] = of_file(str(Path(annotations).expanduser()), whole=True), annotations
+        addresses[role] = str(getattr(recipe.data, address))  # type: ignore[attr-defined]
+        if file := getattr(recipe.data, annotations, None):  # type: ignore[attr-defined]
+            found[called], addresses[called] = of_file(str(Path(file).expanduser()), whole=True), file
     start = _file_of(recipe.model.source)  # type: ignore[attr-defined]
     if start:
         found[FIRST], addresses[FIRST] = of_file(start), start
