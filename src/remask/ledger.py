@@ -83,15 +83,16 @@ class Ledger:
         before = {"epochs_before": self.epochs_before, "images_before": self.images_before}
         return state | (before if self.images_before else {})
 
-    def load(self, state: dict[str, Any], main: bool = True) -> None:
-        """Go on from what `state` gave; what was summed over processes is the main one's from here on."""
+    def load(self, state: dict[str, Any], main: bool = True, done: float | None = None) -> None:
+        """Go on from what `state` gave; what was summed over processes is the main one's from here on.
+
+        done   epochs, where they had another number of images than from here on: ETE counts them as they were
+        """
         for key, value in state.items():
             setattr(self, key, value)
         self.cpu_hours, self.others_cpu_hours = (self.cpu_hours, 0.0) if main else (0.0, self.cpu_hours)
-
-    def new_epochs(self, done: float) -> None:
-        """Epochs have another number of images from here on; ETE counts those that are done as they were."""
-        self.epochs_before, self.images_before = done, self.images
+        if done is not None:
+            self.epochs_before, self.images_before = done, self.images
 
 
 class Window:

@@ -85,6 +85,10 @@ class Schedule:
         """What a checkpoint says of the epochs, for `going_on`."""
         return {"steps_per_epoch": self.steps_per_epoch, "shift": self.shift}
 
+    def epochs_unlike(self, state: Mapping[str, Any]) -> float | None:
+        """Epochs done at a checkpoint, where they had another number of steps than here; None where they had not."""
+        return None if epoch_length(state) in (None, self.steps_per_epoch) else float(state["epoch"])
+
     def going_on(self, state: Mapping[str, Any]) -> "Schedule":
         """The schedule for a run that goes on from a checkpoint's state, whose epochs may have had other lengths.
 

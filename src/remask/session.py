@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from remask import codebook as codebooks
-from remask.build import build_loader, build_method, build_trainer
+from remask.build import build_loader, build_method, build_trainer, scaling_of
 from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.data_record import CARE, Care, Checked, DataRecord, resumed
@@ -20,6 +20,7 @@ from remask.images.fingerprint import of_file
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
+from remask.pixel_rule import with_pixel_rule
 from remask.planning import settle
 from remask.processes import ALONE, World
 from remask.progressive import Phase, hand_over, phase_of, phases
@@ -41,22 +42,22 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     source, probed = _opened(recipe, world)
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
+    screen, said, notes = list[Console](), _decoding(recipe, runtime), dict[str, Any]()
+    if fresh:
+        recipe, line = with_pixel_rule(recipe, source)
+        said.append(line)
     ahead = phases(recipe)[phase_of(recipe, before["epoch"]) if recipe.progress and before else 0 :]
     method = build_method(ahead[0].recipe)
     for phase in ahead[1:]:
         with torch.device("meta"):  # a size that does not fit is met now, not in hours
             build_method(phase.recipe)
-    words, kept = None, recipe
-    if recipe.method.target.unfitted:
-        words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
-        kept = codebooks.with_file(recipe, codebooks.FILE)
-    screen, said, notes = list[Console](), _decoding(recipe, runtime), dict[str, Any]()
+    words = _fitted(ahead[0].recipe, source, say, world)
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:
         if words:
             codebooks.install(words, method)
-        loader = build_loader(phase.recipe, source, runtime, method, report=bad)
+        loader = build_loader(phase.recipe, source, runtime, method, report=bad, remark=bad.beyond)
         hooks = [] if world.alone else [_bad_of_all(loader, world)]
         hooks += [_knn_hook(phase.recipe, probed, method, runtime)] if probed is not None else []
         made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
@@ -67,7 +68,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
 
     trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
     if before is None:
-        checked = world.first(lambda: _create(path, kept, world, words, record, checked))
+        checked = world.first(lambda: _create(path, recipe, world, words, record, checked))
     else:
         said += resumed(trainer, record, checked, care)
     notes["data"] = checked.digests
@@ -88,6 +89,13 @@ def _opened(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
         source = open_source(str(recipe.data.source), limit=recipe.data.limit)
         probed = open_source(recipe.probe.source, labelled=True) if recipe.probe else None
     return source, probed
+
+
+def _fitted(recipe: Recipe, source: Source, say: Callable[[str], None], world: World) -> codebooks.Words | None:
+    """The codebook that a recipe has none of yet; None where it needs none."""
+    if not recipe.method.target.unfitted:
+        return None
+    return world.first(lambda: codebooks.fit(recipe, source, say, recipe.seed))
 
 
 def _decoding(recipe: Recipe, runtime: Runtime) -> list[str]:
@@ -117,7 +125,8 @@ def _create(
     path: Path, recipe: Recipe, world: World, words: codebooks.Words | None, record: DataRecord, checked: Checked
 ) -> Checked:
     """Make the folder, with its codebook and the record of its data; returns `checked` with what was added."""
-    RunFolder.create(path, dump(recipe), {**environment(), "processes": world.size})
+    kept = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
+    RunFolder.create(path, dump(kept), {**environment(), "processes": world.size})
     if words:
         words.save(path / codebooks.FILE)
         fitted = of_file(str(path / codebooks.FILE))
@@ -125,6 +134,10 @@ def _create(
         checked = checked._replace(digests={**checked.digests, CODEBOOK: fitted.digest()})
     record.keep([], {})
     return checked
+
+
+SAID = 3
+"""Pictures beyond data.range that are named on the screen."""
 
 
 class BadImages:
@@ -143,6 +156,18 @@ class BadImages:
             self.say(f"skipped {line}")
             with open(self.path, "a") as file:
                 file.write(line + "\n")
+
+    def beyond(self, line: str) -> None:
+        """A picture with values outside data.range, which is used as it is: named in RUN/beyond_range.txt."""
+        file = self.path.with_name("beyond_range.txt")
+        if not self.writes or line in (known := file.read_text().splitlines() if file.is_file() else []):
+            return
+        if len(known) < SAID:
+            self.say(f"{line}; it is used as it is")
+        elif len(known) == SAID:
+            self.say(f"more pictures reach beyond data.range: {file} names them all")
+        with open(file, "a") as out:
+            out.write(line + "\n")
 
     def write(self, bad: Mapping[str, str]) -> None:
         """What ends the run is named by the process that met it."""
@@ -202,7 +227,10 @@ def _features(method: Method, source: Source, recipe: Recipe, runtime: Runtime) 
 def batches(recipe: Recipe, source: Source, size: int = 256) -> Iterator[Batch]:
     """Centre crops of a source, in order, as a recipe's backbone sees them."""
     data = recipe.data
-    return iterate(source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01))
+    return iterate(
+        source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01),
+        scaling=scaling_of(data),
+    )  # fmt: skip
 
 
 __all__ = ["BadImages", "batches", "train"]

@@ -18,7 +18,7 @@ from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console
 from remask.fitting import attempted, fewest, fitted
 from remask.ledger import Ledger, Window
-from remask.optim import Schedule, epoch_length, set_lr
+from remask.optim import Schedule, set_lr
 from remask.parallel import exchanging
 from remask.runtime import Runtime, StopRequest, generator, seeded
 from remask.types import UserError
@@ -88,9 +88,7 @@ class Trainer:
     def place(self, state: Mapping[str, Any]) -> None:
         """Stand where `state` says, in epochs too where these had another number of steps then."""
         self.step, self.schedule = state["step"], self.schedule.going_on(state)
-        self.ledger.load(state["ledger"], self.world.main)
-        if epoch_length(state) not in (None, self.schedule.steps_per_epoch):
-            self.ledger.new_epochs(state["epoch"])
+        self.ledger.load(state["ledger"], self.world.main, self.schedule.epochs_unlike(state))
         self.window.load(state["window"], self.world.main)
 
     def train(self, console: Console) -> None:
@@ -168,6 +166,8 @@ class Trainer:
         """
         self.model.train()
         images = batch.images.to(self.runtime.device, non_blocking=True)
+        if images.is_floating_point() and (backbone := getattr(self.model, "backbone", None)) is not None:
+            backbone.normalise.look(images)  # a compiled step cannot
         draw, whole = self._drawn(step, batch._replace(images=images)), self._whole(batch)
         rank = [] if self.world.main else [self.world.rank]  # drop path is each process's own
 

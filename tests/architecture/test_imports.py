@@ -13,6 +13,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     for step in (
         "errors",
         "types",
+        "levels",
         "tokens",
         "views",
         "masking",
@@ -30,7 +31,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "build",
         "progressive",
         "runs",
-        "codebook",
+        "codebook pixel_rule",
         "listing",
         "data_record",
         "data_sources",

@@ -64,6 +64,7 @@ def start(
         state = resize_state(source.network.state_dict(), fresh.network, before, size, fresh.patch)
         check(state, fresh.network.state_dict(), spec)
         fresh.network.load_state_dict(state)
+    fresh.normalise.read_by(source.normalise.levels)
     for name, parameter in fresh.network.named_parameters():
         if name == "pos_embed":  # fixed in pre-training, trained from here on (MAE, ConvMAE)
             parameter.requires_grad_(True)
