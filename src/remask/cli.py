@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from remask import cli_data, cli_downstream, cli_look, cli_plan
+from remask.cli_flags import Exclude
 
 app = typer.Typer(
     name="remask",
@@ -85,6 +86,7 @@ def pretrain(
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="End after N steps.")] = None,
     max_bad: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of bad pictures that stops.")] = None,
     probe: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled pictures for kNN on the way.")] = None,
+    exclude: Exclude = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     device: Device = None,
     set_: Settings = None,
@@ -99,7 +101,7 @@ def pretrain(
         "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs,
         "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit,
         "optim.max_steps": max_steps, "data.max_bad": max_bad, "probe.source": probe, "seed": seed,
-        "runtime.device": device,
+        "runtime.device": device, "data.exclude": exclude or None,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
@@ -163,11 +165,14 @@ def reconstruct(
     count: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Number of pictures.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+    exclude: Exclude = None,
 ) -> None:
     """Draw masked views and predictions."""
     from remask import commands
 
-    print(commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint))
+    print(
+        commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint, exclude=exclude or ())
+    )
 
 
 @app.command()
@@ -178,6 +183,7 @@ def codebook(
     target: Annotated[str, typer.Option(help="hog, hog-l2, pixels, pixels-norm, or a teacher as timm:NAME.")] = "hog",
     vocabulary: Annotated[int | None, typer.Option(metavar="N", help="Number of words.  [the recipe's]")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
+    exclude: Exclude = None,
     seed: Annotated[int, typer.Option(help="Seed of k-means.")] = 0,
     set_: Settings = None,
     quiet: Quiet = False,
@@ -191,7 +197,7 @@ def codebook(
     print(
         codebooks.create(
             data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed,
-            settings=set_ or [], quiet=quiet,
+            settings=set_ or [], exclude=exclude or [], quiet=quiet,
         )
     )  # fmt: skip
 

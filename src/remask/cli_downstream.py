@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from remask.cli_flags import Exclude
+
 Start = Annotated[
     str | None,
     typer.Argument(metavar="RUN|SPEC", help="A run, or mae:FILE, timm:NAME, untrained:NAME.", show_default=False),
@@ -46,6 +48,7 @@ def finetune(
     heads: Heads = None,
     normalise: Normalise = None,
     limit: Limit = None,
+    exclude: Exclude = None,
     share: Annotated[float | None, typer.Option(help="Learn from this share of each class only: 0.1.")] = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
@@ -58,6 +61,7 @@ def finetune(
     """Fine-tune a backbone on labelled pictures."""
     flags = {
         "data.source": data, "data.val": val, "data.image_size": image_size, "data.limit": limit, "data.share": share,
+        "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
@@ -80,6 +84,7 @@ def segment(
     heads: Heads = None,
     normalise: Normalise = None,
     limit: Limit = None,
+    exclude: Exclude = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -91,7 +96,7 @@ def segment(
     """Train semantic segmentation on a backbone."""
     flags = {
         "data.source": data, "data.masks": masks, "data.val": val, "data.val_masks": val_masks, "model.head": head,
-        "data.image_size": image_size, "data.limit": limit, "data.classes": classes,
+        "data.image_size": image_size, "data.limit": limit, "data.classes": classes, "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
@@ -112,6 +117,7 @@ def detect(
     heads: Heads = None,
     normalise: Normalise = None,
     limit: Limit = None,
+    exclude: Exclude = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -123,7 +129,7 @@ def detect(
     """Train object detection and instance segmentation on a backbone."""
     flags = {
         "data.source": data, "data.annotations": annotations, "data.val": val, "data.val_annotations": val_annotations,
-        "data.image_size": image_size, "data.limit": limit,
+        "data.image_size": image_size, "data.limit": limit, "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)

@@ -36,6 +36,7 @@ class Task(NamedTuple):
     show      (model, folder) -> pictures for a person, written into the folder
     gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
+    notes     lines about the sources, for the start of the run
     sources   "data" and "val" as far as they were opened; several where one was cut into them
     """
 
@@ -47,6 +48,7 @@ class Task(NamedTuple):
     gflops: float
     show: Callable[[Any, Path], None]
     facts: dict[str, Any]
+    notes: Sequence[str]
     sources: Mapping[str, tuple[Any, ...]]
 
 
@@ -78,7 +80,7 @@ def fit(
     lines = _begun(trainer, task, recipe, record, checked) if fresh else resumed(trainer, record, checked, care)
     trainer.notes["data"] = checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
-    for line in (f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}", *lines):
+    for line in (f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}", *task.notes, *lines):
         screen.say(line)
     trainer.train(screen)
     return conclude(task, model, run, recipe, quiet)

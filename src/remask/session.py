@@ -17,6 +17,8 @@ from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
 from remask.images.device import no_decoder
 from remask.images.fingerprint import of_file
+from remask.images.left_out import notes as left_out
+from remask.images.sources import open_second
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
@@ -42,7 +44,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     source, probed = _opened(recipe, world)
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
-    screen, said, notes = list[Console](), _decoding(recipe, runtime), dict[str, Any]()
+    screen, said, notes = list[Console](), [*left_out(source), *_decoding(recipe, runtime)], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
         said.append(line)
@@ -86,8 +88,9 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
 def _opened(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
     """The pictures, and the labelled ones of kNN on the way."""
     with world.in_turn():
-        source = open_source(str(recipe.data.source), limit=recipe.data.limit)
-        probed = open_source(recipe.probe.source, labelled=True) if recipe.probe else None
+        source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
+        exclude = recipe.data.exclude
+        probed = open_second(recipe.probe.source, labelled=True, exclude=exclude) if recipe.probe else None
     return source, probed
 
 

@@ -12,6 +12,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(step.split())
     for step in (
         "errors",
+        "textfiles",
         "types",
         "levels",
         "tokens",
@@ -40,6 +41,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "downstream",
         "tasks",
         "commands",
+        "cli_flags",
         "cli_data cli_downstream cli_look cli_plan",
         "cli",
         "__main__",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.checkpoint import RunFolder, refuse_existing
-from remask.commands.paths import absolute, anchored_spec
+from remask.commands.paths import absolute, anchored_spec, relative_to
 from remask.data_record import CARE, Care
 from remask.downstream import conclude, fit, learned, restored, tested_on_other
 from remask.images import TooManyBad
@@ -20,6 +20,7 @@ from remask.runtime import Runtime, resolve
 from remask.session import BadImages
 from remask.tasks import build_model, build_task
 from remask.tasks.export import export_model
+from remask.textfiles import read_toml
 from remask.types import UserError
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
@@ -95,6 +96,8 @@ def evaluate(
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
     task = build_task(recipe, runtime, facts=run.read("task.json"))
+    for line in task.notes if not quiet else ():
+        print(line, file=sys.stderr)
     model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
     named = any(key.startswith("data.") for key in overrides or {})
     changed = [] if named else tested_on_other(task, run, recipe)
@@ -131,7 +134,7 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     """A downstream run and its recipe."""
     run = RunFolder.open(path)
     try:
-        kind = tomllib.loads((path / "recipe.toml").read_text()).get("task")
+        kind = read_toml(path / "recipe.toml").get("task")
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
@@ -179,7 +182,8 @@ def _spec(start: str) -> str:
 
 def _anchored(recipe: Any) -> Any:
     """Local paths made absolute, so that a run can be resumed from anywhere."""
-    paths = {key: absolute(getattr(recipe.data, key)) for key in PATHS if hasattr(recipe.data, key)}
+    paths: dict[str, Any] = {key: absolute(getattr(recipe.data, key)) for key in PATHS if hasattr(recipe.data, key)}
+    paths["exclude"] = relative_to(recipe.data.source, recipe.data.exclude)
     model = recipe.model.model_copy(update={"source": anchored_spec(recipe.model.source)})
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths), "model": model})
 

@@ -1,8 +1,10 @@
 """Local paths of a recipe made absolute, so that a run can be resumed from anywhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from remask.images.left_out import relative_pattern
 from remask.recipe import Recipe
 
 
@@ -13,6 +15,8 @@ def anchored(recipe: Recipe) -> Recipe:
         section = getattr(recipe, name)
         if section:
             updates[name] = section.model_copy(update={"source": absolute(section.source)})
+    patterns = relative_to(recipe.data.source, recipe.data.exclude)
+    updates["data"] = updates["data"].model_copy(update={"exclude": patterns})
     for name in ("method", "jd"):
         if section := getattr(recipe, name):
             files = {key: absolute(getattr(section.target, key)) for key in ("file", "weights")}
@@ -40,4 +44,9 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
-__all__ = ["absolute", "anchored", "anchored_spec"]
+def relative_to(source: str | None, patterns: Sequence[str]) -> list[str]:
+    """Patterns as they are held against paths below a source, wherever the command is given again."""
+    return [relative_pattern(pattern, source or "") for pattern in patterns]
+
+
+__all__ = ["absolute", "anchored", "anchored_spec", "relative_to"]

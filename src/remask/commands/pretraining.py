@@ -121,11 +121,16 @@ def reconstruct(
     count: int = 4,
     seed: int = 0,
     checkpoint: str = "last",
+    exclude: Sequence[str] = (),
 ) -> Path:
     """Draw originals, masked views, predictions and covered unions of some pictures into a PNG; returns its path."""
     run, recipe = open_run(path)
     method = trained(run, recipe, checkpoint).eval()
-    source = open_source(images or recipe.data.source or "photos", limit=recipe.data.limit if images is None else None)
+    data = recipe.data
+    if images is None:
+        source = open_source(data.source or "photos", limit=data.limit, exclude=[*data.exclude, *exclude])
+    else:
+        source = open_source(images, exclude=exclude)
     some = Subset(source, _spread(len(source), count))
     batch = next(iter(batches(recipe, some, count)))
     views = method.draw(batch.images, generator(seed, "pictures"))

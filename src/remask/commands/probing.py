@@ -23,6 +23,7 @@ from remask.evaluation.memory import Memory
 from remask.evaluation.probe import Factory
 from remask.images import Loader, Source, open_source
 from remask.images.fingerprint import inventory
+from remask.images.left_out import notes
 from remask.tasks import split
 from remask.types import UserError
 
@@ -55,23 +56,25 @@ FAST = Asked()
 
 def probe(
     path: Path | str, data: str, val: str | None = None, asked: Asked = FAST, look: Look = LOOK, *,
-    limit: int | None = None, out: Path | None = None, quiet: bool = False,
+    limit: int | None = None, exclude: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Probe a backbone beside the untrained one; the result goes into RUN/eval/, or into `out`.
 
     path    a run, or mae:FILE, timm:NAME and the like (then `look.heads` where a file does not tell them)
     val     labelled pictures to test on; a random fifth of `data` by default
     limit   the first N pictures of `data` only
+    exclude shell-style patterns of paths that are left out
     Raises UserError for sources without labels, and all that the probes find fault with.
     """
     if asked.layers and asked.protocol != "fast":
         raise UserError(f"--layers is for the fast probe; with --protocol {asked.protocol} give one --layer")
-    source, test = split(open_source(data, limit=limit, labelled=True), val, asked.seed)
+    source, test = split(open_source(data, limit=limit, labelled=True, exclude=exclude), val, asked.seed, exclude)
     seen = subject(str(path), look)
     seen.settle(source)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
     pictures = [inventory(one, labelled=True).digest() for one in (source, test)]  # those of a killed call, or others
-    part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit, *pictures))
+    key = key_of(seen, look, asked, data, val, limit, list(exclude), *pictures)
+    part = Partial(out or seen.folder, asked.protocol, key)
     name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
     result["protocol"]["image_size"] = list(seen.size)
@@ -98,6 +101,8 @@ def _watched(
     train = partial(_passed, watch, seen, source, "training pictures")
     val = partial(_passed, watch, seen, test, "test pictures")
     say, k, seed = watch.say, asked.k, asked.seed
+    for line in dict.fromkeys([*notes(source), *notes(test)]):
+        say(line)
     if asked.layers:
         layers = None if asked.layers == "all" else asked.layers
         result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from remask.images.decoding import FORMATS, BadImage, decode
+from remask.images.decoding import BadImage, decode, formats
 from remask.images.each import each
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip
@@ -34,6 +34,9 @@ class Survey:
 
     mean, std   per channel of pixels in 0..1, of the pictures' own means: each picture weighs the same
     repeated    pictures whose content came before
+    frames      pictures of several frames or pages, of which the first counts
+    left_out    what the source does not take, by reason
+    splits      pictures of each split, where its folders or columns are such
     decode_rate, loader_rate   decoding alone, and with a random crop
     """
 
@@ -47,6 +50,9 @@ class Survey:
     shorter: int = 0
     too_small: int = 0
     repeated: int = 0
+    frames: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] | None = None
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
@@ -67,6 +73,7 @@ class Facts(NamedTuple):
     """One picture: what it is, its size, the sums of its pixels, and how long it took."""
 
     kind: str
+    frames: int
     size: Size
     stored: int
     digest: bytes
@@ -87,6 +94,7 @@ def survey(
 ) -> Survey:
     """Look at every picture. `patch` is the side below which one cannot be used, `size` that of the timed crops."""
     found, facts = Survey(source.name, len(source)), list[Facts]()
+    found.left_out, found.splits = dict(source.left_out), dict(getattr(source, "splits", {}))
     for i, one in enumerate(each(Look(source, channels, size), len(source), workers)):
         if isinstance(one, str):
             found.unusable[source.where(i)] = one
@@ -109,6 +117,7 @@ def _summarise(found: Survey, facts: list[Facts], channels: int, patch: int) -> 
     found.height, found.width = _spread(heights), _spread(widths)
     found.shorter = int(statistics.median(min(fact.size) for fact in facts))
     found.too_small = sum(min(fact.size) < patch for fact in facts)
+    found.frames = sum(fact.frames > 1 for fact in facts)
     found.repeated = len(facts) - len({fact.digest for fact in facts})
     mean = np.mean([fact.mean for fact in facts], axis=0)
     variance = np.mean([fact.square for fact in facts], axis=0) - mean**2
@@ -154,19 +163,20 @@ class Look:
         content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes() + repr(data.shape).encode()
         digest = hashlib.blake2b(content, digest_size=16).digest()
         shape = int(image.shape[1]), int(image.shape[2])
-        return Facts(_kind(data), shape, len(content), digest, mean, square, decoding, cropping)
+        return Facts(*_kind(data), shape, len(content), digest, mean, square, decoding, cropping)
 
 
-def _kind(data: bytes | np.ndarray) -> str:
-    """Format, mode and bits, as in "JPEG RGB, 8 bits"."""
+def _kind(data: bytes | np.ndarray) -> tuple[str, int]:
+    """Format, mode and bits, as in "JPEG RGB, 8 bits", and how many frames or pages there are."""
     if isinstance(data, np.ndarray):
-        return f"array of {1 if data.ndim == 2 else data.shape[2]} channels, {data.dtype}"
+        return f"array of {1 if data.ndim == 2 else data.shape[2]} channels, {data.dtype}", 1
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
-            return f"{image.format} {image.mode.partition(';')[0]}, {bits} bit{'s' * (bits > 1)}"
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
+            return f"{image.format} {image.mode.partition(';')[0]}, {bits} bit{'s' * (bits > 1)}", frames
     except Exception:  # decoded all the same, by torchvision
-        return "unknown to Pillow"
+        return "unknown to Pillow", 1
 
 
 @functools.cache

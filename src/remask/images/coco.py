@@ -4,7 +4,6 @@ Segmentations are polygons, run lengths, or compressed run lengths. Crowds are l
 evaluation ignores what is found on them.
 """
 
-import json
 import math
 import os
 from collections import Counter
@@ -16,7 +15,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from remask.images.files import printable
+from remask.images.files import files_under, printable, sorted_out
+from remask.images.left_out import UNNAMED, Patterns
+from remask.textfiles import read_json
 from remask.types import Size, UserError
 
 Target: TypeAlias = dict[str, Any]
@@ -48,6 +49,8 @@ class CocoSource:
     """COCO's id of label 1, of label 2, …"""
     masks: bool
     dropped: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many files of the folder it does not take, by reason."""
     labels: None = None
     """A picture has no class of its own."""
 
@@ -107,11 +110,13 @@ def open_coco(
     limit: int | None = None,
     skip_bad: bool = False,
     report: Callable[[str], None] | None = None,
+    exclude: Sequence[str] = (),
 ) -> CocoSource:
     """Pictures of the folder `images` with the instances that the file `annotations` names.
 
     limit      the first N pictures in the file's order
     skip_bad   leave out annotations that cannot be used, and report each once; otherwise they are an error
+    exclude    shell-style patterns of pictures that are left out, with their annotations
     Raises UserError: no such folder or file, no COCO instances, pictures that are missing, annotations of unknown
     pictures or categories, and those of boxes without an area or outside their picture or of masks of another size.
     """
@@ -122,7 +127,9 @@ def open_coco(
         raise UserError(f"{printable(images)} is no folder: give the one that holds the pictures of {annotations}")
     data = _load(annotations)
     _check_references(data, annotations)
-    pictures = data["images"][:limit]
+    patterns = Patterns(exclude, images)
+    every = [picture for picture in data["images"] if not patterns.exclude(picture["file_name"])]
+    pictures = every[:limit]
     _check_present(folder, pictures, images, annotations)
     chosen = {picture["id"] for picture in pictures}
     known = [a for a in data["annotations"] if a["image_id"] in chosen]
@@ -137,7 +144,17 @@ def open_coco(
         report(line)  # type: ignore[misc]
     categories = sorted(data["categories"], key=lambda category: category["id"])
     names, ids = [printable(c["name"]) for c in categories], [c["id"] for c in categories]
-    return CocoSource(images, os.path.abspath(folder), pictures, sound, names, ids, masks, lines)
+    left_out = {**_unnamed(folder, every, exclude), **patterns.counts}
+    return CocoSource(images, os.path.abspath(folder), pictures, sound, names, ids, masks, lines, left_out)
+
+
+def _unnamed(folder: str, pictures: Sequence[dict[str, Any]], exclude: Sequence[str]) -> Counter[str]:
+    """What lies in the folder beside the pictures that the annotations name."""
+    named, left_out = {os.path.normpath(picture["file_name"]) for picture in pictures}, Counter[str]()
+    others = [path for path in files_under(folder, Patterns(exclude), left_out) if path not in named]
+    if count := len(sorted_out(others, left_out)):
+        left_out[UNNAMED] = count
+    return left_out
 
 
 def _sorted_out(
@@ -180,8 +197,7 @@ def _load(path: str) -> dict[str, Any]:
     """The file's lists, every entry with the fields that are needed."""
     shown = printable(path)
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
-            data = json.load(file)
+        data = read_json(os.path.expanduser(path), shown)
     except OSError as error:
         raise UserError(f"cannot read the annotations {shown}: {error.strerror}") from None
     except ValueError as error:

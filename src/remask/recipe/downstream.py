@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remask.recipe.sections import About, RuntimeSection
-from remask.recipe.values import Heads, Pair, PixelRange, Range, Section, Size
+from remask.recipe.values import Heads, Pair, Pattern, PixelRange, Range, Section, Size
 
 
 class StartSection(Section):
@@ -35,6 +35,7 @@ class ImagesSection(Section):
         default=None, description='Pixels: 224, [96, 160] or "96x160" (height, width); unset = the network\'s.'
     )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
+    exclude: list[Pattern] = Field(default=[], description="Names or paths in the source and in val to leave out.")
     range: PixelRange = Field(
         default="auto",
         description="Values that are black and white in pictures deeper than 8 bits: auto, full, byte or [low, high].",

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from remask.errors import UserError
 from remask.recipe.schema import Recipe, recipe_keys
 from remask.recipe.values import SHORTHANDS
+from remask.textfiles import read_toml
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 OPTIONAL = ("dm", "jd", "distill", "progress", "probe")
@@ -141,11 +142,9 @@ def _files(path: Path, children: tuple[Path, ...], folder: Path) -> list[Layer]:
     if path.resolve() in [child.resolve() for child in children]:
         fail(f"recipes extend each other in a circle: {' → '.join(file.name for file in (*children, path))}")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path, f"recipe file {path}")
     except FileNotFoundError:
         fail(f"recipe file {path} does not exist; remask recipes lists the recipes that need no file")
-    except UnicodeDecodeError:
-        fail(f"recipe file {path} is not UTF-8 text")
     except tomllib.TOMLDecodeError as error:
         fail(f"recipe file {path} is not valid TOML: {error}")
     except OSError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from remask.recipe.values import Deviation, Device, Pair, PixelRange, Range, Section, Size, Target
+from remask.recipe.values import Deviation, Device, Pair, Pattern, PixelRange, Range, Section, Size, Target
 
 METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma")
 """Method names that build.py knows."""
@@ -77,6 +77,7 @@ class DataSection(Section):
         default="cpu", description="Where JPEGs are decoded and crops made; on cuda, pixels differ by a few levels."
     )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
+    exclude: list[Pattern] = Field(default=[], description="Names or paths in the source to leave out.")
     max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unreadable pictures that stops the run.")
 
     @property

@@ -36,6 +36,10 @@ KEYS = {
 """Keys of a target that only some kinds have."""
 
 
+Pattern = Annotated[str, Field(min_length=1)]
+"""A shell-style pattern."""
+
+
 def _pair(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) == 2:
         return tuple(value)

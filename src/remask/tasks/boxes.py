@@ -14,6 +14,7 @@ from remask.evaluation.drawing import Drawing, sheet_of_boxes
 from remask.images import decode
 from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
+from remask.images.left_out import notes
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
 from remask.tasks.network import freeze, gflops, network, opened_of, workers
@@ -63,10 +64,10 @@ def build_detect(
             drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
         (folder / "detections.png").write_bytes(sheet_of_boxes(drawings[:SHOWN], val.classes))
 
-    cost, learned = gflops(detector, detector.detect, size), {"classes": source.classes, "masks": masks}
-    return Task(
-        detector, train, len(source), test, "AP", cost, show, learned, opened_of(data, source, val, facts)
-    )  # fmt: skip
+    learned = {"classes": source.classes, "masks": masks}
+    said, opened_now = list(dict.fromkeys([*notes(source), *notes(val)])), opened_of(data, source, val, facts)
+    cost = gflops(detector, detector.detect, size)
+    return Task(detector, train, len(source), test, "AP", cost, show, learned, said, opened_now)
 
 
 def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[Detector, Size]:
@@ -89,13 +90,14 @@ def opened(data: BoxesData, report: Callable[[str], None] | None, facts: Any) ->
     """Pictures to learn from and to test on. COCO's splits are files: nothing is held out of one."""
     if data.val is None or data.val_annotations is None:
         raise UserError("no pictures to test on: give --val DIR and --val-annotations JSON")
-    val = open_coco(data.val, data.val_annotations, skip_bad=data.skip_bad, report=report)
+    given: dict[str, Any] = {"skip_bad": data.skip_bad, "report": report, "exclude": data.exclude}
+    val = open_coco(data.val, data.val_annotations, **given)
     if facts:
         _check(facts["classes"], val, data.val_annotations)
         return val, val
     if data.source is None or data.annotations is None:
         raise UserError("no pictures to learn from: give --data DIR and --annotations JSON")
-    source = open_coco(data.source, data.annotations, limit=data.limit, skip_bad=data.skip_bad, report=report)
+    source = open_coco(data.source, data.annotations, limit=data.limit, **given)
     _check(source.classes, val, data.val_annotations)
     return source, val
 

@@ -14,6 +14,8 @@ from remask.evaluation.classifier import Classifier
 from remask.evaluation.mixing import Mixing
 from remask.images import Loader, Source, Subset, iterate, open_source
 from remask.images.augment import EvalCrop, TrainAugment
+from remask.images.left_out import notes
+from remask.images.sources import open_second
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
@@ -65,6 +67,7 @@ def build_finetune(
         gflops(classifier, classifier.logits, size),
         show,
         {"classes": names},
+        list(dict.fromkeys([*notes(source), *notes(val)])),
         opened_of(data, source, val, facts),
     )
 
@@ -87,16 +90,17 @@ def labelled(data: ClassesData, seed: int, only_val: bool) -> tuple[Source, Sour
     if data.val is None or not only_val:
         if data.source is None:
             raise UserError("no pictures to learn from: give --data DIR of class folders, parquet or tar shards")
-        source, val = split(open_source(data.source, limit=data.limit, labelled=True), data.val, seed)
+        source = open_source(data.source, limit=data.limit, labelled=True, exclude=data.exclude)
+        source, val = split(source, data.val, seed, data.exclude)
         return (some_of(source, data.share, seed) if data.share else source), val
-    val = open_source(data.val, labelled=True)
+    val = open_second(data.val, labelled=True, exclude=data.exclude)
     return val, val
 
 
-def split(source: Source, val: str | None, seed: int) -> tuple[Source, Source]:
+def split(source: Source, val: str | None, seed: int, exclude: Sequence[str] = ()) -> tuple[Source, Source]:
     """Training and test pictures; without a test source, a random fifth is held out."""
     if val is not None:
-        return source, open_source(val, labelled=True)
+        return source, open_second(val, labelled=True, exclude=exclude)
     order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
     cut = len(order) // 5
     return Subset(source, order[cut:]), Subset(source, order[:cut])

@@ -23,6 +23,7 @@ from remask.recipe import dump
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import FOLDER, load
 from remask.tasks import build_model
+from remask.textfiles import read_json
 from remask.types import Size, UserError
 
 OPENING = '''"""Load this {what} with {loader}: python load_example.py [PICTURE]"""
@@ -143,7 +144,7 @@ def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
     Raises UserError for a folder that is none.
     """
     try:
-        content = json.loads((folder / "model.json").read_text())
+        content = read_json(folder / "model.json")
         task = str(content["task"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no export of a downstream run: write one with remask export RUN") from error

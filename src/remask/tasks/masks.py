@@ -11,6 +11,7 @@ from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
+from remask.images.left_out import notes
 from remask.images.masks import IGNORE, MaskFiles, open_masks
 from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
@@ -59,9 +60,8 @@ def build_segment(
 
     cost = gflops(segmenter, segmenter.logits, size)
     learned = {"classes": names, "none": source.none}
-    return Task(
-        segmenter, train, len(source), test, "mIoU", cost, show, learned, opened_of(data, source, val, facts)
-    )  # fmt: skip
+    said, opened = list(dict.fromkeys([*notes(source), *notes(val)])), opened_of(data, source, val, facts)
+    return Task(segmenter, train, len(source), test, "mIoU", cost, show, learned, said, opened)
 
 
 def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:
@@ -80,6 +80,7 @@ def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]
     if data.source is None and not (facts and data.val):
         raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
+    given["exclude"] = data.exclude
     val = open_masks(data.val, data.val_masks, **given) if data.val else None
     if facts and val:
         val = _alike(val, data, facts["classes"], facts.get("none"), given)
