@@ -33,6 +33,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
 ]
+Verify = Annotated[
+    bool, typer.Option("--verify-data", help="Read all pictures and hash them: sees edits that keep name and size.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -89,6 +92,7 @@ def pretrain(
     device: Device = None,
     set_: Settings = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Shrink the recipe to seconds, to see that it runs.")] = False,
+    verify_data: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Pre-train a backbone on unlabelled pictures."""
@@ -107,15 +111,27 @@ def pretrain(
 
     from remask import commands
 
-    commands.pretrain(chosen, out=out, quiet=quiet)
+    commands.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
 
 
 @app.command()
-def resume(run: Run, device: Device = None, quiet: Quiet = False) -> None:
-    """Continue a run exactly where it was."""
+def resume(
+    run: Run,
+    device: Device = None,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Go on where the data is not what the run was trained on.")
+    ] = False,
+    verify_data: Verify = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a run exactly where it was.
+
+    Names, sizes and labels of its data are compared with those that it was trained on, and a change stops it. An edit
+    that keeps name and size is seen with --verify-data alone, if the run was started or resumed with it before.
+    """
     from remask import commands
 
-    commands.resume(run, device=device, quiet=quiet)
+    commands.resume(run, device=device, quiet=quiet, accept_changed_data=accept_changed_data, verify_data=verify_data)
 
 
 cli_look.register(app)

@@ -28,6 +28,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
 ]
+Verify = Annotated[
+    bool, typer.Option("--verify-data", help="Hash all pictures, so that a resume sees edits that keep name and size.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 
 
@@ -54,6 +57,7 @@ def finetune(
     seed: Seed = None,
     device: Device = None,
     set_: Settings = None,
+    verify_data: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a backbone on labelled pictures."""
@@ -63,7 +67,7 @@ def finetune(
         "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
-    _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet)
+    _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
 
 
 def segment(
@@ -90,6 +94,7 @@ def segment(
     seed: Seed = None,
     device: Device = None,
     set_: Settings = None,
+    verify_data: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Train semantic segmentation on a backbone."""
@@ -99,7 +104,7 @@ def segment(
         "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
-    _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet)
+    _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
 
 
 def detect(
@@ -125,6 +130,7 @@ def detect(
     seed: Seed = None,
     device: Device = None,
     set_: Settings = None,
+    verify_data: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Train object detection and instance segmentation on a backbone."""
@@ -134,7 +140,7 @@ def detect(
         "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
-    _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet)
+    _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
 
 
 def _common(
@@ -149,7 +155,7 @@ def _common(
 
 def _run(
     task: str, start: str | None, recipe: str | None, flags: dict[str, Any], settings: list[str] | None,
-    out: Path | None, eval_only: bool, device: str | None, quiet: bool,
+    out: Path | None, eval_only: bool, device: str | None, quiet: bool, verify_data: bool,
 ) -> None:  # fmt: skip
     from remask import commands
     from remask.types import UserError
@@ -157,7 +163,7 @@ def _run(
     given = {key: value for key, value in flags.items() if value is not None}
     if not eval_only:
         begin = {"finetune": commands.finetune, "segment": commands.segment, "detect": commands.detect}[task]
-        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet, say=print)
+        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet, verify_data=verify_data, say=print)
         return
     if start is None:
         raise UserError(f"--eval-only tests a run that remask {task} left: give its folder")

@@ -12,7 +12,10 @@ from torch import nn
 
 from remask.checkpoint import RunFolder, find, load_weights, save
 from remask.console import Watch, console
+from remask.data_record import CARE, Care, Checked, DataRecord, resumed
+from remask.data_sources import of_task
 from remask.images import TooManyBad
+from remask.images.differences import of_classes
 from remask.ledger import Ledger
 from remask.listing import environment
 from remask.optim import Averaged, Schedule, adamw, parameter_groups
@@ -20,6 +23,7 @@ from remask.recipe import dump
 from remask.recipe.downstream import Downstream
 from remask.runtime import Runtime
 from remask.trainer import Batches, Trainer
+from remask.types import UserError
 
 
 class Task(NamedTuple):
@@ -35,6 +39,7 @@ class Task(NamedTuple):
     facts     what a later test of the run must know: classes and the like
     notes     lines about the sources, for the start of the run
     left_out  a line for each thing in the data that was left out before it began
+    sources   "data" and "val" as far as they were opened; several where one was cut into them
     """
 
     model: Any
@@ -45,17 +50,25 @@ class Task(NamedTuple):
     gflops: float
     show: Callable[[Any, Path], None]
     facts: dict[str, Any]
-    notes: Sequence[str] = ()
-    left_out: Sequence[str] = ()
+    notes: Sequence[str]
+    left_out: Sequence[str]
+    sources: Mapping[str, tuple[Any, ...]]
 
 
-def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool) -> dict[str, Any]:
+def fit(
+    task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool, care: Care = CARE
+) -> dict[str, Any]:
     """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json.
 
-    A run is finished when it has been tested. Raises TooManyBad, with what was learned until then saved.
+    A run is finished when it has been tested. Raises TooManyBad, with what was learned until then saved, and UserError
+    where a run's data changed, unless `care` accepts it.
     """
     assert task.train
-    run, optim = RunFolder(path), recipe.optim
+    run, optim, say = RunFolder(path), recipe.optim, (lambda line: None) if quiet else print
+    if not fresh:
+        _same_classes(task, recipe, run)
+    record = DataRecord(run, say)
+    checked = record.check(of_task(recipe, task.sources, say), care, fresh)
     model = Averaged(task.model, optim.ema) if optim.ema else task.model
     runtime.prepare(task.model)
     model.to(runtime.device)
@@ -68,14 +81,10 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
         seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
         draw=task.model.draw,
     )  # fmt: skip
-    if fresh:
-        RunFolder.create(path, dump(recipe), environment())
-        run.write("task.json", task.facts)
-    else:
-        trainer.resume()
+    lines = _begun(trainer, task, recipe, record, checked) if fresh else resumed(trainer, record, checked, care)
+    trainer.notes["data"] = checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
-    screen.say(f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}")
-    for line in task.notes:
+    for line in (f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}", *task.notes, *lines):
         screen.say(line)
     found = dict[str, Any]()
 
@@ -91,18 +100,47 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
     return found
 
 
-def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True) -> dict[str, Any]:
-    """Test what was learned, write eval/TASK.json and pictures."""
+def _begun(trainer: Trainer, task: Task, recipe: Downstream, record: DataRecord, checked: Checked) -> list[str]:
+    RunFolder.create(trainer.run.path, dump(recipe), environment())
+    trainer.run.write("task.json", task.facts)
+    record.keep(checked.changes, {})
+    return checked.lines
+
+
+def _same_classes(task: Task, recipe: Downstream, run: RunFolder) -> None:
+    """Raise UserError where classes are no longer those that the head has learned: going on would mix them up."""
+    known, now = run.read("task.json").get("classes", []), task.facts.get("classes", [])
+    if list(known) == list(now):
+        return
+    raise UserError(
+        f"{run.path} has learned other classes: {', '.join(of_classes(known, now))}; a head keeps its classes, so put "
+        f"them back, or start a new run with remask {recipe.task}"
+    )
+
+
+def conclude(
+    task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True, changed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Test what was learned, write eval/TASK.json and pictures. `changed` says how the test pictures did."""
     tested = learned(model).eval()
     result = task.test(tested, Watch("test", quiet))
     for name, content in result.pop("files", {}).items():
         run.write(f"eval/{name}", content)
     result["cost"] = run.read("cost.json")
+    if changed:
+        result["protocol"]["changed"] = list(changed)
     run.write(f"eval/{recipe.task}.json", result)
     folder = run.path / "pictures"
     folder.mkdir(exist_ok=True)
     task.show(tested, folder)
     return result
+
+
+def tested_on_other(task: Task, run: RunFolder, recipe: Downstream) -> list[str]:
+    """Lines where the pictures that a run is tested on are not what they were when it was trained."""
+    changes = DataRecord(run, lambda line: None).since(of_task(recipe, task.sources, lambda line: None))
+    held_out = "" if "val" in task.sources else "; the fifth held out is another, and may have been trained on"
+    return [f"{change}: tested as it is now{held_out}" for change in changes]
 
 
 def restored(built: Any, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
@@ -151,4 +189,4 @@ def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], M
     return hook
 
 
-__all__ = ["Task", "conclude", "fit", "groups", "learned", "restored", "schedule"]
+__all__ = ["Task", "conclude", "fit", "groups", "learned", "restored", "schedule", "tested_on_other"]

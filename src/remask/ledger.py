@@ -19,6 +19,7 @@ class Ledger:
 
     dataset  images of one epoch     views  masked views per image     devices  GPUs at work, 0 on a CPU
     others_cpu_hours  of the other processes, as far as they have told
+    epochs_before, images_before  of epochs that had another number of images, where the data changed on the way
     """
 
     dataset: int
@@ -30,6 +31,8 @@ class Ledger:
     cpu_hours: float = 0.0
     wait_hours: float = 0.0
     others_cpu_hours: float = 0.0
+    epochs_before: float = 0.0
+    images_before: int = 0
     _wall: float = field(default_factory=time.perf_counter, repr=False)
     _cpu: float = field(default_factory=lambda: _cpu_seconds(), repr=False)
 
@@ -61,7 +64,7 @@ class Ledger:
         return {
             "images": self.images,
             "views": self.images * self.views_per_image,
-            "ete": round(self.images * self.views_per_image / max(self.dataset, 1), 4),
+            "ete": round(self._ete(), 4),
             "gpu_hours": round(self.hours * self.devices, 6),
             "cpu_hours": round(self.cpu_hours + self.others_cpu_hours, 6),
             "wall_hours": round(self.hours, 6),
@@ -70,15 +73,26 @@ class Ledger:
             "data_wait_share": round(self.wait_hours / self.hours, 4) if self.hours else 0.0,
         }
 
+    def _ete(self) -> float:
+        images = self.images - self.images_before
+        return self.epochs_before * self.views_per_image + images * self.views_per_image / max(self.dataset, 1)
+
     def state(self) -> dict[str, float]:
         cpu_hours = self.cpu_hours + self.others_cpu_hours
-        return {"images": self.images, "hours": self.hours, "cpu_hours": cpu_hours, "wait_hours": self.wait_hours}
+        state = {"images": self.images, "hours": self.hours, "cpu_hours": cpu_hours, "wait_hours": self.wait_hours}
+        before = {"epochs_before": self.epochs_before, "images_before": self.images_before}
+        return state | (before if self.images_before else {})
 
-    def load(self, state: dict[str, Any], main: bool = True) -> None:
-        """Go on from what `state` gave; what was summed over processes is the main one's from here on."""
+    def load(self, state: dict[str, Any], main: bool = True, done: float | None = None) -> None:
+        """Go on from what `state` gave; what was summed over processes is the main one's from here on.
+
+        done   epochs, where they had another number of images than from here on: ETE counts them as they were
+        """
         for key, value in state.items():
             setattr(self, key, value)
         self.cpu_hours, self.others_cpu_hours = (self.cpu_hours, 0.0) if main else (0.0, self.cpu_hours)
+        if done is not None:
+            self.epochs_before, self.images_before = done, self.images
 
 
 class Window:

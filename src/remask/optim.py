@@ -1,8 +1,8 @@
 """Optimisation: parameter groups, the learning-rate rule (DMJD Eq. 4), the schedule, LARS for linear probes."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,23 +61,59 @@ class Schedule:
     """Where another trainer takes over; None: this one runs to the end."""
     power: float | None = None
     """Polynomial decay of this power instead of the cosine."""
+    shift: int = 0
+    """Steps taken beyond those that the epochs so far have now: not 0 where the data changed on the way."""
 
     @property
     def steps(self) -> int:
-        return min(self.epochs * self.steps_per_epoch, self.max_steps or 10**12)
+        return min(self.epochs * self.steps_per_epoch + self.shift, self.max_steps or 10**12)
 
     @property
     def last_step(self) -> int:
         """Where this trainer stops."""
-        return min(self.steps, (self.until_epoch or self.epochs) * self.steps_per_epoch)
+        return min(self.steps, (self.until_epoch or self.epochs) * self.steps_per_epoch + self.shift)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Whole epochs before a step, and steps of its own epoch before it."""
+        return divmod(step - self.shift, self.steps_per_epoch)
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done after so many steps."""
+        return (step - self.shift) / self.steps_per_epoch
+
+    def marks(self) -> dict[str, int]:
+        """What a checkpoint says of the epochs, for `going_on`."""
+        return {"steps_per_epoch": self.steps_per_epoch, "shift": self.shift}
+
+    def epochs_unlike(self, state: Mapping[str, Any]) -> float | None:
+        """Epochs done at a checkpoint, where they had another number of steps than here; None where they had not."""
+        return None if epoch_length(state) in (None, self.steps_per_epoch) else float(state["epoch"])
+
+    def going_on(self, state: Mapping[str, Any]) -> "Schedule":
+        """The schedule for a run that goes on from a checkpoint's state, whose epochs may have had other lengths.
+
+        It stands where that one stood: neither the epoch nor the rate jumps, but to the next step of the new epochs.
+        """
+        step, shift, had = state["step"], state.get("shift", 0), epoch_length(state)
+        if had in (None, self.steps_per_epoch):
+            return replace(self, shift=shift)
+        place = -(-(step - shift) * self.steps_per_epoch // had)  # rounded up, so that no place comes twice
+        return replace(self, shift=step - place)
 
     def lr_at(self, step: int) -> float:
-        epoch = step / self.steps_per_epoch
+        epoch = self.epoch_at(step)
         if self.drops:
             return step_down(epoch, self.lr, self.warmup_epochs, self.drops)
         if self.power is not None:
             return polynomial(epoch, self.lr, self.warmup_epochs, self.epochs, self.power, self.min_lr)
         return cosine(epoch, self.lr, self.warmup_epochs, self.epochs, self.min_lr)
+
+
+def epoch_length(state: Mapping[str, Any]) -> int | None:
+    """Steps that an epoch had when a checkpoint was written; None where it does not tell."""
+    if "steps_per_epoch" in state:
+        return int(state["steps_per_epoch"])
+    return round(state["step"] / state["epoch"]) if state["epoch"] else None  # written by earlier versions
 
 
 def parameter_groups(
@@ -169,6 +205,6 @@ class Lars(torch.optim.Optimizer):
 
 
 __all__ = [
-    "Averaged", "Lars", "Schedule", "adamw", "cosine", "learning_rate", "parameter_groups", "polynomial", "set_lr",
-    "step_down",
+    "Averaged", "Lars", "Schedule", "adamw", "cosine", "epoch_length", "learning_rate", "parameter_groups",
+    "polynomial", "set_lr", "step_down",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,10 +11,13 @@ from remask import codebook as codebooks
 from remask.build import build_loader, build_method, build_trainer, scaling_of
 from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
+from remask.data_record import CARE, Care, Checked, DataRecord, resumed
+from remask.data_sources import CODEBOOK, of_pretraining
 from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
 from remask.images.device import no_decoder
-from remask.images.left_out import notes
+from remask.images.fingerprint import of_file
+from remask.images.left_out import notes as left_out
 from remask.images.sources import open_second
 from remask.listing import environment
 from remask.method import Method
@@ -29,30 +33,27 @@ from remask.trainer import Hook, Trainer
 from remask.types import UserError
 
 
-def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE) -> None:
+def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
     """Build all parts, make or open the folder, and train to the end of the recipe; many processes do it together."""
     if recipe.data.source is None:
         raise UserError("no pictures to train on: give --data DIR, or a built-in set, --data photos or --data digits")
     part, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads, world, part.parallel)
-    with world.in_turn():
-        source = open_source(recipe.data.source, limit=recipe.data.limit, exclude=recipe.data.exclude)
-    screen, said = list[Console](), list[str]()
+    before = None if fresh else position(run)
+    say = (lambda line: None) if quiet else print
+    source, probed = _opened(recipe, world)
+    record = DataRecord(run, say)
+    checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
+    screen, said, notes = list[Console](), [*left_out(source), *_decoding(recipe, runtime)], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
         said.append(line)
-    ahead = phases(recipe)[phase_of(recipe, position(run)["epoch"]) if recipe.progress and not fresh else 0 :]
+    ahead = phases(recipe)[phase_of(recipe, before["epoch"]) if recipe.progress and before else 0 :]
     method = build_method(ahead[0].recipe)
     for phase in ahead[1:]:
         with torch.device("meta"):  # a size that does not fit is met now, not in hours
             build_method(phase.recipe)
-    words, kept = None, recipe
-    if recipe.method.target.unfitted:
-        say = (lambda line: None) if quiet else print
-        words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
-        kept = codebooks.with_file(recipe, codebooks.FILE)
-    if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
-        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
+    words = _fitted(ahead[0].recipe, source, say, world)
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:
@@ -60,27 +61,51 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
             codebooks.install(words, method)
         loader = build_loader(phase.recipe, source, runtime, method, report=bad, remark=bad.beyond)
         hooks = [] if world.alone else [_bad_of_all(loader, world)]
-        hooks += [_knn_hook(phase.recipe, method, runtime)] if recipe.probe else []
+        hooks += [_knn_hook(phase.recipe, probed, method, runtime)] if probed is not None else []
         made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        made.notes = notes
         if phase.recipe.runtime.accumulate == "auto":
             said.append(settle(phase.recipe, made, runtime))
         return made
 
     trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
-    if fresh:
-        world.first(lambda: _create(path, kept, world, words))
+    if before is None:
+        checked = world.first(lambda: _create(path, recipe, world, words, record, checked))
     else:
-        trainer.resume()
+        said += resumed(trainer, record, checked, care)
+    notes["data"] = checked.digests
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
-    for line in (*notes(source), *said):
+    for line in [*said, equation(method, ahead[0].recipe.data.image_size)]:
         screen[0].say(line)
-    screen[0].say(equation(method, ahead[0].recipe.data.image_size))
     try:
         _through(ahead, trainer, trainer_of, screen[0])
     except TooManyBad as error:
         bad.write(error.bad)
         raise
+
+
+def _opened(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
+    """The pictures, and the labelled ones of kNN on the way."""
+    with world.in_turn():
+        source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
+        exclude = recipe.data.exclude
+        probed = open_second(recipe.probe.source, labelled=True, exclude=exclude) if recipe.probe else None
+    return source, probed
+
+
+def _fitted(recipe: Recipe, source: Source, say: Callable[[str], None], world: World) -> codebooks.Words | None:
+    """The codebook that a recipe has none of yet; None where it needs none."""
+    if not recipe.method.target.unfitted:
+        return None
+    return world.first(lambda: codebooks.fit(recipe, source, say, recipe.seed))
+
+
+def _decoding(recipe: Recipe, runtime: Runtime) -> list[str]:
+    """A line where JPEGs cannot be decoded as the recipe has it."""
+    if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
+        return [f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU']
+    return []
 
 
 def _through(
@@ -99,10 +124,19 @@ def _through(
         trainer.train(screen)
 
 
-def _create(path: Path, recipe: Recipe, world: World, words: codebooks.Words | None) -> None:
-    RunFolder.create(path, dump(recipe), {**environment(), "processes": world.size})
+def _create(
+    path: Path, recipe: Recipe, world: World, words: codebooks.Words | None, record: DataRecord, checked: Checked
+) -> Checked:
+    """Make the folder, with its codebook and the record of its data; returns `checked` with what was added."""
+    kept = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
+    RunFolder.create(path, dump(kept), {**environment(), "processes": world.size})
     if words:
         words.save(path / codebooks.FILE)
+        fitted = of_file(str(path / codebooks.FILE))
+        record.add(CODEBOOK, fitted, codebooks.FILE)
+        checked = checked._replace(digests={**checked.digests, CODEBOOK: fitted.digest()})
+    record.keep([], {})
+    return checked
 
 
 SAID = 3
@@ -162,14 +196,13 @@ def _bad_of_all(loader: Loader, world: World) -> Hook:
     return hook
 
 
-def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
+def _knn_hook(recipe: Recipe, source: Source, method: Method, runtime: Runtime) -> Hook:
     """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked. 5,000 images at most.
 
     Of many processes the main one asks; where weights are in pieces, of a whole copy.
     """
     assert recipe.probe
     part = recipe.probe
-    source = open_second(part.source, labelled=True, exclude=recipe.data.exclude)
     order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
     cut = max(len(order) // 5, 1)
     asked, voters = Subset(source, order[:cut]), Subset(source, order[cut:])

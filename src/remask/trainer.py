@@ -76,7 +76,8 @@ class Trainer:
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
         self.learner, self.world, self.whole = learner or model, runtime.world, whole
-        self.saved, self.parts, self.window = time.monotonic(), schedule.accumulate, Window()
+        self.saved, self.parts = time.monotonic(), schedule.accumulate
+        self.window, self.notes = Window(), dict[str, Any]()  # notes go into the state.json of every checkpoint
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
@@ -85,9 +86,9 @@ class Trainer:
         self.world.wait()  # none saves while another reads
 
     def place(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state` says."""
-        self.step = state["step"]
-        self.ledger.load(state["ledger"], self.world.main)
+        """Stand where `state` says, in epochs too where these had another number of steps then."""
+        self.step, self.schedule = state["step"], self.schedule.going_on(state)
+        self.ledger.load(state["ledger"], self.world.main, self.schedule.epochs_unlike(state))
         self.window.load(state["window"], self.world.main)
 
     def train(self, console: Console, then: Callable[[], object] = lambda: None) -> None:
@@ -120,10 +121,10 @@ class Trainer:
 
     def _steps(self) -> Iterator[tuple[int, Any, float]]:
         """(step, batch, seconds waited for it) from the current position to the end."""
-        per_epoch = self.schedule.steps_per_epoch
         while self.step < self.schedule.last_step:
-            batches = self.batches.epoch(self.step // per_epoch, self.step % per_epoch)
-            for _ in range(self.step % per_epoch, per_epoch):
+            epoch, start = self.schedule.place(self.step)
+            batches = self.batches.epoch(epoch, start)
+            for _ in range(start, self.schedule.steps_per_epoch):
                 began = time.perf_counter()
                 batch = next(batches)
                 yield self.step, batch, time.perf_counter() - began
@@ -196,7 +197,8 @@ class Trainer:
 
     def _after(self, stop: StopRequest, console: Console, writer: Any) -> None:
         """Log where a window of steps or an epoch ends, save there or when it is time, stop where it is asked for."""
-        end_of_epoch = self.step % self.schedule.steps_per_epoch == 0
+        (epoch, beyond), every = self.schedule.place(self.step), self.schedule.keep_every_epochs
+        end_of_epoch = beyond == 0
         logs = self.step % self.schedule.log_every == 0 or end_of_epoch or self.step == self.schedule.steps
         if logs:
             self._log(end_of_epoch, console, writer)
@@ -205,7 +207,6 @@ class Trainer:
         asked, late = self.world.any(stop.asked, late) if logs or self.world.alone else (False, False)
         if end_of_epoch or late:
             self._save()
-        epoch, every = self.step // self.schedule.steps_per_epoch, self.schedule.keep_every_epochs
         if end_of_epoch and every and epoch % every == 0:
             self._save(f"epoch-{epoch:04d}")
         if asked:
@@ -216,7 +217,7 @@ class Trainer:
         line = self._line()
         self._check(line["loss/total"])
         if end_of_epoch:
-            line |= self._hooks(self.step // self.schedule.steps_per_epoch)
+            line |= self._hooks(self.schedule.place(self.step)[0])
         self.run.log(line)
         self._report(line, console, writer)
 
@@ -226,7 +227,7 @@ class Trainer:
         mean, images_per_s, wait = self.window.close(self.world)
         return {
             "step": self.step,
-            "epoch": round(self.step / self.schedule.steps_per_epoch, 4),
+            "epoch": round(self.schedule.epoch_at(self.step), 4),
             **{f"loss/{name}": value for name, value in mean.items()},
             "lr": self.schedule.lr_at(self.step - 1),
             "images_per_s": round(images_per_s, 2),
@@ -276,7 +277,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Where the run stands, beside weights and optimizer; all processes call it together."""
         self.ledger.meet(self.world)
-        state = {"step": self.step, "epoch": self.step / self.schedule.steps_per_epoch}
+        state = {"step": self.step, "epoch": self.schedule.epoch_at(self.step), **self.schedule.marks(), **self.notes}
         return {**state, "ledger": self.ledger.state(), "window": self.window.state(self.world)}
 
     def _status(self, state: str, why: str = "") -> None:

@@ -34,6 +34,8 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "runs",
         "codebook pixel_rule",
         "listing",
+        "data_record",
+        "data_sources",
         "planning",
         "session",
         "downstream",

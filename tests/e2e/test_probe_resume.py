@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from remask import commands
 from remask.evaluation import attentive, linprobe
@@ -61,3 +63,24 @@ def test_what_another_call_left_is_not_taken_up(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     assert own is attentive.score
     assert probe(tmp_path, commands.Asked("attentive", epochs=1, seed=1))["top1"] != 99.0
+
+
+def test_what_was_reached_on_other_pictures_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture is replaced between a kill and the next call."""
+    for number, name in enumerate("ab"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.random.default_rng(i).integers(90 * number, 90 * number + 80, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    asked, kept = commands.Asked("attentive", epochs=1), list[object]()
+    monkeypatch.setattr("remask.commands.probing.key_of", lambda *named: kept.append(named[3:]) or {"named": named[3:]})
+
+    def call() -> None:
+        commands.probe(NET, str(tmp_path / "data"), None, asked, LOOK, out=tmp_path / "out", quiet=True)
+
+    call()
+    call()
+    assert kept[0] == kept[1]
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "data/b/3.png")
+    call()
+    assert kept[1] != kept[2]

@@ -134,3 +134,28 @@ def test_a_mistake_is_said_once_and_all_end_with_2(folder: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.count("already exists and is not empty") == 1, done.stderr
     assert set(re.findall(r"exitcode *: *(-?\d+)", done.stderr)) == {"2"}, done.stderr
+
+
+def test_changed_pictures_stop_all_processes_and_are_accepted_by_all(folder: Path, tmp_path: Path) -> None:
+    """The main process looks, and all end with its line, once; nothing of the run is written."""
+    pictures, run = shutil.copytree(folder / "pictures", tmp_path / "pictures"), tmp_path / "run"
+    shutil.copytree(folder / "ddp", run)
+    text = (run / "recipe.toml").read_text().replace(str(folder / "pictures"), str(pictures))
+    (run / "recipe.toml").write_text(text.replace("max_steps = 20\n", ""))
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "interrupted"}))
+    for i in range(21):
+        shutil.copy(pictures / "00.png", pictures / f"a{i:02d}.png")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = torchrun("remask", "resume", run, "--quiet")
+    assert done.returncode != 0
+    assert done.stderr.count("data: 41 pictures became 62, first new a00.png; put it back") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    done = torchrun("remask", "resume", run, "--accept-changed-data", "--quiet")
+    assert done.returncode == 0, done.stderr
+    history = json.loads((run / "data.json").read_text())["history"]
+    assert [(one["step"], one["changes"]) for one in history] == [
+        (20, ["data: 41 pictures became 62, first new a00.png"])
+    ]
+    epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epochs[19:] == [4.0, *(round(4 + i / 8, 4) for i in range(1, 9))]

@@ -10,14 +10,23 @@ from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import pretrain, reconstruct
 from remask.commands.probing import Asked, probe, probe_table
 from remask.commands.subject import Look
+from remask.data_record import Care
 from remask.types import UserError
 
 
 @paths_or_texts
-def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
-    """Continue a run from its last checkpoint, of pre-training or of a downstream task; the device may be another."""
+def resume(
+    path: Path, *, device: str | None = None, quiet: bool = False, accept_changed_data: bool = False,
+    verify_data: bool = False,
+) -> Path:  # fmt: skip
+    """Continue a run from its last checkpoint, of pre-training or of a downstream task; the device may be another.
+
+    accept_changed_data   go on where names, sizes or labels are not those that the run was trained on
+    verify_data           compare contents too, where the run has their hashes
+    Raises UserError, before anything is written, where the data changed and that is not accepted.
+    """
     again = downstream.resume if (path / "task.json").is_file() else pretraining.resume
-    return again(path, device=device, quiet=quiet)
+    return again(path, device=device, quiet=quiet, care=Care(accept_changed_data, verify_data))
 
 
 @paths_or_texts

@@ -10,7 +10,8 @@ from typing import Any
 from remask.checkpoint import RunFolder, refuse_existing
 from remask.commands.paths import absolute, anchored_spec, paths_or_texts, relative_to
 from remask.commands.saying import Say, sayer
-from remask.downstream import conclude, fit, learned, restored
+from remask.data_record import CARE, Care
+from remask.downstream import conclude, fit, learned, restored, tested_on_other
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.formats import rules_of
@@ -31,38 +32,42 @@ DEFAULTS = {"finetune": "small", "segment": "small", "detect": "small"}
 @paths_or_texts
 def finetune(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, say: Say | None = None,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, verify_data: bool = False,
+    say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Train a network and a linear head on classes; returns the run folder with eval/finetune.json.
 
-    start      RUN, or mae:FILE, timm:NAME, untrained:NAME and the like; None where the recipe says it
-    recipe     a name of recipes/finetune, or a TOML file; overrides and settings go over it
-    say        gets the line that says what was found; by default it is printed unless quiet
+    start         RUN, or mae:FILE, timm:NAME, untrained:NAME and the like; None where the recipe says it
+    recipe        a name of recipes/finetune, or a TOML file; overrides and settings go over it
+    verify_data   hash the contents of all pictures, so that a resume can compare them
+    say           gets the line that says what was found; by default it is printed unless quiet
     """
-    return _train("finetune", start, recipe, overrides, settings, out, quiet, say)
+    return _train("finetune", start, recipe, overrides, settings, out, quiet, verify_data, say)
 
 
 @paths_or_texts
 def segment(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, say: Say | None = None,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, verify_data: bool = False,
+    say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Train a network and UperNet, or a linear head, on masks of classes; leaves eval/segment.json."""
-    return _train("segment", start, recipe, overrides, settings, out, quiet, say)
+    return _train("segment", start, recipe, overrides, settings, out, quiet, verify_data, say)
 
 
 @paths_or_texts
 def detect(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, say: Say | None = None,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, verify_data: bool = False,
+    say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Train a network and Mask R-CNN on boxes and masks in COCO's JSON; leaves eval/detect.json."""
-    return _train("detect", start, recipe, overrides, settings, out, quiet, say)
+    return _train("detect", start, recipe, overrides, settings, out, quiet, verify_data, say)
 
 
 def _train(
     task: str, start: str | None, recipe: str | None, overrides: Mapping[str, Any] | None, settings: Sequence[str],
-    out: Path | None, quiet: bool, say: Say | None,
+    out: Path | None, quiet: bool, verify_data: bool, say: Say | None,
 ) -> Path:  # fmt: skip
     given = {**(overrides or {}), **parse_settings(settings)}
     if start is not None:
@@ -70,19 +75,22 @@ def _train(
     chosen = _anchored(load(TASKS[task], FOLDER / task, recipe or DEFAULTS[task], given))
     path = out or Path("runs") / f"{task}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(path)
-    _go(chosen, path, quiet, fresh=True, say=sayer(say, quiet))
+    _go(chosen, path, quiet, fresh=True, care=Care(verify=verify_data), say=sayer(say, quiet))
     return path
 
 
 @paths_or_texts
-def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
-    """Continue a downstream run from its last checkpoint; the device may be another one."""
+def resume(path: Path, *, device: str | None = None, quiet: bool = False, care: Care = CARE) -> Path:
+    """Continue a downstream run from its last checkpoint; the device may be another one.
+
+    Raises UserError, before anything is written, where the data is not what the run was trained on.
+    """
     run, recipe = open_task(path)
     if run.read("status.json").get("state") == "finished" and run.read(f"eval/{recipe.task}.json"):
         raise UserError(
             f"{path} is finished: test it again with remask {recipe.task} {path} --eval-only, or start a new run"
         )
-    _go(_on(recipe, device), path, quiet, fresh=False, say=sayer(None, quiet))
+    _go(_on(recipe, device), path, quiet, fresh=False, care=care, say=sayer(None, quiet))
     return path
 
 
@@ -91,7 +99,10 @@ def evaluate(
     path: Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = "last", device: str | None = None,
     quiet: bool = False, say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json."""
+    """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json.
+
+    Its own test pictures may have changed since it was trained: that is said, and stands in the result's protocol.
+    """
     run, recipe = open_task(path, overrides)
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
@@ -101,8 +112,12 @@ def evaluate(
     for line in task.notes if not quiet else ():
         print(line, file=sys.stderr)
     model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
+    named = any(key.startswith("data.") for key in overrides or {})
+    changed = [] if named else tested_on_other(task, run, recipe)
+    for line in [] if quiet else changed:
+        print(line, file=sys.stderr)
     try:
-        found = conclude(task, model, run, recipe, quiet)
+        found = conclude(task, model, run, recipe, quiet, changed)
     except TooManyBad as error:
         bad.write(error.bad)
         raise
@@ -146,12 +161,12 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
 
 
-def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, say: Say) -> None:
+def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say) -> None:
     runtime, bad = _runtime(recipe), BadImages(path, (lambda line: None) if quiet else print)
     begun = None if fresh else RunFolder.open(path).read("task.json")
     task = build_task(recipe, runtime, report=bad, begun=begun)
     try:
-        result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet)
+        result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care)
     except TooManyBad as error:
         bad.write(error.bad)
         raise

@@ -11,6 +11,7 @@ from remask import codebook as codebooks
 from remask.build import build_method
 from remask.checkpoint import RunFolder, find, refuse_existing
 from remask.commands.paths import anchored, paths_or_texts
+from remask.data_record import CARE, Care
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.images import Subset, open_source
 from remask.interop.export import export_backbone
@@ -34,12 +35,14 @@ def pretrain(
     out: Path | None = None,
     smoke: bool = False,
     quiet: bool = False,
+    verify_data: bool = False,
 ) -> Path:
     """Train a recipe in a new run folder and return it. Everything is checked before the folder is made.
 
     recipe     a name or file, or a whole recipe, which the next four do not change
     overrides  recipe keys by their dotted path     method    "mae+dmjd" and the like
     settings   texts "key=value", as from --set     smoke     shrink to seconds
+    verify_data   hash the contents of all pictures, so that a resume can compare them
     """
     if isinstance(recipe, str):
         recipe = choose(recipe, overrides, method=method, settings=settings, smoke=smoke)
@@ -49,7 +52,7 @@ def pretrain(
     with joined(chosen.runtime.device) as world:
         path = world.first(lambda: out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         goes_on = world.first(lambda: _goes_on(path, chosen))
-        train(open_run(path)[1] if goes_on else chosen, path, quiet, not goes_on, world)
+        train(open_run(path)[1] if goes_on else chosen, path, quiet, not goes_on, world, Care(verify=verify_data))
     return _finish(path, quiet, world)
 
 
@@ -75,15 +78,18 @@ def _goes_on(path: Path, recipe: Recipe) -> bool:
 
 
 @paths_or_texts
-def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
-    """Continue a run from its last checkpoint; the device may be another one."""
+def resume(path: Path, *, device: str | None = None, quiet: bool = False, care: Care = CARE) -> Path:
+    """Continue a run from its last checkpoint; the device may be another one.
+
+    Raises UserError, before anything is written, where the data is not what the run was trained on.
+    """
     run, recipe = open_run(path)
     if run.read("status.json").get("state") == "finished" and not restarted():
         raise UserError(f"{path} is finished: probe it with remask probe {path} --data SRC, or start a new run")
     if device:
         recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
     with joined(recipe.runtime.device) as world:
-        train(recipe, path, quiet, False, world)
+        train(recipe, path, quiet, False, world, care)
     return _finish(path, quiet, world)
 
 

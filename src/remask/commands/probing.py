@@ -24,6 +24,7 @@ from remask.evaluation.linprobe import Settings as Linear
 from remask.evaluation.memory import Memory
 from remask.evaluation.probe import Factory
 from remask.images import Loader, Source, open_source
+from remask.images.fingerprint import inventory
 from remask.images.left_out import notes
 from remask.tasks import split
 from remask.types import UserError
@@ -76,7 +77,9 @@ def probe(
     seen = subject(str(path), look)
     seen.settle(source)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
-    part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit, list(exclude)))
+    pictures = [inventory(one, labelled=True).digest() for one in (source, test)]  # those of a killed call, or others
+    key = key_of(seen, look, asked, data, val, limit, list(exclude), *pictures)
+    part = Partial(out or seen.folder, asked.protocol, key)
     name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
     result["protocol"]["image_size"] = list(seen.size)

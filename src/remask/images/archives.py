@@ -65,6 +65,13 @@ class Tar:
         shard, member = self._members[i]
         return printable(f"{os.path.basename(self._shards[shard])}: {member.name}")
 
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names, sizes in bytes and facts of what is used, without reading it; see `images.fingerprint`."""
+        several = len(self._shards) > 1
+        shards = [os.path.basename(shard) + ": " if several else "" for shard in self._shards]
+        names = [shards[shard] + member.name for shard, member in self._members]
+        return names, [member.size for _, member in self._members], {}
+
 
 class _Group(NamedTuple):
     file: int
@@ -85,6 +92,7 @@ class Parquet:
         self.name, self._files = name, [os.path.abspath(file) for file in files]
         schema = _parquet(self._files[0], name).schema_arrow
         (self._column, *others), label = _columns(schema, name)
+        self._label = label
         self._kind: Any = None
         self._shape: tuple[int, ...] | None = None
         self._kind, self._shape = _array_of(schema.field(self._column).type) or (None, None)
@@ -147,6 +155,14 @@ class Parquet:
         number = bisect.bisect_right(self._starts, i) - 1
         group = self._groups[number]
         return printable(f"{os.path.basename(self._files[group.file])}: row {group.row + i - self._starts[number]}")
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names and sizes in bytes of the files that are used, their rows and the columns; see `images.fingerprint`."""
+        rows = dict[str, int]()
+        for group in self._groups:
+            rows[self._files[group.file]] = rows.get(self._files[group.file], 0) + group.rows
+        facts = {"columns": [self._column, self._label], "rows": [*rows.values()]}
+        return [os.path.basename(file) for file in rows], [os.path.getsize(file) for file in rows], facts
 
     def _load(self, number: int) -> None:
         group = self._groups[number]

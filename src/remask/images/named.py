@@ -47,6 +47,10 @@ class Arrays:
     def where(self, i: int) -> str:
         return f"{self.name}: picture {i}"
 
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Nothing but the shape of a picture: arrays have no names; see `images.fingerprint`."""
+        return [], [], {"shape": list(self.pictures.shape[1:])}
+
 
 @dataclass
 class Photos:
@@ -72,6 +76,10 @@ class Photos:
     def where(self, i: int) -> str:
         return f"{self.name}: {os.path.basename(self.paths[i % len(self.paths)])}"
 
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names and sizes in bytes of the few files; see `images.fingerprint`."""
+        return [os.path.basename(path) for path in self.paths], [os.path.getsize(path) for path in self.paths], {}
+
 
 @dataclass
 class Hub:
@@ -95,6 +103,10 @@ class Hub:
 
     def where(self, i: int) -> str:
         return f"{self.name}: row {i}"
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Nothing but the column: rows of the hub have no names; see `images.fingerprint`."""
+        return [], [], {"columns": [self.column]}
 
 
 def open_digits(name: str, split: str, limit: int | None) -> Arrays:

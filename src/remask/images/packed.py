@@ -71,8 +71,16 @@ class Packed:
         return data.tobytes() if self._shapes is None else data.reshape(self._shapes[i])
 
     def where(self, i: int) -> str:
+        return f"{printable(os.path.basename(self._path))}: {self._called(i)}"
+
+    def _called(self, i: int) -> str:
         begin, end = int(self._ends[i - 1]) if i else 0, int(self._ends[i])
-        return f"{printable(os.path.basename(self._path))}: {self._names[begin:end].tobytes().decode()}"
+        return self._names[begin:end].tobytes().decode()
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names, sizes in bytes, and a checksum of the checksums in the table; see `images.fingerprint`."""
+        names, sizes = [self._called(i) for i in range(self._length)], self._size[: self._length].tolist()
+        return names, sizes, {"checksum": zlib.crc32(np.ascontiguousarray(self._sums[: self._length]).data)}
 
 
 def is_packed(path: str) -> bool:

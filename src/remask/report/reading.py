@@ -46,7 +46,7 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
 
 
 def shared(run: Path, recipe_text: str) -> dict[str, Any]:
-    """What every page shows: the folder, its state, pictures, cost, recipe, machine and unusable pictures."""
+    """What every page shows: the folder, its state, pictures, cost, recipe, machine, bad pictures, changed data."""
     pictures = sorted((run / "pictures").glob("*.png"))
     return {
         "run": run.name,
@@ -57,7 +57,17 @@ def shared(run: Path, recipe_text: str) -> dict[str, Any]:
         "recipe": recipe_text,
         "environment": pretty(read_json(run / "env.json")),
         "bad": read_text(run / "bad_images.txt").splitlines(),
+        "changed": changes(read_json(run / "data.json")),
     }
+
+
+def changes(data: Mapping[str, Any]) -> list[str]:
+    """Where a run went on with data that had changed, a line each time."""
+    return [
+        f"After step {one.get('step')} (epoch {number(one.get('epoch'))}) the data was another, which was accepted: "
+        f"{'; '.join(map(str, one.get('changes', [])))}."
+        for one in data.get("history", [])
+    ]
 
 
 def series(metrics: list[dict[str, Any]], key: str, factor: float = 1) -> Curve:
@@ -134,6 +144,6 @@ def embedded(path: Path) -> str:
 
 
 __all__ = [
-    "Fact", "Figure", "embedded", "facts", "number", "pretty", "read_json", "read_metrics", "read_text", "read_toml",
-    "series", "shared", "write_page",
+    "Fact", "Figure", "changes", "embedded", "facts", "number", "pretty", "read_json", "read_metrics", "read_text",
+    "read_toml", "series", "shared", "write_page",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from remask.images.labels import match
 from remask.images.left_out import notes
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
-from remask.tasks.network import check_all, freeze, gflops, network, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 SHOWN = 8
@@ -70,7 +70,9 @@ def build_detect(
     said = list(dict.fromkeys(line for one in both for line in [*notes(one), *one.notes()]))
     left_out = [line for one in both for line in one.all_skipped()]
     cost = gflops(detector, detector.detect, size)
-    return Task(detector, train, len(source), test, "AP", cost, show, told, said, left_out)
+    return Task(
+        detector, train, len(source), test, "AP", cost, show, told, said, left_out, opened_of(data, source, val, facts)
+    )
 
 
 def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:

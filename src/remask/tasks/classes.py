@@ -21,7 +21,7 @@ from remask.images.sources import open_second
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
-from remask.tasks.network import check_all, freeze, gflops, network, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 
@@ -73,6 +73,8 @@ def build_finetune(
         show,
         facts or {"classes": names, "pictures": counted(source)},
         list(dict.fromkeys([*notes(source), *notes(val)])),
+        (),
+        opened_of(data, source, val, facts),
     )
 
 

@@ -19,7 +19,7 @@ from remask.images.paired import PairBatch, PairLoader, ScaleCropFlip, whole_pai
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
-from remask.tasks.network import check_all, freeze, gflops, network, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 SHOWN = 6
@@ -69,7 +69,9 @@ def build_segment(
     said = source.said._asdict() if source.said.names else None
     told = facts or {"classes": names, "none": source.none, "masks": said}
     lines = list(dict.fromkeys([*notes(source), *notes(val)]))
-    return Task(segmenter, train, len(source), test, "mIoU", cost, show, told, lines)
+    return Task(
+        segmenter, train, len(source), test, "mIoU", cost, show, told, lines, (), opened_of(data, source, val, facts)
+    )
 
 
 def _noted(

@@ -13,7 +13,7 @@ from remask.images.files import printable
 from remask.images.labels import match
 from remask.interop.start import start
 from remask.ledger import forward_gflops
-from remask.recipe.downstream import DetectModel, FinetuneModel, SegmentModel
+from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection
 from remask.runtime import Runtime
 from remask.types import Size, UserError
@@ -60,4 +60,14 @@ def check_all(learned: Sequence[str], names: Sequence[str], where: str) -> None:
         )
 
 
-__all__ = ["check_all", "freeze", "gflops", "network", "workers"]
+def opened_of(data: ImagesSection, source: Any, val: Any, facts: Any) -> dict[str, tuple[Any, ...]]:
+    """The sources that were opened, as `Task` has them: of a run that is only tested those that it is tested on.
+
+    source, val   to learn from and to test on; without [data].val both were cut from one
+    """
+    if not data.val:
+        return {"data": (source, val)}
+    return {"val": (val,)} if facts else {"data": (source,), "val": (val,)}
+
+
+__all__ = ["check_all", "freeze", "gflops", "network", "opened_of", "workers"]
