@@ -102,17 +102,16 @@ def pretrain(
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
-    if model and smoke and not quiet:
-        _say_toy(model, chosen.backbone.name)
+    _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
     from remask import commands
 
     commands.pretrain(chosen, out=out, quiet=quiet)
 
 
-def _say_toy(asked: str, toy: str) -> None:
+def _say_toy(model: str | None, toy: str) -> None:
     """The one thing that --smoke replaces although it was named."""
-    if asked != toy:
-        print(f"smoke: {toy} stands for {asked}", file=sys.stderr)
+    if model and model != toy:
+        print(f"smoke: {toy} stands for {model}", file=sys.stderr)
 
 
 @app.command()
