@@ -95,7 +95,7 @@ def test_masking_cells_in_pixels(pixels: int, patch: tuple[int, int], cell: int,
     assert torch.equal(sides.amin((3, 5)), sides.amax((3, 5)))  # a cell is hidden whole, or not at all
 
 
-@pytest.mark.parametrize(("method", "pixels"), [("fastmim", 24), ("fastmim", 12), ("simmim", 16)])
+@pytest.mark.parametrize(("method", "pixels"), [("fastmim", 24), ("fastmim", 12), ("simmim", 16), ("maskfeat", 16)])
 def test_masking_cells_that_fit_no_token_of_the_network(method: str, pixels: int) -> None:
     """Where only the network knows how large its tokens are, 32 px here."""
     recipe = tiny(method__name=method, masking__cell_pixels=pixels, data__image_size=96, masking__pattern="cells")

@@ -78,7 +78,7 @@ def _train(
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
     """Continue a downstream run from its last checkpoint; the device may be another one."""
     run, recipe = open_task(path)
-    if run.read("status.json").get("state") == "finished":
+    if run.read("status.json").get("state") == "finished" and run.read(f"eval/{recipe.task}.json"):
         raise UserError(
             f"{path} is finished: test it again with remask {recipe.task} {path} --eval-only, or start a new run"
         )
@@ -95,11 +95,17 @@ def evaluate(
     run, recipe = open_task(path, overrides)
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
-    task = build_task(recipe, runtime, facts=run.read("task.json"))
+    bad = BadImages(path, (lambda line: None) if quiet else print)
+    task = build_task(recipe, runtime, report=bad, facts=run.read("task.json"))
+    bad.keep(task.left_out)
     for line in task.notes if not quiet else ():
         print(line, file=sys.stderr)
     model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
-    found = conclude(task, model, run, recipe, quiet)
+    try:
+        found = conclude(task, model, run, recipe, quiet)
+    except TooManyBad as error:
+        bad.write(error.bad)
+        raise
     write_task_report(path)
     sayer(say, quiet)(_line(task.headline, found, run.path))
     return found
@@ -136,7 +142,7 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
         raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
-    given = {**rules_of(run.format), **(overrides or {})}
+    given = {**rules_of(run.format, "data"), **(overrides or {})}
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
 
 
@@ -148,12 +154,22 @@ def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, say: Say) -> N
     except TooManyBad as error:
         bad.write(error.bad)
         raise
+    finally:
+        if path.is_dir():
+            bad.keep(task.left_out)
     write_task_report(path)
     say(_line(task.headline, result, path))
 
 
 def _line(headline: str, result: Mapping[str, Any], path: Path) -> str:
-    return f"{headline} {result[headline]:.2f}  →  {path}/report.html"
+    """The headline for a person, and what it leaves out."""
+    value, bad = result[headline], result.get("bad_images", 0)
+    said = (
+        f"{headline} n/a: there is nothing to find in the test pictures" if value is None else f"{headline} {value:.2f}"
+    )
+    if bad:
+        said += f", without {bad} of {bad + result['images']} test pictures that cannot be used (bad_images.txt)"
+    return f"{said}  →  {path}/report.html"
 
 
 def _runtime(recipe: Downstream) -> Runtime:

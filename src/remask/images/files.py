@@ -43,7 +43,11 @@ class Files:
 
 def printable(path: str) -> str:
     """A path on one line that any terminal prints: odd bytes and control characters are escaped."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        encoded = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair, which a JSON file may hold
+        encoded = path.encode("utf-8", "backslashreplace")
+    text = encoded.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

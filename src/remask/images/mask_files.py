@@ -1,6 +1,5 @@
 """Files of pictures and masks that belong together, looked at before anything begins: names, sizes, ids."""
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
-from PIL import ExifTags, Image
 
 from remask.images.classes import Table, listed, read_ids
-from remask.images.decoding import BadImage, formats
+from remask.images.decoding import BadImage
 from remask.images.files import describe, files_under, printable, sorted_out, splits_of
 from remask.images.left_out import Patterns
+from remask.images.orientation import Exif, Header, agreed, header_of, read_header, turned_mask
 from remask.images.splits import chosen
 from remask.types import Size, UserError
 
@@ -91,16 +90,28 @@ class Seen(NamedTuple):
     image: Size | None
     mask: Size | None
     ids: Int32[np.ndarray, "n"]
+    unsure: str = ""
+    """Why the mask may be one of the stored picture or of the turned one."""
 
 
 def look_at(
-    pairs: Sequence[Pair], ids: Callable[[Pair], Int32[np.ndarray, "n"]] | None, everything: bool = False
+    pairs: Sequence[Pair],
+    ids: Callable[[Pair], Int32[np.ndarray, "n"]] | None,
+    everything: bool = False,
+    exif: Exif | None = None,
 ) -> list[Seen]:
-    """A look at all pairs, or at SCANNED of them. Raises UserError for masks of another size than their pictures."""
+    """A look at all pairs, or at SCANNED of them.
+
+    Raises UserError for masks of another size than their pictures, and for those that EXIF may turn or not (`agreed`).
+    """
 
     def look(pair: Pair) -> Seen:
         try:
-            return Seen(pair.shown, _size(pair.image), _size(pair.mask), ids(pair) if ids else np.empty(0, np.int32))
+            image, mask = _header(pair.image), _header(pair.mask)
+            turn = agreed(mask.stored, image, exif)
+            unsure = turn if isinstance(turn, str) and mask.stored in (image.stored, image.upright) else ""
+            sizes = (mask.stored, mask.stored) if isinstance(turn, int) or unsure else (image.upright, mask.stored)
+            return Seen(pair.shown, *sizes, ids(pair) if ids else np.empty(0, np.int32), unsure)
         except (BadImage, OSError):
             return Seen(pair.shown, None, None, np.empty(0, np.int32))
 
@@ -113,6 +124,11 @@ def look_at(
             f"{len(wrong)} of {len(seen)} masks are of another size than their picture: {first_of(wrong)}; "
             "resize them to the nearest pixel, or name the folders that belong together"
         )
+    if unsure := [f"{s.shown}: {s.unsure}" for s in seen if s.unsure]:
+        raise UserError(
+            f"{len(unsure)} of {len(seen)} masks may lie on pictures as they are stored or as EXIF turns them "
+            f"({first_of(unsure)}): say --set data.exif=stored or data.exif=upright"
+        )
     return seen
 
 
@@ -124,17 +140,25 @@ def ids_of(pair: Pair) -> Int32[np.ndarray, "n"]:
     return np.unique(ids)
 
 
-def _size(path: str) -> Size:
-    """Height and width from the header, turned as EXIF says."""
-    try:
-        data = file_bytes(path)
-        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except OSError:
-        raise
-    except Exception as error:
-        raise BadImage(str(error)) from error
+def _header(path: str) -> Header:
+    with open(path, "rb", buffering=4096) as file:
+        if (header := read_header(file)) is None:
+            raise BadImage("its header cannot be read")
+    return header
+
+
+def turned(ids: Int32[np.ndarray, "H W"], image: bytes, exif: Exif | None) -> Int32[np.ndarray, "h w"]:
+    """A mask as it lies on the decoded picture: turned with it where it is one of the pixels in the file.
+
+    Raises BadImage where neither sizes nor `exif` tell; a mask of another size than its picture stays as it is.
+    """
+    header = header_of(image)
+    if header is None or header.orientation == 1 or ids.shape not in (header.stored, header.upright):
+        return ids
+    turn = agreed((ids.shape[0], ids.shape[1]), header, exif)
+    if isinstance(turn, str):
+        raise BadImage(f"{turn}: say data.exif")
+    return turned_mask(ids, turn)
 
 
 def check_ids(seen: Sequence[Seen], known: Table, count: int) -> None:
@@ -159,4 +183,5 @@ def first_of(offenders: Sequence[str]) -> str:
 
 __all__ = [
     "SCANNED", "Pair", "Seen", "check_alone", "check_ids", "file_bytes", "first_of", "ids_of", "look_at", "paired",
+    "turned",
 ]  # fmt: skip

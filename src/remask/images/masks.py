@@ -26,7 +26,9 @@ from remask.images.mask_files import (
     ids_of,
     look_at,
     paired,
+    turned,
 )
+from remask.images.orientation import Exif
 from remask.textfiles import read_json
 from remask.types import UserError
 
@@ -60,6 +62,7 @@ class MaskFiles:
     """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_ids` has it.
 
     none       the id in the files that is no class, beside 255
+    exif       "stored" or "upright": what was drawn on where EXIF turns a picture and sizes do not tell
     declared   whether a file beside the masks names the classes
     """
 
@@ -72,6 +75,7 @@ class MaskFiles:
     ignore: int = IGNORE
     none: int | None = None
     declared: bool = False
+    exif: Exif | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -79,7 +83,8 @@ class MaskFiles:
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        return file_bytes(pair.image), known.apply(read_ids(file_bytes(pair.mask), self.coloured))
+        image, ids = file_bytes(pair.image), read_ids(file_bytes(pair.mask), self.coloured)
+        return image, known.apply(turned(ids, image, self.exif))
 
     def where(self, i: int) -> str:
         return printable(self.pairs[i].shown)
@@ -98,6 +103,7 @@ def open_masks(
     ignore: int | None = None,
     reduce_zero: bool = False,
     limit: int | None = None,
+    exif: Exif | None = None,
     exclude: Sequence[str] = (),
 ) -> MaskFiles:
     """Pictures below the folder `images`, each with the mask of the same name below `masks`.
@@ -110,6 +116,7 @@ def open_masks(
     ignore       the id that is no class, beside 255; a class of that number is struck from the list
     reduce_zero  0 is no class and 1 is the first (ADE20K)
     limit        the first N pairs in the order of their names
+    exif         "stored" or "upright": what was drawn on where EXIF turns a picture and the mask's size does not tell
     exclude      shell-style patterns of paths below the folders that are left out
     Up to 2000 pairs are looked at here; a fault in another one makes that pair unusable when it is read.
     Raises UserError with the first offenders: no pairs, pictures without masks or masks without pictures, a mask of
@@ -121,18 +128,18 @@ def open_masks(
     beside = _beside(root, images) if masks is None else os.path.expanduser(masks).rstrip("/")
     for path in (beside, beside + ".json"):
         if path.endswith(".json") and os.path.isfile(path):
-            return _open_panoptic(images, root, path, limit, Patterns(exclude, root))
+            return _open_panoptic(images, root, path, limit, exif, Patterns(exclude, root))
     patterns, left_out = Patterns(exclude, root), Counter[str]()
     pairs = paired(images, root, _folder(beside, "masks"), patterns, left_out)[:limit]
     said = declared(beside, classes, ignore)
-    seen = look_at(pairs, ids_of, everything=said.names is None)
+    seen = look_at(pairs, ids_of, said.names is None, exif)
     if coloured := any((pair.ids >= COLOUR).any() for pair in seen):  # then a gray mask is of that colour
         seen = [s._replace(ids=np.where(s.ids < COLOUR, COLOUR + 0x010101 * s.ids, s.ids)) for s in seen]
     found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, printable(beside))
     check_ids(seen, found.table, len(found.names))
     told = classes is None and said.names is not None
     return MaskFiles(
-        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, declared=told,
+        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, declared=told, exif=exif,
         left_out={**left_out, **patterns.counts},
     )  # fmt: skip
 
@@ -157,7 +164,9 @@ def _beside(root: str, typed: str) -> str:
     )
 
 
-def _open_panoptic(typed: str, root: str, path: str, limit: int | None, patterns: Patterns) -> MaskFiles:
+def _open_panoptic(
+    typed: str, root: str, path: str, limit: int | None, exif: Exif | None, patterns: Patterns
+) -> MaskFiles:
     """COCO panoptic (format "panoptic segmentation" of cocodataset.org): RGB ids of segments, each of one category.
 
     Classes are the categories in the order of the file; void and what no segment names is 255.
@@ -186,22 +195,22 @@ def _open_panoptic(typed: str, root: str, path: str, limit: int | None, patterns
         raise UserError(
             f"{printable(path)} has {len(pairs)} pictures and {len(categories)} classes; 1 and 2 are needed"
         )
-    _check_segments(pairs, tables, path)
+    _check_segments(pairs, tables, path, exif)
     palette = [c.get("color") for c in content["categories"]]
     chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
     titles = [str(c["name"]) for c in content["categories"]]
     found = {**left_out, **patterns.counts}
-    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, declared=True, left_out=found)
+    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, declared=True, exif=exif, left_out=found)
 
 
-def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str) -> None:
+def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, exif: Exif | None) -> None:
     """Raise UserError for masks of another size than their pictures, or with segments that the file does not name."""
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
     def unknown(pair: Pair) -> Int32[np.ndarray, "n"]:
         return np.setdiff1d(np.unique(read_ids(file_bytes(pair.mask), True)), by_mask[pair.mask].ids)
 
-    seen = look_at(pairs, unknown)
+    seen = look_at(pairs, unknown, exif=exif)
     if wrong := [f"{s.shown} has {listed(s.ids)}" for s in seen if len(s.ids)]:
         raise UserError(
             f"{len(wrong)} of {len(seen)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "

@@ -1,5 +1,6 @@
 """A recipe as a whole: its sections, and the checks that single keys cannot make, each with the reason."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -142,33 +143,36 @@ def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
     """Pictures into patches, patches into masking cells, patches into HOG cells: nothing may be left over."""
     yield from _cell_problems(recipe, patch)
     height, width = recipe.data.image_size
-    unit = max(patch, recipe.masking.cell_pixels or patch * recipe.masking.cell)
+    cell = recipe.masking.cell_pixels or patch * recipe.masking.cell
+    unit = math.lcm(patch, cell)
     nearest = "x".join(str(max(1, round(side / unit)) * unit) for side in (height, width))
     if height % patch or width % patch:
         yield f"data.image_size {height}x{width} cannot be cut into {patch}x{patch} patches; the nearest is {nearest}"
     elif height % unit or width % unit:
         yield (
-            f"masking cells of {unit} px do not fit the {height // patch}x{width // patch} patches of "
+            f"masking cells of {cell} px do not fit the {height // patch}x{width // patch} patches of "
             f"data.image_size {height}x{width}; the nearest is {nearest}"
         )
     for where, target in (("method", recipe.method.target), ("jd", recipe.jd and recipe.jd.target)):
-        unit = min(patch, recipe.masking.cell_pixels or patch)
+        unit = math.gcd(patch, recipe.masking.cell_pixels or patch)
         if target and target.cell and unit % target.cell:
             whose = "patch" if unit == patch else "masking cell"
             yield f"{where}.target.cell {target.cell} does not divide the {whose} of {unit} pixels"
 
 
 def _cell_problems(recipe: Recipe, patch: int) -> Iterator[str]:
-    """Masking cells that are given in pixels: whole patches, or in fastmim whole parts of one."""
-    side = recipe.masking.cell_pixels
-    if not side or side % patch == 0:
+    """Masking cells that are given in pixels: whole patches; in fastmim also whole parts of one, on a Swin in simmim
+    whole patches of its stem, of which only the network knows.
+    """
+    side, method = recipe.masking.cell_pixels, recipe.method.name
+    if not side or side % patch == 0 or (method == "simmim" and recipe.backbone.name.startswith("swin")):
         return
     if patch % side:
         yield f"masking.cell_pixels {side} neither divides the patch of {patch} pixels nor is a multiple of it"
-    elif recipe.method.name != "fastmim":
+    elif method != "fastmim":
         yield (
-            f"masking.cell_pixels {side} is finer than the patch of {patch} pixels, and method {recipe.method.name} "
-            "hides whole patches; only fastmim hides parts of one"
+            f"masking.cell_pixels {side} is finer than the patch of {patch} pixels, and method {method} hides whole "
+            "patches; only fastmim hides parts of one, and simmim on a Swin"
         )
 
 

@@ -146,6 +146,8 @@ class BackboneSection(Section):
         """Pixels a side of a token where it is stated, here or by the name; None where only the network knows."""
         found = ((re.fullmatch(pattern, self.name), stride) for pattern, stride in STRIDES.items())
         match, stride = next(((match, stride) for match, stride in found if match), (None, None))
+        if self.patch_size and self.name.startswith("swin"):
+            return None  # the size of a patch of its stem
         return self.patch_size or stride or (int(match[1]) if match else None)
 
 
@@ -156,7 +158,10 @@ class MaskingSection(Section):
     ratio: float = Field(gt=0, lt=1, description="m_corr: the share of patches that a view hides.")
     cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
     cell_pixels: int | None = Field(
-        default=None, ge=1, description="The same in pixels, in place of cell; fastmim's may be finer than a patch."
+        default=None, ge=1, description="The same in pixels, in place of cell; finer than a patch in fastmim, simmim."
+    )
+    count: Literal["mae", "simmim", "maskfeat"] | None = Field(
+        default=None, description="How a ratio becomes a number of cells: as that method's code; unset = the method's."
     )
 
     @model_validator(mode="before")

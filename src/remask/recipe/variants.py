@@ -1,5 +1,6 @@
 """Recipes from recipes: `--method mae+dmjd` switches DM and JD, `--smoke` shrinks a run to seconds."""
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
     toy = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
     named = recipe.backbone.model_copy(update=toy)
     stride = named.patch or 32
-    side = _side(recipe) * max(stride * recipe.masking.cell, recipe.masking.cell_pixels or 0)
+    side = _side(recipe) * math.lcm(stride, recipe.masking.cell_pixels or stride * recipe.masking.cell)
     batch = recipe.optim.batch_size if "optim.batch_size" in keep else 8
     small: dict[str, Any] = {
         "data": {"image_size": (side, side), "limit": 4 * batch},

@@ -43,7 +43,7 @@ def build_finetune(
 
     def batches() -> Iterable[Any]:
         return iterate(
-            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=max(data.max_bad, 0.01)
+            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad, report=report
         )
 
     found: dict[str, Any] = {}
@@ -53,7 +53,9 @@ def build_finetune(
             tested, watch.over(batches(), len(val), "test"), runtime.device, runtime.autocast
         )
         protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
-        return scores.summary(names) | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
+        summary = scores.summary(names)
+        summary["bad_images"] = len(val) - summary["images"]
+        return summary | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
 
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
