@@ -106,12 +106,16 @@ def pretrain(
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
-    if smoke and not quiet and (model or chosen.backbone.name) != chosen.backbone.name:
-        print(f"smoke: {chosen.backbone.name} stands for {model}", file=sys.stderr)
-
+    _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
     from remask import commands
 
     commands.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
+
+
+def _say_toy(model: str | None, toy: str) -> None:
+    """The one thing that --smoke replaces although it was named."""
+    if model and model != toy:
+        print(f"smoke: {toy} stands for {model}", file=sys.stderr)
 
 
 @app.command()

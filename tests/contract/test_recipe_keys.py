@@ -92,7 +92,7 @@ VALUES: dict[str, list[Any]] = {
     "model.source": ["untrained:vit_tiny"],
     "model.heads": [2],
     "model.normalise": ["clip", "half"],
-    "augment.randaugment": ["rand-m5-mstd0.5-inc1"],
+    "augment.randaugment": ["rand-m5-mstd0.5-inc1", "rand-m4-mstd0.5-inc1"],
 }  # fmt: skip
 """What to try for keys whose types do not tell, in turn until one of them is new."""
 

@@ -46,13 +46,13 @@ def test_every_command_takes_both(name: str, function: object) -> None:
             assert str(seen[key]) == "some/where"
 
 
-def test_overrides_and_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @paths_or_texts
     def command(out: Path, overrides: dict[str, object] | None = None) -> tuple[Path, object]:
         return out, overrides
 
-    monkeypatch.setenv("HOME", "/home/of/mine")
-    assert command("~/x", {"data.source": Path("a/b")}) == (Path("/home/of/mine/x"), {"data.source": "a/b"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command("~/x", {"data.source": Path("a/b")}) == (tmp_path / "x", {"data.source": "a/b"})
     assert command(Path("x")) == (Path("x"), None)
 
 
