@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from remask.images.decoding import BadImage, decode, formats
+from remask.images.decoding import FORMATS, BadImage, decode
 from remask.images.each import each
+from remask.images.heif import heif_formats
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip
 from remask.types import Size
@@ -171,7 +172,7 @@ def _kind(data: bytes | np.ndarray) -> tuple[str, int]:
     if isinstance(data, np.ndarray):
         return f"array of {1 if data.ndim == 2 else data.shape[2]} channels, {data.dtype}", 1
     try:
-        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
+        with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
             return f"{image.format} {image.mode.partition(';')[0]}, {bits} bit{'s' * (bits > 1)}", frames

@@ -12,8 +12,9 @@ from jaxtyping import Int32
 from PIL import ExifTags, Image
 
 from remask.images.classes import Table, listed, read_ids
-from remask.images.decoding import BadImage, formats
+from remask.images.decoding import FORMATS, BadImage
 from remask.images.files import describe, files_under, printable, sorted_out, splits_of
+from remask.images.heif import heif_formats
 from remask.images.left_out import Patterns
 from remask.images.splits import chosen
 from remask.types import Size, UserError
@@ -128,7 +129,7 @@ def _size(path: str) -> Size:
     """Height and width from the header, turned as EXIF says."""
     try:
         data = file_bytes(path)
-        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
+        with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
     except OSError:
