@@ -4,6 +4,7 @@ Nothing here knows what the values mean; `decoding` has that.
 """
 
 import io
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -94,6 +95,8 @@ def _jpeg2000(data: bytes, header: int, max_pixels: int) -> Deep:
 def _png(data: bytes, max_pixels: int) -> Deep:
     """16-bit colours, or gray with alpha, of which Pillow keeps the high byte."""
     import torch
+
+    warnings.filterwarnings("ignore", message="The image decoding and encoding", category=DeprecationWarning)
     from torchvision.io import ImageReadMode, decode_png
 
     _fits(int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), max_pixels)
@@ -137,7 +140,8 @@ def _tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         _fits(page.imagewidth, page.imagelength, max_pixels)
         if samples == 1 and (bands := _as_pages(file, channels)) is not None:
             return Deep(bands)
-        if page.bitspersample <= 8 and samples in (1, 3, 4) and channels in (1, 3):
+        signed = page.dtype is not None and page.dtype.kind not in "ub"
+        if page.bitspersample <= 8 and not signed and samples in (1, 3, 4) and channels in (1, 3):
             return None  # gray, palette, colour with or without a fourth band: Pillow knows their colours
         try:
             values = np.asarray(page.asarray())
