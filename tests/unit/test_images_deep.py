@@ -2,7 +2,9 @@
 
 import io
 import struct
+import tarfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from remask.images import open_source
 from remask.images.decoding import BadImage, decode
 from remask.images.stored import stored
 from remask.levels import FULL, Levels
+from remask.types import UserError
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
 SEED = np.random.default_rng(0)
@@ -191,3 +195,43 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     data = npz(image=np.zeros((1 << 13, 1 << 13), np.uint8))
     with pytest.raises(BadImage, match="is more than 1,000 pixels"):
         decode(data, 1, levels=FULL, max_pixels=1000)
+
+
+def test_a_numpy_file_of_four_axes_is_a_source_of_pictures(tmp_path: Path) -> None:
+    array = noise((5, 3, 16, 20))
+    np.savez(tmp_path / "set.npz", images=array, labels=np.array([[0], [1], [0], [2], [1]]), other=np.zeros(3))
+    source = open_source(str(tmp_path / "set.npz"), limit=4)
+    assert (len(source), source.labels, source.left_out) == (4, [0, 1, 0, 2], {"other arrays of the archive": 1})
+    assert source.where(2) == "set.npz: images 2"
+    assert same(source.read(3), array[3].transpose(1, 2, 0))
+    np.save(tmp_path / "set.npy", array.transpose(0, 2, 3, 1))
+    assert same(open_source(str(tmp_path / "set.npy")).read(4), array[4].transpose(1, 2, 0))
+    np.save(tmp_path / "one.npy", array[0])
+    assert len(open_source(str(tmp_path / "one.npy"))) == 1
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "set.npz").read_bytes()[:300])
+    with pytest.raises(UserError, match="cannot be read as numpy's"):
+        open_source(str(tmp_path / "cut.npz"))
+
+
+def test_tars_and_parquet_hold_deep_pictures_and_arrays(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    array = noise((20, 24, 6))
+    for name, data in {
+        "a.tif": tiff(array, photometric="minisblack", planarconfig="contig"),
+        "a.npy": npy(array),
+    }.items():
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        assert same(open_source(str(tmp_path / "x.tar")).read(0), array)
+        parquet.write_table(pa.table({"image": [data]}), tmp_path / "x.parquet")
+        assert same(open_source(str(tmp_path / "x.parquet")).read(0), array)
+    lists = pa.array([array.tolist()], pa.list_(pa.list_(pa.list_(pa.uint16()))))
+    parquet.write_table(pa.table({"bands": lists}), tmp_path / "y.parquet")
+    assert same(open_source(str(tmp_path / "y.parquet")).read(0), array)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([array.transpose(2, 0, 1).copy()] * 2))
+    parquet.write_table(pa.table({"bands": tensors}), tmp_path / "z.parquet")
+    assert same(open_source(str(tmp_path / "z.parquet")).read(0), array)

@@ -111,6 +111,7 @@ def _lines(found: Survey, spec: str, channels: int, patch: int, size: str) -> li
             "classes": _classes(found),
             "content": f"{_size(found.stored_bytes)}, decoded {_size(found.decoded_bytes)}; "
             + (f"{found.repeated:,} are equal to another" if found.repeated else "no two are equal"),
+            "pixels": found.pixels,
             "mean, std": f"--set data.mean={_list(found.mean)} --set data.std={_list(found.std)}",
             "speed": f"one core decodes {found.decode_rate:,.0f} pictures/s, {found.loader_rate:,.0f}/s with crops of "
             f"{size} px; {cores()} cores {found.loader_rate * cores():,.0f}/s at best",

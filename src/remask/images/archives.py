@@ -7,6 +7,9 @@ import os
 from collections import Counter, OrderedDict
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from remask.images.deep import laid_out
 from remask.images.files import EXTENSIONS, one_split, printable, splits_of
 from remask.images.left_out import NO_LABEL, Patterns, further, listed
 from remask.images.tar_index import Member, index
@@ -71,7 +74,7 @@ class _Group(NamedTuple):
 
 
 class Parquet:
-    """Rows of parquet files with a column of pictures: a struct of bytes and path, or plain bytes.
+    """Rows of parquet files with a column of pictures: a struct of bytes and path, plain bytes, or arrays of numbers.
 
     Small sets are read at once, so that forked workers share them; each process reads what it needs of larger ones.
     """
@@ -81,6 +84,9 @@ class Parquet:
         self.name, self._files = name, [os.path.abspath(file) for file in files]
         schema = _parquet(self._files[0], name).schema_arrow
         (self._column, *others), label, self.classes = _columns(schema, name)
+        self._kind: Any = None
+        self._shape: tuple[int, ...] | None = None
+        self._kind, self._shape = _array_of(schema.field(self._column).type) or (None, None)
         self._groups: list[_Group] = []
         total, size = 0, 0
         labels: list[Any] = []
@@ -118,11 +124,13 @@ class Parquet:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes | np.ndarray:
         number = bisect.bisect_right(self._starts, i) - 1
         if number not in self._cache:
             self._load(number)
         value = self._cache[number][i - self._starts[number]].as_py()
+        if isinstance(value, list):
+            return laid_out(np.asarray(value, self._kind).reshape(self._shape or np.shape(value)), 0).values
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):
                 with open(
@@ -170,6 +178,7 @@ def _columns(schema: Any, name: str) -> tuple[list[str], str | None, list[str] |
     features = stored.get("info", {}).get("features", {})
     kinds = {key: value.get("_type") for key, value in features.items() if isinstance(value, dict)}
     pictures = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
+    pictures = pictures or [field.name for field in schema if _array_of(field.type)]
     if not pictures:
         raise UserError(f"{printable(name)} has no column of images among {', '.join(schema.names)}")
     pictures.sort(key=lambda column: (kinds.get(column) != "Image", column not in ("image", "img", "jpg", "png")))
@@ -180,6 +189,20 @@ def _columns(schema: Any, name: str) -> tuple[list[str], str | None, list[str] |
         return pictures, None, None
     names = features.get(labels[0], {}).get("names")
     return pictures, labels[0], [str(value) for value in names] if isinstance(names, list) else None
+
+
+def _array_of(kind: Any) -> tuple[Any, tuple[int, ...] | None] | None:
+    """Type of numbers and, where it is stated, shape of a column of arrays: nested lists, or Arrow's tensors."""
+    from pyarrow import types
+
+    shape, depth = tuple(getattr(kind, "shape", None) or ()) or None, 0
+    kind = getattr(kind, "storage_type", kind)
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    numeric = types.is_integer(kind) or types.is_floating(kind)
+    return (
+        (kind.to_pandas_dtype(), shape) if numeric and (depth in (2, 3) or (shape and len(shape) in (2, 3))) else None
+    )
 
 
 def _holds_bytes(kind: Any) -> bool:

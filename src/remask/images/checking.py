@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from remask.images.decoding import FORMATS, BadImage, decode
+from remask.images.decoding import BadImage, decode
 from remask.images.each import each
-from remask.images.heif import heif_formats
+from remask.images.measuring import Rule, measure
 from remask.images.sources import Source
+from remask.images.stored import stored
 from remask.images.transforms import RandomCropFlip
-from remask.types import Size
+from remask.levels import FULL, Levels
+from remask.types import Size, UserError
 
 TIMED = 256
 """Pictures whose crop is timed, spread over the source."""
@@ -33,6 +35,8 @@ PIXELS = 1 << 16
 class Survey:
     """The counts. Heights and widths in pixels, rates in pictures per second of one core.
 
+    pixels      how pictures are read and scaled, in words, as a sample of them shows; or why they are refused
+    range       `data.range` as that sample settles it
     mean, std   per channel of pixels in 0..1, of the pictures' own means: each picture weighs the same
     repeated    pictures whose content came before
     frames      pictures of several frames or pages, of which the first counts
@@ -55,6 +59,8 @@ class Survey:
     left_out: dict[str, int] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] | None = None
+    pixels: str = ""
+    range: Rule = "full"
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
     stored_bytes: int = 0
@@ -96,7 +102,13 @@ def survey(
     """Look at every picture. `patch` is the side below which one cannot be used, `size` that of the timed crops."""
     found, facts = Survey(source.name, len(source)), list[Facts]()
     found.left_out, found.splits = dict(source.left_out), dict(getattr(source, "splits", {}))
-    for i, one in enumerate(each(Look(source, channels, size), len(source), workers)):
+    try:
+        sample = measure(source, channels)
+        found.pixels, found.range = sample.describe(channels, kinds=False), sample.rule
+    except UserError as error:  # what is unusable is named below
+        found.pixels = str(error)
+    levels = Levels.of(found.range) or FULL
+    for i, one in enumerate(each(Look(source, channels, size, levels), len(source), workers)):
         if isinstance(one, str):
             found.unusable[source.where(i)] = one
         else:
@@ -139,8 +151,8 @@ def _spread(values: list[int]) -> tuple[int, int, int]:
 class Look:
     """The facts of the i-th picture, or why it cannot be used."""
 
-    def __init__(self, source: Source, channels: int, size: Size) -> None:
-        self._source, self._channels, self._crop = source, channels, RandomCropFlip(size)
+    def __init__(self, source: Source, channels: int, size: Size, levels: Levels = FULL) -> None:
+        self._source, self._channels, self._crop, self._levels = source, channels, RandomCropFlip(size), levels
         self._step = max(1, len(source) // TIMED)
 
     def __call__(self, i: int) -> Facts | str:
@@ -148,7 +160,7 @@ class Look:
         try:
             data = self._source.read(i)
             began = time.process_time()
-            image = decode(data, self._channels)
+            image = decode(data, self._channels, levels=self._levels)
             decoding = time.process_time() - began
         except OSError as error:
             return error.strerror or str(error)
@@ -159,25 +171,13 @@ class Look:
             self._crop(image, Generator().manual_seed(i))
         cropping = time.process_time() - began if timed else None
         step = max(1, int((image[0].numel() / PIXELS) ** 0.5))
-        pixels = image[:, ::step, ::step].float().flatten(1) / 255
+        pixels = self._levels.unit(image[:, ::step, ::step]).flatten(1)
         mean, square = pixels.mean(1).numpy(), pixels.square().mean(1).numpy()
         content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes() + repr(data.shape).encode()
         digest = hashlib.blake2b(content, digest_size=16).digest()
         shape = int(image.shape[1]), int(image.shape[2])
-        return Facts(*_kind(data), shape, len(content), digest, mean, square, decoding, cropping)
-
-
-def _kind(data: bytes | np.ndarray) -> tuple[str, int]:
-    """Format, mode and bits, as in "JPEG RGB, 8 bits", and how many frames or pages there are."""
-    if isinstance(data, np.ndarray):
-        return f"array of {1 if data.ndim == 2 else data.shape[2]} channels, {data.dtype}", 1
-    try:
-        with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
-            bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
-            return f"{image.format} {image.mode.partition(';')[0]}, {bits} bit{'s' * (bits > 1)}", frames
-    except Exception:  # decoded all the same, by torchvision
-        return "unknown to Pillow", 1
+        header = stored(data, self._channels)
+        return Facts(header.kind, header.frames, shape, len(content), digest, mean, square, decoding, cropping)
 
 
 @functools.cache

@@ -32,9 +32,9 @@ def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
     Raises Unread; what libraries raise on damaged files goes through.
     """
     if data[:6] == b"\x93NUMPY":
-        return _laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
+        return laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
     if data[:4] == b"PK\x03\x04":
-        return _laid_out(_only_array(data, max_pixels), channels)
+        return laid_out(_only_array(data, max_pixels), channels)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and data[25:26] != b"\0":
         return _png(data, max_pixels)
     if data[:4] in TIFF:
@@ -70,7 +70,7 @@ def _only_array(data: bytes, max_pixels: int) -> np.ndarray:
         return arrays[name]
 
 
-def _laid_out(array: np.ndarray, channels: int) -> Deep:
+def laid_out(array: np.ndarray, channels: int) -> Deep:
     """HW, HWC or CHW as HWC: the axis of `channels` entries holds the bands, the last one if both outer axes might."""
     if array.ndim == 2:
         return Deep(array[:, :, None])
@@ -185,4 +185,4 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return TURNS[orientation](image) if orientation in TURNS else image
 
 
-__all__ = ["EXTRA", "Deep", "Unread", "read_deep", "upright"]
+__all__ = ["EXTRA", "Deep", "Unread", "laid_out", "read_deep", "upright"]

@@ -13,7 +13,7 @@ from remask.types import UserError
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".jp2", ".j2k", ".avif",
+    ".pnm", ".jp2", ".j2k", ".avif", ".npy", ".npz",
 )  # fmt: skip
 """Names, in any case, that are taken for pictures. What a file really is, its content says."""
 

@@ -31,6 +31,7 @@ from remask.images.left_out import Patterns, listed
 from remask.images.lists import SUFFIXES, open_list
 from remask.images.named import NAMED, open_hub
 from remask.images.packed import Packed, is_packed
+from remask.images.stacks import ARRAYS, open_stack
 from remask.types import UserError
 
 
@@ -66,6 +67,7 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, 
     X.remask      what `remask data pack` wrote
     X.parquet, X-*.parquet                  rows in the Hugging Face layout
     PICTURE.jpg   a single picture
+    X.npz, X.npy  with an array of four axes: as many pictures, with labels where the archive has some
     digits[:train|val], photos              installed with remask's dependencies
     cifar10[:train|val|test], imagenette[:train|val|test], hf:USER/SET[:split]      downloaded
     set:NAME      the named set, where a file of that name exists as well
@@ -158,6 +160,8 @@ def _open_file(spec: str, path: str, limit: int | None, patterns: Patterns) -> S
         return _open_shards(spec, [path], limit, patterns)
     if is_packed(path):
         return Packed(spec, path, limit)
+    if path.lower().endswith(ARRAYS) and (stack := open_stack(spec, path, limit)) is not None:
+        return stack
     if is_picture(path):
         return Files(spec, [os.path.abspath(path)], [spec])
     if heif.is_heif(path):

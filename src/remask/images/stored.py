@@ -17,6 +17,7 @@ class Stored(NamedTuple):
     kind: str
     bands: int
     left_out: tuple[str, ...] = ()
+    frames: int = 1
 
 
 def stored(data: bytes | np.ndarray, channels: int = 3) -> Stored:
@@ -42,8 +43,9 @@ def _by_pillow(image: Image.Image, data: bytes, channels: int) -> Stored:
         bits, mode = 16, {4: "LA"}.get(data[25], mode)
     alpha = bands in (2, 4) and mode[-1] in "Aa" and channels != bands
     bands = len(mode) if bits == 16 and mode in ("LA", "RGB", "RGBA") else bands
-    left = ["alpha"] * alpha + ["frames after the first"] * (getattr(image, "n_frames", 1) > 1)
-    return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left))
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
+    left = ["alpha"] * alpha + ["frames after the first"] * (frames > 1)
+    return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left), frames)
 
 
 def _tiff(data: bytes, channels: int) -> Stored | None:
@@ -68,7 +70,8 @@ def _tiff(data: bytes, channels: int) -> Stored | None:
         )
         shown = "palette" if page.photometric == 3 else f"{bands} bands" if extra and not left else shown
         colours = 3 if page.photometric == 3 else bands - len(extra) * bool(left and extra)
-        return Stored(f"TIFF {shown}, {bits} {number}", colours, tuple(left))
+        frames = pages if "pages after the first" in left else 1
+        return Stored(f"TIFF {shown}, {bits} {number}", colours, tuple(left), frames)
 
 
 def _array(data: bytes, channels: int) -> Stored:
