@@ -58,7 +58,7 @@ def probe(
         raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
     asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
     look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.probe(run, data, val, asked, look, limit=limit, exclude=exclude or (), out=out, quiet=quiet)
+    commands.probe(run, data, val, asked, look, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
 
 
 def embed(
@@ -83,7 +83,9 @@ def embed(
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")
     look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.embed(run, data, out, look, layer=layer, pool=pool, limit=limit, exclude=exclude or (), quiet=quiet)
+    commands.embed(
+        run, data, out, look, layer=layer, pool=pool, limit=limit, exclude=exclude or (), quiet=quiet, say=print
+    )
 
 
 def tsne(

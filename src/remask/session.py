@@ -1,7 +1,7 @@
 """One session of training: a recipe's parts put together, its phases one after the other, bad pictures named."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -121,10 +121,16 @@ class BadImages:
 
     def __call__(self, line: str) -> None:
         if self.writes and line not in self.known:
-            self.known.add(line)
             self.say(f"skipped {line}")
+            self.keep([line])
+
+    def keep(self, lines: Iterable[str]) -> None:
+        """Write them into the file alone."""
+        fresh = [line for line in dict.fromkeys(lines) if line not in self.known]
+        self.known.update(fresh)
+        if fresh and self.writes:
             with open(self.path, "a") as file:
-                file.write(line + "\n")
+                file.write("".join(line + "\n" for line in fresh))
 
     def beyond(self, line: str) -> None:
         """A picture with values outside data.range, which is used as it is: named in RUN/beyond_range.txt."""

@@ -13,7 +13,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     for step in (
         "errors",
         "textfiles",
-        "types",
+        "launcher types",
         "levels",
         "tokens",
         "views",
@@ -40,7 +40,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "tasks",
         "commands",
         "cli_flags",
-        "cli_data cli_downstream cli_look cli_plan",
+        "cli_data cli_downstream cli_hints cli_look cli_plan",
         "cli",
         "__main__",
     )

@@ -87,7 +87,9 @@ def test_an_ignored_class_in_the_middle_is_struck_once(sets: tuple[Path, Path]) 
         assert sorted(np.unique(masks.read(0)[1]).tolist()) == [1, 255]
         assert sorted(np.unique(masks.read(1)[1]).tolist()) == [0, 1]
     (val / "classes.json").write_text(json.dumps(["floor", "road", "box", "sea"]))
-    with pytest.raises(UserError, match=r"the model 3 .*sea.* not in both"):
+    with pytest.raises(
+        UserError, match=r"classes 'road', 'sea' of .* are not among those of the run \('floor', 'box', 'sky'\)"
+    ):
         pairs(data, 0, {"classes": source.classes, "none": source.none})
 
 
@@ -102,7 +104,7 @@ def test_boxes(sets: tuple[Path, Path], tmp_path: Path) -> None:
     other = {**content, "categories": [{"id": 7, "name": "crate"}], "images": content["images"][:2],
              "annotations": content["annotations"][:2]}  # fmt: skip
     (train / "boxes.json").write_text(json.dumps(other))
-    assert "'box' is not among those of the training pictures" in refused(commands.detect, given, out)
+    assert "class 'box' of" in refused(commands.detect, given, out)
 
 
 def coloured(folder: Path, classes: dict[str, int]) -> Path:
@@ -120,14 +122,15 @@ def test_classes(tmp_path: Path) -> None:
     given: dict[str, Any] = {"model.source": "untrained:vit_micro", "data.image_size": 16, "data.source": str(train),
                              "optim.epochs": 1, "optim.batch_size": 8}  # fmt: skip
     out = tmp_path / "run"
-    assert "'c' is not among the training pictures" in refused(commands.finetune, given | {"data.val": str(val)}, out)
+    line = refused(commands.finetune, given | {"data.val": str(val)}, out)
+    assert f"class 'c' of {val} is not among those of {train} ('a', 'b')" in line
     assert "has no labels" in refused(commands.finetune, given | {"data.source": str(one)}, out)  # one folder is none
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{file} 0\n" for file in sorted((one / "a").iterdir())))
     assert "of one class" in refused(commands.finetune, given | {"data.source": str(listed)}, out)
     run = commands.finetune(None, None, given, settings=SETTINGS, out=out, quiet=True)
     before = (run / "eval" / "finetune.json").read_text()
-    with pytest.raises(UserError, match="c"):
+    with pytest.raises(UserError, match=r"class 'c' of .*val is not among those of the run \('a', 'b'\)"):
         commands.evaluate(run, {"data.val": str(val)}, quiet=True)
     assert (run / "eval" / "finetune.json").read_text() == before
     assert (run / "report.html").is_file()
@@ -139,7 +142,7 @@ def test_classes(tmp_path: Path) -> None:
         ("few", 20, "neighbours"),
         ("one", 5, "no labels"),
         ("photos", 5, "no labels"),
-        ("train", 5, "has no training image"),
+        ("train", 5, "class 'c' of .*val is not among those of"),
     ],
 )
 def test_probes(source: str, k: int, words: str, tmp_path: Path) -> None:

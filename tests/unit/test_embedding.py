@@ -64,7 +64,7 @@ def read(file: Path) -> dict[str, Any]:
     from pyarrow.parquet import read_table
 
     table = read_table(file)
-    columns = {name: table.column(name).to_pylist() for name in ("index", "path", "label")}
+    columns = {name: table.column(name).to_pylist() for name in ("index", "path", "label", "class")}
     feature = np.array(table.column("feature").to_pylist(), dtype=np.float32)
     kind = table.schema.field("feature").type
     assert (kind.list_size, str(kind.value_type)) == (16, "float")
@@ -84,6 +84,7 @@ def test_rows(tmp_path: Path, kind: str) -> None:
     assert list(found["index"]) == [0, 1, 2, 4, 5, 6]
     assert found["path"] == [f"toys/ß {i}.png" for i in (0, 1, 2, 4, 5, 6)]
     assert list(found["label"]) == [0, 1, 0, 0, 1, 0]
+    assert list(found["class"]) == ["ball", "doll", "ball", "ball", "doll", "ball"]
     assert found["feature"].dtype == np.float32
     torch.testing.assert_close(torch.from_numpy(found["feature"]), expected)
     assert found["remask"] == {

@@ -5,6 +5,7 @@ import json
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,12 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     for spec in (str(tmp_path), f"{tmp_path}/x-{{000..001}}.tar", f"{tmp_path}/x-*.tar", f"{tmp_path}/x-00{{0,1}}.tar"):
         source = open_source(spec)
         assert [source.read(i) for i in (2, 0, 1)] == [b"C", b"A", b"BB"]
-        assert source.labels == [2, 0, 5]
+        assert source.labels == [1, 0, 2]
+        assert source.classes == ["0", "2", "5"]
     assert source.where(2) == "x-001.tar: sub/c.d.jpg"
     again = pickle.loads(pickle.dumps(source))
     assert again.read(1) == b"BB"
-    assert open_source(str(tmp_path), limit=1).labels == [2]
+    assert open_source(str(tmp_path), limit=1).classes == ["2"]
     assert len(open_source(str(tmp_path), limit=3)) == 3
 
 
@@ -117,7 +119,7 @@ def test_parquet_without_metadata(tmp_path: Path) -> None:
     source = open_source(str(parquet(tmp_path / "x.parquet", 3, names=False, struct=False)))
     assert [source.read(i) for i in range(3)] == [b"x0", b"x1", b"x2"]
     assert source.labels == [0, 1, 0]
-    assert source.classes is None
+    assert source.classes == ["0", "1"]
     withheld = open_source(str(parquet(tmp_path / "y.parquet", 3, label=-1)))
     assert withheld.labels is None
 
@@ -163,3 +165,76 @@ def test_cifar(shared: Path) -> None:
     assert source.classes is not None
     assert source.classes[:2] == ["airplane", "automobile"]
     assert source.read(1233)[:2] == b"\xff\xd8"
+
+
+def labelled(path: Path, values: Any, names: tuple[str, ...] | None = None, column: str = "label") -> Path:
+    """A parquet file with these labels, and the names of the numbers in its metadata where given."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"image": pa.array([b"x"] * len(values), pa.binary()), column: pa.array(values)})
+    if names is not None:
+        features = {"image": {"_type": "Image"}, column: {"_type": "ClassLabel", "names": list(names)}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+    return path
+
+
+def named(path: Path) -> list[str]:
+    source = open_source(str(path), labelled=True)
+    assert source.labels is not None
+    assert source.classes is not None
+    assert set(source.labels) <= set(range(len(source.classes)))
+    return [source.classes[label] for label in source.labels]
+
+
+def test_parquet_files_of_one_source_are_joined_by_name(tmp_path: Path) -> None:
+    labelled(tmp_path / "a.parquet", [0, 1, 2], ("ant", "bee", "cow"))
+    labelled(tmp_path / "b.parquet", [0, 1, 2, 3], ("dog", "cow", "ant", "bee"))
+    labelled(tmp_path / "c.parquet", ["bee", "emu"])
+    assert named(tmp_path) == ["ant", "bee", "cow", "dog", "cow", "ant", "bee", "bee", "emu"]
+    source = open_source(str(tmp_path), limit=5)
+    assert source.classes == ["ant", "bee", "cow", "dog"]
+    assert source.labels == [0, 1, 2, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1234567890, -1, 7, 1234567890], ["1234567890", "-1", "7", "1234567890"]),
+        (["n01440764", "n01443537"], ["n01440764", "n01443537"]),
+        ([1.0, 3.0], ["1", "3"]),
+        ([True, False], ["True", "False"]),
+    ],
+    ids=["ids", "text", "whole numbers as floats", "truth"],
+)
+def test_labels_without_names_are_names(tmp_path: Path, values: list[Any], expected: list[str]) -> None:
+    assert named(labelled(tmp_path / "x.parquet", values)) == expected
+
+
+def test_labels_of_a_dictionary(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    assert named(labelled(tmp_path / "x.parquet", pa.array(["b", "a", "b"]).dictionary_encode())) == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize("values", [[0, None], [-1, -1], [0.5, 2.0], [float("nan"), 1.0]])
+def test_columns_that_are_no_classes(tmp_path: Path, values: list[Any]) -> None:
+    assert open_source(str(labelled(tmp_path / "x.parquet", values))).labels is None
+
+
+def test_label_mistakes(tmp_path: Path) -> None:
+    for name, values, names, words in (
+        ("twice", [0, 1], ("a", "a"), "twice.parquet has two classes of the name 'a'"),
+        ("beyond", [0, 7], ("a", "b"), "a row of class number 7 and names 2 classes"),
+    ):
+        with pytest.raises(UserError, match=words):
+            open_source(str(labelled(tmp_path / f"{name}.parquet", values, names)))
+    (tmp_path / "mixed").mkdir()
+    labelled(tmp_path / "mixed/a.parquet", [0, 1], ("a", "b"))
+    labelled(tmp_path / "mixed/b.parquet", [0, 1])
+    with pytest.raises(UserError, match=r"b\.parquet numbers its classes without names, and a\.parquet names them"):
+        open_source(str(tmp_path / "mixed"))
+
+
+def test_ids_in_cls_members(tmp_path: Path) -> None:
+    texts = enumerate([b"1234567890", b"-3", b"12345678901234567890", b"0001234567890\n"])
+    members = {name: data for i, text in texts for name, data in ((f"{i}.png", b"x"), (f"{i}.cls", text))}
+    assert named(tar(tmp_path / "x.tar", members)) == ["1234567890", "-3", "12345678901234567890", "1234567890"]

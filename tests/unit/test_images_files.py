@@ -92,10 +92,11 @@ def test_list_file(tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("﻿# all of them\n\nin/a b.jpg\t3\r\nin/c.png 0\n" + f"{tmp_path}/d 7.jpg 12\n", encoding="utf-8")
     source = open_source(str(listed), labelled=True)
-    assert source.labels == [3, 0, 12]
+    assert source.labels == [1, 0, 2]
+    assert source.classes == ["0", "3", "12"]
     assert [source.read(i) for i in range(3)] == [b"in/a b.jpg", b"in/c.png", b"d 7.jpg"]
     assert source.where(0) == "in/a b.jpg"
-    assert open_source(str(listed), limit=2).labels == [3, 0]
+    assert open_source(str(listed), limit=2).classes == ["0", "3"]
     listed.write_text("in/c.png\n")
     assert open_source(str(listed)).labels is None
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from remask.commands.paths import paths_or_texts
 from remask.console import console
 from remask.images import open_source
 from remask.images.checking import Survey, survey
@@ -24,6 +25,7 @@ NAMED = 3
 """Unusable pictures that are shown one by one."""
 
 
+@paths_or_texts
 def data_pack(
     source: str,
     out: Path,
@@ -63,6 +65,7 @@ def parse_form(kind: str, size: str, quality: int, channels: int) -> Form:
     return Form(kind, shorter, None, quality, channels)
 
 
+@paths_or_texts
 def data_check(
     source: str,
     *,

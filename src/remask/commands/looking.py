@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from remask.checkpoint import RunFolder
+from remask.commands.paths import paths_or_texts
+from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
 from remask.evaluation import extract
@@ -18,9 +20,11 @@ from remask.images.left_out import notes
 from remask.types import UserError
 
 
+@paths_or_texts
 def embed(
     path: Path | str, data: str, out: Path, look: Look = LOOK, *,
     layer: int = -1, pool: Any = "mean", limit: int | None = None, exclude: Sequence[str] = (), quiet: bool = False,
+    say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Write a feature vector for every picture, with its number, path and label: OUT ends in .parquet or .npz."""
     check_file(out)
@@ -31,8 +35,7 @@ def embed(
         watch.say(line)
     batches = watch.over(seen.batches(source), len(source), "embed")
     rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
-    if not quiet:
-        print(f"{rows} × {seen.backbone.width} features → {out}")
+    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}")
     return out
 
 
@@ -58,6 +61,7 @@ class Mapped(NamedTuple):
 FIGURE = Mapped()
 
 
+@paths_or_texts
 def tsne(
     paths: Sequence[Path | str], data: str, out: Path, asked: Mapped = FIGURE, look: Look = LOOK, *,
     exclude: Sequence[str] = (), quiet: bool = False,
@@ -110,6 +114,7 @@ def _passed(seen: Subject, source: Subset, title: str, quiet: bool) -> Iterator[
     return Watch(title, quiet).over(seen.batches(source), len(source), title)
 
 
+@paths_or_texts
 def attention(
     path: Path | str, images: str = "photos", look: Look = LOOK, *, out: Path | None = None, block: int = -1,
     count: int = 4, exclude: Sequence[str] = (), quiet: bool = False,

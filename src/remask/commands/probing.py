@@ -10,7 +10,9 @@ import torch
 
 from remask.checkpoint import RunFolder
 from remask.commands.partial import Partial, key_of
+from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import report
+from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
 from remask.evaluation import probe as fast_probe
@@ -53,9 +55,11 @@ class Asked(NamedTuple):
 FAST = Asked()
 
 
+@paths_or_texts
 def probe(
     path: Path | str, data: str, val: str | None = None, asked: Asked = FAST, look: Look = LOOK, *,
     limit: int | None = None, exclude: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Probe a backbone beside the untrained one; the result goes into RUN/eval/, or into `out`.
 
@@ -63,6 +67,7 @@ def probe(
     val     labelled pictures to test on; a random fifth of `data` by default
     limit   the first N pictures of `data` only
     exclude shell-style patterns of paths that are left out
+    say     gets the table of accuracies; by default it is printed unless quiet
     Raises UserError for sources without labels, and all that the probes find fault with.
     """
     if asked.layers and asked.protocol != "fast":
@@ -77,8 +82,7 @@ def probe(
     result["protocol"]["image_size"] = list(seen.size)
     _keep(seen, name, result, out)
     part.forget()
-    if not quiet:
-        print(shown)
+    sayer(say, quiet)(shown)
     return result
 
 

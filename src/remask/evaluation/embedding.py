@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +41,7 @@ class Rows(NamedTuple):
     index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
     path: list[str]
     label: Int[Tensor, "B"] | None
+    name: list[str | None]
     feature: Float[Tensor, "B D"]
 
 
@@ -56,7 +57,9 @@ def embed(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write `file` and return its number of rows: index, path, label, feature [D] float32, in the order of `batches`.
+    """Write `file` and return its number of rows: index, path, label, class, feature [D] float32, as `batches` go.
+
+    label is the place of the class among the "classes" of the metadata, class its name, such as the number in a list.
 
     source   tells where an image lies, and the names of the classes
     about    what else goes into the metadata, JSON under the key "remask": model, image size, checkpoint …
@@ -110,9 +113,14 @@ def _rows(
             with torch.no_grad():
                 feature = describe(batch.images)
             paths = [source.where(i) for i in batch.index.tolist()]
-            yield Rows(batch.index, paths, batch.labels, feature)
+            yield Rows(batch.index, paths, batch.labels, _named(batch.labels, len(paths), source.classes), feature)
             done += len(paths)
             say(done, len(source), f"{feature.shape[1]} features each")
+
+
+def _named(labels: Int[Tensor, "B"] | None, count: int, classes: Sequence[str] | None) -> list[str | None]:
+    """The class of each image by name, where it has one."""
+    return [None] * count if labels is None or classes is None else [classes[label] for label in labels.tolist()]
 
 
 def _parquet(file: Path, rows: Iterator[Rows], metadata: str) -> int:
@@ -128,6 +136,7 @@ def _parquet(file: Path, rows: Iterator[Rows], metadata: str) -> int:
                     "index": pa.int64(),
                     "path": pa.string(),
                     "label": pa.int64(),
+                    "class": pa.string(),
                     "feature": pa.list_(pa.float32(), width),
                 }
             ).with_metadata({"remask": metadata})
@@ -138,6 +147,7 @@ def _parquet(file: Path, rows: Iterator[Rows], metadata: str) -> int:
                 pa.array(row.index.tolist(), pa.int64()),
                 pa.array(row.path),
                 pa.array(labels, pa.int64()),
+                pa.array(row.name, pa.string()),
                 values,
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
@@ -153,15 +163,16 @@ def _npz(file: Path, rows: Iterator[Rows], metadata: str) -> int:
     if not found:
         return 0
     unknown = [torch.full_like(row.index, UNKNOWN) if row.label is None else row.label for row in found]
+    columns: dict[str, Any] = {
+        "index": torch.cat([row.index for row in found]).numpy(),
+        "path": np.array([path for row in found for path in row.path]),
+        "label": torch.cat(unknown).numpy(),
+        "class": np.array([name or "" for row in found for name in row.name]),
+        "feature": torch.cat([row.feature for row in found]).numpy(),
+        "remask": np.array(metadata),
+    }
     with open(file, "wb") as stream:
-        np.savez(
-            stream,
-            index=torch.cat([row.index for row in found]).numpy(),
-            path=np.array([path for row in found for path in row.path]),
-            label=torch.cat(unknown).numpy(),
-            feature=torch.cat([row.feature for row in found]).numpy(),
-            remask=np.array(metadata),
-        )
+        np.savez(stream, **columns)
     return sum(len(row.path) for row in found)
 
 

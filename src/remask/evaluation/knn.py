@@ -34,16 +34,19 @@ def knn_classes(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Int[Tensor, "m"]:
-    """The class each test image is given. Raises UserError where there are fewer training images than neighbours."""
+    """The class each test image is given; classes may be numbers of any size.
+
+    Raises UserError where there are fewer training images than neighbours.
+    """
     if not 0 < k <= len(train_x):
         raise UserError(
             f"kNN with k = {k} needs at least as many labelled training images, and there are {len(train_x)}; "
             "lower k or give more images"
         )
     known, asked = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
-    classes = int(train_y.max()) + 1
+    classes, numbers = train_y.unique(return_inverse=True)
     rows = max(1, _CHUNK // len(known))
-    return torch.cat([_vote(known, train_y, part, k, temperature, classes) for part in asked.split(rows)])
+    return classes[torch.cat([_vote(known, numbers, x, k, temperature, len(classes)) for x in asked.split(rows)])]
 
 
 def _vote(

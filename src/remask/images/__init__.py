@@ -4,7 +4,7 @@ from remask.images.decoding import BadImage, decode
 from remask.images.jitter import Jitter
 from remask.images.loader import Batch, Loader, TooManyBad, iterate
 from remask.images.sources import Source, open_source
-from remask.images.subset import Subset
+from remask.images.subset import Subset, by_classes
 from remask.images.transforms import CentreCrop, RandomCropFlip, Transform, resize
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Subset",
     "TooManyBad",
     "Transform",
+    "by_classes",
     "decode",
     "iterate",
     "open_source",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from remask.images.columns import Part, is_label, joined, label_column
 from remask.images.deep import laid_out
 from remask.images.files import EXTENSIONS, one_split, printable, splits_of
 from remask.images.left_out import NO_LABEL, Patterns, further, listed
@@ -83,15 +84,15 @@ class Parquet:
         one_split(name, files)
         self.name, self._files = name, [os.path.abspath(file) for file in files]
         schema = _parquet(self._files[0], name).schema_arrow
-        (self._column, *others), label, self.classes = _columns(schema, name)
+        (self._column, *others), label = _columns(schema, name)
         self._kind: Any = None
         self._shape: tuple[int, ...] | None = None
         self._kind, self._shape = _array_of(schema.field(self._column).type) or (None, None)
         self._groups: list[_Group] = []
         total, size = 0, 0
-        labels: list[Any] = []
+        parts: list[Part] = []
         for number, path in enumerate(self._files):
-            file, row = _parquet(path, name), 0
+            file, row, values = _parquet(path, name), 0, list[Any]()
             if not {self._column, label or self._column} <= set(file.schema_arrow.names):
                 raise UserError(f"{printable(path)} lacks the column {self._column} or {label} that the others have")
             for group in range(file.num_row_groups):
@@ -102,14 +103,16 @@ class Parquet:
                 row, total = row + meta.num_rows, total + meta.num_rows
                 size += meta.total_byte_size
                 if label is not None:
-                    labels += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
+                    values += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
+            if label is not None and values:
+                left = None if limit is None else limit - (total - len(values))
+                parts.append(Part(values[:left], _names(file.schema_arrow, label), os.path.basename(path)))
         self._length = total if limit is None else min(total, limit)
         if not self._length:
             raise UserError(f"{printable(name)} holds no rows")
-        known = labels[: self._length]
-        self.labels = known if known and all(value is not None and value >= 0 for value in known) else None
+        self.labels, self.classes = joined(parts)
         self.left_out = further(others, self._length)
-        if lost := sum(value is not None and value >= 0 for value in known) if self.labels is None else 0:
+        if lost := sum(map(is_label, (value for part in parts for value in part.values))) if self.labels is None else 0:
             self.left_out[NO_LABEL] = lost
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
         self._cache: OrderedDict[int, Any] = OrderedDict()
@@ -167,28 +170,41 @@ def _parquet(path: str, name: str) -> Any:
         raise UserError(f"{printable(path)} cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 
-def _columns(schema: Any, name: str) -> tuple[list[str], str | None, list[str] | None]:
-    """Names of the picture columns, the one to read first, of the label column, and the class names.
+def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
+    """Names of the picture columns, the one to read first, and of the label column.
 
     They come from the metadata, or else from the types.
     """
-    from pyarrow import types
-
-    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = stored.get("info", {}).get("features", {})
+    features = _features(schema)
     kinds = {key: value.get("_type") for key, value in features.items() if isinstance(value, dict)}
     pictures = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
     pictures = pictures or [field.name for field in schema if _array_of(field.type)]
     if not pictures:
         raise UserError(f"{printable(name)} has no column of images among {', '.join(schema.names)}")
     pictures.sort(key=lambda column: (kinds.get(column) != "Image", column not in ("image", "img", "jpg", "png")))
-    labels = [column for column in schema.names if kinds.get(column) == "ClassLabel"]
-    usual = [column for column in ("label", "labels", "fine_label", "class", "target", "cls") if column in schema.names]
-    labels += [column for column in usual if types.is_integer(schema.field(column).type)]
-    if not labels:
-        return pictures, None, None
-    names = features.get(labels[0], {}).get("names")
-    return pictures, labels[0], [str(value) for value in names] if isinstance(names, list) else None
+    types = {field.name: _kind(field.type) for field in schema}
+    return pictures, label_column(types | {column: kind for column, kind in kinds.items() if kind == "ClassLabel"})
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What the `datasets` library says of the columns, where it wrote the file."""
+    found: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return found.get("info", {}).get("features", {}) or {}
+
+
+def _names(schema: Any, label: str) -> list[str] | None:
+    """The classes of a file in its own order, where it gives them."""
+    names = _features(schema).get(label, {}).get("names")
+    return [str(value) for value in names] if isinstance(names, list) else None
+
+
+def _kind(kind: Any) -> str:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_integer(kind) or types.is_floating(kind):  # whole numbers beside missing ones are stored as floats
+        return "integer"
+    return "text" if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind) else str(kind)
 
 
 def _array_of(kind: Any) -> tuple[Any, tuple[int, ...] | None] | None:

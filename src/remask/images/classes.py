@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -12,6 +12,7 @@ from PIL import Image
 from remask.images.decoding import FORMATS, BadImage
 from remask.images.files import printable
 from remask.images.heif import heif_formats
+from remask.images.labels import repeated
 from remask.textfiles import read_json, read_text
 from remask.types import UserError
 
@@ -52,24 +53,37 @@ def table(ids: dict[int, int]) -> Table:
 
 
 class Declared(NamedTuple):
-    """What is known of the classes before a mask is read."""
+    """What is known of the classes before a mask is read.
+
+    palette   a colour for each: where masks have colours or palettes, these decide
+    numbers   whether entries of a palette count by their numbers, whatever their colours
+    """
 
     names: list[str] | None
     ignore: int | None = None
     palette: list[Colour] | None = None
+    numbers: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether colours decide in masks with palettes."""
+        return self.palette is not None and not self.numbers
 
 
 class Classes(NamedTuple):
-    """The classes of a source, their colours, and which id is which."""
+    """The classes of a source, their colours, which id is which, and the names before any is struck."""
 
     names: list[str]
     palette: list[Colour]
     table: Table
+    every: list[str]
 
 
-def declared(masks: str, classes: Sequence[str] | int | None, ignore: int | None) -> Declared:
-    """What the user says, and then what a file says in the folder of masks or up to two above it."""
-    said = Declared(None)
+def declared(
+    masks: str, classes: Sequence[str] | int | None, ignore: int | None, otherwise: Declared | None = None
+) -> Declared:
+    """What the user says, then what a file says in the folder of masks or up to two above it, then `otherwise`."""
+    said = otherwise or Declared(None)
     for folder in (masks, os.path.dirname(masks), os.path.dirname(os.path.dirname(masks))):
         if os.path.isfile(path := os.path.join(folder, "classes.json")):
             said = _from_json(path)
@@ -87,12 +101,26 @@ def _from_json(path: str) -> Declared:
     try:
         found = read_json(path, printable(path))
         fields = found if isinstance(found, dict) else {"classes": found}
-        palette = fields.get("palette")
-        colour = None if palette is None else [(int(r), int(g), int(b)) for r, g, b in palette]
-        return Declared([str(name) for name in fields["classes"]], fields.get("ignore_index"), colour)
+        names, palette = [str(name) for name in fields["classes"]], fields.get("palette")
+        colour = None if palette is None else [_colour(entry) for entry in palette]
+        said = Declared(names, fields.get("ignore_index"), colour, numbers="palette" in fields and palette is None)
     except (OSError, ValueError, TypeError, KeyError) as error:
         shape = '{"classes": [names], "ignore_index": id, "palette": [[r, g, b]]}'
         raise UserError(f"{printable(path)} cannot be read as {shape}: {error}") from None
+    if twice := repeated(names):
+        raise UserError(f"{printable(path)} names two classes {twice!r}: give each its own name")
+    return said
+
+
+def _colour(entry: Any) -> Colour:
+    """Red, green and blue; an alpha behind them says nothing of the class. Raises ValueError for what is no colour."""
+    if (
+        not isinstance(entry, list)
+        or len(entry) not in (3, 4)
+        or not all(type(part) is int and 0 <= part <= 255 for part in entry)
+    ):
+        raise ValueError(f"{entry} is no colour of three numbers 0..255")
+    return entry[0], entry[1], entry[2]
 
 
 def _generic(count: int) -> list[str]:
@@ -117,19 +145,64 @@ def numbered(said: Declared, ids: Iterable[int], reduce_zero: bool, where: str) 
             f"the masks of {where} have {len(kept)} class{'es' * (len(kept) != 1)}, and segmentation needs 2 to 255: "
             "declare them in a classes.json (255 in a mask is no class: save a foreground as 1)"
         )
-    palette = said.palette if said.palette and len(said.palette) >= len(names) else colours(len(names))
+    given = said.palette or []
+    palette = [*given, *colours(len(names))[len(given) :]]
     if coloured:
-        known = {colour_id(colour): IGNORE for colour in palette}
-        known |= {colour_id(palette[k]): n for n, k in enumerate(kept)}
+        known = _by_colour(given, names, kept, where)
     else:
         known = {k + first: n for n, k in enumerate(kept)} | dict.fromkeys(none, IGNORE)
-    return Classes([names[k] for k in kept], [palette[k] for k in kept], table(known))
+    return Classes([names[k] for k in kept], [palette[k] for k in kept], table(known), names)
+
+
+def _by_colour(palette: Sequence[Colour], names: Sequence[str], kept: Sequence[int], where: str) -> dict[int, int]:
+    """Class numbers of the colours of a palette; those of a struck class and those beyond the classes are none."""
+    if kept[-1] >= len(palette):
+        lacking = next(k for k in kept if k >= len(palette))
+        raise UserError(
+            f"the masks of {where} are coloured, and the palette has {len(palette)} colours for {len(names)} classes: "
+            f"give {names[lacking]!r} one too in classes.json"
+        )
+    numbers = {k: n for n, k in enumerate(kept)}
+    known: dict[int, int] = {}
+    for k, colour in enumerate(palette):
+        if known.setdefault(colour_id(colour), numbers.get(k, IGNORE)) != numbers.get(k, IGNORE):
+            raise UserError(f"the palette of {where} gives {colour} to two classes: give each its own in classes.json")
+    return known
+
+
+def by_colour(said: Declared, ids: Iterable[int]) -> bool:
+    """Whether colours decide in masks that hold `ids`, gray levels or colours: some mask has a colour, or all gray
+    levels are colours of the palette.
+    """
+    found = set(ids)
+    if any(number >= COLOUR for number in found):
+        return True
+    known = {colour_id(colour) for colour in said.palette or () if said.decides}
+    return bool(found - {0}) and all(gray_colour(number) in known for number in found)
+
+
+def gray_colour(level: Any) -> Any:
+    """The id of the colour that a gray level of 8 bits has, or those of an array of levels."""
+    return COLOUR + 0x010101 * level
+
+
+class Ids(NamedTuple):
+    """Numbers in a mask, and the ids of the colours of its palette's entries where it counts by these."""
+
+    ids: Int32[np.ndarray, "*shape"]
+    entries: Int32[np.ndarray, "n"] | None = None
 
 
 def read_ids(data: bytes, coloured: bool = False) -> Int32[np.ndarray, "H W"]:
+    """The ids of `read_mask` alone."""
+    return read_mask(data, coloured).ids
+
+
+def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Ids:
     """The numbers in a mask as they are: gray levels of 1, 8 or 16 bits, entries of a palette, or ids of colours.
 
     coloured   colours throughout; otherwise a colour picture whose channels agree everywhere is gray
+    palettes   an entry of a palette is the colour that it has, unless all are gray and of the level of their number
     Raises BadImage.
     """
     try:
@@ -140,16 +213,33 @@ def read_ids(data: bytes, coloured: bool = False) -> Int32[np.ndarray, "H W"]:
                 raise BadImage("its mask is a JPEG, which blurs class ids: save masks as PNG")
             if image.mode not in ("1", "L", "P", "LA", "PA", "I", "RGB", "RGBA") and not image.mode.startswith("I;16"):
                 raise BadImage(f"its mask has pixels of mode {image.mode}: integers and RGB are read")
+            if image.mode in ("P", "PA"):
+                return _indexed(image, coloured, palettes)
             ids = np.array(image.convert("RGB") if coloured else image).astype(np.int32)
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins raise nearly everything on broken data
         raise BadImage(f"its mask: {' '.join(str(error).split()) or type(error).__name__}") from error
     if ids.ndim == 2:
-        return ids
+        return Ids(ids)
     if ids.shape[-1] == 2 or (not coloured and (ids[..., :1] == ids[..., 1:3]).all()):
-        return ids[..., 0]
-    return COLOUR + ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2]
+        return Ids(ids[..., 0])
+    return Ids(COLOUR + ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2])
+
+
+def _indexed(image: Image.Image, coloured: bool, palettes: bool) -> Ids:
+    """A mask with a palette, by number or by colour. What is transparent has its colour all the same."""
+    numbers = np.array(image).astype(np.int32)
+    numbers = numbers[..., 0] if numbers.ndim == 3 else numbers  # beside alpha
+    colour = np.array(image.getpalette("RGB") or (), np.int32).reshape(-1, 3)
+    entries = (COLOUR + colour @ np.array([1, 256, 65536])).astype(np.int32)
+    if not (coloured or palettes):
+        return Ids(numbers, entries)
+    used = np.unique(numbers)
+    if used[-1] >= len(entries):
+        raise BadImage(f"its mask has entry {used[-1]} of a palette of {len(entries)} colours")
+    own = not coloured and (colour[used] == used[:, None]).all()
+    return Ids(numbers if own else entries[numbers])
 
 
 def colour_id(colour: Sequence[int]) -> int:
@@ -181,12 +271,16 @@ __all__ = [
     "Classes",
     "Colour",
     "Declared",
+    "Ids",
     "Table",
+    "by_colour",
     "colour_id",
     "colours",
     "declared",
+    "gray_colour",
     "listed",
     "numbered",
     "read_ids",
+    "read_mask",
     "table",
 ]

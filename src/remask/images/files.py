@@ -43,7 +43,11 @@ class Files:
 
 def printable(path: str) -> str:
     """A path on one line that any terminal prints: odd bytes and control characters are escaped."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        encoded = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair, which a JSON file may hold
+        encoded = path.encode("utf-8", "backslashreplace")
+    text = encoded.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -126,6 +130,14 @@ def open_files(
     paths = [os.path.join(absolute, path) for path in relative]
     shown = [os.path.join(typed, path) for path in relative]
     return Files(name, paths, shown, labels, classes, left_out or {}, splits)
+
+
+def only_folder(source: Files) -> None:
+    """Take the one folder in which all pictures of a folder lie for their class: a test may have a single one."""
+    relative = [os.path.relpath(path, os.path.abspath(os.path.expanduser(source.name))) for path in source.paths]
+    tops = {path.split(os.sep)[0] if os.sep in path else "" for path in relative}
+    if len(tops) == 1 and not tops & {"", os.pardir} and not are_splits([top := tops.pop()]):
+        source.labels, source.classes = [0] * len(relative), [printable(top)]
 
 
 def splits_of(relative: Sequence[str]) -> dict[str, int]:

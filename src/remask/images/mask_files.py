@@ -1,21 +1,19 @@
 """Files of pictures and masks that belong together, looked at before anything begins: names, sizes, ids."""
 
-import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
-from PIL import ExifTags, Image
 
-from remask.images.classes import Table, listed, read_ids
-from remask.images.decoding import FORMATS, BadImage
+from remask.images.classes import COLOUR, Ids, Table, listed, read_mask
+from remask.images.decoding import BadImage
 from remask.images.files import describe, files_under, printable, sorted_out, splits_of
-from remask.images.heif import heif_formats
 from remask.images.left_out import Patterns
+from remask.images.orientation import Exif, Header, agreed, header_of, read_header, turned_mask
 from remask.images.splits import chosen
 from remask.types import Size, UserError
 
@@ -92,16 +90,30 @@ class Seen(NamedTuple):
     image: Size | None
     mask: Size | None
     ids: Int32[np.ndarray, "n"]
+    entries: Int32[np.ndarray, "m"] | None = None
+    unsure: str = ""
+    """Why the mask may be one of the stored picture or of the turned one."""
 
 
 def look_at(
-    pairs: Sequence[Pair], ids: Callable[[Pair], Int32[np.ndarray, "n"]] | None, everything: bool = False
+    pairs: Sequence[Pair],
+    ids: Callable[[Pair], Ids] | None,
+    everything: bool = False,
+    exif: Exif | None = None,
 ) -> list[Seen]:
-    """A look at all pairs, or at SCANNED of them. Raises UserError for masks of another size than their pictures."""
+    """A look at all pairs, or at SCANNED of them.
+
+    Raises UserError for masks of another size than their pictures, and for those that EXIF may turn or not (`agreed`).
+    """
 
     def look(pair: Pair) -> Seen:
         try:
-            return Seen(pair.shown, _size(pair.image), _size(pair.mask), ids(pair) if ids else np.empty(0, np.int32))
+            image, mask = _header(pair.image), _header(pair.mask)
+            turn = agreed(mask.stored, image, exif)
+            unsure = turn if isinstance(turn, str) and mask.stored in (image.stored, image.upright) else ""
+            sizes = (mask.stored, mask.stored) if isinstance(turn, int) or unsure else (image.upright, mask.stored)
+            found = ids(pair) if ids else Ids(np.empty(0, np.int32))
+            return Seen(pair.shown, *sizes, *found, unsure)
         except (BadImage, OSError):
             return Seen(pair.shown, None, None, np.empty(0, np.int32))
 
@@ -114,28 +126,81 @@ def look_at(
             f"{len(wrong)} of {len(seen)} masks are of another size than their picture: {first_of(wrong)}; "
             "resize them to the nearest pixel, or name the folders that belong together"
         )
+    if unsure := [f"{s.shown}: {s.unsure}" for s in seen if s.unsure]:
+        raise UserError(
+            f"{len(unsure)} of {len(seen)} masks may lie on pictures as they are stored or as EXIF turns them "
+            f"({first_of(unsure)}): say --set data.exif=stored or data.exif=upright"
+        )
     return seen
 
 
-def ids_of(pair: Pair) -> Int32[np.ndarray, "n"]:
-    """The different ids of a mask."""
-    ids = read_ids(file_bytes(pair.mask))
+def ids_of(pair: Pair, palettes: bool = False) -> Ids:
+    """The different ids of a mask; `palettes` as `read_mask` has it."""
+    ids, entries = read_mask(file_bytes(pair.mask), palettes=palettes)
+    return Ids(different(ids), entries)
+
+
+def different(ids: Int32[np.ndarray, "H W"]) -> Int32[np.ndarray, "n"]:
+    """Ascending, each once."""
     if ids.min() >= 0 and ids.max() < 1 << 16:
         return np.flatnonzero(np.bincount(ids.ravel())).astype(np.int32)  # ten times faster than sorting
     return np.unique(ids)
 
 
-def _size(path: str) -> Size:
-    """Height and width from the header, turned as EXIF says."""
-    try:
-        data = file_bytes(path)
-        with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except OSError:
-        raise
-    except Exception as error:
-        raise BadImage(str(error)) from error
+def _header(path: str) -> Header:
+    with open(path, "rb", buffering=4096) as file:
+        if (header := read_header(file)) is None:
+            raise BadImage("its header cannot be read")
+    return header
+
+
+def turned(ids: Int32[np.ndarray, "H W"], image: bytes, exif: Exif | None) -> Int32[np.ndarray, "h w"]:
+    """A mask as it lies on the decoded picture: turned with it where it is one of the pixels in the file.
+
+    Raises BadImage where neither sizes nor `exif` tell; a mask of another size than its picture stays as it is.
+    """
+    header = header_of(image)
+    if header is None or header.orientation == 1 or ids.shape not in (header.stored, header.upright):
+        return ids
+    turn = agreed((ids.shape[0], ids.shape[1]), header, exif)
+    if isinstance(turn, str):
+        raise BadImage(f"{turn}: say data.exif")
+    return turned_mask(ids, turn)
+
+
+def common_palette(seen: Sequence[Seen], where: str) -> dict[int, int]:
+    """The colour of each number in masks with palettes.
+
+    Raises UserError where a number has two: the files may number the classes in different order.
+    """
+    known, first = dict[int, int](), dict[int, str]()
+    for s in seen:
+        if number := other_colour(s.ids, s.entries, known):
+            before, here = (listed(np.array([one], np.int32)) for one in (known[number[0]], number[1]))
+            raise UserError(
+                f"the masks of {where} have different palettes: {number[0]} is {before} in "
+                f'{printable(first[number[0]])} and {here} in {printable(s.shown)}; with a "palette" in '
+                'classes.json colours decide, with "palette": null numbers'
+            )
+        for number in own_colours(s.ids, s.entries):
+            known.setdefault(*number)
+            first.setdefault(number[0], s.shown)
+    return known
+
+
+def own_colours(ids: Int32[np.ndarray, "n"], entries: Int32[np.ndarray, "m"] | None) -> list[tuple[int, int]]:
+    """Numbers of a mask and their colours, where its palette has them."""
+    return (
+        [] if entries is None else [(number, int(entries[number])) for number in ids.tolist() if number < len(entries)]
+    )
+
+
+def other_colour(
+    ids: Int32[np.ndarray, "n"], entries: Int32[np.ndarray, "m"] | None, known: Mapping[int, int]
+) -> tuple[int, int] | None:
+    """The first number of a mask that has another colour than is known, and that colour."""
+    pairs = own_colours(ids, entries)
+    return next(((number, colour) for number, colour in pairs if known.get(number, colour) != colour), None)
 
 
 def check_ids(seen: Sequence[Seen], known: Table, count: int) -> None:
@@ -143,9 +208,12 @@ def check_ids(seen: Sequence[Seen], known: Table, count: int) -> None:
     wrong = [(s.shown, beyond) for s in seen if len(beyond := np.setdiff1d(s.ids, known.ids))]
     if wrong:
         first = first_of([f"{printable(shown)} has {listed(ids)}" for shown, ids in wrong])
+        cure = "the id that is none (ignore_index in classes.json)"
+        if any((ids >= COLOUR).any() for _, ids in wrong):
+            cure = "behind their colours in the palette of classes.json the one that is none"
         raise UserError(
             f"{len(wrong)} of {len(seen)} masks hold ids beyond the {count} declared classes: {first}; "
-            "declare the classes, or the id that is none (ignore_index in classes.json)"
+            f"declare the classes, or {cure}"
         )
 
 
@@ -160,4 +228,5 @@ def first_of(offenders: Sequence[str]) -> str:
 
 __all__ = [
     "SCANNED", "Pair", "Seen", "check_alone", "check_ids", "file_bytes", "first_of", "ids_of", "look_at", "paired",
+    "turned",
 ]  # fmt: skip

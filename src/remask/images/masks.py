@@ -7,29 +7,55 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
-from remask.images.classes import COLOUR, IGNORE, Colour, Table, colours, declared, listed, numbered, read_ids, table
+from remask.images.classes import (
+    COLOUR,
+    IGNORE,
+    Colour,
+    Declared,
+    Ids,
+    Table,
+    by_colour,
+    colours,
+    declared,
+    gray_colour,
+    listed,
+    numbered,
+    read_ids,
+    read_mask,
+    table,
+)
+from remask.images.decoding import BadImage
 from remask.images.files import files_under, printable, sorted_out
+from remask.images.labels import match, repeated
 from remask.images.left_out import UNNAMED, Patterns
 from remask.images.mask_files import (
     SCANNED,
     Pair,
+    Seen,
     check_alone,
     check_ids,
+    common_palette,
+    different,
     file_bytes,
     first_of,
     ids_of,
     look_at,
+    other_colour,
     paired,
+    turned,
 )
+from remask.images.orientation import Exif
 from remask.textfiles import read_json
 from remask.types import UserError
 
+NOTHING_SAID = Declared(None)
 _BESIDE = ("masks", "annotations", "labels")
 
 
@@ -57,10 +83,12 @@ class MaskSource(Protocol):
 
 @dataclass
 class MaskFiles:
-    """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_ids` has it.
+    """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_mask` has it.
 
-    none       the id in the files that is no class, beside 255
-    declared   whether a file beside the masks names the classes
+    exif      "stored" or "upright": what was drawn on where EXIF turns a picture and sizes do not tell
+    none      the id in the files that is no class, beside 255
+    said      what the classes are where nothing else says it: for the masks that a model is tested on
+    entries   the colour of each number, where palettes are read by number: another one may be another order
     """
 
     name: str
@@ -71,7 +99,9 @@ class MaskFiles:
     palette: list[Colour]
     ignore: int = IGNORE
     none: int | None = None
-    declared: bool = False
+    exif: Exif | None = None
+    said: Declared = NOTHING_SAID
+    entries: dict[int, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -79,7 +109,11 @@ class MaskFiles:
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        return file_bytes(pair.image), known.apply(read_ids(file_bytes(pair.mask), self.coloured))
+        image = file_bytes(pair.image)
+        ids, entries = read_mask(file_bytes(pair.mask), self.coloured, self.said.decides)
+        if entries is not None and self.entries and other_colour(different(ids), entries, self.entries):
+            raise BadImage("its mask has another palette than others: give a palette in classes.json")
+        return image, known.apply(turned(ids, image, self.exif))
 
     def where(self, i: int) -> str:
         return printable(self.pairs[i].shown)
@@ -88,6 +122,22 @@ class MaskFiles:
         """The pairs with the given numbers, in that order, with the same classes."""
         tables = self.tables if len(self.tables) == 1 else [self.tables[i] for i in numbers]
         return replace(self, pairs=[self.pairs[i] for i in numbers], tables=tables)
+
+    def by_classes(self, classes: Sequence[str], other: str) -> "MaskFiles":
+        """The pairs with their masks as numbers of `classes`, those of `other`, matched by name.
+
+        Raises UserError for a class that is none of these.
+        """
+        if self.classes == list(classes):
+            return self
+        places = match(self.classes, classes, range(len(self.classes)), printable(self.name), other)
+        numbers = np.full(IGNORE + 1, IGNORE, np.int32)
+        numbers[list(places)] = list(places.values())
+        palette = colours(len(classes))
+        for number, place in places.items():
+            palette[place] = self.palette[number]
+        tables = [Table(known.ids, numbers[known.numbers]) for known in self.tables]
+        return replace(self, classes=list(classes), palette=palette, tables=tables)
 
 
 def open_masks(
@@ -98,6 +148,9 @@ def open_masks(
     ignore: int | None = None,
     reduce_zero: bool = False,
     limit: int | None = None,
+    exif: Exif | None = None,
+    otherwise: Declared | None = None,
+    numbers: bool = False,
     exclude: Sequence[str] = (),
 ) -> MaskFiles:
     """Pictures below the folder `images`, each with the mask of the same name below `masks`.
@@ -105,15 +158,18 @@ def open_masks(
     masks        None: where "images" in the path of the pictures is "masks", "annotations" or "labels" (ADE20K; CamVid
                  as images/ and masks/). A .json, or a folder beside one of its name: COCO panoptic
     classes      names or their number. None: those of classes.json ({"classes", "ignore_index", "palette"}) or of
-                 ADE20K's objectInfo150.txt in the folder of masks or up to two above; else every mask is read, and
-                 the highest id says how many there are
+                 ADE20K's objectInfo150.txt in the folder of masks or up to two above, or of `otherwise`; else every
+                 mask is read, and the highest id says how many there are
     ignore       the id that is no class, beside 255; a class of that number is struck from the list
     reduce_zero  0 is no class and 1 is the first (ADE20K)
     limit        the first N pairs in the order of their names
+    exif         "stored" or "upright": what was drawn on where EXIF turns a picture and the mask's size does not tell
+    numbers      entries of palettes count by number, whatever classes.json says
     exclude      shell-style patterns of paths below the folders that are left out
     Up to 2000 pairs are looked at here; a fault in another one makes that pair unusable when it is read.
     Raises UserError with the first offenders: no pairs, pictures without masks or masks without pictures, a mask of
-    another size than its picture, ids beyond the classes, fewer than two classes or more than 255.
+    another size than its picture, ids beyond the classes, palettes that differ where none is declared, fewer than two
+    classes or more than 255.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
@@ -121,20 +177,30 @@ def open_masks(
     beside = _beside(root, images) if masks is None else os.path.expanduser(masks).rstrip("/")
     for path in (beside, beside + ".json"):
         if path.endswith(".json") and os.path.isfile(path):
-            return _open_panoptic(images, root, path, limit, Patterns(exclude, root))
+            return _open_panoptic(images, root, path, limit, exif, Patterns(exclude, root))
     patterns, left_out = Patterns(exclude, root), Counter[str]()
     pairs = paired(images, root, _folder(beside, "masks"), patterns, left_out)[:limit]
-    said = declared(beside, classes, ignore)
-    seen = look_at(pairs, ids_of, everything=said.names is None)
-    if coloured := any((pair.ids >= COLOUR).any() for pair in seen):  # then a gray mask is of that colour
-        seen = [s._replace(ids=np.where(s.ids < COLOUR, COLOUR + 0x010101 * s.ids, s.ids)) for s in seen]
-    found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, printable(beside))
+    said = declared(beside, classes, ignore, otherwise)
+    said, where = said._replace(numbers=said.numbers or numbers), printable(beside)
+    seen, coloured, entries = _looked_at(pairs, said, where, exif)
+    found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, where)
     check_ids(seen, found.table, len(found.names))
-    told = classes is None and said.names is not None
+    said = said._replace(names=found.every)
     return MaskFiles(
-        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, declared=told,
-        left_out={**left_out, **patterns.counts},
+        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said,
+        entries=entries, exif=exif, left_out={**left_out, **patterns.counts},
     )  # fmt: skip
+
+
+def _looked_at(
+    pairs: Sequence[Pair], said: Declared, where: str, exif: Exif | None
+) -> tuple[list[Seen], bool, dict[int, int]]:
+    """What masks hold, whether their colours decide, and else the colours of their palettes' entries."""
+    seen = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None, exif=exif)
+    entries = {} if said.palette or said.numbers else common_palette(seen, where)
+    if coloured := by_colour(said, (int(i) for pair in seen for i in pair.ids)):  # then a gray mask is of that colour
+        seen = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in seen]
+    return seen, coloured, entries
 
 
 def _folder(path: str, what: str) -> str:
@@ -157,7 +223,9 @@ def _beside(root: str, typed: str) -> str:
     )
 
 
-def _open_panoptic(typed: str, root: str, path: str, limit: int | None, patterns: Patterns) -> MaskFiles:
+def _open_panoptic(
+    typed: str, root: str, path: str, limit: int | None, exif: Exif | None, patterns: Patterns
+) -> MaskFiles:
     """COCO panoptic (format "panoptic segmentation" of cocodataset.org): RGB ids of segments, each of one category.
 
     Classes are the categories in the order of the file; void and what no segment names is 255.
@@ -186,22 +254,24 @@ def _open_panoptic(typed: str, root: str, path: str, limit: int | None, patterns
         raise UserError(
             f"{printable(path)} has {len(pairs)} pictures and {len(categories)} classes; 1 and 2 are needed"
         )
-    _check_segments(pairs, tables, path)
+    _check_segments(pairs, tables, path, exif)
     palette = [c.get("color") for c in content["categories"]]
     chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
     titles = [str(c["name"]) for c in content["categories"]]
+    if twice := repeated(titles):
+        raise UserError(f"{printable(path)} has two categories of the name {twice!r}: give each its own")
     found = {**left_out, **patterns.counts}
-    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, declared=True, left_out=found)
+    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, exif=exif, left_out=found)
 
 
-def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str) -> None:
+def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, exif: Exif | None) -> None:
     """Raise UserError for masks of another size than their pictures, or with segments that the file does not name."""
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
-    def unknown(pair: Pair) -> Int32[np.ndarray, "n"]:
-        return np.setdiff1d(np.unique(read_ids(file_bytes(pair.mask), True)), by_mask[pair.mask].ids)
+    def unknown(pair: Pair) -> Ids:
+        return Ids(np.setdiff1d(np.unique(read_ids(file_bytes(pair.mask), True)), by_mask[pair.mask].ids))
 
-    seen = look_at(pairs, unknown)
+    seen = look_at(pairs, unknown, exif=exif)
     if wrong := [f"{s.shown} has {listed(s.ids)}" for s in seen if len(s.ids)]:
         raise UserError(
             f"{len(wrong)} of {len(seen)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "

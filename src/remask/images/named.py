@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from remask.images.columns import Part, joined, label_column
 from remask.images.decoding import decode
 from remask.images.files import Files, files_under, open_files, sorted_out
 from remask.images.left_out import further
@@ -165,13 +166,21 @@ def open_hub(name: str, limit: int | None) -> Hub:
     rows = rows.cast_column(pictures[0], Image(decode=False))
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     left_out = further(pictures[1:], len(rows))
-    classes = [column for column, kind in rows.features.items() if isinstance(kind, ClassLabel)]
-    if not classes:
+    kinds = {
+        column: "ClassLabel" if isinstance(kind, ClassLabel) else _kind(kind) for column, kind in rows.features.items()
+    }
+    label = label_column(kinds)
+    if label is None:
         return Hub(name, rows, pictures[0], None, None, left_out)
-    labels = [int(label) for label in rows[classes[0]]]
-    known = labels if min(labels, default=-1) >= 0 else None  # -1 stands for withheld labels
-    names = list(rows.features[classes[0]].names)
-    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], known, names, left_out)
+    names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
+    labels, classes = joined([Part(rows[label], names, name)])
+    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
+
+
+def _kind(kind: Any) -> str:
+    """The kind of a column by the `datasets` library's name of its type."""
+    stored = str(getattr(kind, "dtype", ""))
+    return "integer" if "int" in stored else "text" if stored in ("string", "large_string", "bool") else stored
 
 
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {

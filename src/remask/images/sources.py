@@ -23,10 +23,12 @@ from remask.images.files import (
     files_under,
     is_picture,
     of_splits,
+    only_folder,
     open_files,
     printable,
     sorted_out,
 )
+from remask.images.labels import numbered
 from remask.images.left_out import Patterns, listed
 from remask.images.lists import SUFFIXES, open_list
 from remask.images.named import NAMED, open_hub
@@ -41,9 +43,9 @@ class Source(Protocol):
     name: str
     """What the user typed."""
     labels: list[int] | None
-    """The class number of every picture, or nothing."""
+    """The class number of every picture, 0..C-1, or nothing."""
     classes: list[str] | None
-    """The name of every class number, where known."""
+    """The names of the C classes by number, where there are labels."""
     left_out: dict[str, int]
     """How many files and the like it does not take, by reason."""
 
@@ -58,7 +60,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, exclude: Sequence[str] = ()) -> Source:
+def open_source(
+    spec: str,
+    *,
+    limit: int | None = None,
+    labelled: bool = False,
+    exclude: Sequence[str] = (),
+    one_class: bool = False,
+) -> Source:
     """Open what `spec` names; nothing is written except the download of a named set.
 
     DIR           pictures below a folder, or else its .tar or .parquet shards; class folders give labels
@@ -74,7 +83,9 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, 
 
     limit: the first N pictures in the source's own order, which is that of the names for a folder: of class folders
     that is the first class first. labelled: fail if there are no labels. exclude: shell-style patterns of paths below
-    the source that are left out, see `Patterns`. Raises UserError.
+    the source that are left out, see `Patterns`. one_class: a folder with a single folder in it is one of its class, as
+    a test may be. Labels are 0..C-1 whatever numbers a source uses: those are the names of its classes. Raises
+    UserError.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
@@ -83,6 +94,10 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, 
     source.left_out = {**source.left_out, **patterns.counts}
     if labelled and (splits := getattr(source, "splits", {})):
         raise UserError(of_splits(spec, list(splits)))
+    if one_class and source.labels is None and isinstance(source, Files):
+        only_folder(source)
+    if source.labels is not None and source.classes is None:  # of a list, a tar, an older packed set
+        source.labels, source.classes = numbered(source.labels)
     if labelled and source.labels is None:
         raise UserError(
             f"{printable(spec)} has no labels: they come from class folders, .cls members, a label column "
@@ -98,9 +113,17 @@ def has_paths(spec: str) -> bool:
     return not named and (not os.path.isfile(path) or path.lower().endswith((*SUFFIXES, ".tar")))
 
 
-def open_second(spec: str, *, limit: int | None = None, labelled: bool = False, exclude: Sequence[str] = ()) -> Source:
+def open_second(
+    spec: str,
+    *,
+    limit: int | None = None,
+    labelled: bool = False,
+    exclude: Sequence[str] = (),
+    one_class: bool = False,
+) -> Source:
     """`open_source` of test pictures and the like, for which patterns are given that were meant for others first."""
-    return open_source(spec, limit=limit, labelled=labelled, exclude=exclude if has_paths(spec) else ())
+    patterns = exclude if has_paths(spec) else ()
+    return open_source(spec, limit=limit, labelled=labelled, exclude=patterns, one_class=one_class)
 
 
 def _open(spec: str, limit: int | None, patterns: Patterns) -> Source:

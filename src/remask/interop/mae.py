@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from remask.backbones import tables
 from remask.backbones.vit import ViT, create_vit
 from remask.masking import Masking
 from remask.method import Method
@@ -118,7 +118,8 @@ def classifier_state(state: State, network: VisionTransformer) -> dict[str, Tens
 
 def resize_positions(table: Tensor, grid: Grid, prefix: int = 1) -> Tensor:
     """A square table [1, prefix + N, D] for another grid: bicubic, corners not aligned, not antialiased (as MAE's)."""
-    return resample_abs_pos_embed(table, new_size=list(grid), num_prefix_tokens=prefix, antialias=False)
+    side = math.isqrt(table.shape[1] - prefix)
+    return tables.resize_positions(table, (side, side), grid, prefix, antialias=False)
 
 
 def read(source: Source) -> State:

@@ -13,20 +13,22 @@ from remask.types import Size
 
 
 def build_task(
-    recipe: Downstream, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
-) -> Task:
+    recipe: Downstream, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
+    begun: Any = None,
+) -> Task:  # fmt: skip
     """The task of a recipe. `facts` are those of a run that is only tested: nothing is opened to train on.
 
     report   gets a line for each unusable picture, once
+    begun    the facts of a run that goes on: classes keep the numbers that they have there, by their names
     Raises UserError for sources that do not fit together, and all that a network may find fault with.
     """
     with seeded(recipe.seed, "weights"):
         if isinstance(recipe, Finetune):
-            return build_finetune(recipe, runtime, report, facts)
+            return build_finetune(recipe, runtime, report, facts, begun)
         if isinstance(recipe, Segment):
-            return build_segment(recipe, runtime, report, facts)
+            return build_segment(recipe, runtime, report, facts, begun)
         assert isinstance(recipe, Detect)
-        return build_detect(recipe, runtime, report, facts)
+        return build_detect(recipe, runtime, report, facts, begun)
 
 
 def build_model(recipe: Downstream, facts: Mapping[str, Any]) -> tuple[Any, Size]:

@@ -1,7 +1,8 @@
 """Fine-tuning: [data] → pictures of classes, [model] → Classifier, top-1 and a confusion matrix."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,26 @@ from remask.downstream import Task
 from remask.evaluation.accuracy import confusion_picture, score
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.mixing import Mixing
-from remask.images import Loader, Source, Subset, iterate, open_source
+from remask.images import Loader, Source, Subset, by_classes, iterate, open_source
 from remask.images.augment import EvalCrop, TrainAugment
+from remask.images.files import printable
 from remask.images.left_out import notes
 from remask.images.sources import open_second
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
-from remask.tasks.network import freeze, gflops, network, workers
+from remask.tasks.network import check_all, freeze, gflops, network, workers
 from remask.types import Size, UserError
 
 
 def build_finetune(
-    recipe: Finetune, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
-) -> Task:
+    recipe: Finetune, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
+    begun: Any = None,
+) -> Task:  # fmt: skip
     """See `build_task`."""
     data, augment = recipe.data, recipe.augment
-    source, val = labelled(data, recipe.seed, bool(facts))
-    names = facts["classes"] if facts else classes_of(source, val)
+    source, val = labelled(data, recipe.seed, facts, begun)
+    names = source.classes or []
     classifier, size = classifier_of(recipe, names)
     backbone = classifier.backbone
     crop = TrainAugment(
@@ -43,7 +46,7 @@ def build_finetune(
 
     def batches() -> Iterable[Any]:
         return iterate(
-            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=max(data.max_bad, 0.01)
+            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad, report=report
         )
 
     found: dict[str, Any] = {}
@@ -52,8 +55,10 @@ def build_finetune(
         found["scores"] = scores = score(
             tested, watch.over(batches(), len(val), "test"), runtime.device, runtime.autocast
         )
-        protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
-        return scores.summary(names) | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
+        summary = scores.summary(names)
+        summary["bad_images"] = len(val) - summary["images"]
+        protocol = _protocol(data, counted(val), names) | {"images": len(source), "seed": recipe.seed}
+        return summary | {"protocol": protocol}
 
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
@@ -66,40 +71,62 @@ def build_finetune(
         "top1",
         gflops(classifier, classifier.logits, size),
         show,
-        {"classes": names},
+        facts or {"classes": names, "pictures": counted(source)},
         list(dict.fromkeys([*notes(source), *notes(val)])),
     )
+
+
+def _protocol(data: ClassesData, tested: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """What the numbers are of; `tested` are the test pictures of each class, of which some may have none."""
+    protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
+    untested = [name for name, pictures in zip(names, tested, strict=True) if not pictures]
+    return protocol | ({"untested": untested} if untested else {})
 
 
 def classifier_of(recipe: Finetune, names: Sequence[str]) -> tuple[Classifier, Size]:
     """[model] → the network with a head of these classes, and the size of its pictures."""
     model, augment = recipe.model, recipe.augment
     backbone, size = network(model, recipe.data.image_size)
-    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
+    mixes = augment.mixup or augment.cutmix  # 0 and 0, the defaults, are no mixing
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob) if mixes else None
     classifier = Classifier(
         backbone, len(names), pool=model.pool, dropout=model.dropout, smoothing=model.smoothing,
-        mixing=mixing if augment.mixup or augment.cutmix else None, init_scale=model.init_scale,
+        mixing=mixing, init_scale=model.init_scale,
     )  # fmt: skip
     freeze(classifier, model)
     return classifier, size
 
 
-def labelled(data: ClassesData, seed: int, only_val: bool) -> tuple[Source, Source]:
-    """Pictures to learn from and to test on; a random fifth is held out where no test pictures are given."""
-    if data.val is None or not only_val:
-        if data.source is None:
-            raise UserError("no pictures to learn from: give --data DIR of class folders, parquet or tar shards")
-        source = open_source(data.source, limit=data.limit, labelled=True, exclude=data.exclude)
-        source, val = split(source, data.val, seed, data.exclude)
-        return (some_of(source, data.share, seed) if data.share else source), val
-    val = open_second(data.val, labelled=True, exclude=data.exclude)
-    return val, val
+def labelled(data: ClassesData, seed: int, facts: Any = None, begun: Any = None) -> tuple[Source, Source]:
+    """Pictures to learn from and to test on, by the same classes; a random fifth is held out where no test pictures are
+    given.
+
+    facts   of a run that is only tested: its classes are those of the test pictures
+    begun   of a run that goes on: its classes are those of the pictures to learn from, which must have them all
+    """
+    if facts and data.val is not None:
+        val = of_run(open_second(data.val, labelled=True, exclude=data.exclude, one_class=True), facts)
+        return val, val
+    if data.source is None:
+        raise UserError("no pictures to learn from: give --data DIR of class folders, parquet or tar shards")
+    source = open_source(data.source, limit=data.limit, labelled=True, exclude=data.exclude)
+    if facts or begun:
+        source = of_run(source, facts or begun)
+    source, val = split(source, data.val, seed, data.exclude)
+    source = some_of(source, data.share, seed) if data.share else source
+    if not facts:
+        check_classes(source, begun)
+    return source, val
 
 
 def split(source: Source, val: str | None, seed: int, exclude: Sequence[str] = ()) -> tuple[Source, Source]:
-    """Training and test pictures; without a test source, a random fifth is held out."""
+    """Training and test pictures by the same classes; without a test source, a random fifth is held out.
+
+    Raises UserError for a class of the test source that has no picture to learn from.
+    """
     if val is not None:
-        return source, open_second(val, labelled=True, exclude=exclude)
+        test = open_second(val, labelled=True, exclude=exclude, one_class=True)
+        return source, by_classes(test, source.classes or [], printable(source.name), source.labels)
     order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
     cut = len(order) // 5
     return Subset(source, order[cut:]), Subset(source, order[:cut])
@@ -115,20 +142,29 @@ def some_of(source: Source, share: float, seed: int) -> Source:
     return Subset(source, sorted(kept))
 
 
-def classes_of(source: Source, val: Source) -> list[str]:
-    """The names of the classes by number. Raises UserError where the two sources do not mean the same by them."""
-    assert source.labels is not None
-    assert val.labels is not None
-    count = max(source.labels) + 1
-    if source.classes and val.classes and source.classes != val.classes:
-        other = next((name for name in val.classes if name not in source.classes), None)
-        why = f"{other!r} is not among the training pictures" if other else "the training pictures have others too"
-        raise UserError(f"the classes of {val.name} are not those of {source.name}: {why}; both need the same")
-    if (unknown := max(val.labels)) >= count:
-        raise UserError(f"class {unknown} of {val.name} has no picture in {source.name}: both need the same classes")
-    if len(set(source.labels)) < 2:
+def of_run(source: Source, facts: Mapping[str, Any]) -> Source:
+    """A source by the classes of a run. Raises UserError for one that the run has not learned."""
+    classes, pictures = facts["classes"], facts.get("pictures")
+    trained = None if pictures is None else [number for number, count in enumerate(pictures) if count]
+    return by_classes(source, classes, "the run", trained)
+
+
+def counted(source: Source) -> list[int]:
+    """Pictures of each class."""
+    counts = Counter(source.labels)
+    return [counts[number] for number in range(len(source.classes or []))]
+
+
+def check_classes(source: Source, begun: Any) -> None:
+    """Raise UserError for pictures of one class only, or without one that a run has begun to learn."""
+    pictures = counted(source)
+    if sum(map(bool, pictures)) < 2:
         raise UserError(f"all {len(source)} pictures of {source.name} are of one class: at least two are needed")
-    return list(source.classes) if source.classes else [str(number) for number in range(count)]
+    before = (begun or {}).get("pictures", [])  # runs of older versions do not say it
+    learned = [name for name, images in zip(source.classes or [], before, strict=False) if images]
+    check_all(
+        learned, [name for name, images in zip(source.classes or [], pictures, strict=True) if images], source.name
+    )
 
 
-__all__ = ["build_finetune", "classes_of", "classifier_of", "labelled", "some_of", "split"]
+__all__ = ["build_finetune", "classifier_of", "labelled", "some_of", "split"]

@@ -1,6 +1,6 @@
 """Segmentation: [data] → pictures with masks, [model] → Segmenter, mIoU and painted frames."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
+from remask.images.classes import Declared
+from remask.images.files import printable
 from remask.images.left_out import notes
 from remask.images.masks import IGNORE, MaskFiles, open_masks
-from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
+from remask.images.paired import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
-from remask.tasks.network import freeze, gflops, network, workers
+from remask.tasks.network import check_all, freeze, gflops, network, workers
 from remask.types import Size, UserError
 
 SHOWN = 6
@@ -25,11 +27,12 @@ SHOWN = 6
 
 
 def build_segment(
-    recipe: Segment, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None
-) -> Task:
+    recipe: Segment, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
+    begun: Any = None,
+) -> Task:  # fmt: skip
     """See `build_task`."""
     data = recipe.data
-    source, val = pairs(data, recipe.seed, facts)
+    source, val = pairs(data, recipe.seed, facts, begun)
     names, palette = source.classes, source.palette
     segmenter, size = segmenter_of(recipe, names, source.ignore)
     backbone = segmenter.backbone
@@ -42,15 +45,19 @@ def build_segment(
     step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
     asked: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
 
+    usable = list[int]()
+
     def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
-        pairs = whole_pairs(val, 4, channels=backbone.channels, max_bad=max(data.max_bad, 0.01))
-        batches = watch.over(pairs, len(val), "test")
+        usable.clear()
+        batches = watch.over(_noted(val, backbone.channels, data.max_bad, report, usable), len(val), "test")
         result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **asked)
+        result["bad_images"] = len(val) - result["images"]
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
         return result
 
     def show(tested: Segmenter, folder: Path) -> None:
-        some = val.subset([i * len(val) // min(SHOWN, len(val)) for i in range(min(SHOWN, len(val)))])
+        shown = min(SHOWN, len(usable))
+        some = val.subset([usable[i * len(usable) // shown] for i in range(shown)])
         images, truths, guesses = list[Tensor](), list[Tensor](), list[Tensor]()
         for batch in whole_pairs(some, channels=backbone.channels):
             with torch.inference_mode():
@@ -59,9 +66,19 @@ def build_segment(
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
-    facts = {"classes": names, "none": source.none}
-    said = list(dict.fromkeys([*notes(source), *notes(val)]))
-    return Task(segmenter, train, len(source), test, "mIoU", cost, show, facts, said)
+    said = source.said._asdict() if source.said.names else None
+    told = facts or {"classes": names, "none": source.none, "masks": said}
+    lines = list(dict.fromkeys([*notes(source), *notes(val)]))
+    return Task(segmenter, train, len(source), test, "mIoU", cost, show, told, lines)
+
+
+def _noted(
+    val: MaskFiles, channels: int, max_bad: float, report: Callable[[str], None] | None, usable: list[int]
+) -> Iterator[PairBatch]:
+    """Whole test pairs; the numbers of those that can be used are added to `usable`."""
+    for batch in whole_pairs(val, 4, channels=channels, max_bad=max_bad, report=report):
+        usable.extend(batch.index.tolist())
+        yield batch
 
 
 def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:
@@ -75,49 +92,46 @@ def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) ->
     return segmenter, size
 
 
-def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]:
-    """Pairs to learn from and to test on; of one folder alone a random fifth is held out."""
+def pairs(data: MasksData, seed: int, facts: Any, begun: Any = None) -> tuple[MaskFiles, MaskFiles]:
+    """Pairs to learn from and to test on, by the same classes; of one folder alone a random fifth is held out.
+
+    facts, begun   as `build_task` has them
+    Test masks that declare nothing are read as those to learn from.
+    """
     if data.source is None and not (facts and data.val):
         raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
-    given["exclude"] = data.exclude
-    val = open_masks(data.val, data.val_masks, **given) if data.val else None
-    if facts and val:
-        val = _alike(val, data, facts["classes"], facts.get("none"), given)
-        _check(val.classes, facts["classes"], f"{data.val}", "the model")
+    given |= {"exif": data.exif, "exclude": data.exclude}
+    run = facts or begun
+    given["numbers"] = bool(begun) and "masks" not in begun  # as runs of older versions read palettes
+    said = said_by(run, data) if run else None
+    if facts and data.val:
+        val = open_masks(data.val, data.val_masks, otherwise=said, **given).by_classes(facts["classes"], "the run")
         return val, val
-    source = open_masks(str(data.source), data.masks, limit=data.limit, **given)
-    if val is None:
+    source = open_masks(str(data.source), data.masks, limit=data.limit, otherwise=said, **given)
+    if begun:
+        check_all(begun["classes"], source.classes, source.name)
+    if run:
+        source = source.by_classes(run["classes"], "the run")
+    if data.val is None:
         order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
         cut = max(1, len(order) // 5)
         return source.subset(order[cut:]), source.subset(order[:cut])
-    val = _alike(val, data, source.classes, source.none, given)
-    _check(val.classes, source.classes, f"{data.val}", f"{data.source}")
-    return source, val
+    val = open_masks(data.val, data.val_masks, otherwise=source.said, **given)
+    return source, val.by_classes(source.classes, printable(source.name))
 
 
-def _alike(
-    val: MaskFiles, data: MasksData, classes: list[str], none: int | None, given: Mapping[str, Any]
-) -> MaskFiles:
-    """Test masks by the classes that are known, where no file declares theirs: they may lack the last ones."""
-    if val.declared or val.classes == classes:
-        return val
-    none = data.ignore if data.ignore is not None else none
+def said_by(run: Mapping[str, Any], data: MasksData) -> Declared | None:
+    """What the masks that a run has learned from said of their classes, from its task.json."""
+    if "masks" in run:
+        said = run["masks"]
+        palette = said and said["palette"] and [(red, green, blue) for red, green, blue in said["palette"]]
+        return said and Declared(said["names"], said["ignore"], palette, said["numbers"])
+    none, names = data.ignore if data.ignore is not None else run.get("none"), list(run["classes"])
     place = None if none is None else none - int(data.reduce_zero)
-    names = [*classes]
     if place is not None and 0 <= place <= len(names):  # it was struck from the list, and is struck again
         names.insert(place, "no class")
-    return open_masks(str(data.val), data.val_masks, **{**given, "classes": names, "ignore": none})
-
-
-def _check(classes: list[str], known: list[str], where: str, other: str) -> None:
-    if classes != known:
-        odd = [name for name in classes if name not in known] or [name for name in known if name not in classes]
-        named = f" ({', '.join(odd[:3])}{', …' if len(odd) > 3 else ''} not in both)" if odd else ", in another order"
-        raise UserError(
-            f"{where} has {len(classes)} classes and {other} {len(known)}{named}: both need the same; "
-            "declare them in a classes.json, or say how many with --classes"
-        )
+    return Declared(names, none)
 
 
 def _dtype(runtime: Runtime) -> torch.dtype | None:

@@ -1,6 +1,6 @@
 """[model] of a downstream recipe → the backbone that is trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from remask.backbones.checkpointing import set_checkpointing
 from remask.build import auto_workers
 from remask.evaluation.features import evaluating
+from remask.images.files import printable
+from remask.images.labels import match
 from remask.interop.start import start
 from remask.ledger import forward_gflops
 from remask.recipe.downstream import DetectModel, FinetuneModel, SegmentModel
@@ -47,4 +49,15 @@ def workers(part: RuntimeSection, runtime: Runtime) -> int:
     return auto_workers(runtime) if part.workers == "auto" else part.workers
 
 
-__all__ = ["freeze", "gflops", "network", "workers"]
+def check_all(learned: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Raise UserError for a class that a run has begun to learn and that its pictures do not have any more."""
+    found = set(match(names, learned, (), where, "the run").values())
+    if gone := [name for place, name in enumerate(learned) if place not in found]:
+        few = ", ".join(map(repr, gone[:3])) + (", …" if len(gone) > 3 else "")
+        raise UserError(
+            f"{printable(where)} has no class {few} any more, which the run has begun to learn: bring back its name, "
+            "or start a new run"
+        )
+
+
+__all__ = ["check_all", "freeze", "gflops", "network", "workers"]

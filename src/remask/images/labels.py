@@ -1,0 +1,131 @@
+"""Classes by name: labels of any kind become numbers 0..C-1 with a name each, and those of two sources are matched.
+
+Two names are one class where their text is equal (in Unicode's form NFC), or where both are whole numbers of one value:
+a folder "010", a list's 10 and a .cls of 10 are one class. The order in which a source lists its classes means nothing.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+from remask.types import UserError
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,1000}")
+_SHOWN = 3
+"""Classes that a line names."""
+
+
+def whole(name: str) -> int | None:
+    """The value of a name that is a whole number, however it is written."""
+    return int(name) if _WHOLE.fullmatch(name) else None
+
+
+def numbered(values: Sequence[int] | Sequence[str]) -> tuple[list[int], list[str]]:
+    """Labels that are numbers or names as class numbers 0..C-1, and the C classes in ascending order.
+
+    A number stands for itself alone: 1234567890 is a class of that name, and says nothing about how many there are.
+    """
+    classes = sorted(set(values))  # type: ignore[type-var]  # all numbers or all names
+    places = {value: place for place, value in enumerate(classes)}
+    return [places[value] for value in values], [str(value) for value in classes]
+
+
+def united(lists: Iterable[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
+    """The classes of several files together, and for each file the place of its own among them, by name.
+
+    The first file's come first in its order, then what others add.
+    """
+    places: dict[str, int] = {}
+    found = [[places.setdefault(name, len(places)) for name in names] for names in lists]
+    return list(places), found
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """The first name that stands in the list twice."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
+def match(names: Sequence[str], known: Sequence[str], used: Iterable[int], where: str, other: str) -> dict[int, int]:
+    """For the number of each class of `names` that is used, and of each other one that is known, its number in `known`.
+
+    used           numbers of the classes that have something to be tested
+    where, other   what `names` and `known` are the classes of, for a person
+    Raises UserError for used classes that are not known, or not by one name only.
+    """
+    used = sorted(set(used))
+    if list(names) == list(known):
+        return {number: number for number in range(len(known))}
+    tables = [(sense, _table(known, sense)) for sense in _SENSES]
+    found = {number: place for number, name in enumerate(names) if (place := _place(name, tables)) is not None}
+    if unknown := [number for number in used if number not in found]:
+        raise UserError(_unknown([names[number] for number in unknown], known, where, other))
+    taken: dict[int, int] = {}
+    for number in used:
+        if (first := taken.setdefault(found[number], number)) != number:
+            raise UserError(
+                f"the classes {names[first]!r} and {names[number]!r} of {where} are both {known[found[number]]!r} of "
+                f"{other}: name them alike in both, or put them together"
+            )
+    return found
+
+
+def check_trained(names: Sequence[str], used: Iterable[int], trained: Iterable[int], where: str, other: str) -> None:
+    """Raise UserError for classes of `where` that `other` names and has no picture of. Numbers are those of `names`."""
+    if empty := sorted(set(used) - set(trained)):
+        few, has = _listed([names[number] for number in empty]), "has" if len(empty) == 1 else "have"
+        raise UserError(
+            f"class{'es' * (len(empty) > 1)} {few} of {where} {has} no training image in {other}: give some to train "
+            "on, or leave the class out of the test"
+        )
+
+
+_Sense = Callable[[str], Hashable]
+_SENSES: tuple[_Sense, ...] = (lambda name: name, lambda name: unicodedata.normalize("NFC", name), whole)
+"""In what two names may agree, the strictest first."""
+
+
+def _table(known: Sequence[str], sense: _Sense) -> dict[Hashable, list[int]]:
+    table: dict[Hashable, list[int]] = {}
+    for place, name in enumerate(known):
+        table.setdefault(sense(name), []).append(place)
+    return table
+
+
+def _place(name: str, tables: Sequence[tuple[_Sense, dict[Hashable, list[int]]]]) -> int | None:
+    """Where the name stands, None where it does not or where several may be meant."""
+    for sense, table in tables:
+        key = sense(name)
+        if key is not None and (places := table.get(key)):
+            return places[0] if len(places) == 1 else None
+    return None
+
+
+def _unknown(unknown: Sequence[str], known: Sequence[str], where: str, other: str) -> str:
+    many = len(unknown) > 1
+    line = f"class{'es' * many} {_listed(unknown)} of {where} {'are' if many else 'is'} not among those of {other}"
+    if meant := _near(unknown[0], known):
+        return f"{line}, which has {_listed(meant)}: name the class alike in both"
+    numbers = [all(whole(name) is not None for name in names) for names in (unknown, known)]
+    if numbers[0] != numbers[1]:
+        return f"{line} ({_listed(known)}): numbers cannot be matched with names; give both sources the same"
+    return (
+        f"{line} ({_listed(known)}): train on {'them' if many else 'it'} too, or leave {'them' if many else 'it'} out"
+    )
+
+
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    """Known names that differ in case, blanks, width or the like, or several of the same value."""
+    loose = _loosely(name)
+    return [one for one in known if _loosely(one) == loose or (whole(name) is not None and whole(one) == whole(name))]
+
+
+def _loosely(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+__all__ = ["check_trained", "match", "numbered", "repeated", "united", "whole"]
