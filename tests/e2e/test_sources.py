@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -126,14 +128,15 @@ def test_labelled_commands_say_it_too(tmp_path: Path, monkeypatch, capsys) -> No
         assert (out + err).count("left out") == 1
 
 
-def test_another_user_is_told_how_to_go_on(tmp_path: Path) -> None:
+def test_another_user_is_told_how_to_go_on(request: pytest.FixtureRequest) -> None:
     """As one without rights sees a disk whose root holds lost+found, of root, mode 700."""
     if os.geteuid():
         pytest.skip("only root can become another user")
+    tmp_path = Path(tempfile.mkdtemp())  # pytest closes the folder above tmp_path to others
+    request.addfinalizer(lambda: shutil.rmtree(tmp_path))
+    tmp_path.chmod(0o755)
     put(tmp_path / "d", 0, "photos/0.png", "lost+found/1.png")
     (tmp_path / "d/lost+found").chmod(0o700)
-    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
     code = (
         "import os, sys, remask.images, remask.images.decoding\n"
         "from remask.images import open_source\n"

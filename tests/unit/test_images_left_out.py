@@ -109,6 +109,15 @@ def test_an_excluded_folder_is_not_entered(tmp_path: Path, monkeypatch: pytest.M
     assert source.left_out == {"excluded by lost+found": 1}
 
 
+def test_a_source_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str) -> Any:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(UserError, match="no permission to look at /x/pictures"):
+        open_source("/x/pictures")
+
+
 def test_files_in_a_folder_that_lists_but_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mode r--: names are read, and nothing can be said of what bears them."""
     put(tmp_path, "a.jpg", "b.jpg")

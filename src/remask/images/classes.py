@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from remask.images.decoding import BadImage, formats
+from remask.images.decoding import FORMATS, BadImage
 from remask.images.files import printable
+from remask.images.heif import heif_formats
 from remask.images.labels import repeated
 from remask.textfiles import read_json, read_text
 from remask.types import UserError
@@ -205,7 +206,7 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
     Raises BadImage.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
+        with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"its mask of {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
             if image.format == "JPEG":

@@ -20,14 +20,6 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000"
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
 
 
-def formats(data: bytes) -> tuple[str, ...]:
-    """FORMATS, or HEIF for such a picture. Raises BadImage where nothing is installed that reads it."""
-    try:
-        return heif_formats(data) or FORMATS
-    except NoHeifReader as error:
-        raise BadImage(str(error)) from None
-
-
 class BadImage(Exception):  # noqa: N818  (a fact about a picture, not a fault of the program)
     """One picture that cannot be used; the message is one line and says why."""
 
@@ -158,14 +150,14 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
     try:
         if levels is not None and (found := read_deep(data, channels, max_pixels)) is not None:
             return _from_deep(found, channels, levels)
-        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
+        with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             _check_size(image.width, image.height, max_pixels)
             image.load()
             _turn_upright(image)
             return _from_pillow(image, channels, levels)
     except BadImage:
         raise
-    except Unread as error:
+    except (Unread, NoHeifReader) as error:
         raise BadImage(str(error)) from None
     except UnidentifiedImageError:
         if holds_heif(data):

@@ -31,10 +31,10 @@ def can_read() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def heif_formats(data: bytes) -> tuple[str, ...]:
-    """What Pillow is to try for a HEIF picture; nothing for any other. Raises NoHeifReader."""
+def heif_formats(data: bytes, others: tuple[str, ...]) -> tuple[str, ...]:
+    """The formats that Pillow is to try: HEIF for such a picture, else the others. Raises NoHeifReader."""
     if not holds_heif(data):
-        return ()
+        return others
     if not can_read():
         raise NoHeifReader("a HEIC picture, which needs pip install 'remask[heic]'")
     _register_heif()

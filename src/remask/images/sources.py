@@ -143,6 +143,12 @@ def _open(spec: str, limit: int | None, patterns: Patterns) -> Source:
         return _open_folder(spec, path, limit, patterns)
     if os.path.isfile(path):
         return _open_file(spec, path, limit, patterns)
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise UserError(f"no permission to look at {printable(spec)}: name a folder that may be read") from None
+    except (OSError, ValueError):  # a pattern, or nothing
+        pass
     shards = _expand(path)
     if not shards:
         raise UserError(_nothing_at(spec))

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from remask.images.decoding import formats
+from remask.images.decoding import FORMATS
 from remask.images.deep import TIFF
+from remask.images.heif import heif_formats
 
 
 class Stored(NamedTuple):
@@ -29,7 +30,7 @@ def stored(data: bytes | np.ndarray, channels: int = 3) -> Stored:
             return found
         if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
             return _array(data, channels)
-        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
+        with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             return _by_pillow(image, data, channels)
     except Exception:  # decoded all the same, by torchvision, or refused there with a reason
         return Stored("unknown to Pillow", 3)
