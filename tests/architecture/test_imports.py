@@ -13,6 +13,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     for step in (
         "errors",
         "types",
+        "tensor_files",
         "tokens",
         "views",
         "masking",
