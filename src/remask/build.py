@@ -12,6 +12,7 @@ from remask.backbones import Backbone
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
+from remask.backbones.refusals import why_named
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
 from remask.heads import Decoder, TokenDecoder
@@ -26,11 +27,12 @@ from remask.parallel import Plan, rehearse
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.runtime import Runtime, seeded
+from remask.starting import start_from
 from remask.targets import Hog, Pixels, Target
 from remask.targets.cached import Cached
 from remask.targets.dalle import Dalle, load_dalle
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
-from remask.teaching import build_teachers, map_teacher, start_from, student_layers, weight_of
+from remask.teaching import build_teachers, map_teacher, student_layers, weight_of
 from remask.trainer import Hook, Trainer
 from remask.types import Size, UserError
 
@@ -49,8 +51,8 @@ def build_backbone(recipe: Recipe) -> Backbone:
         create = partial(create_vit, positions=part.positions)
     if create is create_hierarchical and recipe.method.name != "fastmim" and known(part.name):
         raise UserError(
-            f"method {recipe.method.name} drops or replaces masked tokens, and {part.name} can do neither; choose "
-            "method fastmim, which hides pixels, or a ViT"
+            f"method {recipe.method.name} drops or replaces masked tokens, and {part.name} can do neither; "
+            f"choose method fastmim, which hides pixels, or a ViT ({part.name}: {why_named(part.name)})"
         )
     if overrides and create is create_hierarchical:
         given = " and ".join(
@@ -110,8 +112,11 @@ def codebook_features(part: TargetRecipe) -> TargetRecipe:
     return TargetRecipe.model_validate({"kind": "features", "teacher": part.teacher, "weights": part.weights})
 
 
-def build_method(recipe: Recipe) -> Method:
-    """Base method, then DM, then JD; a target that two branches share is one object, computed once."""
+def build_method(recipe: Recipe, start: bool = True) -> Method:
+    """Base method, then DM, then JD; a target that two branches share is one object, computed once.
+
+    start   load the weights that it is to start from; not where a checkpoint follows
+    """
     with seeded(recipe.seed, "weights"):
         backbone, part = build_backbone(recipe), recipe.method
         masking, unit = build_masking(recipe, backbone.patch)
@@ -129,7 +134,8 @@ def build_method(recipe: Recipe) -> Method:
             "moma": lambda: _moma(recipe, backbone, masking),
         }
         method = bases[part.name]()
-        start_from(backbone, recipe)
+        if start:
+            start_from(method, recipe)
         if recipe.dm:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:

@@ -12,6 +12,7 @@ from torch import nn
 
 from remask.checkpoint import RunFolder, find, load_weights
 from remask.console import Watch, console
+from remask.interop.loaded import loaded_of
 from remask.ledger import Ledger
 from remask.listing import environment
 from remask.optim import Averaged, Schedule, adamw, parameter_groups
@@ -67,6 +68,8 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
         trainer.resume()
     screen = console(trainer.schedule.steps, recipe.name, quiet)
     screen.say(f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}")
+    if fresh and (loaded := loaded_of(task.model.backbone)):
+        screen.say(loaded.line)
     trainer.train(screen)
     return conclude(task, model, run, recipe, quiet)
 

@@ -22,6 +22,7 @@ from remask.progressive import Phase, hand_over, phase_of, phases
 from remask.recipe import Recipe, dump, method_label
 from remask.report.equation import equation
 from remask.runtime import Runtime, generator, resolve
+from remask.starting import loaded_lines
 from remask.trainer import Hook, Trainer
 from remask.types import UserError
 
@@ -35,7 +36,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     with world.in_turn():
         source = open_source(recipe.data.source, limit=recipe.data.limit)
     ahead = phases(recipe)[phase_of(recipe, position(run)["epoch"]) if recipe.progress and not fresh else 0 :]
-    method = build_method(ahead[0].recipe)
+    method = build_method(ahead[0].recipe, start=fresh)
     for phase in ahead[1:]:
         with torch.device("meta"):  # a size that does not fit is met now, not in hours
             build_method(phase.recipe)
@@ -44,7 +45,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         say = (lambda line: None) if quiet else print
         words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
         kept = codebooks.with_file(recipe, codebooks.FILE)
-    screen, said = list[Console](), list[str]()
+    screen, said = list[Console](), loaded_lines(method)
     if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
         said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
@@ -86,7 +87,7 @@ def _through(
         if trainer.step >= trainer.schedule.steps:  # max_steps ended the run
             return
         sizes = before.recipe.data.image_size, after.recipe.data.image_size
-        following = trainer_of(after, build_method(after.recipe))
+        following = trainer_of(after, build_method(after.recipe, start=False))
         hand_over(trainer, following, *sizes)
         screen.say(f"after epoch {before.end} images grow to {sizes[1][0]}×{sizes[1][1]} px")
         trainer = following
@@ -160,7 +161,7 @@ def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
 
 def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
     """A whole method on the main process's device; the others give their pieces."""
-    state, copy = whole(method.state_dict(), runtime.world.main), build_method(recipe)
+    state, copy = whole(method.state_dict(), runtime.world.main), build_method(recipe, start=False)
     if runtime.world.main:
         copy.load_state_dict(state)
     return copy.to(runtime.device)

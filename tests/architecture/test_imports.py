@@ -27,7 +27,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "evaluation",
         "report",
         "recipe",
-        "teaching",
+        "teaching starting",
         "build",
         "progressive",
         "runs",

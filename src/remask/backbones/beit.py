@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
+from remask.backbones.refusals import refuse_unless
 from remask.backbones.tables import resize_table
 from remask.tokens import patchify, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
@@ -58,6 +59,7 @@ class BeitViT(nn.Module):
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        refuse_unless(network, Beit, ("forward_features",))
         stem = network.patch_embed
         self.network, self.origin = network, origin
         self.patch: Size = (int(stem.patch_size[0]), int(stem.patch_size[1]))
@@ -190,8 +192,9 @@ def create_beit(
     arguments: dict[str, Any] = {**pretraining, **small, **(overrides or {}), **fixed}
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except (TypeError, AssertionError, RuntimeError) as error:
-        raise UserError(f"timm cannot build {name} with {arguments}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # timm's own code, of which any kind may come
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"timm cannot build {name} with {arguments}: {reason}") from error
     if not isinstance(network, Beit):
         raise UserError(f"{name} is a {type(network).__name__}, not a BEiT")
     if network.embed_dim % (heads := network.blocks[0].attn.num_heads):

@@ -8,6 +8,7 @@ from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
 from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.refusals import is_plain
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
 from remask.types import UserError
@@ -36,8 +37,9 @@ def refuse_tag(name: str) -> None:
 
 
 def maker(name: str) -> Callable[..., Backbone]:
-    """The `create_…` function of a name."""
-    return next(create for start, create in NETWORKS.items() if name.startswith(start))
+    """The `create_…` function of a name. A vit_… that is no plain vision transformer is one of the rest."""
+    found = next(create for start, create in NETWORKS.items() if name.startswith(start))
+    return create_hierarchical if found is create_vit and not is_plain(name) else found
 
 
 __all__ = ["NETWORKS", "maker", "refuse_tag", "tag_of"]

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
+from remask.backbones.refusals import refuse_unless
 from remask.tokens import grid_of, patchify
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -58,6 +59,7 @@ class Swin(nn.Module):
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        refuse_unless(network, SwinTransformer, ("forward_features",))
         stem = network.patch_embed
         self.network, self.origin = network, origin
         self.depths = [len(stage.blocks) for stage in network.layers]
@@ -221,8 +223,9 @@ def _per_stage(arguments: dict[str, Any]) -> dict[str, Any]:
 def _network(name: str, base: str, drop_path: float, arguments: Mapping[str, Any]) -> SwinTransformer:
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except (TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"timm cannot build {name} with {dict(arguments)}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # timm's own code, of which any kind may come
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"timm cannot build {name} with {dict(arguments)}: {reason}") from error
     if not isinstance(network, SwinTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a Swin transformer of version 1")
     for stage in network.layers:

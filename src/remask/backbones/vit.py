@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
+from remask.backbones.refusals import refuse_unless, why_named
 from remask.tokens import patchify, sincos_positions, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -53,6 +54,7 @@ class ViT(nn.Module):
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        refuse_unless(network, VisionTransformer, ("_pos_embed", "forward_features"))
         stem = network.patch_embed
         if not isinstance(stem, PatchEmbed) or not isinstance(stem.proj, nn.Conv2d):
             raise UserError(
@@ -178,10 +180,11 @@ def create_vit(
     }
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except (TypeError, AssertionError) as error:
-        raise UserError(f"timm cannot build {name} with {arguments}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # timm's own code, of which any kind may come
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"timm cannot build {name} with {arguments}: {reason}") from error
     if not isinstance(network, VisionTransformer):
-        raise UserError(f"{name} is a {type(network).__name__}, not a plain vision transformer")
+        raise UserError(f"{name} is a {type(network).__name__}, not a plain vision transformer: {why_named(base)}")
     backbone = ViT(network, mean, std, origin=(base, arguments))
     grid = backbone.grid(size)
     if positions == "sincos" and network.pos_embed is not None:

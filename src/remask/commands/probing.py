@@ -66,7 +66,7 @@ def probe(
     if asked.layers and asked.protocol != "fast":
         raise UserError(f"--layers is for the fast probe; with --protocol {asked.protocol} give one --layer")
     source, test = split(open_source(data, limit=limit, labelled=True), val, asked.seed)
-    seen = subject(str(path), look)
+    seen = subject(str(path), look, quiet)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
     part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit))
     name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)

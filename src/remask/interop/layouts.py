@@ -1,4 +1,4 @@
-"""How files name things: entries that hold weights, prefixes of wrappers, classifiers, and the anchors of each layout."""
+"""How files name things: entries that hold weights, prefixes of wrappers, classifiers, and what each layout has."""
 
 import re
 from collections.abc import Mapping

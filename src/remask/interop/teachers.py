@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from remask.backbones.makers import refuse_tag
 from remask.interop.fetching import counting, fetched, package
 from remask.interop.layouts import Layout
-from remask.interop.loaded import Loaded, remember
+from remask.interop.loaded import Loaded, loaded_of, remember
 from remask.interop.mae import MEAN, STD, check
 from remask.interop.state_dicts import State, find
 from remask.types import Size, UserError
@@ -51,6 +51,7 @@ class Map(nn.Module):
     def __init__(self, network: nn.Module, reach: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.network, self.reach = network, reach
+        remember(self, loaded_of(network))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         return self.reach(self.network, images)
@@ -126,6 +127,7 @@ def torchvision_teacher(
     if not 0 <= layer <= last:
         raise UserError(f"{name} has layers 0 to {last}, not {layer}")
     features = network.features[: layer + 1]
+    remember(features, loaded_of(network))
     if not tensorflow:
         return _opened(features, MEAN, STD, (224, 224))
     pad_as_tensorflow(features)
