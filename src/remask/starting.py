@@ -87,7 +87,7 @@ def _named_weights(backbone: Any, recipe: Recipe) -> None:
     name, (base, arguments) = recipe.backbone.name, backbone.origin
     cure = (
         f"give backbone.name={name.partition('.')[0]} to start from random weights, "
-        "or backbone.weights=FILE with it for a file"
+        "and with it backbone.weights=dino:FILE where the weights are at hand as a file"
     )
     spec = f"backbone.name {name}"
     network = fetched(lambda: timm.create_model(base, pretrained=True, **arguments), spec, cure)

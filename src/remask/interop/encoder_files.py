@@ -178,7 +178,7 @@ def open_file(asked: Asked, path: Path) -> Backbone:
             backbone = KINDS[asked.kind](asked, found)
         backbone = backbone.to("meta") if counting() else backbone
     besides = [key for key in found.state if PRETRAINING.match(key)]
-    count = len(backbone.network.state_dict())
+    count = len(backbone.network.state_dict()) - found.new
     remember(backbone, Loaded(asked.spec, count, found.copy, found.said, (*besides, *found.left_out)))
     return backbone
 

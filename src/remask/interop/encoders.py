@@ -177,6 +177,8 @@ def _exported(asked: Asked, path: Path) -> Backbone:
     backbone = make(model, size, mean, std, overrides=given, **keys)
     with torch.device("cpu"):
         state = content_of(weights)
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{weights} is damaged: export the run again with remask export {path}")
     check(state, backbone.network.state_dict(), str(weights))
     if not counting():
         backbone.network.load_state_dict(dict(state))

@@ -54,6 +54,7 @@ class Found(NamedTuple):
 
     left_out   names of what stood beside them
     said       what else a person should know
+    new        how many of its tensors are in no file
     """
 
     state: dict[str, Tensor]
@@ -61,6 +62,7 @@ class Found(NamedTuple):
     copy: str
     left_out: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+    new: int = 0
 
 
 def read(source: Source, kind: str | Layout = "mae", classifiers: bool = False) -> dict[str, Tensor]:
@@ -175,11 +177,11 @@ def _named(copy: Copy, layout: Layout, where: str, said: list[str], classifiers:
             left.append(key)
     if copy.prefix not in ("", native):
         said = [*said, f"the prefix {outer or copy.prefix} was taken off"]
-    norm, other = f"{native}norm.weight", under.get("fc_norm.weight")
+    norm, other, new = f"{native}norm.weight", under.get("fc_norm.weight"), 0
     if other is not None and norm not in state and not classifiers:
         state |= {norm: torch.ones_like(other), f"{native}norm.bias": torch.zeros_like(other)}
-        said = [*said, "its final norm is new, for the file has fc_norm in its place"]
-    return Found(state, where, copy.label, tuple(left), tuple(said))
+        said, new = [*said, "its final norm is new, for the file has fc_norm in its place"], 2
+    return Found(state, where, copy.label, tuple(left), tuple(said), new)
 
 
 def _tensors(
