@@ -72,7 +72,7 @@ def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe)
         raise UserError(f"backbone.weights {spec} takes heads and no more: pictures are normalised as [data] says")
     if spec.partition(":")[0] in ("timm", "untrained", "run"):
         return open_encoder(spec, heads=stated.get("heads"))
-    blocks = getattr(backbone.network, "blocks", None)
+    blocks = getattr(backbone.network, "blocks", None) or getattr(backbone.network, "blocks3", None)  # of a ConvViT
     own = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks is not None else None
     heads = stated.get("heads", own)
     if own is not None and heads != own:

@@ -25,7 +25,24 @@ HEAD = 512
 """Bytes at the beginning of a file that tell what it is."""
 
 RUNNABLE = re.compile(r"(?:__builtin__|builtins|os|posix|nt|sys|subprocess|shutil|socket|runpy|importlib|webbrowser)\.")
-HARMLESS = ("set", "frozenset", "complex", "bytearray", "slice", "range", "xrange", "object", "list", "dict", "tuple")
+HARMLESS = frozenset(
+    (
+        "set",
+        "frozenset",
+        "complex",
+        "bytearray",
+        "slice",
+        "range",
+        "xrange",
+        "object",
+        "list",
+        "dict",
+        "tuple",
+        "getattr",
+    )
+)
+"""What common data names of Python's own; a stand-in takes their place as well. Enumerations come by getattr."""
+
 KNOWN_AS = {
     f"numpy.{core}.multiarray.{own}": name
     for core in ("core", "_core")
@@ -144,10 +161,10 @@ def _no_checkpoint(path: Path, head: bytes) -> str | None:
         return "is a web page, saved in the place of the file: download the file itself"
     if head.startswith(b"PK"):
         return _no_torch_archive(path)
-    if _is_safetensors(path, head) or head.startswith(PICKLES):
-        return None
     if not any(byte < 9 or 13 < byte < 32 for byte in head):
         return f"is a text file, not weights: {WANTED}"
+    if _is_safetensors(path, head) or head.startswith(PICKLES):
+        return None
     return f"is damaged or no checkpoint: {WANTED}, or download it again"
 
 
@@ -180,8 +197,9 @@ def _unpickled(path: Path) -> Any:
     stand_ins = {name: _stand_in(path, name) for name in unknown}
     while True:
         try:
-            with torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            allowed = torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()])
+            with allowed, open(path, "rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             name, kind = _refused(str(error))
             if name is None or (name in stand_ins) == (kind is Foreign) or stand_ins.get(name) is kind:

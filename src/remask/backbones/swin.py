@@ -53,7 +53,7 @@ class Swin(nn.Module):
 
     def __init__(
         self,
-        network: SwinTransformer,
+        network: Any,
         mean: Sequence[float],
         std: Sequence[float],
         origin: tuple[str, dict[str, Any]] | None = None,

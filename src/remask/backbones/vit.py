@@ -48,7 +48,7 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        network: VisionTransformer,
+        network: Any,
         mean: Sequence[float],
         std: Sequence[float],
         origin: tuple[str, dict[str, Any]] | None = None,
