@@ -19,6 +19,7 @@ from remask.heads import Decoder, TokenDecoder
 from remask.images import Loader, RandomCropFlip, Source
 from remask.images.device import no_decoder
 from remask.ledger import Ledger, forward_gflops
+from remask.levels import Levels, Scaling
 from remask.masking import Blocks, Counts, Masking, Score, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
@@ -26,6 +27,7 @@ from remask.optim import Schedule, adamw, learning_rate, parameter_groups
 from remask.parallel import Plan, rehearse
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
+from remask.recipe.sections import DataSection
 from remask.runtime import Runtime, seeded
 from remask.starting import start_from
 from remask.targets import Hog, Pixels, Target
@@ -59,7 +61,15 @@ def build_backbone(recipe: Recipe) -> Backbone:
             f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)
         )
         raise UserError(f"{part.name} has its own sizes: leave out {given}, or choose a vit")
-    return create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
+    network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
+    network.normalise.read_by(Levels.of(data.range))
+    return network
+
+
+def scaling_of(data: DataSection) -> Scaling | None:
+    """How pictures are read and normalised by [data]; None: as 8 bits."""
+    levels = Levels.of(data.range)
+    return Scaling(levels, data.mean, data.std) if levels else None
 
 
 def build_masking(recipe: Recipe, patch: Size) -> tuple[Masking, Size]:
@@ -203,6 +213,7 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
         pin=runtime.device.type == "cuda",
         part=runtime.world.share,
+        scaling=scaling_of(data),
         **report,
     )
 

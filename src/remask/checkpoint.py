@@ -17,6 +17,9 @@ from remask.parallel import cut_like, like, whole
 from remask.tensor_files import refuse_non_finite
 from remask.types import UserError
 
+FORMAT = 2
+"""Of run folders, in env.json: 1 is what says none. recipe/formats.py has the rules that each was started with."""
+
 
 class RunFolder:
     """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended.
@@ -35,7 +38,7 @@ class RunFolder:
         for folder in ("checkpoints", "pictures", "eval"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         (path / "recipe.toml").write_text(recipe)
-        run.write("env.json", env)
+        run.write("env.json", {"format": FORMAT, **env})
         return run
 
     @classmethod
@@ -43,7 +46,17 @@ class RunFolder:
         """An existing run. Raises UserError where there is none."""
         if not (path / "recipe.toml").is_file():
             raise UserError(f"{path} is no run: it holds no recipe.toml; give the folder that --out named")
-        return cls(path)
+        run = cls(path)
+        if run.format > FORMAT:
+            raise UserError(
+                f"{path} is a run of format {run.format}, and this remask knows {FORMAT}: use the remask that wrote it"
+            )
+        return run
+
+    @property
+    def format(self) -> int:
+        """Of the folder, by which the rules of an old run are known."""
+        return int(self.read("env.json").get("format", 1))
 
     def write(self, name: str, content: Mapping[str, Any] | list[Any]) -> None:
         """Replace a JSON file. A list has no line breaks: it may be long."""
@@ -184,4 +197,4 @@ def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
     return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(wanted[key].shape)}" for key in shared]
 
 
-__all__ = ["RunFolder", "find", "load_weights", "position", "refuse_existing", "restore", "save"]
+__all__ = ["FORMAT", "RunFolder", "find", "load_weights", "position", "refuse_existing", "restore", "save"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from remask.build import build_backbone, build_target, codebook_features
+from remask.build import build_backbone, build_target, codebook_features, scaling_of
 from remask.images import CentreCrop, Source, Subset, iterate, open_source
 from remask.method import Method
 from remask.recipe import Recipe, choose
@@ -44,9 +44,10 @@ def fit(recipe: Recipe, source: Source, say: Callable[[str], None], seed: int = 
     drawn = torch.randperm(len(source), generator=generator(seed, "codebook"))[: -(-ROWS // per_picture)].tolist()
     say(f"a codebook of {part.vocabulary} words over {target.describe()}: reading {len(drawn)} pictures")
     crop, data = CentreCrop(recipe.data.image_size), recipe.data
+    scaling, some, bad = scaling_of(data), Subset(source, drawn), max(data.max_bad, 0.01)
     rows = [
-        target(batch.images, None).flatten(0, 1)  # type: ignore[arg-type]  # vector targets ignore the views
-        for batch in iterate(Subset(source, drawn), crop, 64, channels=data.channels, max_bad=max(data.max_bad, 0.01))
+        target(scaling.ready(batch.images) if scaling else batch.images, None).flatten(0, 1)  # type: ignore[arg-type]  # no views
+        for batch in iterate(some, crop, 64, channels=data.channels, max_bad=bad, scaling=scaling)
     ]
     if not rows:
         raise UserError(f"{source.name} has no picture to fit a codebook on")

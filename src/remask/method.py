@@ -118,8 +118,14 @@ class Method(nn.Module):
         grown.fill = self.fill
         return grown
 
-    def forward(self, images: Images, views: Views | None = None) -> dict[str, Float[Tensor, ""]]:
-        """Losses by branch name and their weighted "total", in views drawn by `draw` (here, unless given)."""
+    def forward(
+        self, images: Images, views: Views | None = None, normalised: bool = False
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Losses by branch name and their weighted "total", in views drawn by `draw` (here, unless given).
+
+        normalised   floats in 0..1 are meant; UserError otherwise, for they look like pixels that nobody normalised
+        """
+        self.backbone.normalise.look(images, normalised)
         pairs = self.pairs(images, views or self.draw(images))
         losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
         total = torch.stack([b.term(losses[b.name]) for b in self.branches]).sum()  # DMJD Eq. (6)
@@ -128,6 +134,7 @@ class Method(nn.Module):
 
     def pairs(self, images: Images, views: Views) -> dict[str, Pair]:
         """Per branch the predictions and the targets of its region: what a loss compares and a picture shows."""
+        images = self.backbone.normalise.deep(images)
         features = self.encode(images, views, tuple({branch.layer for branch in self.branches}))
         targets = {target: target(images, views) for target in {branch.target for branch in self.branches}}
         return {b.name: b(features[b.layer], targets[b.target], views) for b in self.branches}

@@ -7,13 +7,14 @@ from remask.checkpoint import RunFolder, find, load_weights, position
 from remask.method import Method
 from remask.progressive import at_size, grow, phase_of, phases
 from remask.recipe import Recipe, load_recipe
+from remask.recipe.formats import rules_of
 from remask.types import Size
 
 
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     """A run folder and the recipe it was made with."""
     run = RunFolder.open(path)
-    return run, _beside(load_recipe(path / "recipe.toml", environment={}), path)
+    return run, _beside(load_recipe(path / "recipe.toml", rules_of(run.format), environment={}), path)
 
 
 def untrained(recipe: Recipe, size: Size | None = None) -> Method:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from remask import codebook as codebooks
-from remask.build import build_loader, build_method, build_trainer
+from remask.build import build_loader, build_method, build_trainer, scaling_of
 from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.evaluation import extract, weighted_knn
@@ -16,6 +16,7 @@ from remask.images.device import no_decoder
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
+from remask.pixel_rule import with_pixel_rule
 from remask.planning import settle
 from remask.processes import ALONE, World
 from remask.progressive import Phase, hand_over, phase_of, phases
@@ -35,6 +36,10 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads, world, part.parallel)
     with world.in_turn():
         source = open_source(recipe.data.source, limit=recipe.data.limit)
+    screen, said = list[Console](), list[str]()
+    if fresh:
+        recipe, line = with_pixel_rule(recipe, source)
+        said.append(line)
     ahead = phases(recipe)[phase_of(recipe, position(run)["epoch"]) if recipe.progress and not fresh else 0 :]
     method = build_method(ahead[0].recipe, start=fresh)
     for phase in ahead[1:]:
@@ -45,7 +50,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         say = (lambda line: None) if quiet else print
         words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
         kept = codebooks.with_file(recipe, codebooks.FILE)
-    screen, said = list[Console](), loaded_lines(method)
+    said += loaded_lines(method)
     if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
         said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
@@ -53,7 +58,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     def trainer_of(phase: Phase, method: Method) -> Trainer:
         if words:
             codebooks.install(words, method)
-        loader = build_loader(phase.recipe, source, runtime, method, report=bad)
+        loader = build_loader(phase.recipe, source, runtime, method, report=bad, remark=bad.beyond)
         hooks = [] if world.alone else [_bad_of_all(loader, world)]
         hooks += [_knn_hook(phase.recipe, method, runtime)] if recipe.probe else []
         made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
@@ -100,6 +105,10 @@ def _create(path: Path, recipe: Recipe, world: World, words: codebooks.Words | N
         words.save(path / codebooks.FILE)
 
 
+SAID = 3
+"""Pictures beyond data.range that are named on the screen."""
+
+
 class BadImages:
     """Names every unusable picture once, on the screen and in RUN/bad_images.txt, also over several sessions.
 
@@ -116,6 +125,18 @@ class BadImages:
             self.say(f"skipped {line}")
             with open(self.path, "a") as file:
                 file.write(line + "\n")
+
+    def beyond(self, line: str) -> None:
+        """A picture with values outside data.range, which is used as it is: named in RUN/beyond_range.txt."""
+        file = self.path.with_name("beyond_range.txt")
+        if not self.writes or line in (known := file.read_text().splitlines() if file.is_file() else []):
+            return
+        if len(known) < SAID:
+            self.say(f"{line}; it is used as it is")
+        elif len(known) == SAID:
+            self.say(f"more pictures reach beyond data.range: {file} names them all")
+        with open(file, "a") as out:
+            out.write(line + "\n")
 
     def write(self, bad: Mapping[str, str]) -> None:
         """What ends the run is named by the process that met it."""
@@ -176,7 +197,10 @@ def _features(method: Method, source: Source, recipe: Recipe, runtime: Runtime) 
 def batches(recipe: Recipe, source: Source, size: int = 256) -> Iterator[Batch]:
     """Centre crops of a source, in order, as a recipe's backbone sees them."""
     data = recipe.data
-    return iterate(source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01))
+    return iterate(
+        source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01),
+        scaling=scaling_of(data),
+    )  # fmt: skip
 
 
 __all__ = ["BadImages", "batches", "train"]

@@ -166,6 +166,8 @@ class Trainer:
         """
         self.model.train()
         images = batch.images.to(self.runtime.device, non_blocking=True)
+        if images.is_floating_point() and (backbone := getattr(self.model, "backbone", None)) is not None:
+            backbone.normalise.look(images)  # a compiled step cannot
         draw, whole = self._drawn(step, batch._replace(images=images)), self._whole(batch)
         rank = [] if self.world.main else [self.world.rank]  # drop path is each process's own
 

@@ -10,7 +10,7 @@ Axes, in shapes and in prose:
 
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8, UInt16
 from torch import Tensor
 
 from remask.errors import UserError
@@ -21,8 +21,8 @@ Grid: TypeAlias = tuple[int, int]
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 
-Images: TypeAlias = UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"]
-"""Pixels 0..255 as integers; a float tensor is taken as already normalised."""
+Images: TypeAlias = UInt8[Tensor, "B C H W"] | UInt16[Tensor, "B C H W"] | Float[Tensor, "B C H W"]
+"""Pixels 0..255, or deeper ones in the range that the network knows; a float tensor is taken as already normalised."""
 
 Ids: TypeAlias = Int[Tensor, "VB R"]
 """Token numbers in raster order, one row per masked view of an image."""

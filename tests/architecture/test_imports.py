@@ -13,7 +13,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     for step in (
         "errors",
         "types",
-        "tensor_files",
+        "tensor_files levels",
         "tokens",
         "views",
         "masking",
@@ -31,7 +31,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "build",
         "progressive",
         "runs",
-        "codebook",
+        "codebook pixel_rule",
         "listing",
         "planning",
         "session",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from remask.checkpoint import RunFolder, refuse_existing
+from remask.checkpoint import FORMAT, RunFolder, refuse_existing
 from remask.types import UserError
 
 
@@ -15,7 +15,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_a_new_run_holds_its_recipe_and_environment(run: RunFolder) -> None:
     assert (run.path / "recipe.toml").read_text() == "seed = 0\n"
-    assert run.read("env.json") == {"torch": "2"}
+    assert run.read("env.json") == {"format": 2, "torch": "2"}
     assert all((run.path / name).is_dir() for name in ("checkpoints", "pictures", "eval"))
     assert RunFolder.open(run.path).path == run.path
 
@@ -94,3 +94,12 @@ def test_metrics_of_a_killed_run_are_readable_before_it_is_resumed(run: RunFolde
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "loss/to')
     assert [line["step"] for line in run.metrics()] == [2]
+
+
+def test_a_run_knows_its_format(run: RunFolder) -> None:
+    assert RunFolder.open(run.path).format == FORMAT
+    run.write("env.json", {"torch": "2"})  # as before formats were written
+    assert RunFolder.open(run.path).format == 1
+    run.write("env.json", {"format": FORMAT + 1})
+    with pytest.raises(UserError, match=f"is a run of format {FORMAT + 1}, and this remask knows {FORMAT}"):
+        RunFolder.open(run.path)

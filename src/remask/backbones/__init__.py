@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from remask.backbones.normalise import Normalise
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
@@ -30,9 +31,8 @@ class Backbone(Protocol):
     prefix: int
     channels: int
 
-    def normalise(self, images: Images) -> Float[Tensor, "B C H W"]:
-        """Integers become what the network was meant to see; a float image is that already."""
-        ...
+    normalise: Normalise
+    """Integers become what the network was meant to see; a float image is that already."""
 
     def grid(self, size: Size) -> Grid:
         """Token grid of an image of `size` pixels. Raises UserError where the size does not fit."""

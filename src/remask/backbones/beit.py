@@ -97,8 +97,9 @@ class BeitViT(nn.Module):
             x = x + self._positions(stem.grid)
         return self._blocks(net.pos_drop(x), stem.grid, layers)
 
-    def forward(self, images: Images) -> Features:
-        """The whole image, after the final norm: for probing and export."""
+    def forward(self, images: Images, normalised: bool = False) -> Features:
+        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        self.normalise.look(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def _positions(self, grid: Grid) -> Float[Tensor, "1 T D"]:

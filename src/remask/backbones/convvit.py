@@ -97,7 +97,7 @@ class ConvViT(nn.Module):
         grid = self.grid((images.shape[-2], images.shape[-1]))
         first, second, third = self.network.sizes.strides
         (rows, cols), inner = grid, (third, second, first)
-        cells = nest(images, (rows, *inner), (cols, *inner))
+        cells = nest(self.normalise.deep(images), (rows, *inner), (cols, *inner))
         return Stem(cells.flatten(3).flatten(1, 2), grid)
 
     def encode(
@@ -115,8 +115,9 @@ class ConvViT(nn.Module):
         fused = self._fused(stages) if views is not None and -1 in layers else None
         return self._blocks(x, fused, layers)
 
-    def forward(self, images: Images) -> Features:
-        """The whole image, after the final norm: for probing and export."""
+    def forward(self, images: Images, normalised: bool = False) -> Features:
+        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        self.normalise.look(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def pyramid(self, images: Images) -> list[Float[Tensor, "B D h w"]]:

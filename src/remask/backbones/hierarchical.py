@@ -93,8 +93,9 @@ class Hierarchical(nn.Module):
             out[-1] = Features(tokens[:, : self.prefix], tokens[:, self.prefix :])
         return out
 
-    def forward(self, images: Images) -> Features:
-        """The whole image, after the final norm: for probing and export."""
+    def forward(self, images: Images, normalised: bool = False) -> Features:
+        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        self.normalise.look(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def pyramid(self, images: Images) -> list[Float[Tensor, "B _ _ _"]]:

@@ -76,7 +76,7 @@ class ViT(nn.Module):
 
     def embed(self, images: Images) -> Stem:
         grid = self.grid((images.shape[-2], images.shape[-1]))
-        return Stem(patchify(images, self.patch), grid)
+        return Stem(patchify(self.normalise.deep(images), self.patch), grid)
 
     def encode(
         self,
@@ -96,8 +96,9 @@ class ViT(nn.Module):
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self._blocks(self.network.norm_pre(self.network.pos_drop(x)), layers)
 
-    def forward(self, images: Images) -> Features:
-        """The whole image, after the final norm: for probing and export."""
+    def forward(self, images: Images, normalised: bool = False) -> Features:
+        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        self.normalise.look(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def _visible(self, patches: Num[Tensor, "B N P"], views: Views) -> Float[Tensor, "VB K D"]:

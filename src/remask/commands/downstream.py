@@ -11,6 +11,7 @@ from remask.commands.paths import absolute, anchored_spec
 from remask.downstream import conclude, fit, learned, restored
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
+from remask.recipe.formats import rules_of
 from remask.recipe.load import FOLDER, load, parse_settings
 from remask.report import write_task_report
 from remask.runtime import Runtime, resolve
@@ -122,7 +123,8 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
         raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
-    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", overrides or {}, environment={})
+    given = {**rules_of(run.format), **(overrides or {})}
+    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
 
 
 def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool) -> None:

@@ -93,6 +93,7 @@ def _features(
         seen = subject(str(path), look, quiet)
         title = asked.names[number] if asked.names else seen.name
         title = title if title not in features else f"{title} ({number + 1})"
+        seen.settle(chosen)
         if asked.untrained and not features:
             features["untrained"], _ = extract(
                 seen.twin(), _passed(seen, chosen, "untrained", quiet), layer=asked.layer
@@ -118,9 +119,10 @@ def attention(
     some = Subset(source, [i * len(source) // min(count, len(source)) for i in range(min(count, len(source)))])
     batch = next(seen.batches(some, count))
     maps = attention_maps(seen.backbone, batch.images, block)
+    shown = seen.backbone.normalise.shown(batch.images.to(seen.backbone.normalise.shift.device)).cpu()
     target.parent.mkdir(parents=True, exist_ok=True)
     where = f"block {block} of {seen.name}" if block >= 0 else f"the last block of {seen.name}"
-    target.write_bytes(attention_sheet(batch.images, maps, [f"Attention of {where}."]))
+    target.write_bytes(attention_sheet(shown, maps, [f"Attention of {where}."]))
     return target
 
 

@@ -67,6 +67,7 @@ def probe(
         raise UserError(f"--layers is for the fast probe; with --protocol {asked.protocol} give one --layer")
     source, test = split(open_source(data, limit=limit, labelled=True), val, asked.seed)
     seen = subject(str(path), look, quiet)
+    seen.settle(source)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
     part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit))
     name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
@@ -141,7 +142,10 @@ def _linear(
         if name in found:
             continue
         state, keep = reached.get("states", {}).get(name), partial(_keep_state, part, found, name)
-        crops = Loader(source, ProbeCrop(seen.size), 256, seed=asked.seed, drop_last=False, channels=seen.channels)
+        crops = Loader(
+            source, ProbeCrop(seen.size), 256, seed=asked.seed, drop_last=False, channels=seen.channels,
+            scaling=seen.backbone.normalise.scaling,
+        )  # fmt: skip
         found[name] = linprobe(
             backbone, crops.epoch, val, labels, settings, progress=watch,
             state=state, keep=keep,

@@ -9,8 +9,10 @@ import torch
 
 from remask.backbones import Backbone
 from remask.images import Batch, CentreCrop, Source, iterate
+from remask.images.measuring import Rule, measure
 from remask.interop.loaded import loaded_of
 from remask.interop.start import start
+from remask.levels import FULL, Levels, rule_of
 from remask.runs import open_run, trained, untrained
 from remask.runtime import resolve, seeded
 from remask.types import Size, UserError
@@ -23,6 +25,7 @@ class Look(NamedTuple):
     image_size   of the pictures; the network's own by default
     heads        of attention, where a file does not tell them
     normalise    "imagenet", "half" or "clip", where a file does not tell
+    range        of pictures deeper than 8 bits, as data.range; a run's own by default, else "auto"
     device       "auto", "cpu", "cuda", "cuda:N" or "mps"
     """
 
@@ -31,6 +34,7 @@ class Look(NamedTuple):
     heads: int | Sequence[int] | None = None
     device: str = "auto"
     normalise: str | None = None
+    range: Rule | None = None
 
 
 class Subject(NamedTuple):
@@ -46,16 +50,35 @@ class Subject(NamedTuple):
 
     def batches(self, source: Source, count: int = 256) -> Iterator[Batch]:
         """Centre crops of a source, in order, as the backbone sees them."""
-        return iterate(source, CentreCrop(self.size), count, channels=self.channels, max_bad=self.max_bad)
+        self.settle(source)
+        return iterate(
+            source, CentreCrop(self.size), count, channels=self.channels, max_bad=self.max_bad,
+            scaling=self.backbone.normalise.scaling,
+        )  # fmt: skip
+
+    def settle(self, source: Source) -> None:
+        """Say how pictures deeper than 8 bits are read: as the run reads its own, or by a sample of this source."""
+        normalise = self.backbone.normalise
+        if normalise.settled:
+            return
+        own = None if normalise.levels == FULL and not self.folder else rule_of(normalise.levels)
+        rule = self.look.range or (own if isinstance(own, str | None) else (own[0], own[1])) or "auto"
+        found = measure(source, self.channels, rule)
+        normalise.read_by(Levels.of(found.rule))
+        normalise.settled = True
+        if found.deep:
+            print(f"pixels: {found.describe(self.channels, rule)}", file=sys.stderr)
 
     def twin(self) -> Any:
         """The same network untrained: a run's with the first weights it had, another's with its maker's."""
         if self.folder:
             _, recipe = open_run(self.folder)
             twin: Any = untrained(recipe, self.size).backbone
+            twin.normalise.read_by(self.backbone.normalise.levels)
             return twin.to(device(self.look))
         with seeded(0, "untrained"):
             backbone: Any = _start(self.name, self.size, self.look, untrained=True)[0]
+            backbone.normalise.read_by(self.backbone.normalise.levels)
             return backbone.to(device(self.look))
 
 

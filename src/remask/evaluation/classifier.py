@@ -99,8 +99,12 @@ class Classifier(nn.Module):
             return (prefix if prefix.shape[1] else tokens)[:, 0]
         return tokens.mean(1) if self.fc_norm is None else self.fc_norm(tokens.mean(1))
 
-    def logits(self, images: Images) -> Float[Tensor, "B classes"]:
-        """Integers 0..255, or floats that are normalised already."""
+    def logits(self, images: Images, normalised: bool = False) -> Float[Tensor, "B classes"]:
+        """Of integers, or of floats that are normalised already; those in 0..1 have to be said to be `normalised`."""
+        self.backbone.normalise.look(images, normalised)
+        return self._scores(images)
+
+    def _scores(self, images: Images) -> Float[Tensor, "B classes"]:
         return self.head(self.dropout(self.features(images)))
 
     def draw(self, batch: Labelled, generator: Generator) -> MixedLabels:
@@ -127,7 +131,7 @@ class Classifier(nn.Module):
             normalise = self.backbone.normalise
             images = mixed(normalise(images), normalise(draw.partners), draw.weights)
         smoothing = 0.0 if draw.targets.is_floating_point() else self.smoothing
-        return {"total": F.cross_entropy(self.logits(images).float(), draw.targets, label_smoothing=smoothing)}
+        return {"total": F.cross_entropy(self._scores(images).float(), draw.targets, label_smoothing=smoothing)}
 
     def param_depth(self, name: str) -> int:
         """`name` as in `named_parameters()`: the backbone's depth of it, and depth + 1 for `fc_norm` and head."""

@@ -109,8 +109,12 @@ class Detector(nn.Module):
         named = {name: losses[theirs] for theirs, name in LOSSES.items() if theirs in losses}
         return {**named, "total": torch.stack(list(named.values())).sum()}
 
-    def detect(self, images: Images) -> list[Found]:
-        """Instances on images of one size, in their pixels; masks are probabilities [n, 1, 28, 28] inside the boxes."""
+    def detect(self, images: Images, normalised: bool = False) -> list[Found]:
+        """Instances on images of one size, in their pixels; masks are probabilities [n, 1, 28, 28] inside the boxes.
+
+        normalised   floats in 0..1 are meant, see `Normalise.look`
+        """
+        self.backbone.normalise.look(images, normalised)
         with torch.no_grad(), evaluating([self]):
             features, shapes = self._features(images)
             proposals, _ = self.rpn(shapes, features)

@@ -14,6 +14,7 @@ from remask.backbones import Backbone
 from remask.types import Features, Images, UserError
 
 Pool = Literal["mean", "cls"]
+UNITS = {torch.uint8: 255, torch.uint16: 65535}
 PIXEL_VALUES = 3072
 """The most values of an image that stand in for features: a CIFAR picture whole."""
 
@@ -111,7 +112,7 @@ def check_pool(backbone: Backbone, pool: Pool) -> None:
 
 def flat(images: Images, side: int | None = None) -> Float[Tensor, "B D"]:
     """Pixel values of 0..1, averaged over areas until an image is at most 3072 values (and `side` pixels a side)."""
-    (c, h, w), values = images.shape[1:], images.float() / (1 if images.is_floating_point() else 255)
+    (c, h, w), values = images.shape[1:], images.float() / UNITS.get(images.dtype, 1)
     shrink = min(1.0, math.sqrt(PIXEL_VALUES / (c * h * w)), (side or max(h, w)) / max(h, w))
     if shrink < 1:
         values = F.adaptive_avg_pool2d(values, (max(1, int(h * shrink + 1e-9)), max(1, int(w * shrink + 1e-9))))

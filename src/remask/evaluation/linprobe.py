@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
@@ -49,7 +49,7 @@ class ProbeCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator) -> UInt8[Tensor, "C h w"]:
+    def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]:
         rows, columns = image.shape[-2:]
         draws = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         area = rows * columns * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))

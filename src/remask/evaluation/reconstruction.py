@@ -16,7 +16,7 @@ from remask.evaluation.sheet import SHORT_SIDE, Panel, Reconstruction, rgb, shee
 from remask.method import Branch, Method, Pair
 from remask.targets import Hog, Pixels
 from remask.tokens import patchify, scatter, unpatchify
-from remask.types import Grid, Size
+from remask.types import Grid, Images, Size
 from remask.views import Views
 
 _GREY = 128
@@ -33,19 +33,20 @@ class _Group(NamedTuple):
     regions: tuple[str, ...]
 
 
-def reconstruct(method: Method, images: UInt8[Tensor, "B C H W"], views: Views) -> bytes:
+def reconstruct(method: Method, images: Images, views: Views) -> bytes:
     """A PNG with a row an image: original, each masked view and what is predicted there, the union of the views."""
     return sheet(panels(method, images, views))
 
 
-def panels(method: Method, images: UInt8[Tensor, "B C H W"], views: Views) -> Reconstruction:
+def panels(method: Method, images: Images, views: Views) -> Reconstruction:
     """The pictures of `reconstruct` and what to say about them, not yet arranged. The method's mode is kept."""
     with torch.inference_mode(), evaluating([method]):
         where = next(method.parameters()).device
-        on_device, placed = images.to(where), views.to(where)
+        on_device, placed = method.backbone.normalise.deep(images.to(where)), views.to(where)
         pairs = method.pairs(on_device, placed)
         groups = [_group(target, method.branches, pairs, on_device, placed) for target in _drawable(method.branches)]
-    images, views, patch = images.cpu(), views.to(torch.device("cpu")), method.unit
+    images = method.backbone.normalise.shown(images.to(where)).cpu()
+    views, patch = views.to(torch.device("cpu")), method.unit
     columns = [_original(images), *_targets(groups, images, views)]
     for v in range(len(views.mask)):
         columns.append(_seen(images, views, patch, v))

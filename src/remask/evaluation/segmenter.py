@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
@@ -117,12 +117,13 @@ class Segmenter(nn.Module):
 
     def predict(
         self,
-        images: UInt8[Tensor, "B C H W"],
+        images: Images,
         *,
         size: Size | None = None,
         window: Size | None = None,
         stride: Size | None = None,
         flip: bool = False,
+        normalised: bool = False,
     ) -> Int[Tensor, "B H W"]:
         """The most likely class of every pixel of pictures of one size.
 
@@ -130,7 +131,9 @@ class Segmenter(nn.Module):
                  they are. Scores are brought back to the pictures' own size
         window, stride   see `slide`; no window: the whole picture at once; no stride: two thirds of the window
         flip     average the probabilities with those of the mirrored picture
+        normalised   floats in 0..1 are meant, see `Normalise.look`
         """
+        self.backbone.normalise.look(images, normalised)
         own = images.shape[-2:]
         times = 1.0 if size is None else covering((own[0], own[1]), size)
         target = max(1, round(own[0] * times)), max(1, round(own[1] * times))

@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from remask.images.deep import EXTRA, TIFF, Deep, Unread, read_deep
+from remask.levels import Levels
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
@@ -30,25 +33,34 @@ def decode(
     *,
     max_pixels: int = 100_000_000,
     reduction: Reduction | None = None,
-) -> UInt8[Tensor, "C H W"]:
-    """Pixels 0..255 of an encoded picture (1 or 3 channels) or of an array HW or HWC (any number of channels).
+    levels: Levels | None = None,
+) -> Num[Tensor, "C H W"]:
+    """Pixels of an encoded picture, or of an array HW or HWC, with `channels` bands.
 
-    Encoded: turned as EXIF says, first frame or page, alpha dropped, CMYK and palette as Pillow converts them, 16 bits
-    shifted to 8, 32-bit integers beyond 16 bits and floats scaled from their own minimum..maximum. Arrays: uint8 as it
-    is, uint16 shifted, bool and float 0..1 times 255. Gray is repeated to 3 channels, RGB becomes luma for 1.
+    Encoded: turned as EXIF says, first frame or page, CMYK and palette as Pillow converts them, alpha dropped unless
+    it is wanted. Gray is repeated to 3 channels, RGB becomes luma for 1; other numbers of bands must be the picture's.
+
+    levels   8-bit pictures give uint8, 16-bit ones uint16, all others float32, with the values that they have. None:
+             everything becomes uint8: 16 bits keep their high byte, 32-bit integers beyond 16 bits and floats are
+             scaled from their own minimum..maximum; of arrays, floats are 0..1
 
     The size is read from the header first: a picture of more than `max_pixels` is refused before a pixel is decoded,
-    and one within it takes at most 20 bytes a pixel while it is decoded (2 GB at the default).
+    and one within it takes at most 20 bytes a pixel and band while it is decoded (2 GB at the default).
 
     A JPEG that EXIF does not turn is decoded at the scale that `reduction` allows, if one is given: the inverse cosine
     transform then makes 4, 2 or 1 pixels of 8.
 
-    Raises BadImage, and nothing else, for whatever is wrong with the data.
+    Raises BadImage, and nothing else, for whatever is wrong with the data, values that are no number included.
     """
+    image = _decoded(data, channels, max_pixels, reduction, levels)
+    return image if levels is None else levels.values(image)
+
+
+def _decoded(
+    data: bytes | np.ndarray, channels: int, max_pixels: int, reduction: Reduction | None, levels: Levels | None
+) -> Num[Tensor, "C H W"]:
     if isinstance(data, np.ndarray):
-        return _from_array(data, channels)
-    if channels not in (1, 3):
-        raise BadImage(f"a picture file gives 1 or 3 channels, not {channels}")
+        return _from_array(data, channels, levels)
     if not data:
         raise BadImage("the file is empty")
     header = _jpeg_header(data)
@@ -63,7 +75,7 @@ def decode(
                 return _fitted(_decode_jpeg(data, header.components), channels)
             except (RuntimeError, ImportError):
                 pass  # Pillow decodes what torchvision will not, or names the fault
-    return _decode_pillow(data, channels, max_pixels)
+    return _decode_other(data, channels, max_pixels, levels)
 
 
 class _JpegHeader(NamedTuple):
@@ -121,7 +133,7 @@ def _decode_reduced(data: bytes, header: _JpegHeader, by: int, channels: int) ->
             return torch.from_numpy(pixels).permute(2, 0, 1)
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         image.draft(None, (max(1, image.width // by), max(1, image.height // by)))  # the mode stays the file's
-        return _from_pillow(image, channels)
+        return _from_pillow(image, channels, None)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -129,24 +141,47 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise BadImage(f"{width}x{height} is more than {max_pixels:,} pixels")
 
 
-def _decode_pillow(data: bytes, channels: int, max_pixels: int) -> UInt8[Tensor, "C H W"]:
+def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:
+    """What is no plain JPEG: by Pillow, or where Pillow would cut it to 8 bits or refuse it, by `deep`."""
     # Not catch_warnings: it swaps the filters of the whole process and pictures are decoded in a thread as well.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.init()  # formats named in open are not looked for otherwise
     try:
+        if levels is not None and (found := read_deep(data, channels, max_pixels)) is not None:
+            return _from_deep(found, channels, levels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.width, image.height, max_pixels)
             image.load()
             _turn_upright(image)
-            return _from_pillow(image, channels)
+            return _from_pillow(image, channels, levels)
     except BadImage:
         raise
+    except Unread as error:
+        raise BadImage(str(error)) from None
     except UnidentifiedImageError:
-        raise BadImage(f"not a picture in a known format: it begins with {data[:12]!r}") from None
+        if levels is None and (found := _tried(data, channels, max_pixels)) is not None:
+            return _from_deep(found, channels, None)
+        raise BadImage(_unknown(data)) from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {max_pixels:,} pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on broken data
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _tried(data: bytes, channels: int, max_pixels: int) -> Deep | None:
+    """What Pillow does not know, if `deep` does."""
+    try:
+        return read_deep(data, channels, max_pixels)
+    except Unread as error:
+        raise BadImage(str(error)) from None
+    except Exception:  # whatever a library raises on it
+        return None
+
+
+def _unknown(data: bytes) -> str:
+    if data[:4] in TIFF:
+        return f"a TIFF that Pillow does not read (several bands, or deep ones): {EXTRA}"
+    return f"not a picture in a known format: it begins with {data[:12]!r}"
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -154,15 +189,20 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _from_pillow(image: Image.Image, channels: int) -> UInt8[Tensor, "C H W"]:
+def _from_pillow(image: Image.Image, channels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:
     if image.mode.startswith("I;16"):
-        return _from_array(np.array(image).astype(np.uint16), channels)
+        return _from_array(np.array(image).astype(np.uint16), channels, levels)
     if image.mode in ("I", "F"):
         values = np.asarray(image)
         if image.mode == "I" and values.min() >= 0 and values.max() <= 65535:
-            return _from_array(values.astype(np.uint16), channels)
-        return _from_array(_stretched(values.astype(np.float32)), channels)
-    mode = "L" if channels == 1 else "RGB"
+            return _from_array(values.astype(np.uint16), channels, levels)
+        return _from_array(_stretched(values.astype(np.float32)) if levels is None else values, channels, levels)
+    if levels is not None and image.format == "TIFF" and max(image.tag_v2.get(258, (8,))) > 8:  # type: ignore[attr-defined]
+        raise BadImage(f"colours of more than 8 bits, which Pillow would cut, are read by tifffile: {EXTRA}")
+    own = len(image.getbands())
+    mode = {1: "L", 3: "RGB"}.get(channels, image.mode if own == channels else "")
+    if not mode:
+        raise _other_channels(own, channels)
     pixels = torch.from_numpy(np.array(image if image.mode == mode else image.convert(mode)))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
@@ -178,21 +218,56 @@ def _stretched(values: np.ndarray) -> np.ndarray:
     return np.rint(values, out=values).astype(np.uint8)
 
 
-def _from_array(array: np.ndarray, channels: int) -> UInt8[Tensor, "C H W"]:
+def _from_deep(found: Deep, channels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:
+    values, bands = found.values, found.values.shape[2]
+    if bands != channels and found.extra:
+        values = values[:, :, : bands - found.extra]
+    return _from_array(values, channels, levels)
+
+
+def _from_array(array: np.ndarray, channels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:
     if array.ndim not in (2, 3) or array.size == 0:
         raise BadImage(f"an array of shape {array.shape} is not HW or HWC")
-    image = torch.from_numpy(_eight_bits(array))
+    image = torch.from_numpy(_eight_bits(array) if levels is None else _as_it_is(array, levels))
     return _fitted(image[None] if image.ndim == 2 else image.permute(2, 0, 1), channels)
 
 
-def _fitted(image: UInt8[Tensor, "c H W"], channels: int) -> UInt8[Tensor, "C H W"]:
+def _fitted(image: Num[Tensor, "c H W"], channels: int) -> Num[Tensor, "C H W"]:
     if image.shape[0] == channels:
         return image
     if image.shape[0] == 1 and channels == 3:
         return image.repeat(3, 1, 1)
     if image.shape[0] == 3 and channels == 1:
         return _luma(image)
-    raise BadImage(f"{image.shape[0]} channels where {channels} are wanted")
+    raise _other_channels(image.shape[0], channels)
+
+
+def _other_channels(found: int, wanted: int) -> BadImage:
+    return BadImage(f"{found} channel{'s' * (found > 1)} where {wanted} {'are' if wanted > 1 else 'is'} wanted")
+
+
+def _as_it_is(array: np.ndarray, levels: Levels) -> np.ndarray:
+    """The values as uint8, uint16 or float32, none of them changed but for integers of 32 bits and more.
+
+    Under the full range, integers of other types are brought to 0..1 by the range of their type. Raises BadImage for
+    values that are no number.
+    """
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if array.dtype == np.bool_ or (kind == "u" and size == 1):
+        return _eight_bits(array)
+    if kind == "u" and size == 2:  # either byte order
+        return array.astype(np.uint16)
+    if kind in "iu":
+        if levels.low is not None:
+            return array.astype(np.float32)
+        ends = np.iinfo(array.dtype)
+        return ((array.astype(np.float64) - ends.min) / (float(ends.max) - ends.min)).astype(np.float32)
+    if kind != "f":
+        raise BadImage(f"pixels of type {array.dtype}; integers, bool and floats are read")
+    values = array.astype(np.float32)
+    if count := values.size - int(np.isfinite(values).sum()):
+        raise BadImage(f"{count:,} of {values.size:,} values are NaN or infinite")
+    return values
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
@@ -211,7 +286,9 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     raise BadImage(f"pixels of type {array.dtype}; uint8, uint16, bool or float 0..1 are read")
 
 
-def _luma(image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
-    """ITU-R 601-2 in 16-bit fixed point, as Pillow rounds it."""
-    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32)[:, None, None]
-    return ((image.int() * weights).sum(0, keepdim=True) + 0x8000 >> 16).to(torch.uint8)
+def _luma(image: Num[Tensor, "3 H W"]) -> Num[Tensor, "1 H W"]:
+    """ITU-R 601-2 in 16-bit fixed point, as Pillow rounds it; of floats with the same weights."""
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int64)[:, None, None]
+    if image.is_floating_point():
+        return (image * (weights / 0x10000)).sum(0, keepdim=True)
+    return ((image.long() * weights).sum(0, keepdim=True) + 0x8000 >> 16).to(image.dtype)

@@ -140,6 +140,7 @@ class Held:
 
     def __init__(self, pictures: Pictures, device: torch.device, workers: int = 0) -> None:
         self._pictures, self._device, self._workers = pictures, device, workers
+        self.beyond: dict[int, str] = {}
         self._room = _free(device) // SHARE
         self._places: dict[int, tuple[int, int, int]] = {}
         expected = pictures.estimate()
@@ -220,7 +221,7 @@ def fits(pictures: Pictures, device: torch.device | None, limit_mb: int) -> bool
     """Whether a set may go to a GPU unasked: it takes no more than the limit and a quarter of the free memory."""
     if device is None or device.type != "cuda" or not limit_mb:
         return False
-    return 0 < pictures.estimate() <= min(limit_mb << 20, _free(device) // SHARE)
+    return 0 < pictures.estimate() <= min(limit_mb << 20, _free(device) // SHARE) and not pictures.deep
 
 
 def _free(device: torch.device) -> int:
@@ -234,6 +235,7 @@ class DecodedThere:
 
     def __init__(self, pictures: Pictures, device: torch.device) -> None:
         self._pictures, self._device = pictures, device
+        self.beyond: dict[int, str] = {}
         self._next: dict[int, Tensor] = {}
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
@@ -20,13 +20,17 @@ from remask.images.making import ORDER, Cut, Made, Maker, Numbered, OneByOne, Ta
 from remask.images.pictures import KEPT_MB, Keep, Pictures, half_of_memory_mb
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip, Transform
+from remask.levels import Scaling
 from remask.types import UserError
 
 
 class Batch(NamedTuple):
-    """Pictures with their class numbers, if the source has any, and their numbers in the source."""
+    """Pictures with their class numbers, if the source has any, and their numbers in the source.
 
-    images: UInt8[Tensor, "B C H W"]
+    uint8; those of a deeper source are uint16, which the network scales, or floats that are normalised already.
+    """
+
+    images: Num[Tensor, "B C H W"]
     labels: Int[Tensor, "B"] | None
     index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
 
@@ -65,7 +69,9 @@ class Loader:
     keep         where decoded pictures are kept, see `Keep`; cache_mb is the limit of "auto"
     device       of the crops, with keep "device" and on_device
     on_device    JPEGs are decoded on the device, a batch at once; other pixels by a few levels
+    scaling      how pictures deeper than 8 bits are read and normalised; None: all become uint8, see `decode`
     report       gets a line for each unusable picture, once
+    remark       gets a line for each picture with values beyond the range of `scaling`, once; it is used as it is
     """
 
     def __init__(
@@ -90,20 +96,23 @@ class Loader:
         keep: Keep = "auto",
         device: torch.device | None = None,
         on_device: bool = False,
+        scaling: Scaling | None = None,
         report: Callable[[str], None] | None = None,
+        remark: Callable[[str], None] | None = None,
     ) -> None:
         _check(batch_size, workers, max_bad, crops, drop_last)
         self.source, self.bad, self._noted = source, dict[str, str](), dict[int, str]()
         self._part = part or (lambda whole: slice(0, whole))
         self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
         self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
+        self.beyond, self._remark, levels = dict[int, str](), remark, scaling.levels if scaling else None
         self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
         self._labels = None if source.labels is None else torch.tensor(source.labels)
         self._crops, cropped = crops, isinstance(transform, RandomCropFlip)
         pictures: Numbered
         cut: Cut
         scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
-        decoded = Pictures(source, channels=channels, min_side=min_side, cache_mb=0)
+        decoded = Pictures(source, channels=channels, min_side=min_side, cache_mb=0, levels=levels)
         if keep == "auto" and cropped and not (reduced or on_device) and fits(decoded, device, cache_mb):
             keep = "device"
         if keep == "device" or on_device:
@@ -111,10 +120,11 @@ class Loader:
             pictures, cut = _on_device(decoded, transform, device, keep, workers)
         else:
             budgets = {"never": 0, "ram": half_of_memory_mb()}
-            cut, budget = OneByOne(transform), 0 if scaled else budgets.get(keep, cache_mb)
+            cut, budget = OneByOne(transform, scaling), 0 if scaled else budgets.get(keep, cache_mb)
             pictures = Pictures(
-                source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram"
-            )
+                source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram",
+                levels=levels,
+            )  # fmt: skip
         self._maker = Maker(pictures, cut, seed, skip=skip, allowed=self._allowed, crops=crops, reduced=scaled)
 
     def __len__(self) -> int:
@@ -129,6 +139,7 @@ class Loader:
         self._note({})
         for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
             self._note(made.bad)
+            self._note_beyond(made.beyond)
             if made.images is not None:
                 index = torch.tensor(made.numbers)
                 yield Batch(made.images, None if self._labels is None else self._labels[index], index)
@@ -191,6 +202,12 @@ class Loader:
         self._maker.bad.update(bad)
         self._note(bad)
 
+    def _note_beyond(self, beyond: dict[int, str]) -> None:
+        for i, what in beyond.items():
+            if i not in self.beyond and self._remark is not None:
+                self._remark(f"{self.source.where(i)}: {what}")
+            self.beyond[i] = what
+
     def _note(self, bad: dict[int, str]) -> None:
         for i, reason in bad.items():
             where = self.source.where(i)
@@ -213,12 +230,15 @@ def iterate(
     min_side: int = 1,
     max_bad: float = 0.01,
     pin: bool = False,
+    scaling: Scaling | None = None,
     report: Callable[[str], None] | None = None,
+    remark: Callable[[str], None] | None = None,
 ) -> Iterator[Batch]:
     """Every usable picture once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
     loader = Loader(
         source, transform, batch_size, shuffle=False, drop_last=False, skip=True, cache_mb=0,
-        workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, report=report,
+        workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, scaling=scaling,
+        report=report, remark=remark,
     )  # fmt: skip
     return loader.epoch(0)
 
@@ -237,6 +257,8 @@ def _on_device(
 ) -> tuple[Numbered, Cut]:
     if not isinstance(transform, RandomCropFlip):
         raise UserError("only random crops are made on the device")
+    if pictures.estimate() and pictures.deep:
+        raise UserError('8-bit pictures alone lie on a device or are decoded there: use data.keep "ram", decode "cpu"')
     device = device or torch.device("cpu")
     there = Held(pictures, device, workers) if keep == "device" else DecodedThere(pictures, device)
     return there, OnDevice(transform)

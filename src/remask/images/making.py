@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from remask.images.decoding import BadImage, Reduction
 from remask.images.transforms import RandomCropFlip, Transform
+from remask.levels import Scaling
 
 
 class Task(NamedTuple):
@@ -22,15 +23,21 @@ class Task(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A batch, the numbers of its pictures, and what was found unusable while it was made, by number."""
+    """A batch, the numbers of its pictures, and what was found unusable or beyond the range on the way, by number."""
 
     images: Tensor | None
     numbers: list[int]
     bad: dict[int, str]
+    beyond: dict[int, str] = {}  # noqa: RUF012  # never written to
 
 
 class Numbered(Protocol):
-    """Pictures by number, as `Pictures` has them, on the host or on a device."""
+    """Pictures by number, as `Pictures` has them, on the host or on a device.
+
+    beyond   pictures with values outside the range of the run, by number, in words
+    """
+
+    beyond: dict[int, str]
 
     def __len__(self) -> int: ...
 
@@ -42,19 +49,20 @@ class Numbered(Protocol):
 class Cut(Protocol):
     """Crops of pictures, one by each seed."""
 
-    def __call__(self, images: Sequence[Tensor], seeds: Sequence[int]) -> UInt8[Tensor, "B C h w"]: ...
+    def __call__(self, images: Sequence[Tensor], seeds: Sequence[int]) -> Num[Tensor, "B C h w"]: ...
 
 
 class OneByOne:
-    """A transform of every picture by itself."""
+    """A transform of every picture by itself. `scaling` says what becomes of a batch deeper than 8 bits."""
 
-    def __init__(self, transform: Transform) -> None:
-        self._transform = transform
+    def __init__(self, transform: Transform, scaling: Scaling | None = None) -> None:
+        self._transform, self._scaling = transform, scaling
 
-    def __call__(self, images: Sequence[Tensor], seeds: Sequence[int]) -> UInt8[Tensor, "B C h w"]:
+    def __call__(self, images: Sequence[Tensor], seeds: Sequence[int]) -> Num[Tensor, "B C h w"]:
         generator = Generator()
         pairs = zip(images, seeds, strict=True)
-        return torch.stack([self._transform(image, generator.manual_seed(seed)) for image, seed in pairs])
+        cut = [self._transform(image, generator.manual_seed(seed)) for image, seed in pairs]
+        return self._scaling.batch(cut) if self._scaling else torch.stack(cut)
 
 
 class Maker(Dataset[Made]):
@@ -85,7 +93,7 @@ class Maker(Dataset[Made]):
         return len(bad) > self._allowed or len(bad) == len(self._pictures)
 
     def __getitem__(self, task: Task) -> Made:
-        known, group = len(self.bad), -1
+        known, beyond, group = len(self.bad), len(self._pictures.beyond), -1
         found: tuple[Tensor, int] | None = None
         images, numbers, seeds = list[Tensor](), list[int](), list[int]()
         self._pictures.ahead([i for i in dict.fromkeys(task.indices) if i not in self.bad])
@@ -100,7 +108,8 @@ class Maker(Dataset[Made]):
             elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
                 return Made(None, [], self.bad)
         fresh = dict(list(self.bad.items())[known:])
-        return Made(self._cut(images, seeds) if images else None, numbers, fresh)
+        outside = dict(list(self._pictures.beyond.items())[beyond:])
+        return Made(self._cut(images, seeds) if images else None, numbers, fresh, outside)
 
     def _crop_seed(self, epoch: int, position: int) -> int:
         return mix(self._seed, epoch, position, CROP)

@@ -9,11 +9,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num
 from torch import Tensor
 
 from remask.images.decoding import BadImage, Reduction, decode
 from remask.images.sources import Source
+from remask.levels import Levels
 from remask.types import UserError
 
 Keep = Literal["auto", "never", "ram", "device"]
@@ -25,14 +26,16 @@ KEPT_MB = 1024
 
 
 class Pictures:
-    """`get(i)` is the i-th picture, uint8 [C, H, W]; it must not be written to.
+    """`get(i)` is the i-th picture, [C, H, W], uint8 or as deep as `levels` says; it must not be written to.
 
     channels, min_side   what every picture must have; another raises BadImage
+    levels               how pictures deeper than 8 bits are read, see `decode`; None: all become uint8
     cache_mb             decoded pictures are kept if all of them take no more (judged by a few of them); 0: none is
     shared               keep them in memory that worker processes share
     must                 raise UserError where they would not be kept for want of room
 
-    `kept_bytes` is what they will take once all were seen, 0 where none is kept.
+    `kept_bytes` is what they will take once all were seen, 0 where none is kept. `beyond` has those that were met with
+    values outside the range, by number.
     """
 
     def __init__(
@@ -44,8 +47,11 @@ class Pictures:
         cache_mb: int = KEPT_MB,
         shared: bool = False,
         must: bool = False,
+        levels: Levels | None = None,
     ) -> None:
-        self.source, self.channels, self._min_side = source, channels, min_side
+        self.source, self.channels, self._min_side, self._levels = source, channels, min_side, levels
+        self.beyond: dict[int, str] = {}
+        self.deep = False
         samples = self._samples() if cache_mb else {}
         expected = _mean_bytes(samples) * len(source)
         self._cache = _cache(expected, len(source), channels, cache_mb << 20, shared)
@@ -59,17 +65,18 @@ class Pictures:
         return len(self.source)
 
     def estimate(self) -> int:
-        """Bytes that all pictures take decoded, judged by a few of them."""
+        """Bytes that all pictures take decoded, judged by a few of them, of which one may turn out to be `deep`."""
         found = dict[int, Tensor]()
         for i in range(0, len(self), max(1, len(self) // 8)):
             with contextlib.suppress(BadImage):
                 found[i] = self._load(i)[0]
+        self.deep = any(image.dtype != torch.uint8 for image in found.values())
         return _mean_bytes(found) * len(self)
 
     def ahead(self, numbers: Sequence[int]) -> None:
         """These are wanted next: nothing to prepare here."""
 
-    def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
+    def get(self, i: int, reduction: Reduction | None = None) -> Num[Tensor, "C H W"]:
         """`reduction` says by how much a JPEG may be smaller; what was decoded so is not kept."""
         if reduction:
             return self._load(i, reduction)[0]
@@ -88,21 +95,24 @@ class Pictures:
         except OSError:
             return None
 
-    def checked(self, image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "C H W"]:
+    def checked(self, image: Num[Tensor, "C H W"]) -> Num[Tensor, "C H W"]:
         """The picture, if it is large enough. Raises BadImage."""
         height, width = image.shape[-2:]
         if min(height, width) < self._min_side:
             raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")
         return image
 
-    def _load(self, i: int, reduction: Reduction | None = None) -> tuple[UInt8[Tensor, "C H W"], bool]:
+    def _load(self, i: int, reduction: Reduction | None = None) -> tuple[Num[Tensor, "C H W"], bool]:
         try:
             data = self.source.read(i)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
-        return self.checked(decode(data, self.channels, reduction=reduction)), isinstance(data, bytes)
+        image = self.checked(decode(data, self.channels, reduction=reduction, levels=self._levels))
+        if self._levels and (outside := self._levels.beyond(image)):
+            self.beyond[i] = outside
+        return image, isinstance(data, bytes)
 
-    def _samples(self) -> dict[int, UInt8[Tensor, "C H W"]]:
+    def _samples(self) -> dict[int, Num[Tensor, "C H W"]]:
         """A few encoded pictures from all over the source, by number; none where it yields arrays."""
         found = {}
         for i in range(0, len(self), max(1, len(self) // 8)):
@@ -149,33 +159,39 @@ class _Own:
             self._kept[i] = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
+TYPES = (torch.uint8, torch.uint16, torch.float32)
+"""Of decoded pictures."""
+
+
 class _Shared:
     """For several processes: one block of shared memory, filled from its start. Pages that stay empty cost nothing."""
 
     def __init__(self, n: int, channels: int, size: int) -> None:
         storage = torch.UntypedStorage._new_shared(size)  # share_memory_() would copy, and so fill, all of it
         self._bytes = torch.empty(0, dtype=torch.uint8).set_(storage)
-        self._places = torch.zeros(n, 3, dtype=torch.int64).share_memory_()  # start, height, width; 0 high: not there
+        # start, height, width, number of the type; 0 high: not there
+        self._places = torch.zeros(n, 4, dtype=torch.int64).share_memory_()
         self._filled, self._lock = torch.zeros(1, dtype=torch.int64).share_memory_(), multiprocessing.Lock()
         self._channels = channels
 
     def get(self, i: int) -> Tensor | None:
-        start, height, width = self._places[i].tolist()
+        start, height, width, kind = self._places[i].tolist()
         if not height:
             return None
-        length = height * width * self._channels
-        return self._bytes[start : start + length].view(height, width, self._channels).permute(2, 0, 1)
+        length = height * width * self._channels * TYPES[kind].itemsize
+        pixels = self._bytes[start : start + length].view(TYPES[kind])
+        return pixels.view(height, width, self._channels).permute(2, 0, 1)
 
     def put(self, i: int, image: Tensor) -> None:
         with self._lock:
-            start = int(self._filled)
+            start = -(-int(self._filled) // image.itemsize) * image.itemsize
             if start + image.nbytes > len(self._bytes):
                 return
-            self._filled += image.nbytes
+            self._filled.fill_(start + image.nbytes)
         height, width = image.shape[1:]
-        place = self._bytes[start : start + image.nbytes].view(height, width, self._channels)
+        place = self._bytes[start : start + image.nbytes].view(image.dtype).view(height, width, self._channels)
         place.copy_(image.permute(1, 2, 0))
-        self._places[i, 0], self._places[i, 2] = start, width
+        self._places[i, 0], self._places[i, 2], self._places[i, 3] = start, width, TYPES.index(image.dtype)
         self._places[i, 1] = height
 
 

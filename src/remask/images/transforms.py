@@ -1,6 +1,6 @@
 """One picture to the size that the backbone sees: a random crop for training, the centre for evaluation.
 
-Pixels stay uint8 and are resized by torch's antialiased bicubic, which is Pillow's to within one level.
+Pixels keep their type and are resized by torch's antialiased bicubic, which for uint8 is Pillow's to within one level.
 """
 
 import math
@@ -9,10 +9,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Num
 from torch import Generator, Tensor
 
 from remask.types import Size, UserError
+
+CROP = 224 / 256
+"""Share of the tighter side that a centre crop keeps."""
 
 TRIES = 10
 """Draws before RandomResizedCrop falls back to the centre (Szegedy et al. 2015, as torchvision has it)."""
@@ -31,7 +34,7 @@ class Box(NamedTuple):
 class Transform(Protocol):
     """What the loader applies to each picture; all that is random comes from the generator."""
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator) -> UInt8[Tensor, "C h w"]: ...
+    def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class RandomCropFlip:
         draws = self._draw(generator)
         return Box(*self._box(rows, columns, draws), self.flip and draws[-1] < 0.5)
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator) -> UInt8[Tensor, "C h w"]:
+    def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]:
         top, left, height, width, mirrored = self.place(image.shape[-2], image.shape[-1], generator)
         crop = resize(image[:, top : top + height, left : left + width], self.size)
         return crop.flip(-1) if mirrored else crop
@@ -101,14 +104,14 @@ class CentreCrop:
     """
 
     size: Size
-    ratio: float = 224 / 256
+    ratio: float = CROP
 
     def __post_init__(self) -> None:
         _check(self.size)
         if not 0 < self.ratio <= 1:
             raise UserError(f"centre crop ratio {self.ratio}: needs 0 < ratio <= 1")
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator | None = None) -> UInt8[Tensor, "C h w"]:
+    def __call__(self, image: Num[Tensor, "C H W"], generator: Generator | None = None) -> Num[Tensor, "C h w"]:
         if tuple(image.shape[-2:]) == self.size:
             return image
         height, width = self.size
@@ -125,11 +128,16 @@ class CentreCrop:
         return image[:, top : top + height, left : left + width]
 
 
-def resize(image: UInt8[Tensor, "C H W"], size: Size) -> UInt8[Tensor, "C h w"]:
-    """Antialiased bicubic in two passes, each rounded and clamped to uint8 as Pillow does it."""
+def resize(image: Num[Tensor, "C H W"], size: Size) -> Num[Tensor, "C h w"]:
+    """Antialiased bicubic in two passes, each rounded and clamped to uint8 as Pillow does it.
+
+    Deeper images are resized in float32, uint16 rounded and clamped at the end.
+    """
     rows, columns = image.shape[-2:]
     if (rows, columns) == tuple(size):
         return image
+    if image.dtype == torch.uint16:
+        return resize(image.float(), size).round_().clamp_(0, 65535).to(torch.uint16)
     batch = image[None]
     if rows_first(rows, columns, size) and columns != size[1]:
         batch = F.interpolate(batch, size=(size[0], columns), mode="bicubic", antialias=True)
@@ -144,7 +152,7 @@ def rows_first(rows: int, columns: int, size: Size) -> bool:
     return rows > size[0] and rows - size[0] > 2 * (columns - size[1])
 
 
-def _shortened(image: UInt8[Tensor, "C H W"], size: Size) -> UInt8[Tensor, "C h w"]:
+def _shortened(image: Num[Tensor, "C H W"], size: Size) -> Num[Tensor, "C h w"]:
     """The middle of a very long picture: resizing all of a 20000x16 strip would take gigabytes for one crop."""
     rows, columns = image.shape[-2:]
     aspect = 4 * max(size) / min(size)

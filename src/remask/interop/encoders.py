@@ -32,6 +32,7 @@ from remask.interop.encoder_files import NORMALISATIONS, Asked, open_file
 from remask.interop.fetching import counting, fetched
 from remask.interop.loaded import Loaded, remember, split_spec, stated
 from remask.interop.mae import check
+from remask.levels import levels_of
 from remask.tensor_files import content_of, refuse_non_finite
 from remask.types import Size, UserError
 
@@ -169,12 +170,14 @@ def _exported(asked: Asked, path: Path) -> Backbone:
         model, size = str(content["model"]), (int(content["image_size"][0]), int(content["image_size"][1]))
         mean, std = tuple(content["mean"]), tuple(content["std"])
         arguments = {key: v for key, v in content["arguments"].items() if key not in FIXED}
+        levels = levels_of(content.get("range"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{config} is damaged: export the run again with remask export {path}") from error
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     make = maker(model)
     keys = {"positions": "learned"} if make is create_vit else {}
     backbone = make(model, size, mean, std, overrides=given, **keys)
+    backbone.normalise.read_by(levels)
     with torch.device("cpu"):
         state = content_of(weights)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):

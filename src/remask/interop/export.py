@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from remask.backbones import Backbone
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.convvit_network import ConvViTNetwork
+from remask.images.transforms import CROP
+from remask.interop.reader import NAME, reader_text
+from remask.levels import rule_of
 from remask.types import Size
 
 EXAMPLE = '''"""Load this backbone with timm alone: python load_example.py [PICTURE]"""
@@ -22,25 +25,24 @@ from pathlib import Path
 
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from torchvision.transforms import v2
 
 here = Path(__file__).parent
+sys.path.insert(0, str(here))
+from read_pixels import normalised, read_picture
+
 config = json.loads((here / "config.json").read_text())
 model = timm.create_model(config["model"], **config["arguments"]).eval()
 model.load_state_dict(load_file(here / "backbone.safetensors"), strict=True)
 
 size = config["image_size"]
 if len(sys.argv) > 1:
-    mode = "RGB" if len(config["mean"]) == 3 else "L"
-    picture = v2.functional.pil_to_tensor(Image.open(sys.argv[1]).convert(mode).resize(size[::-1]))
+    images = read_picture(sys.argv[1], config)
 else:
-    picture = torch.randint(0, 256, (len(config["mean"]), *size), dtype=torch.uint8)
-mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    images = normalised(torch.randint(0, 256, (1, len(config["mean"]), *size), dtype=torch.uint8), config)
 
 with torch.inference_mode():
-    tokens = model.forward_features(((picture / 255 - mean) / std)[None])
+    tokens = model.forward_features(images)
 if tokens.ndim == 4 and tokens.shape[1] == model.num_features:
     tokens = tokens.movedim(1, -1)
 prefix = getattr(model, "num_prefix_tokens", 0)
@@ -61,15 +63,20 @@ OURS = {
 
 
 def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Write backbone.safetensors, config.json and load_example.py. Nothing of pre-training is in them."""
+    """Write backbone.safetensors, config.json, and load_example.py with its reader of pictures.
+
+    Nothing of pre-training is in them.
+    """
     origin = getattr(backbone, "origin", None)
     if origin is None:
         raise ValueError("only a backbone made by a create_… function knows how it is rebuilt")
     folder.mkdir(parents=True, exist_ok=True)
     model, arguments = origin
     config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}
+    config |= {"range": rule_of(backbone.normalise.levels), "crop_pct": CROP}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "load_example.py").write_text(example(backbone))
+    (folder / NAME).write_text(reader_text())
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.network.state_dict().items()}
     save_file(state, folder / "backbone.safetensors", metadata={"format": "pt"})
 

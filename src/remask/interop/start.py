@@ -70,6 +70,7 @@ def start(
         fresh.network.load_state_dict(state)
         if loaded := loaded_of(source):
             remember(fresh, loaded._replace(said=(*loaded.said, *resized(state, before, size, fresh.patch))))
+    fresh.normalise.read_by(source.normalise.levels)
     for name, parameter in fresh.network.named_parameters():
         if name == "pos_embed":  # fixed in pre-training, trained from here on (MAE, ConvMAE)
             parameter.requires_grad_(True)

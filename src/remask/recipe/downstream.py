@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remask.recipe.sections import About, RuntimeSection
-from remask.recipe.values import Heads, Pair, Range, Section, Size
+from remask.recipe.values import Heads, Pair, PixelRange, Range, Section, Size
 
 
 class StartSection(Section):
@@ -35,6 +35,10 @@ class ImagesSection(Section):
         default=None, description='Pixels: 224, [96, 160] or "96x160" (height, width); unset = the network\'s.'
     )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
+    range: PixelRange = Field(
+        default="auto",
+        description="Values that are black and white in pictures deeper than 8 bits: auto, full, byte or [low, high].",
+    )
     flip: bool = Field(default=True, description="Mirror half of the pictures left to right.")
 
 

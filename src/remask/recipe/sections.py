@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from remask.recipe.values import Deviation, Device, Pair, Range, Section, Size, Target
+from remask.recipe.values import Deviation, Device, Pair, PixelRange, Range, Section, Size, Target
 
 METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma")
 """Method names that build.py knows."""
@@ -50,10 +50,16 @@ class DataSection(Section):
     source: str | None = Field(default=None, description="Default source: folder, list file, shards, or a named set.")
     image_size: Size = Field(description='Pixels after cropping: 224, [96, 160] or "96x160" (height, width).')
     channels: int = Field(default=3, ge=1, description="Channels of a picture.")
-    mean: list[float] = Field(
-        description="Mean per channel of pixels in 0..1; default ImageNet's, .5 unless 3 channels."
+    range: PixelRange = Field(
+        default="auto",
+        description="Values that are black and white in pictures deeper than 8 bits: auto, full, byte or [low, high].",
     )
-    std: list[Deviation] = Field(description="Deviation per channel; default ImageNet's, .25 unless 3 channels.")
+    mean: list[float] = Field(
+        default=[], description="Mean per channel of pixels in 0..1; unset = ImageNet's, measured unless colour."
+    )
+    std: list[Deviation] = Field(
+        default=[], description="Deviation per channel; unset = ImageNet's, measured unless colour."
+    )
     crop_scale: Range = Field(default=(0.2, 1.0), description="Share of the picture's area that a random crop keeps.")
     crop_ratio: Range = Field(default=(3 / 4, 4 / 3), description="Width / height of a random crop.")
     flip: bool = Field(default=True, description="Mirror half of the crops left to right.")
@@ -73,15 +79,30 @@ class DataSection(Section):
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
     max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unreadable pictures that stops the run.")
 
+    @property
+    def measured(self) -> bool:
+        """Whether mean and deviation are left to the source: neither was given."""
+        return not {"mean", "std"} & self.model_fields_set
+
     @model_validator(mode="before")
     @classmethod
-    def _normalisation(cls, value: Any) -> Any:
-        """Default mean and std; one number stands for every channel."""
+    def _one_for_all(cls, value: Any) -> Any:
+        """One number stands for every channel."""
         if not isinstance(value, dict) or not isinstance(channels := value.get("channels", 3), int):
             return value
-        default = IMAGENET if channels == 3 else OTHER_CHANNELS
-        given = {key: value.get(key) or default[key] for key in default}
-        return value | {k: v * channels if isinstance(v, list) and len(v) == 1 else v for k, v in given.items()}
+        given = {key: value[key] for key in ("mean", "std") if value.get(key)}
+        return {k: v for k, v in value.items() if k not in ("mean", "std")} | {
+            k: v * channels if isinstance(v, list) and len(v) == 1 else v for k, v in given.items()
+        }
+
+    @model_validator(mode="after")
+    def _defaults(self) -> "DataSection":
+        """What stands in for mean and deviation until a source is measured; `model_fields_set` has what was given."""
+        default = IMAGENET if self.channels == 3 else OTHER_CHANNELS
+        for key, numbers in default.items():
+            if not getattr(self, key):
+                object.__setattr__(self, key, numbers if self.channels == 3 else numbers * self.channels)
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "DataSection":

@@ -3,6 +3,7 @@
 A validator raises ValueError with the sentence a user should read; load.py turns the first one into a UserError.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -45,6 +46,27 @@ def _range(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 < value[0] <= value[1]:
         raise ValueError(f"must be [low, high] with 0 < low ≤ high, not {list(value)}")
     return value
+
+
+def _levels(value: Any) -> Any:
+    """auto, full, byte, or two numbers low < high, as in [0, 4095] or "0,4095"."""
+    if value in ("auto", "full", "byte"):
+        return value
+    if isinstance(value, str) and value.count(",") == 1:
+        with contextlib.suppress(ValueError):
+            value = [float(number) for number in value.strip("[]() ").split(",")]
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) == 2 and all(type(number) in (int, float) for number in numbers) and numbers[0] < numbers[1]:
+        return float(numbers[0]), float(numbers[1])
+    raise ValueError(f"must be auto, full, byte or two numbers low < high as in [0, 4095], not {value}")
+
+
+def levels(text: str | None) -> str | tuple[float, float] | None:
+    """What `--range` says; None where it says nothing. Raises UserError."""
+    try:
+        return _levels(text) if text is not None else None
+    except ValueError as error:
+        raise UserError(f"--range {error}") from None
 
 
 def _size(value: Any) -> Any:
@@ -92,6 +114,7 @@ def _device(value: str) -> str:
 
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
 Range = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_range)]
+PixelRange = Annotated[Literal["auto", "full", "byte"] | tuple[float, float], BeforeValidator(_levels)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Heads = Annotated[int | list[int], BeforeValidator(_heads)]
 Device = Annotated[str, AfterValidator(_device)]

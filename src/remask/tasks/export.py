@@ -18,6 +18,7 @@ from remask.evaluation.classifier import Classifier
 from remask.evaluation.timm_classifier import as_timm
 from remask.interop.export import export_backbone
 from remask.interop.start import constants
+from remask.levels import rule_of
 from remask.recipe import dump
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import FOLDER, load
@@ -31,19 +32,18 @@ import sys
 from pathlib import Path
 
 '''
+READER = """sys.path.insert(0, str(here))
+from read_pixels import CentreCrop, normalised, read_image, ready, resize
+
+"""
 PICTURE = """
-mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
-channels, size = len(mean), tuple(config["image_size"])
+channels, size = len(config["mean"]), tuple(config["image_size"])
 if len(sys.argv) > 1:
-    picture = v2.functional.pil_to_tensor(Image.open(sys.argv[1]).convert("RGB" if channels == 3 else "L"))
+    picture = read_image(sys.argv[1], config)
 else:
     picture = torch.randint(0, 256, (channels, *size), dtype=torch.uint8)
 """
-CROPPED = """shorter = [round(side / config["crop_pct"]) for side in size]
-scale = max(shorter[0] / picture.shape[1], shorter[1] / picture.shape[2])
-resized = [max(side, round(scale * own)) for side, own in zip(size, picture.shape[1:])]
-picture = v2.functional.resize(picture, resized, v2.InterpolationMode.BICUBIC, antialias=True)
-picture = v2.functional.center_crop(picture, size)
+CROPPED = """picture = CentreCrop(size, config["crop_pct"])(picture)
 """
 SHOWN = """for share, number in zip(*logits.softmax(1)[0].topk(min(5, len(config["classes"])))):
     print(f"{100 * share:5.1f} %  {config['classes'][number]}")
@@ -52,12 +52,12 @@ TIMM = (
     OPENING.format(what="classifier", loader="timm alone")
     + """import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from torchvision.transforms import v2
 
 here = Path(__file__).parent
-config = json.loads((here / "model.json").read_text())
+"""
+    + READER
+    + """config = json.loads((here / "model.json").read_text())
 model = timm.create_model(config["model"], **config["arguments"]).eval()
 model.load_state_dict(load_file(here / "model.safetensors"), strict=True)
 """
@@ -65,37 +65,39 @@ model.load_state_dict(load_file(here / "model.safetensors"), strict=True)
     + CROPPED
     + """
 with torch.inference_mode():
-    logits = model(((picture / 255 - mean) / std)[None])
+    logits = model(normalised(picture, config)[None])
 """
     + SHOWN
 )
-REMASK = """import torch
-from PIL import Image
-from torchvision.transforms import v2
+REMASK = (
+    """import torch
 
 from remask.tasks.export import load_export
 
 here = Path(__file__).parent
-config = json.loads((here / "model.json").read_text())
+"""
+    + READER
+    + """config = json.loads((here / "model.json").read_text())
 model, _ = load_export(here)
 """
+)
 CLASSIFIED = """
 with torch.inference_mode():
-    logits = model.logits(picture[None])  # integers are normalised inside
+    logits = model.logits(ready(picture, config)[None], normalised=True)
 """
 SEGMENTED = """
 with torch.inference_mode():
-    classes = model.predict(picture[None], size=size, window=size)[0]
+    classes = model.predict(ready(picture, config)[None], size=size, window=size, normalised=True)[0]
 for number, name in enumerate(config["classes"]):
     print(f"{100 * (classes == number).float().mean():5.1f} %  {name}")
 """
 DETECTED = """
 shown = torch.full((channels, *size), 128, dtype=torch.uint8)
+shown = normalised(shown, config)
 scale = min(size[0] / picture.shape[1], size[1] / picture.shape[2])
 resized = [max(1, round(scale * side)) for side in picture.shape[1:]]
-picture = v2.functional.resize(picture, resized, v2.InterpolationMode.BICUBIC, antialias=True)
-shown[:, : resized[0], : resized[1]] = picture
-found = model.detect(shown[None])[0]
+shown[:, : resized[0], : resized[1]] = normalised(resize(picture, resized), config)
+found = model.detect(shown[None], normalised=True)[0]
 for label, score, box in zip(found["labels"], found["scores"], found["boxes"] / scale):
     print(f"{score:.2f}  {config['classes'][label - 1]}  x0 y0 x1 y1 {[round(float(x)) for x in box]}")
 print(f"{len(found['labels'])} found; masks inside the boxes: {'masks' in found}")
@@ -117,7 +119,7 @@ def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str,
     export_backbone(backbone, folder, size, mean, std)
     os.replace(folder / "load_example.py", folder / "load_backbone.py")
     content: dict[str, Any] = {"task": recipe.task, "classes": facts["classes"], "image_size": size}
-    content |= {"mean": mean, "std": std, "facts": dict(facts)}
+    content |= {"mean": mean, "std": std, "range": rule_of(backbone.normalise.levels), "facts": dict(facts)}
     if isinstance(model, Classifier):
         content["crop_pct"] = recipe.data.crop_pct  # type: ignore[attr-defined]
     found = as_timm(model, size) if isinstance(model, Classifier) else None

@@ -1,0 +1,83 @@
+"""What a picture is before it is decoded: format, colours, bits, bands, and what of it is left out."""
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from remask.images.decoding import FORMATS
+from remask.images.deep import TIFF
+
+
+class Stored(NamedTuple):
+    """A picture's header. `left_out` is what decoding to so many channels passes over, in words."""
+
+    kind: str
+    bands: int
+    left_out: tuple[str, ...] = ()
+
+
+def stored(data: bytes | np.ndarray, channels: int = 3) -> Stored:
+    """Format, mode and bits, as in "JPEG RGB, 8 bits", and the number of bands; pixels are not decoded."""
+    if isinstance(data, np.ndarray):
+        bands = 1 if data.ndim == 2 else data.shape[2]
+        return Stored(f"array of {bands} channel{'s' * (bands > 1)}, {data.dtype}", bands)
+    try:
+        if data[:4] in TIFF and (found := _tiff(data, channels)) is not None:
+            return found
+        if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
+            return _array(data, channels)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _by_pillow(image, data, channels)
+    except Exception:  # decoded all the same, by torchvision, or refused there with a reason
+        return Stored("unknown to Pillow", 3)
+
+
+def _by_pillow(image: Image.Image, data: bytes, channels: int) -> Stored:
+    bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
+    mode, bands = image.mode.partition(";")[0], {"P": 3, "PA": 4}.get(image.mode, len(image.getbands()))
+    if image.format == "PNG" and data[24:25] == b"\x10" and bits == 8:
+        bits, mode = 16, {4: "LA"}.get(data[25], mode)
+    alpha = bands in (2, 4) and mode[-1] in "Aa" and channels != bands
+    bands = len(mode) if bits == 16 and mode in ("LA", "RGB", "RGBA") else bands
+    left = ["alpha"] * alpha + ["frames after the first"] * (getattr(image, "n_frames", 1) > 1)
+    return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left))
+
+
+def _tiff(data: bytes, channels: int) -> Stored | None:
+    try:
+        import tifffile
+    except ImportError:
+        return None
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages[0]
+        bands, bits, pages = int(page.samplesperpixel), int(page.bitspersample), len(file.pages)
+        left = []
+        if bands == 1 and pages == channels > 1:
+            bands = pages
+        elif pages > 1:
+            left.append("pages after the first")
+        extra = tuple(page.extrasamples)
+        if extra and channels < bands and bands - len(extra) in (1, 3):
+            left.append("alpha" if extra[0] in (1, 2) else f"band {bands - len(extra) + 1}")
+        number = "float" if page.dtype is not None and page.dtype.kind == "f" else "bit" + "s" * (bits > 1)
+        shown = {1: "gray", 3: "RGB"}.get(bands - len(extra), f"{bands} bands") + (
+            "A" if left[-1:] == ["alpha"] else ""
+        )
+        shown = "palette" if page.photometric == 3 else f"{bands} bands" if extra and not left else shown
+        colours = 3 if page.photometric == 3 else bands - len(extra) * bool(left and extra)
+        return Stored(f"TIFF {shown}, {bits} {number}", colours, tuple(left))
+
+
+def _array(data: bytes, channels: int) -> Stored:
+    from remask.images.deep import read_deep
+
+    found = read_deep(data, channels, 100_000_000)
+    assert found is not None
+    kind = "npy" if data[:6] == b"\x93NUMPY" else "npz"
+    bands = found.values.shape[2]
+    return Stored(f"{kind} of {bands} band{'s' * (bands > 1)}, {found.values.dtype}", bands)
+
+
+__all__ = ["Stored", "stored"]

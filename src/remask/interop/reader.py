@@ -1,0 +1,70 @@
+"""The reader that an export carries: remask's own code for pixels as one file that needs numpy, Pillow and torch."""
+
+import inspect
+import re
+from types import ModuleType
+from typing import Any
+
+from remask import levels
+from remask.images import decoding, deep, transforms
+
+HEAD = '''"""Pictures as this network was trained on them: `read_picture(path, config)` gives what it takes.
+
+Decoding (EXIF, alpha, gray, 16 bits, any number of bands), the crop and the range are those of training.
+Needs numpy, Pillow, torch and torchvision; TIFFs of several bands or compressed ones need tifffile and imagecodecs.
+"""
+
+from __future__ import annotations
+
+'''
+TAIL = '''
+def read_image(path: str, config: dict[str, Any]) -> Tensor:
+    """The picture in a file [C, H, W], upright, with the values that it has."""
+    with open(path, "rb") as file:
+        return decode(file.read(), len(config["mean"]), levels=levels_of(config.get("range")))
+
+
+def normalised(image: Tensor, config: dict[str, Any]) -> Tensor:
+    """Values of any type as the network takes them, float32."""
+    return (levels_of(config.get("range")) or FULL).normalised(image, config["mean"], config["std"])
+
+
+def ready(image: Tensor, config: dict[str, Any]) -> Tensor:
+    """A picture as remask's networks take it: 8 and 16 bits as they are, which they scale, floats normalised."""
+    return normalised(image, config) if image.is_floating_point() else image
+
+
+def read_picture(path: str, config: dict[str, Any]) -> Tensor:
+    """The picture in a file as the network takes it [1, C, height, width]: its centre, resized and normalised."""
+    crop = CentreCrop(tuple(config["image_size"]), config["crop_pct"])
+    return normalised(crop(read_image(path, config)), config)[None]
+'''
+NAME = "read_pixels.py"
+
+
+def reader_text() -> str:
+    """The content of read_pixels.py."""
+    crop = (transforms.CentreCrop, transforms.resize, transforms.rows_first, transforms._shortened, transforms._check)
+    types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
+    parts = [_alone(levels), _alone(deep), _alone(decoding), types, _imports(transforms), *map(_source, crop)]
+    return HEAD + "\n\n".join(parts) + TAIL
+
+
+def _source(part: Any) -> str:
+    return inspect.getsource(part)
+
+
+def _imports(module: ModuleType) -> str:
+    """The import lines of a module, without those of remask and of jaxtyping, whose names stand in annotations only."""
+    lines = re.findall(r"^(?:import|from) .*(?:\n(?: .*|\)))*$", inspect.getsource(module), re.MULTILINE)
+    return "\n".join(line for line in lines if not re.match(r"from (?:remask|jaxtyping)", line))
+
+
+def _alone(module: ModuleType) -> str:
+    """A module's text without its docstring, what it imports of remask, and its list of names."""
+    text = re.sub(r'\A""".*?"""\n', "", inspect.getsource(module), flags=re.DOTALL)
+    text = re.sub(r"^from (?:remask|jaxtyping)[^\n]*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^__all__ = \[[^\]]*\]\n", "", text, flags=re.MULTILINE).strip()
+
+
+__all__ = ["NAME", "reader_text"]

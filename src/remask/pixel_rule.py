@@ -1,0 +1,45 @@
+"""How a run reads its pixels, settled once by a sample of its source and written into its recipe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from remask.images import Source
+from remask.images.measuring import measure
+from remask.recipe import Recipe
+from remask.types import UserError
+
+
+def with_pixel_rule(recipe: Recipe, source: Source) -> tuple[Recipe, str]:
+    """The recipe with the range, and the mean and deviation if they are measured, that a sample of the source shows;
+    and what the sample is, in a line."""
+    data = recipe.data
+    found = measure(source, data.channels, data.range)
+    updates: dict[str, Any] = {"range": found.rule}
+    line = f"pixels: {found.describe(data.channels, data.range)}"
+    if data.measured and not (found.colour and data.channels == 3):
+        updates |= {"mean": found.mean, "std": found.std}
+        line += f"; mean {_numbers(found.mean)} and deviation {_numbers(found.std)} measured"
+    _check_deep(recipe, found.deep)
+    return recipe.model_copy(update={"data": data.model_copy(update=updates)}), line
+
+
+def _numbers(values: Sequence[float]) -> str:
+    shown = [f"{value:.3g}" for value in (values[:1] if len(set(values)) == 1 else values[:6])]
+    return " ".join(shown) + " …" * (len(set(values)) > 1 and len(values) > 6)
+
+
+def _check_deep(recipe: Recipe, deep: bool) -> None:
+    """Raise UserError for what 8-bit pictures alone can do, where the source has deeper ones."""
+    if not deep or recipe.data.range == "byte":
+        return
+    for key, asked in {
+        "distill.jitter": recipe.distill and recipe.distill.jitter,
+        'data.keep "device"': recipe.data.keep == "device",
+        'data.decode "cuda"': recipe.data.decode == "cuda",
+        'method.target.tokenizer "stored"': recipe.method.target.tokenizer == "stored",
+    }.items():
+        if asked:
+            raise UserError(f"{key} is for 8-bit pictures, and these are deeper: leave it out, or set data.range=byte")
+
+
+__all__ = ["with_pixel_rule"]
