@@ -12,7 +12,7 @@ from remask.backbones import Backbone
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
-from remask.backbones.refusals import why_named
+from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
 from remask.heads import Decoder, TokenDecoder
@@ -52,15 +52,10 @@ def build_backbone(recipe: Recipe) -> Backbone:
     if create is create_vit:
         create = partial(create_vit, positions=part.positions)
     if create is create_hierarchical and recipe.method.name != "fastmim" and known(part.name):
-        raise UserError(
-            f"method {recipe.method.name} drops or replaces masked tokens, and {part.name} can do neither; "
-            f"choose method fastmim, which hides pixels, or a ViT ({part.name}: {why_named(part.name)})"
-        )
+        refuse_tokens(part.name, recipe.method.name)
     if overrides and create is create_hierarchical:
-        given = " and ".join(
-            f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)
-        )
-        raise UserError(f"{part.name} has its own sizes: leave out {given}, or choose a vit")
+        keys = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)]
+        raise UserError(f"{part.name} has its own sizes: leave out {' and '.join(keys)}, or choose a vit")
     network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
     network.normalise.read_by(Levels.of(data.range))
     return network
@@ -123,10 +118,7 @@ def codebook_features(part: TargetRecipe) -> TargetRecipe:
 
 
 def build_method(recipe: Recipe, start: bool = True) -> Method:
-    """Base method, then DM, then JD; a target that two branches share is one object, computed once.
-
-    start   load the weights that it is to start from; not where a checkpoint follows
-    """
+    """Base method, then DM, then JD; a target that two branches share is one object. `start` loads first weights."""
     with seeded(recipe.seed, "weights"):
         backbone, part = build_backbone(recipe), recipe.method
         masking, unit = build_masking(recipe, backbone.patch)

@@ -50,9 +50,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         say = (lambda line: None) if quiet else print
         words = world.first(lambda: codebooks.fit(ahead[0].recipe, source, say, recipe.seed))
         kept = codebooks.with_file(recipe, codebooks.FILE)
-    said += loaded_lines(method)
-    if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
-        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
+    said += _remarks(recipe, method, runtime)
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:
@@ -73,14 +71,21 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         trainer.resume()
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
-    for line in said:
+    for line in (*said, equation(method, ahead[0].recipe.data.image_size)):
         screen[0].say(line)
-    screen[0].say(equation(method, ahead[0].recipe.data.image_size))
     try:
         _through(ahead, trainer, trainer_of, screen[0])
     except TooManyBad as error:
         bad.write(error.bad)
         raise
+
+
+def _remarks(recipe: Recipe, method: Method, runtime: Runtime) -> list[str]:
+    """What a person should know at the beginning: which weights were loaded, and what goes another way than asked."""
+    said = loaded_lines(method)
+    if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
+        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
+    return said
 
 
 def _through(

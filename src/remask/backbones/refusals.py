@@ -34,6 +34,14 @@ def refuse_unless(network: object, kind: type[nn.Module], own: tuple[str, ...] =
         raise UserError(f"{name} cannot be masked token by token as a {kind.__name__} can: {why(network)}; {CURE}")
 
 
+def refuse_tokens(name: str, method: str) -> None:
+    """Raise UserError: a method that drops or replaces tokens was given a network, by name, that can do neither."""
+    raise UserError(
+        f"method {method} drops or replaces masked tokens, and {name} can do neither; choose method fastmim, which "
+        f"hides pixels, or a ViT ({name}: {why_named(name)})"
+    )
+
+
 def why(network: object) -> str:
     """What makes a network one whose tokens cannot be dropped or replaced from outside."""
     blocks: Any = getattr(network, "blocks", None)
@@ -64,4 +72,4 @@ def why_named(name: str) -> str:
         return f"timm cannot build it: {(str(error).splitlines() or [type(error).__name__])[0]}"
 
 
-__all__ = ["is_plain", "refuse_unless", "why", "why_named"]
+__all__ = ["is_plain", "refuse_tokens", "refuse_unless", "why", "why_named"]

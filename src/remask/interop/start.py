@@ -44,15 +44,7 @@ def start(
         refuse_tag(name)
     if kind in ("timm", "untrained") and maker(name) is create_hierarchical:
         size = size or _published_size(name)
-        fresh: Any = create_hierarchical(name, size, *_published(name), drop_path=drop_path)
-        if kind == "timm" and not untrained:
-            network = fetched(lambda: timm.create_model(name, pretrained=True, num_classes=0), spec)
-            state = resize_state(network.state_dict(), fresh.network, _published_size(name), size, fresh.patch)
-            check(state, fresh.network.state_dict(), spec)
-            fresh.network.load_state_dict(state)
-            said = resized(state, _published_size(name), size, fresh.patch)
-            remember(fresh, Loaded(spec, len(state), said=said))
-        return fresh, size
+        return _mapped(spec, name, size, drop_path, fetch=kind == "timm" and not untrained), size
     made_for = size if kind in FILES else None  # a table that is not square, and a Swin, do not tell it
     source: Any = open_encoder(spec, heads=heads, size=made_for, normalise=normalise)
     if source.origin is None:
@@ -75,6 +67,19 @@ def start(
         if name == "pos_embed":  # fixed in pre-training, trained from here on (MAE, ConvMAE)
             parameter.requires_grad_(True)
     return fresh, size
+
+
+def _mapped(spec: str, name: str, size: Size, drop_path: float, fetch: bool) -> Any:
+    """A timm network that returns a map of features; with published weights where they are to be fetched."""
+    fresh: Any = create_hierarchical(name, size, *_published(name), drop_path=drop_path)
+    if fetch:
+        before = _published_size(name)
+        network = fetched(lambda: timm.create_model(name, pretrained=True, num_classes=0), spec)
+        state = resize_state(network.state_dict(), fresh.network, before, size, fresh.patch)
+        check(state, fresh.network.state_dict(), spec)
+        fresh.network.load_state_dict(state)
+        remember(fresh, Loaded(spec, len(state), said=resized(state, before, size, fresh.patch)))
+    return fresh
 
 
 def _made(
@@ -113,9 +118,9 @@ def _published(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _published_size(name: str) -> Size:
-    cfg = timm.get_pretrained_cfg(name)
-    assert cfg is not None
-    return int(cfg.input_size[1]), int(cfg.input_size[2])
+    """Pixels of the images that timm states for a model; 224 where it states nothing."""
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return (int(cfg.input_size[1]), int(cfg.input_size[2])) if cfg else (224, 224)
 
 
 __all__ = ["constants", "start"]
