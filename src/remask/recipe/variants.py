@@ -91,7 +91,7 @@ def shrink(recipe: Recipe) -> Recipe:
     file, no download: an untrained network stands in for a teacher, a codebook of 16 words for a tokenizer.
     """
     toy: dict[str, Any] = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
-    toy = {**toy, "name": recipe.backbone.name.partition(".")[0]}  # a tag of timm's means weights to be fetched
+    toy = {"name": recipe.backbone.name.partition(".")[0], **toy}  # a tag of timm's means weights to be fetched
     named = recipe.backbone.model_copy(update=toy)
     stride = named.patch or 32
     side = _side(recipe) * max(stride * recipe.masking.cell, recipe.masking.cell_pixels or 0)
