@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; say `make` for the list.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-gpu lock clean
+.PHONY: help demo test test-lowest lint format bench bench-gpu lock clean
 
 PYTHON ?= python3
 LOCK_FLAGS ?=
@@ -14,10 +14,12 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.remask-ready
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/.remask-ready
 PEERS_READY := $(VENV)/.peers-ready
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 10
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 13
 
 demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR names the run folder)
 	$(BIN)/remask pretrain --recipe demo --out $(RUN)
@@ -26,6 +28,9 @@ demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR name
 
 test: $(READY) ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-lowest: $(LOWEST_READY) ## the same with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY) ## lint, format check, strict types
 	$(BIN)/ruff check
@@ -52,15 +57,24 @@ lock: $(UV_READY) ## write requirements.lock anew (LOCK_FLAGS=--upgrade takes th
 	@! grep -nE '[:]//|[+]cpu' requirements.lock benchmarks/requirements.lock || \
 		{ echo "the lines above name an address or a CPU-only build" >&2; exit 1; }
 
-clean: ## remove caches and build outputs; .venv and runs/ stay
+clean: ## remove caches and build outputs; .venv, .venv-lowest and runs/ stay
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
-	find . -name $(VENV) -prune -o -name runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name $(VENV) -prune -o -name $(LOWEST) -prune -o -name runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --python, because an activated environment elsewhere would otherwise receive the packages.
 $(READY): requirements.lock pyproject.toml $(UV_READY)
 	@echo "installing the locked packages into $(VENV) (the first time, a few GB of wheels)"
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The lowest Python and, of what pyproject.toml names, the lowest versions; of what those need, the newest that fit.
+$(LOWEST_READY): pyproject.toml $(UV_READY)
+	@echo "installing the lowest versions into $(LOWEST) (the first time, a few GB of wheels)"
+	@test -x $(LOWEST)/bin/python || $(BIN)/uv venv --quiet --python 3.11 $(LOWEST)
+	$(BIN)/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -r pyproject.toml \
+		--extra dev --extra data --extra teachers --extra dense
+	$(BIN)/uv pip install --python $(LOWEST)/bin/python --no-build-isolation --no-deps --editable .
 	@touch $@
 
 # Other libraries, to be measured beside this one.

@@ -1,6 +1,7 @@
 """Recipe → objects: one dict literal per kind, and nothing else that knows both names and parts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, stem_patch
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
@@ -20,7 +21,7 @@ from remask.images import Loader, RandomCropFlip, Source
 from remask.images.device import no_decoder
 from remask.ledger import Ledger, forward_gflops
 from remask.levels import Levels, Scaling
-from remask.masking import Blocks, Counts, Masking, Score, random
+from remask.masking import Blocks, Counts, Masking, Score, count_of, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
 from remask.optim import Schedule, adamw, learning_rate, parameter_groups
@@ -35,6 +36,7 @@ from remask.targets.cached import Cached
 from remask.targets.dalle import Dalle, load_dalle
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.teaching import build_teachers, map_teacher, student_layers, weight_of
+from remask.tokens import cell_of
 from remask.trainer import Hook, Trainer
 from remask.types import Size, UserError
 
@@ -67,22 +69,19 @@ def scaling_of(data: DataSection) -> Scaling | None:
     return Scaling(levels, data.mean, data.std) if levels else None
 
 
-def build_masking(recipe: Recipe, patch: Size) -> tuple[Masking, Size]:
-    """The pattern of [masking], one view (DM comes as a plug-in), and the pixels of a token of its grid.
+def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tuple[Masking, Size]:
+    """The pattern of [masking], one view (DM comes as a plug-in), and the pixels of a unit of its grid.
 
-    A cell in pixels is whole patches, or a whole part of one (FastMIM). Raises UserError where it is neither.
+    A cell in pixels is whole tokens, in fastmim also a whole part of one, in simmim patches of `stem`; or an error.
     """
-    part, side = recipe.masking, recipe.masking.cell_pixels
+    part, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
+    masking = Masking(part.ratio, PATTERNS[part.pattern], part.cell, count=part.count or count_of(method))
     if not side:
-        return Masking(part.ratio, PATTERNS[part.pattern], part.cell), patch
-    if patch[0] == patch[1] and side % patch[0] == 0:
-        return Masking(part.ratio, PATTERNS[part.pattern], side // patch[0]), patch
-    if patch[0] % side or patch[1] % side or recipe.method.name != "fastmim":
-        raise UserError(
-            f"masking.cell_pixels {side} does not fit tokens of {patch[0]}×{patch[1]} px: a cell is whole "
-            "tokens, or in fastmim a whole part of one"
-        )
-    return Masking(part.ratio, PATTERNS[part.pattern]), (side, side)
+        return masking, patch
+    if method == "fastmim" and patch[0] % side == patch[1] % side == 0:
+        return masking, (side, side)
+    cell, unit = cell_of(side, patch, stem if stem and method == "simmim" else patch, named="masking.cell_pixels")
+    return replace(masking, cell=cell), unit
 
 
 def build_target(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
@@ -121,13 +120,13 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
     """Base method, then DM, then JD; a target that two branches share is one object. `start` loads first weights."""
     with seeded(recipe.seed, "weights"):
         backbone, part = build_backbone(recipe), recipe.method
-        masking, unit = build_masking(recipe, backbone.patch)
+        masking, unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
         target = build_target(part.target, recipe, unit)
         size = recipe.data.image_size
         decoder = (part.decoder_width, part.decoder_depth, part.decoder_heads, part.decoder_mlp_ratio)
         bases: dict[str, Callable[[], Method]] = {
             "mae": lambda: mae(backbone, masking, target, size, *decoder),
-            "simmim": lambda: simmim(backbone, masking, target, part.initial),
+            "simmim": lambda: simmim(backbone, masking, target, part.initial, unit),
             "maskfeat": lambda: maskfeat(backbone, masking, target, part.initial),
             "beit": lambda: beit(backbone, masking, target, part.initial),
             "convmae": lambda: convmae(backbone, masking, target, size, *decoder),
@@ -182,7 +181,7 @@ def peak_lr(recipe: Recipe, method: Method) -> float:
     """The learning rate after warm-up: absolute, or by the rule, with the realised m_pred / m_corr under DM."""
     optim = recipe.optim
     gain = counts(method, recipe).gain if recipe.dm and optim.lr_rule == "dmjd" else 1.0
-    return optim.lr or learning_rate(optim.base_lr, optim.batch_size, gain)
+    return optim.lr or learning_rate(optim.base_lr or 0.0, optim.batch_size, gain)  # one of them is there
 
 
 def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:

@@ -1,5 +1,6 @@
 """The run folder and its checkpoints: written whole or not at all, read without executing anything."""
 
+import difflib
 import json
 import os
 import pickle
@@ -35,8 +36,11 @@ class RunFolder:
         """A new run. Raises UserError where something is already there."""
         refuse_existing(path)
         run = cls(path)
-        for folder in ("checkpoints", "pictures", "eval"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in ("checkpoints", "pictures", "eval"):
+                (path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made: {error.strerror}; choose another --out") from error
         (path / "recipe.toml").write_text(recipe)
         run.write("env.json", {"format": FORMAT, **env})
         return run
@@ -45,7 +49,7 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         """An existing run. Raises UserError where there is none."""
         if not (path / "recipe.toml").is_file():
-            raise UserError(f"{path} is no run: it holds no recipe.toml; give the folder that --out named")
+            raise UserError(f"{path} is no run: {why_no_run(path)}")
         run = cls(path)
         if run.format > FORMAT:
             raise UserError(
@@ -96,6 +100,23 @@ class RunFolder:
             os.replace(part, path)
 
 
+def why_no_run(path: Path) -> str:
+    """Why a path is no run, and what to give in its place."""
+    runs = [run.parent for run in path.glob("*/recipe.toml")] if path.is_dir() else []
+    if (path / "backbone.safetensors").is_file():
+        near = f": give its run, {path.parent}" if (path.parent / "recipe.toml").is_file() else ""
+        return f"it is an export{near or ', which probe, embed and finetune take'}"
+    if path.is_file():
+        return "it is a file; give the folder that --out named"
+    if not path.exists():
+        known = [run.parent for where in {path.parent, Path("runs")} for run in where.glob("*/recipe.toml")]
+        close = difflib.get_close_matches(path.name, [run.name for run in known], 1, 0.5)
+        near = next((str(run) for run in known if [run.name] == close), "")
+        return f"it does not exist; {f'did you mean {near}?' if near else 'give the folder that --out named'}"
+    inside = f", and runs lie inside it: {', '.join(map(str, sorted(runs)[:3]))}" if runs else ""
+    return f"it holds no recipe.toml{inside or '; give the folder that --out named'}"
+
+
 def refuse_existing(path: Path) -> None:
     """Raise UserError unless `path` is free: absent, an empty folder, or a run that failed before its first step."""
     status = RunFolder(path).read("status.json") if (path / "recipe.toml").is_file() else {}
@@ -136,9 +157,11 @@ def find(run: RunFolder, name: str = "last") -> Path:
     for candidate in (folder, folder.with_name(f".{name}.old")):
         if (candidate / "state.json").is_file():
             return candidate
-    raise UserError(
-        f"{run.path} holds no checkpoint {name!r}: the run ended before its first; start again with another --out"
+    others = sorted(path.name for path in folder.parent.glob("[!.]*"))
+    why = (
+        f"it holds {', '.join(others)}" if others else "the run ended before its first; start again with another --out"
     )
+    raise UserError(f"{run.path} holds no checkpoint {name!r}: {why}")
 
 
 def position(run: RunFolder, name: str = "last") -> dict[str, Any]:
@@ -197,4 +220,14 @@ def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
     return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(wanted[key].shape)}" for key in shared]
 
 
-__all__ = ["FORMAT", "RunFolder", "find", "load_weights", "position", "refuse_existing", "restore", "save"]
+__all__ = [
+    "FORMAT",
+    "RunFolder",
+    "find",
+    "load_weights",
+    "position",
+    "refuse_existing",
+    "restore",
+    "save",
+    "why_no_run",
+]

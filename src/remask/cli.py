@@ -11,7 +11,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from remask import cli_data, cli_downstream, cli_look, cli_plan
+from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan, launcher
+from remask.cli_flags import Exclude
+from remask.errors import UserError
 
 app = typer.Typer(
     name="remask",
@@ -82,6 +84,7 @@ def pretrain(
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="End after N steps.")] = None,
     max_bad: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of bad pictures that stops.")] = None,
     probe: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled pictures for kNN on the way.")] = None,
+    exclude: Exclude = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     device: Device = None,
     set_: Settings = None,
@@ -95,10 +98,12 @@ def pretrain(
         "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs,
         "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit,
         "optim.max_steps": max_steps, "data.max_bad": max_bad, "probe.source": probe, "seed": seed,
-        "runtime.device": device,
+        "runtime.device": device, "data.exclude": exclude or None,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
+    if smoke and not quiet and (model or chosen.backbone.name) != chosen.backbone.name:
+        print(f"smoke: {chosen.backbone.name} stands for {model}", file=sys.stderr)
 
     from remask import commands
 
@@ -147,11 +152,14 @@ def reconstruct(
     count: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Number of pictures.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+    exclude: Exclude = None,
 ) -> None:
     """Draw masked views and predictions."""
     from remask import commands
 
-    print(commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint))
+    print(
+        commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint, exclude=exclude or ())
+    )
 
 
 @app.command()
@@ -162,6 +170,7 @@ def codebook(
     target: Annotated[str, typer.Option(help="hog, hog-l2, pixels, pixels-norm, or a teacher as timm:NAME.")] = "hog",
     vocabulary: Annotated[int | None, typer.Option(metavar="N", help="Number of words.  [the recipe's]")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
+    exclude: Exclude = None,
     seed: Annotated[int, typer.Option(help="Seed of k-means.")] = 0,
     set_: Settings = None,
     quiet: Quiet = False,
@@ -175,7 +184,7 @@ def codebook(
     print(
         codebooks.create(
             data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed,
-            settings=set_ or [], quiet=quiet,
+            settings=set_ or [], exclude=exclude or [], quiet=quiet,
         )
     )  # fmt: skip
 
@@ -222,8 +231,10 @@ def doctor() -> None:
 def main() -> NoReturn:
     """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted."""
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # wait a fraction of a millisecond, then leave the core to others
+    if said := launcher.left_over():
+        print(f"remask: {said}", file=sys.stderr)
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
     except Exception as error:
@@ -237,11 +248,15 @@ def main() -> NoReturn:
 def _of_all(error: Exception) -> int:
     """Say what went wrong; of the many processes of a run one says it, and all end with its code. Returns the code."""
     line, code = _explained(error)
-    speaks = os.environ.get("RANK", "0") == "0"
-    if "remask.processes" in sys.modules:  # else they have not joined, and each finds the same
-        from remask.processes import ended
+    try:
+        together = bool({"pretrain", "resume"} & {*sys.argv})  # the other commands know no processes beside them
+        speaks = not together or launcher.place().rank == 0
+        if together and "remask.processes" in sys.modules:  # else they have not joined, and each finds the same
+            from remask.processes import ended
 
-        speaks, code = ended(code)
+            speaks, code = ended(code)
+    except UserError:  # of the variables themselves
+        speaks = True
     if speaks:
         print(line, file=sys.stderr)
     return code
@@ -251,16 +266,26 @@ def _explained(error: Exception) -> tuple[str, int]:
     """What went wrong, for a person, and the exit code."""
     parsed = getattr(error, "format_message", None)
     if parsed:  # the parser's: an unknown option, a missing argument
-        return text if "\n" in (text := parsed()) else f"remask: {text}", int(getattr(error, "exit_code", 2))
+        if "\n" in (text := parsed()):
+            return text, int(getattr(error, "exit_code", 2))
+        context = getattr(error, "ctx", None)
+        options = [name for part in context.command.params for name in part.opts] if context else []
+        return f"remask: {cli_hints.hint(text, sys.argv[1:], options)}", int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
-    from remask.errors import UserError
-
     if isinstance(error, UserError):
         return f"remask: {error}", 2
     if isinstance(error, PermissionError):
-        return f"remask: no permission for {error.filename}", 2
+        return f"remask: no permission for {error.filename}; choose another --out, or another folder to read", 2
+    if isinstance(error, OSError) and error.filename and _was_named(str(error.filename)):
+        return f"remask: {error.filename}: {error.strerror}; choose another path", 2
     return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
+
+
+def _was_named(path: str) -> bool:
+    """Whether an argument names a file, or a folder that lies in it or holds it."""
+    named = [os.path.abspath(word.partition("=")[2] or word) for word in sys.argv[1:] if not word.startswith("-")]
+    return any(word.startswith(os.path.abspath(path)) or os.path.abspath(path).startswith(word) for word in named)
 
 
 if __name__ == "__main__":

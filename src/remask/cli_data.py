@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from remask.cli_flags import Exclude
+
 Src = Annotated[
     str, typer.Argument(metavar="SRC", help="Folder, list file, tar shards, parquet, a set's name.", show_default=False)
 ]
@@ -28,6 +30,7 @@ def check(
     image_size: Annotated[str, typer.Option(metavar="HxW", help="Size of the crops that are timed.")] = "224",
     channels: Channels = 3,
     limit: Limit = None,
+    exclude: Exclude = None,
     workers: Workers = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Quiet = False,
@@ -39,8 +42,9 @@ def check(
     from remask import commands
 
     commands.data_check(
-        source, limit=limit, channels=channels, patch=patch, size=image_size, workers=workers, as_json=json, quiet=quiet
-    )
+        source, limit=limit, exclude=exclude or (), channels=channels, patch=patch, size=image_size, workers=workers,
+        as_json=json, quiet=quiet,
+    )  # fmt: skip
 
 
 @app.command()
@@ -55,6 +59,7 @@ def pack(
     channels: Channels = 3,
     max_bad: Annotated[float, typer.Option(metavar="SHARE", help="Share of unusable pictures that stops.")] = 0.01,
     limit: Limit = None,
+    exclude: Exclude = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
@@ -66,7 +71,9 @@ def pack(
     from remask import commands
 
     form = commands.parse_form(format, size, quality, channels)
-    commands.data_pack(source, out, form, limit=limit, workers=workers, max_bad=max_bad, quiet=quiet)
+    commands.data_pack(
+        source, out, form, limit=limit, exclude=exclude or (), workers=workers, max_bad=max_bad, quiet=quiet
+    )
 
 
 def register(parent: typer.Typer) -> None:

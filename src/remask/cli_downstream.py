@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from remask.cli_flags import Exclude
+
 Start = Annotated[
     str | None,
     typer.Argument(metavar="RUN|SPEC", help="A run, or mae:FILE, timm:NAME, untrained:NAME.", show_default=False),
@@ -18,6 +20,7 @@ ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="224 or 96x16
 Heads = Annotated[str | None, typer.Option(metavar="N", help="Attention heads, where a file does not tell them.")]
 Normalise = Annotated[str | None, typer.Option(help="imagenet, half or clip, where a file does not tell.")]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")]
+MaxBad = Annotated[float | None, typer.Option(metavar="SHARE", help="Share of bad pictures that stops.  [0.01]")]
 Untrained = Annotated[bool, typer.Option("--untrained", help="The same network from scratch, as a control.")]
 EvalOnly = Annotated[bool, typer.Option("--eval-only", help="Test RUN, which this command left, and train nothing.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
@@ -43,6 +46,8 @@ def finetune(
     heads: Heads = None,
     normalise: Normalise = None,
     limit: Limit = None,
+    max_bad: MaxBad = None,
+    exclude: Exclude = None,
     share: Annotated[float | None, typer.Option(help="Learn from this share of each class only: 0.1.")] = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
@@ -54,6 +59,8 @@ def finetune(
     """Fine-tune a backbone on labelled pictures."""
     flags = {
         "data.source": data, "data.val": val, "data.image_size": image_size, "data.limit": limit, "data.share": share,
+        "data.max_bad": max_bad,
+        "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet)
@@ -76,6 +83,8 @@ def segment(
     heads: Heads = None,
     normalise: Normalise = None,
     limit: Limit = None,
+    max_bad: MaxBad = None,
+    exclude: Exclude = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -86,7 +95,8 @@ def segment(
     """Train semantic segmentation on a backbone."""
     flags = {
         "data.source": data, "data.masks": masks, "data.val": val, "data.val_masks": val_masks, "model.head": head,
-        "data.image_size": image_size, "data.limit": limit, "data.classes": classes,
+        "data.image_size": image_size, "data.limit": limit, "data.classes": classes, "data.max_bad": max_bad,
+        "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet)
@@ -107,6 +117,9 @@ def detect(
     heads: Heads = None,
     normalise: Normalise = None,
     limit: Limit = None,
+    max_bad: MaxBad = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out annotations that cannot be used.")] = False,
+    exclude: Exclude = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -117,7 +130,8 @@ def detect(
     """Train object detection and instance segmentation on a backbone."""
     flags = {
         "data.source": data, "data.annotations": annotations, "data.val": val, "data.val_annotations": val_annotations,
-        "data.image_size": image_size, "data.limit": limit,
+        "data.image_size": image_size, "data.limit": limit, "data.max_bad": max_bad, "data.skip_bad": skip_bad or None,
+        "data.exclude": exclude or None,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet)
@@ -143,11 +157,11 @@ def _run(
     given = {key: value for key, value in flags.items() if value is not None}
     if not eval_only:
         begin = {"finetune": commands.finetune, "segment": commands.segment, "detect": commands.detect}[task]
-        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet)
+        begin(start, recipe, given, settings=settings or [], out=out, quiet=quiet, say=print)
         return
     if start is None:
         raise UserError(f"--eval-only tests a run that remask {task} left: give its folder")
-    commands.evaluate(Path(start), given, device=device, quiet=quiet)
+    commands.evaluate(Path(start), given, device=device, quiet=quiet, say=print)
 
 
 def register(app: typer.Typer) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from remask.cli_flags import Exclude
+
 Start = Annotated[
     str,
     typer.Argument(metavar="RUN|SPEC", help="A run, or mae:FILE, timm:NAME, untrained:NAME.", show_default=False),
@@ -28,6 +30,7 @@ def probe(
         str, typer.Option(help="fast (kNN, logistic regression), mae (BatchNorm, LARS, 90 epochs), attentive.")
     ] = "fast",
     limit: Limit = None,
+    exclude: Exclude = None,
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
     layer: Layer = -1,
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="all, or several: 0,3,-1.")] = None,
@@ -55,7 +58,7 @@ def probe(
         raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
     asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
     look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.probe(run, data, val, asked, look, limit=limit, out=out, quiet=quiet)
+    commands.probe(run, data, val, asked, look, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
 
 
 def embed(
@@ -65,6 +68,7 @@ def embed(
     layer: Layer = -1,
     pool: Annotated[str, typer.Option(help="mean of the patches, or cls.")] = "mean",
     limit: Limit = None,
+    exclude: Exclude = None,
     checkpoint: Checkpoint = "last",
     image_size: ImageSize = None,
     heads: Heads = None,
@@ -79,7 +83,9 @@ def embed(
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")
     look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.embed(run, data, out, look, layer=layer, pool=pool, limit=limit, quiet=quiet)
+    commands.embed(
+        run, data, out, look, layer=layer, pool=pool, limit=limit, exclude=exclude or (), quiet=quiet, say=print
+    )
 
 
 def tsne(
@@ -96,6 +102,7 @@ def tsne(
     image_size: ImageSize = None,
     heads: Heads = None,
     normalise: Normalise = None,
+    exclude: Exclude = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -105,7 +112,8 @@ def tsne(
 
     titles = names.split(",") if names else ()
     asked = commands.Mapped(titles, untrained, classes, per_class, perplexity, k, layer, seed)
-    print(commands.tsne(runs, data, out, asked, _look("last", image_size, heads, normalise, device), quiet=quiet))
+    look = _look("last", image_size, heads, normalise, device)
+    print(commands.tsne(runs, data, out, asked, look, exclude=exclude or (), quiet=quiet))
 
 
 def attention(
@@ -118,12 +126,13 @@ def attention(
     image_size: ImageSize = None,
     heads: Heads = None,
     normalise: Normalise = None,
+    exclude: Exclude = None,
 ) -> None:
     """Draw where a vision transformer looks, head by head."""
     from remask import commands
 
     look = _look(checkpoint, image_size, heads, normalise, None)
-    print(commands.attention(run, images, look, out=out, block=block, count=count))
+    print(commands.attention(run, images, look, out=out, block=block, count=count, exclude=exclude or ()))
 
 
 def _look(checkpoint: str, image_size: str | None, heads: str | None, normalise: str | None, device: str | None) -> Any:

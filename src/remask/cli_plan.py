@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from remask.cli_flags import Exclude
+
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
 ]
@@ -37,6 +39,7 @@ def plan(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Unique pictures per step, over all devices.")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size after cropping, 224 or 96x160.")] = None,
+    exclude: Exclude = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="This machine: train the real batch too, compare.")
     ] = False,
@@ -54,7 +57,7 @@ def plan(
     check_device(name, measure=measure, mfu=mfu is not None)
     flags: dict[str, Any] = {
         "data.source": data, "backbone.name": model, "optim.epochs": epochs, "optim.batch_size": batch_size,
-        "data.image_size": image_size,
+        "data.image_size": image_size, "data.exclude": exclude or None,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, settings=set_ or [])

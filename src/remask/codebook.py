@@ -67,6 +67,7 @@ def create(
     limit: int | None = None,
     seed: int = 0,
     settings: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
     """Fit a k-means codebook on pictures, for `method.target.file`; patch and picture size come from the recipe.
@@ -79,7 +80,8 @@ def create(
     words = {"vocabulary": vocabulary} if vocabulary else {}
     tokens = {"kind": "tokens", "tokenizer": "codebook", "file": None, **words, **over}
     chosen = choose(recipe, {"method.name": "beit", "method.target": tokens}, settings=settings)
-    fitted = fit(chosen, open_source(data, limit=limit), (lambda line: None) if quiet else print, seed)
+    source = open_source(data, limit=limit, exclude=exclude)
+    fitted = fit(chosen, source, (lambda line: None) if quiet else print, seed)
     fitted.save(out)
     return out
 

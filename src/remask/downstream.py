@@ -3,15 +3,16 @@
 A run folder as pre-training has it, with eval/TASK.json and pictures beside; `remask resume` continues it exactly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from remask.checkpoint import RunFolder, find, load_weights
+from remask.checkpoint import RunFolder, find, load_weights, save
 from remask.console import Watch, console
+from remask.images import TooManyBad
 from remask.interop.loaded import loaded_of
 from remask.ledger import Ledger
 from remask.listing import environment
@@ -33,6 +34,8 @@ class Task(NamedTuple):
     show      (model, folder) -> pictures for a person, written into the folder
     gflops    forward, of one picture
     facts     what a later test of the run must know: classes and the like
+    notes     lines about the sources, for the start of the run
+    left_out  a line for each thing in the data that was left out before it began
     """
 
     model: Any
@@ -43,10 +46,15 @@ class Task(NamedTuple):
     gflops: float
     show: Callable[[Any, Path], None]
     facts: dict[str, Any]
+    notes: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
 
 def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool) -> dict[str, Any]:
-    """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json."""
+    """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json.
+
+    A run is finished when it has been tested. Raises TooManyBad, with what was learned until then saved.
+    """
     assert task.train
     run, optim = RunFolder(path), recipe.optim
     model = Averaged(task.model, optim.ema) if optim.ema else task.model
@@ -70,8 +78,20 @@ def fit(task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: 
     screen.say(f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}")
     if fresh and (loaded := loaded_of(task.model.backbone)):
         screen.say(loaded.line)
-    trainer.train(screen)
-    return conclude(task, model, run, recipe, quiet)
+    for line in task.notes:
+        screen.say(line)
+    found = dict[str, Any]()
+
+    def then() -> None:
+        run.write("cost.json", ledger.cost(runtime.peak_memory_mb()))
+        found.update(conclude(task, model, run, recipe, quiet))
+
+    try:
+        trainer.train(screen, then)
+    except TooManyBad:
+        save(run, "last", model, optimizer, trainer.state())
+        raise
+    return found
 
 
 def conclude(task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True) -> dict[str, Any]:
@@ -128,11 +148,8 @@ def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], M
         if epoch % every or epoch == last:
             return {}
         with torch.random.fork_rng():
-            return {
-                f"val/{task.headline}": float(
-                    task.test(learned(model).eval(), Watch("test", quiet=True))[task.headline]
-                )
-            }
+            value = task.test(learned(model).eval(), Watch("test", quiet=True))[task.headline]
+        return {} if value is None else {f"val/{task.headline}": float(value)}
 
     return hook
 

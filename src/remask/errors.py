@@ -5,4 +5,9 @@ class UserError(Exception):
     """A mistake that one line explains: what, where, and what to do. The command line prints it and exits with 2."""
 
 
-__all__ = ["UserError"]
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing, as a bare `assert` does."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+__all__ = ["UserError", "first_line"]

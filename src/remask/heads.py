@@ -121,15 +121,17 @@ class Projector(nn.Module):
 
 
 class Linear(nn.Module):
-    """One linear layer on each token of a region (SimMIM, MaskFeat, BEiT)."""
+    """One linear layer on each token of a region (SimMIM, MaskFeat, BEiT). `fine` as in `TokenDecoder`."""
 
-    def __init__(self, width_in: int, width_out: int, region: str = "masked") -> None:
+    def __init__(self, width_in: int, width_out: int, region: str = "masked", fine: Grid = (1, 1)) -> None:
         super().__init__()
-        self.region = region
-        self.predict = nn.Linear(width_in, width_out)
+        self.region, self.fine = region, fine
+        self.predict = nn.Linear(width_in, width_out * fine[0] * fine[1])
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
-        return self.predict(_rows(features, views, self.region))
+        if self.fine == (1, 1):
+            return self.predict(_rows(features, views, self.region))
+        return _finer_rows(self.predict(features.tokens), views, self.region, self.fine)
 
     def describe(self) -> str:
         return "linear"

@@ -12,7 +12,8 @@ from typing import Any
 
 from remask.recipe import Recipe, load_recipe, method_label, recipe_names
 from remask.recipe.downstream import TASKS
-from remask.recipe.load import FOLDER, load
+from remask.recipe.load import load
+from remask.recipe.naming import FOLDER
 
 
 def recipes(as_json: bool = False) -> None:

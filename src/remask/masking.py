@@ -4,8 +4,9 @@ MAE 2111.06377 (random), SimMIM 2111.09886 (cells), BEiT 2106.08254 (blocks), DM
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -68,6 +69,21 @@ class Blocks:
         return score + 1e-4 * torch.rand(batch, n, generator=generator, device=device)[part]
 
 
+Count = Literal["mae", "simmim", "maskfeat"]
+
+COUNTS: Mapping[Count, Callable[[int, float], int]] = {
+    "mae": lambda cells, ratio: cells - int(cells * (1 - ratio)),
+    "simmim": lambda cells, ratio: math.ceil(cells * ratio),
+    "maskfeat": lambda cells, ratio: round(cells * ratio),
+}
+"""How many of so many cells a ratio hides in a method's official code: of 25 at .8 MAE's hides 21, SimMIM's 20."""
+
+
+def count_of(method: str) -> Count:
+    """The rule of a method's own official code; MAE's for those that follow it, or that state a number and no rule."""
+    return next((count for count in COUNTS if count == method), "mae")
+
+
 class Counts(NamedTuple):
     """How many tokens a masking hides: `hidden` in every view, `predicted` in the union of the views, of `tokens`."""
 
@@ -85,12 +101,13 @@ class Counts(NamedTuple):
 class Masking:
     """Draws `views` masked views per image, each hiding the same share `ratio` (m_corr) of the grid, exactly.
 
-    ratio        m_corr in (0, 1); a row keeps int(cells · (1 - ratio)) cells, as the official samplers do
+    ratio        m_corr in (0, 1)
     score        the pattern
     cell         side of the smallest masked unit, in patches
     views        K ≥ 1
     prediction   m_pred in [ratio, 1]: the share hidden in at least one view; reached as far as views · ratio allows.
                  None = views drawn independently, the baseline that DM is measured against
+    count        whose official rule turns the ratio into a number of cells (`COUNTS`)
     """
 
     ratio: float
@@ -98,6 +115,7 @@ class Masking:
     cell: int = 1
     views: int = 1
     prediction: float | None = 1.0
+    count: Count = "mae"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -150,8 +168,8 @@ class Masking:
             )
         cells = grid[0] // self.cell, grid[1] // self.cell
         n = cells[0] * cells[1]
-        visible = int(n * (1 - self.ratio))
-        hidden = n - visible
+        hidden = COUNTS[self.count](n, self.ratio)
+        visible = n - hidden
         if not 0 < hidden < n:
             raise UserError(
                 f"masking ratio {self.ratio} hides {hidden} of {n} cells: "
@@ -191,4 +209,4 @@ def disjoint(masking: Masking, views: int = 2, prediction: float | None = 1.0) -
     return replace(masking, views=views, prediction=prediction)
 
 
-__all__ = ["WHOLE", "Blocks", "Counts", "Masking", "Score", "disjoint", "random"]
+__all__ = ["COUNTS", "WHOLE", "Blocks", "Count", "Counts", "Masking", "Score", "count_of", "disjoint", "random"]

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from remask.launcher import count, place
 from remask.types import UserError
 
 T = TypeVar("T")
@@ -38,9 +39,7 @@ class World:
     @classmethod
     def here(cls) -> "World":
         """What torchrun, or another launcher that sets the same variables, has started."""
-        found = [int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-        rank, size, local, locals_ = found
-        return cls(rank, max(size, 1), local, max(locals_, 1)) if "RANK" in os.environ else cls()
+        return cls(*place())
 
     @property
     def alone(self) -> bool:
@@ -124,7 +123,7 @@ def joined(device: str = "auto") -> Iterator[World]:
     cuda = torch.cuda.is_available() and device.split(":")[0] in ("auto", "cuda")
     store, rank, size = next(rendezvous("env://"))
     # torchrun keeps one store over its restarts: without a prefix, the addresses of the dead would be found in it.
-    start = f"remask/start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    start = f"remask/start-{count('TORCHELASTIC_RESTART_COUNT')}"
     store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
     yield world
@@ -134,17 +133,17 @@ def joined(device: str = "auto") -> Iterator[World]:
 
 def launched() -> bool:
     """Whether torchrun started this process, be it alone."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID"))
 
 
 def restarted() -> bool:
     """Whether torchrun started the processes anew, after one of them had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return count("TORCHELASTIC_RESTART_COUNT") > 0
 
 
 def may_restart() -> bool:
     """Whether torchrun would."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return count("TORCHELASTIC_MAX_RESTARTS") > 0
 
 
 def ended(code: int) -> tuple[bool, int]:

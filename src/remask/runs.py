@@ -8,13 +8,18 @@ from remask.method import Method
 from remask.progressive import at_size, grow, phase_of, phases
 from remask.recipe import Recipe, load_recipe
 from remask.recipe.formats import rules_of
-from remask.types import Size
+from remask.types import Size, UserError
 
 
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     """A run folder and the recipe it was made with."""
     run = RunFolder.open(path)
-    return run, _beside(load_recipe(path / "recipe.toml", rules_of(run.format), environment={}), path)
+    if (path / "task.json").is_file():
+        raise UserError(
+            f"{path} is a run of a downstream task, and this is for pre-training; remask report {path} shows its "
+            f"result, and after remask export {path} remask embed and attention take it"
+        )
+    return run, _beside(load_recipe(path / "recipe.toml", rules_of(run.format), environment={}, strict=False), path)
 
 
 def untrained(recipe: Recipe, size: Size | None = None) -> Method:

@@ -1,7 +1,7 @@
 """One session of training: a recipe's parts put together, its phases one after the other, bad pictures named."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from remask.console import Console, console
 from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
 from remask.images.device import no_decoder
+from remask.images.left_out import notes
+from remask.images.sources import open_second
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
@@ -35,7 +37,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     part, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads, world, part.parallel)
     with world.in_turn():
-        source = open_source(recipe.data.source, limit=recipe.data.limit)
+        source = open_source(recipe.data.source, limit=recipe.data.limit, exclude=recipe.data.exclude)
     screen, said = list[Console](), list[str]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
@@ -71,7 +73,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         trainer.resume()
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
-    for line in (*said, equation(method, ahead[0].recipe.data.image_size)):
+    for line in (*notes(source), *said, equation(method, ahead[0].recipe.data.image_size)):
         screen[0].say(line)
     try:
         _through(ahead, trainer, trainer_of, screen[0])
@@ -126,10 +128,16 @@ class BadImages:
 
     def __call__(self, line: str) -> None:
         if self.writes and line not in self.known:
-            self.known.add(line)
             self.say(f"skipped {line}")
+            self.keep([line])
+
+    def keep(self, lines: Iterable[str]) -> None:
+        """Write them into the file alone."""
+        fresh = [line for line in dict.fromkeys(lines) if line not in self.known]
+        self.known.update(fresh)
+        if fresh and self.writes:
             with open(self.path, "a") as file:
-                file.write(line + "\n")
+                file.write("".join(line + "\n" for line in fresh))
 
     def beyond(self, line: str) -> None:
         """A picture with values outside data.range, which is used as it is: named in RUN/beyond_range.txt."""
@@ -168,7 +176,7 @@ def _knn_hook(recipe: Recipe, method: Method, runtime: Runtime) -> Hook:
     """
     assert recipe.probe
     part = recipe.probe
-    source = open_source(part.source, limit=None, labelled=True)
+    source = open_second(part.source, labelled=True, exclude=recipe.data.exclude)
     order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
     cut = max(len(order) // 5, 1)
     asked, voters = Subset(source, order[:cut]), Subset(source, order[cut:])

@@ -1,5 +1,7 @@
 """Pure functions between pixels, patches and token rows. Every other module speaks in these."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
@@ -20,6 +22,24 @@ def whole_grid(size: Size, patch: Size) -> Grid:
             "change data.image_size or backbone.patch_size"
         )
     return grid_of(size, patch)
+
+
+def cell_of(pixels: int, patch: Size, stem: Size, named: str = "a masking cell of") -> tuple[int, Size]:
+    """Cells of `pixels` a side on tokens of `patch`: units along a side of a cell, and pixels of a unit.
+
+    A unit is the largest square that cells and tokens are both made of: a token, unless cells cut tokens.
+    stem    pixels that a mask can hide by themselves, of which cells are made
+    named   how the error calls the number
+    Raises UserError where cells are not whole multiples of the stem's patch.
+    """
+    side = math.gcd(pixels, *patch)
+    if side == patch[0] == patch[1] or not (side % stem[0] or side % stem[1]):
+        return pixels // side, (side, side)
+    cure = f"whole patches of {stem[0]}×{stem[1]} px" if stem[0] == stem[1] else "given in patches, masking.cell"
+    raise UserError(
+        f"{named} {pixels} does not fit tokens of {patch[0]}×{patch[1]} px: a cell is {cure}; simmim's on a Swin is "
+        "whole patches of its stem, and fastmim's may be a whole part of a token"
+    )
 
 
 def patchify(images: Num[Tensor, "B C H W"], patch: Size) -> Num[Tensor, "B N P"]:

@@ -76,8 +76,7 @@ class Trainer:
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
         self.learner, self.world, self.whole = learner or model, runtime.world, whole
-        self.saved, self.parts = time.monotonic(), schedule.accumulate
-        self.window = Window()
+        self.saved, self.parts, self.window = time.monotonic(), schedule.accumulate, Window()
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
@@ -91,8 +90,8 @@ class Trainer:
         self.ledger.load(state["ledger"], self.world.main)
         self.window.load(state["window"], self.world.main)
 
-    def train(self, console: Console) -> None:
-        """Run to the end, or `until_epoch`. Asked to stop (Ctrl-C, SIGTERM), it saves and raises KeyboardInterrupt."""
+    def train(self, console: Console, then: Callable[[], object] = lambda: None) -> None:
+        """Run to the end, or `until_epoch`, then do `then`. Asked to stop (Ctrl-C): save, KeyboardInterrupt."""
         writer = self._tensorboard()
         if self.step == 0:
             self._save()
@@ -109,6 +108,7 @@ class Trainer:
                     self.window.add(losses, waited, self._whole(batch))
                     self._after(stop, console, writer)
             self._save()
+            then()
             self._status("finished" if self.step >= self.schedule.steps else "running")
         except BaseException as error:
             self._status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))

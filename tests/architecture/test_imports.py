@@ -12,7 +12,8 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(step.split())
     for step in (
         "errors",
-        "types",
+        "textfiles",
+        "launcher types",
         "tensor_files levels",
         "tokens",
         "views",
@@ -38,7 +39,8 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "downstream",
         "tasks",
         "commands",
-        "cli_data cli_downstream cli_look cli_plan",
+        "cli_flags",
+        "cli_data cli_downstream cli_hints cli_look cli_plan",
         "cli",
         "__main__",
     )

@@ -15,7 +15,7 @@ from remask.interop import mae
 from remask.optim import parameter_groups
 from remask.tokens import take
 from remask.views import Views
-from tests.golden.vectors import Entries, File, Folder, activations, gradients, losses, norms, some
+from tests.golden.vectors import Entries, File, Folder, activations, gradients, layer_decay_of, losses, norms, some
 
 EPS = {"norm_eps": 1e-6, "conv_norm_eps": 1e-5}  # the official models'; ours are left alone unless the vectors differ
 CONV = re.compile(r"(?:^|\.)(?:patch_embed|blocks[12]\.)")
@@ -110,7 +110,7 @@ def check_layer_decay(folder: Folder) -> None:
             no_decay=("pos_embed",),
             depth_of=backbone.param_depth,
             depth=backbone.depth,
-            layer_decay=float(re.search(r"_ld([\d.]+)$", name)[1]),
+            layer_decay=layer_decay_of(expected),
         )
         actual = {key: (group["lr_scale"], group["weight_decay"]) for group in groups for key in group["names"]}
         assert len(groups) == stored["n_groups"], name

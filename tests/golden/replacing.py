@@ -78,6 +78,13 @@ def block_cases(folder: Folder) -> list[Case]:
     return [Case(m[0], m[1], int(m[2]), stored[m[0]].bool()) for m in matches]
 
 
+def smallest_of(folder: Folder, case: Case, default: int) -> int:
+    """Patches of the smallest block, as config.json states it for these masks, or else the official default."""
+    masks = folder.config["masks"]
+    setting = masks.get(case.name.split(".")[1], {}) if isinstance(masks, dict) else {}
+    return int(setting.get("min", default))
+
+
 def drawn(case: Case, smallest: int, batch: int) -> Tensor:
     """Our masks of the same count on the same grid: n - int(n · (1 - ratio)) cells are hidden."""
     grid = case.masks.shape[1], case.masks.shape[2]

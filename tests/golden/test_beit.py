@@ -7,11 +7,11 @@ from torch import Tensor
 from remask.distances import cross_entropy
 from remask.interop import beit as interop
 from remask.method import Method
-from tests.golden.replacing import Stored, block_cases, check_block_masks, encoded, loss_of, with_eps
+from tests.golden.replacing import Stored, block_cases, check_block_masks, encoded, loss_of, smallest_of, with_eps
 from tests.golden.vectors import Entries, Folder, activations, gradients, losses, some
 
 SYSTEM = "beit"
-SMALLEST = 16  # patches of the smallest block, where config.json does not state it
+SMALLEST = 16  # patches of the official generator's smallest block, where config.json does not state another
 NAMES = {
     "beit.embeddings.cls_token": "backbone.network.cls_token",
     "beit.embeddings.mask_token": "fill",
@@ -105,6 +105,5 @@ def test_encoder_alone(folder: Folder) -> None:
 def test_block_masks(folder: Folder) -> None:
     settings = folder.config.part("masks")
     for case in block_cases(folder):
-        setting = settings[case.name.split(".")[1]]
-        assert setting["patches"] == case.wanted
-        check_block_masks(case, setting.get("min", SMALLEST))
+        assert settings[case.name.split(".")[1]]["patches"] == case.wanted
+        check_block_masks(case, smallest_of(folder, case, SMALLEST))

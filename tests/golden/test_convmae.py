@@ -65,7 +65,9 @@ def images_in(stored: Entries) -> Tensor:
     """Normalised; the part that the project carries holds the integers they come from, a quarter of the size."""
     if "imgs_u8" not in stored:
         return stored["imgs"]
-    return (stored["imgs_u8"] / 255 - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+    pixels = stored["imgs_u8"]
+    pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[1] != len(MEAN) else pixels  # channels first, or last
+    return (pixels / 255 - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
 
 def in_raster_order(forward: File, name: str) -> Tensor:
@@ -195,7 +197,8 @@ def test_classifier_gradient_norms(classifier: File) -> None:
 
 
 def images_of(folder: Folder) -> Tensor:
-    return images_in(folder.tensors("forward.safetensors"))
+    path = some(sorted(folder.path.glob(FILES["forward"])), "forward pass")[0]
+    return images_in(folder.tensors(path.name))
 
 
 def test_the_way_back_is_bit_equal(folder: Folder) -> None:

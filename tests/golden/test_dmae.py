@@ -53,11 +53,12 @@ def method_of(
     sizes = {"patch_size": patch[0], "embed_dim": student["dim"], "depth": student["depth"]}
     sizes |= {"num_heads": student["heads"], "mlp_ratio": student["mlp_ratio"]}
     backbone = create_vit("vit_base_patch16_224", size, mae.MEAN, mae.STD, overrides=sizes)
+    hidden, width = folder.tensors(state)["decoder_blocks.0.mlp.fc1.weight"].shape
     method = dmae(
         backbone, Masking(float(setting["mask_ratio"])), Pixels(patch, mae.MEAN, mae.STD, per_patch),
         teachers_of(folder, [theirs for _, theirs in setting["aligned"]]), size, [own for own, _ in setting["aligned"]],
         width=decoder["dim"], depth=decoder["depth"], heads=decoder["heads"],
-        mlp_ratio=decoder.get("mlp_ratio", 4.0), **options,
+        mlp_ratio=hidden / width, **options,
     )  # fmt: skip
     method.load_state_dict(interop.from_official(folder.tensors(state)))
     return method

@@ -4,6 +4,7 @@ The released visible branch is misaligned (docs/decisions/0001): its values come
 are compared with the stored aligned ones.
 """
 
+import math
 import re
 
 import pytest
@@ -155,7 +156,7 @@ def drawn_officially(noise: Tensor, alone: Tensor, both: Tensor, rates: dict, si
     View 2 hides the first `fresh` of what view 1 saw, and shows as many of the rest.
     """
     order, seen = noise.argsort(dim=1), len(alone)
-    units, ratio, cell = order.shape[1], float(rates["mask_ratio"]), 2 if rates["pattern"] == "block" else 1
+    units, ratio, cell = order.shape[1], float(rates["mask_ratio"]), math.isqrt(side**2 // order.shape[1])
     fresh = int(min(float(rates.get("prediction", 1.0)) - ratio, ratio) * units)
     second = [order[:, :seen][:, alone[fresh:]], order[:, seen:][:, both[units - seen - fresh :]]]
     kept = torch.cat([order[:, :seen], torch.cat(second, dim=1)])

@@ -69,7 +69,7 @@ def test_hog_target(folder: Folder) -> None:
 
 
 def test_hog_target_of_a_normalised_picture(folder: Folder) -> None:
-    """The model's input is normalised; its integers are found again."""
+    """The model's input is normalised; in its gradients the integers are found again."""
     stored = folder.tensors("inputs.safetensors")
     images, expected = stored["imgs_norm"], stored["target"]
     patch = images.shape[-1] // math.isqrt(expected.shape[1])

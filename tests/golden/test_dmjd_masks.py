@@ -27,13 +27,18 @@ class Case(NamedTuple):
     stored: dict[str, Tensor]
 
 
+def cell_of(mask: Tensor, noise: Tensor) -> int:
+    """Tokens along a side of a cell: noise has a number for each cell."""
+    return math.isqrt(mask.shape[1] // noise.shape[1])
+
+
 def cases(folder: Folder) -> list[Case]:
     stored = folder.tensors("masks.safetensors")
     found = some((match for key in stored if (match := CASE.fullmatch(key))), "mask cases")
     return [
         Case(
             match[0].removesuffix(".mask"),
-            (float(match[3]), 2 if match[1] == "block" else 1),
+            (float(match[3]), cell_of(stored[match[0]], stored[f"{match[0].removesuffix('mask')}noise"])),
             float(match[4]),
             (math.isqrt(int(match[2])),) * 2,
             stored.below(match[0].removesuffix("mask")),
@@ -124,7 +129,7 @@ def test_views_of_the_forward_files(forward: File) -> None:
     config, stored = forward.folder.config.part(forward.stem), forward.tensors
     grid = (math.isqrt(stored["mask"].shape[1]),) * 2
     views = interop.views_of(stored["mask"], grid)
-    cell = 2 if config["pattern"] == "block" else 1
+    cell = cell_of(stored["mask"], stored["noise"])
     second = cells(~views.mask[1], views.grid, cell).float()
     score = drawn_in_order(-stored["noise"], second)
     masking = Masking(float(config["mask_ratio"]), score, cell, 2, float(config["prediction"]))

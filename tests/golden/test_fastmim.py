@@ -1,6 +1,6 @@
 """FastMIM against numbers that the official code computed, on ViT, Swin, PVTv2 and CMT: activations, loss, gradients.
 
-Also its HOG. Tolerances are those of the vectors' README.
+Also its HOG. Losses and gradients agree to the rounding of fp32: HOG is taken of the normalised image as it is given.
 """
 
 import re
@@ -17,10 +17,13 @@ from remask.interop.mae import MEAN, STD
 from remask.method import Method
 from remask.targets import Hog
 from remask.views import Views
-from tests.golden.vectors import Entries, File, Folder, gradients, some
+from tests.golden.vectors import Entries, File, Folder, some
 
 SYSTEM = "fastmim"
 FILES = {"io": "*_io.safetensors"}
+LOSS, GRADIENT, COLOUR = 1e-6, 1e-5, 5e-5
+"""Relative, gradients to a tensor's largest entry. Measured on four instruction sets are 3e-7, 3e-6, and 1.1e-5 for the
+learned colour, whose three numbers are sums of terms of both signs over all hidden pixels."""
 NAME = re.compile(r"(?P<kind>[a-z0-9]+)_(?P<target>hog|pixel)_block(?P<block>\d+)_io")
 
 
@@ -148,7 +151,7 @@ def test_predictions_and_loss(io: File) -> None:
     method, stored = method_of(io), io.tensors
     predicted, loss = predictions(method, stored)
     close(predicted, stored["pred"])
-    close(loss, stored["loss"], atol=1e-5, rtol=1e-5)
+    close(loss, stored["loss"], atol=0, rtol=LOSS)
 
 
 def test_named_gradients(io: File) -> None:
@@ -157,7 +160,8 @@ def test_named_gradients(io: File) -> None:
     actual = dict(method.named_parameters())
     target = "hog" if isinstance(method.branches[0].target, Hog) else "pixels"
     for name, gradient in interop.from_official(stored.below("grad."), method.fine, target).items():
-        gradients(actual[name].grad, gradient)
+        share = COLOUR if name == interop.FILL else GRADIENT
+        close(actual[name].grad, gradient, atol=share * float(gradient.abs().max()), rtol=0)
 
 
 def test_training_mode(io: File) -> None:
@@ -165,7 +169,7 @@ def test_training_mode(io: File) -> None:
     expected = io.tensors.below("train_mode.")
     predicted, loss = predictions(method_of(io).train(), io.tensors)
     close(predicted, expected["pred"])
-    close(loss, expected["loss"], atol=1e-5, rtol=1e-5)
+    close(loss, expected["loss"], atol=0, rtol=LOSS)
 
 
 def test_the_way_back_is_bit_equal(io: File) -> None:
@@ -179,38 +183,44 @@ def cells_of(hog: Hog, images: Tensor) -> Tensor:
     return hog(images).mT.unflatten(2, (images.shape[-2] // hog.cell, images.shape[-1] // hog.cell))
 
 
+def sides(stored: Entries, pattern: str) -> list[str]:
+    """The sizes of images that names state."""
+    return some((found[1] for key in stored if (found := re.fullmatch(pattern, key))), pattern)
+
+
 def hog_of(patch: int = 8) -> Hog:
     return Hog((patch, patch), MEAN, STD, "sobel", norm="l2")
 
 
 def test_hog_of_noise(folder: Folder) -> None:
     stored = folder.tensors("hog.safetensors")
-    close(cells_of(hog_of(), stored["random64_images"]), stored["random64_hog_l2"], atol=1e-5, rtol=0)
+    for side in sides(stored, r"random(\d+)_hog_l2"):
+        same(cells_of(hog_of(), stored[f"random{side}_images"]), stored[f"random{side}_hog_l2"])
 
 
 def test_hog_of_the_images_of_the_networks(folder: Folder) -> None:
-    """In the pixel values that a normalised image is turned back into, and as official code sees it."""
+    """Scaled to pixel values, and in the scale of the normalised image as official code has it."""
     first = some(sorted(folder.path.glob("*_io.safetensors")), "images")[0].name
-    images, expected = folder.tensors(first)["images"], folder.tensors("hog.safetensors")["model_images64_hog_l2"]
-    close(cells_of(hog_of(), images), expected, rtol=0)
-    close(F.normalize(hog_of().histogram(images), dim=2).flatten(1, 2), expected, atol=1e-5, rtol=0)
+    images, stored = folder.tensors(first)["images"], folder.tensors("hog.safetensors")
+    (side,) = sides(stored, r"model_images(\d+)_hog_l2")
+    expected = stored[f"model_images{side}_hog_l2"]
+    same(cells_of(hog_of(), images), expected)
+    same(F.normalize(hog_of().histogram(images), dim=2).flatten(1, 2), expected)
 
 
-def nearly(actual: Tensor, expected: Tensor) -> None:
-    """In real pictures rounding sends gradients of 0 to either side of a bin's edge."""
-    off = (actual - expected).abs() / expected.abs().max()
-    assert float(off.mean()) < 2e-4
-    assert float((off > 1e-3).float().mean()) < 1e-2
+def same(actual: Tensor, expected: Tensor) -> None:
+    """To the rounding of fp32: no gradient, of 0 neither, falls into another bin."""
+    close(actual, expected, atol=1e-6 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
 def test_hog_of_real_pictures(folder: Folder) -> None:
     stored, hog = folder.tensors("hog.safetensors"), hog_of()
-    nearly(cells_of(hog, stored["images"]), stored["hog_l2"])
-    nearly(hog.histogram(stored["images"]).flatten(1, 2), stored["hog_raw"])
+    same(cells_of(hog, stored["images"]), stored["hog_l2"])
+    same(hog.histogram(stored["images"]).flatten(1, 2), stored["hog_raw"])
 
 
 def test_hog_in_tokens(folder: Folder) -> None:
     stored = folder.tensors("hog.safetensors")
     for key in some((key for key in stored if re.fullmatch(r"patch\d+_targets", key)), "tokens"):
         patch = int(key.removeprefix("patch").removesuffix("_targets"))
-        nearly(hog_of(patch)(stored["images"]), stored[key])
+        same(hog_of(patch)(stored["images"]), stored[key])

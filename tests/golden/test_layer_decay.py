@@ -4,7 +4,6 @@ Real sizes (ViT-B and L, ConViT-B and L) without memory: the networks are built 
 """
 
 import math
-import re
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from remask.backbones.vit import create_vit
 from remask.evaluation.classifier import Classifier
 from remask.interop.mae import MEAN, STD
 from remask.optim import parameter_groups
-from tests.golden.vectors import Folder, roots
+from tests.golden.vectors import Folder, layer_decay_of, roots
 
 FOLDERS = [
     pytest.param(Folder(root / system), id=f"{system}-{name}")
@@ -79,7 +78,7 @@ def test_rate_and_decay_of_every_parameter(groups_folder: Folder) -> None:
             no_decay=classifier.no_decay(),
             depth_of=classifier.param_depth,
             depth=classifier.depth,
-            layer_decay=float(re.search(r"_ld([\d.]+)$", name)[1]),
+            layer_decay=layer_decay_of(expected),
         )
         found = {
             key.removeprefix("backbone.network."): (group["lr_scale"], group["weight_decay"], [*parameter.shape])

@@ -160,6 +160,7 @@ def network_of_shapes(shapes: dict[str, list[int]]) -> VisionTransformer:
             embed_dim=shapes["cls_token"][-1],
             depth=len({key.split(".")[1] for key in shapes if key.startswith("blocks.")}),
             num_heads=1,
+            mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / shapes["blocks.0.mlp.fc1.weight"][1],
             num_classes=shapes["head.weight"][0],
             global_pool="avg" if "fc_norm.weight" in shapes else "token",
         )
@@ -182,11 +183,21 @@ def test_schedule(folder: Folder) -> None:
 
 def test_peak_learning_rate(folder: Folder) -> None:
     """Eq. (4) of DMJD is MAE's rule where there is one view; with two the gain is 1 / m_corr, as published."""
-    rule = re.compile(r".*_(?:bs|uniq)(\d+)_blr([\d.e-]+?)(?:_mask([\d.]+))?")
-    for name, setting in some(folder.json("lr_schedule.json").items(), "schedules"):
-        batch, base, ratio = rule.fullmatch(name).groups()
-        gain = 1 / float(ratio) if ratio else 1.0
-        assert learning_rate(float(base), int(batch), gain) == pytest.approx(setting["lr"], rel=1e-9), name
+    tables = some(folder.json("lr_schedule.json").items(), "schedules")
+    for name, setting, stated in some(((n, s, r) for n, s in tables if (r := rates_of(n, s))), "stated rates"):
+        batch, base, ratio = stated
+        gain = 1 / ratio if ratio else 1.0
+        assert learning_rate(base, batch, gain) == pytest.approx(setting["lr"], rel=1e-9), name
+
+
+def rates_of(name: str, setting: dict) -> tuple[int, float, float | None] | None:
+    """Batch, rate per 256 images and mask ratio of a schedule: its entries, or else its name where that says them."""
+    keys = (("batch", "batch_size"), ("base_lr", "blr"), ("mask_ratio",))
+    batch, base, ratio = (next((setting[key] for key in names if key in setting), None) for names in keys)
+    told = re.fullmatch(r".*_(?:bs|uniq)(\d+)_blr([\d.]+(?:e-?\d+)?)(?:_mask([\d.]+))?(?:_.*)?", name)
+    if told and batch is None and base is None:
+        batch, base, ratio = told.groups()
+    return None if batch is None or base is None else (int(batch), float(base), float(ratio) if ratio else None)
 
 
 @pytest.mark.parametrize("kind", ["gap", "cls"])

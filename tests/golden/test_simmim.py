@@ -1,6 +1,5 @@
 """SimMIM against numbers that the official code computed, on ViT and Swin: activations, loss, gradients, tables."""
 
-import math
 import re
 
 import pytest
@@ -14,7 +13,7 @@ from remask.backbones.tables import resize_table
 from remask.interop import simmim as interop
 from remask.masking import Masking
 from remask.method import Method
-from remask.tokens import unpatchify
+from remask.tokens import finer, unpatchify
 from remask.views import Views
 from tests.golden.replacing import views_of, with_eps
 from tests.golden.vectors import Entries, Folder, activations, gradients, losses, some
@@ -37,7 +36,7 @@ def stored_of(folder: Folder, kind: str) -> Entries:
 
 
 def stored_views(method: Method, stored: Entries) -> Views:
-    return views_of(stored["mask"], method.backbone.grid(tuple(stored["images"].shape[-2:])))
+    return views_of(stored["mask"], method.grid(tuple(stored["images"].shape[-2:])))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,8 +58,11 @@ def test_the_stored_mask_is_one_that_our_masking_draws(folder: Folder, kind: str
     method, stored = method_of(folder, kind), stored_of(folder, kind)
     views = stored_views(method, stored)
     assert method.masking.counts(views.grid).hidden == views.hidden
-    pixels = views.mask[0].unsqueeze(-1).expand(-1, -1, math.prod(method.backbone.patch)).long()
-    assert torch.equal(unpatchify(pixels, views.grid, method.backbone.patch), stored["pixel_mask"])
+    assert torch.equal(views.pixels(method.unit)[0].long().unsqueeze(1), stored["pixel_mask"])
+    cell = method.masking.cell * method.unit[0], method.masking.cell * method.unit[1]
+    assert cell == (folder.config.part(kind)["mask_patch"],) * 2
+    cells = views_of(stored["mask"], (views.grid[0] // method.masking.cell, views.grid[1] // method.masking.cell))
+    assert cells.hidden == method.masking.counts(views.grid).hidden // method.masking.cell**2
 
 
 def test_activations_of_the_vit(folder: Folder) -> None:
@@ -101,9 +103,10 @@ def test_reconstruction(folder: Folder, kind: str) -> None:
     method, stored = method_of(folder, kind), stored_of(folder, kind)
     backbone, views = method.backbone, stored_views(method, stored)
     tokens = backbone.encode(backbone.embed(stored["images"]), views, fill=method.fill)[-1].tokens
-    activations(tokens.mT.unflatten(2, views.grid), stored["encoder_out"])
-    restored = method.branches[0].head.predict(tokens)
-    activations(unpatchify(restored, views.grid, backbone.patch), stored["reconstruction"])
+    grid = backbone.grid(tuple(stored["images"].shape[-2:]))
+    activations(tokens.mT.unflatten(2, grid), stored["encoder_out"])
+    restored = finer(method.branches[0].head.predict(tokens), grid, method.fine)
+    activations(unpatchify(restored, views.grid, method.unit), stored["reconstruction"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,7 +120,8 @@ def test_named_gradients(folder: Folder, kind: str) -> None:
     method, stored = method_of(folder, kind), stored_of(folder, kind)
     method(stored["images"], stored_views(method, stored))["total"].backward()
     actual = dict(method.named_parameters())
-    for name, gradient in interop.from_official(stored.below("grad."), method.backbone.channels).items():
+    expected = interop.from_official(stored.below("grad."), method.backbone.channels, method.fine)
+    for name, gradient in expected.items():
         gradients(actual[name].grad, gradient)
 
 
@@ -134,7 +138,8 @@ def test_masks_have_the_official_count_and_form(folder: Folder) -> None:
         setting = settings[key.split(".")[0]]
         side, cell = setting["input"] // setting["model_patch"], setting["mask_patch"] // setting["model_patch"]
         assert masks.shape[1:] == (side, side)
-        ours = Masking(float(setting["ratio"]), cell=cell)(len(masks), (side, side), torch.Generator().manual_seed(0))
+        masking = Masking(float(setting["ratio"]), cell=cell, count="simmim")
+        ours = masking(len(masks), (side, side), torch.Generator().manual_seed(0))
         for found in (masks, ours.mask[0].unflatten(1, (side, side)).long()):
             cells = found.unfold(1, cell, cell).unfold(2, cell, cell).flatten(3)
             assert (cells == cells[..., :1]).all(), key

@@ -11,49 +11,81 @@ from remask.backbones import Backbone
 from remask.interop import beit, convmae, dmae, dmjd, fastmim, mae, maskfeat, mocov3, simmim
 from remask.interop.start import constants, start
 from remask.types import UserError
-from tests.golden.vectors import roots
+from tests.golden.vectors import Folder, roots
 
 IMAGENET = (0.485, 0.456, 0.406)
 
 
 class Layout(NamedTuple):
-    """A kind, its file, what must be stated, what opens it without a specification, and the message where it lacks."""
+    """A kind, its file, where config.json says what must be stated, what opens it, and the message where it lacks."""
 
     kind: str
     file: str
-    heads: Any
-    size: tuple[int, int] | None
+    heads: tuple[str, ...] | None
+    size: tuple[str, ...] | None
     load: Any
     lacks: str | None
     mean: tuple[float, ...] = IMAGENET
 
 
+class Stored(NamedTuple):
+    """A layout and a file of it, with what has to be stated of its network."""
+
+    layout: Layout
+    path: Path
+    heads: Any
+    size: tuple[int, int] | None
+
+
+ENCODER, VIT = ("encoder", "heads"), ("vit", "heads")
 LAYOUTS = {
-    "mae": Layout("mae", "mae/state_dict", 4, None, mae.load_backbone, "MAE's ViT-B"),
-    "dmae": Layout("dmae", "dmae/student_state_dict", 4, None, dmae.load_backbone, "ViT-S has 6"),
-    "mocov3": Layout("mocov3", "mocov3/checkpoint_state_dict", 4, None, mocov3.load_backbone, "MoCo v3's"),
-    "dmjd": Layout("dmjd", "dmjd/state_dict", 4, None, dmjd.load_backbone, "DMJD's ConViT-B"),
-    "convmae": Layout("convmae", "convmae/state_dict", 4, None, convmae.load_backbone, "ConvMAE's ConViT-B"),
+    "mae": Layout("mae", "mae/state_dict", ENCODER, None, mae.load_backbone, "MAE's ViT-B"),
+    "dmae": Layout("dmae", "dmae/student_state_dict", ("student", "heads"), None, dmae.load_backbone, "ViT-S has 6"),
+    "mocov3": Layout("mocov3", "mocov3/checkpoint_state_dict", VIT, None, mocov3.load_backbone, "MoCo v3's"),
+    "dmjd": Layout("dmjd", "dmjd/state_dict", ENCODER, None, dmjd.load_backbone, "DMJD's ConViT-B"),
+    "convmae": Layout("convmae", "convmae/state_dict", ENCODER, None, convmae.load_backbone, "ConvMAE's ConViT-B"),
     "beit": Layout("beit", "beit/state_dict_unilm_format", None, None, beit.load_backbone, None, (0.5,) * 3),
-    "maskfeat": Layout("maskfeat", "maskfeat/vit_mmpretrain_state_dict", 4, None, maskfeat.load_backbone, "MaskFeat's"),
-    "simmim-vit": Layout("simmim", "simmim/vit_state_dict", None, None, simmim.load_backbone, None),
-    "simmim-swin": Layout("simmim", "simmim/swin_state_dict", None, (64, 64), simmim.load_backbone, "size of its"),
-    "fastmim-vit": Layout("fastmim", "fastmim/vit_hog_state_dict", 4, None, fastmim.load_backbone, "state one number"),
-    "fastmim-swin": Layout("fastmim", "fastmim/swin_hog_state_dict", None, (64, 64), fastmim.load_backbone, "size of"),
-    "fastmim-pvt": Layout(
-        "fastmim", "fastmim/pvtv2_hog_block32_state_dict", [1, 2, 5, 4], (64, 64), fastmim.load_backbone, "4 stages"
+    "maskfeat": Layout(
+        "maskfeat", "maskfeat/vit_mmpretrain_state_dict", VIT, None, maskfeat.load_backbone, "MaskFeat's"
     ),
-    "fastmim-cmt": Layout("fastmim", "fastmim/cmt_hog_block32_state_dict", None, None, fastmim.load_backbone, None),
+    "simmim-vit": Layout("simmim", "simmim/vit_state_dict", None, None, simmim.load_backbone, None),
+    "simmim-swin": Layout(
+        "simmim", "simmim/swin_state_dict", None, ("swin", "image_size"), simmim.load_backbone, "size of its"
+    ),
+    "fastmim-vit": Layout("fastmim", "fastmim/vit_hog*_state_dict", VIT, None, fastmim.load_backbone, "one number"),
+    "fastmim-swin": Layout(
+        "fastmim", "fastmim/swin_hog*_state_dict", None, ("image_size",), fastmim.load_backbone, "size of"
+    ),
+    "fastmim-pvt": Layout(
+        "fastmim",
+        "fastmim/pvtv2_hog*_state_dict",
+        ("pvtv2", "heads"),
+        ("image_size",),
+        fastmim.load_backbone,
+        "4 stages",
+    ),
+    "fastmim-cmt": Layout("fastmim", "fastmim/cmt_hog*_state_dict", None, None, fastmim.load_backbone, None),
 }
 
 
 @pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest) -> tuple[Layout, Path]:
+def stored(request: pytest.FixtureRequest) -> Stored:
     found = LAYOUTS[request.param]
     for root in roots().values():
-        if (path := root / f"{found.file}.safetensors").is_file():
-            return found, path
+        for path in sorted(root.glob(f"{found.file}.safetensors")):
+            config = Folder(path.parent).config
+            side = stated(config, found.size)
+            return Stored(found, path, stated(config, found.heads), (side, side) if side else None)
     pytest.skip(f"{found.file} is absent")
+
+
+def stated(config: Any, where: tuple[str, ...] | None) -> Any:
+    """The entry of config.json that these keys lead to."""
+    if where is None:
+        return None
+    for key in where:
+        config = config[key]
+    return config
 
 
 def features(backbone: Backbone, size: tuple[int, int]) -> Tensor:
@@ -62,13 +94,13 @@ def features(backbone: Backbone, size: tuple[int, int]) -> Tensor:
         return backbone.eval()(pixels).tokens  # type: ignore[attr-defined]
 
 
-def test_a_specification_opens_it(layout: tuple[Layout, Path]) -> None:
-    known, path = layout
-    backbone, size = start(f"{known.kind}:{path}", known.size, heads=known.heads)
+def test_a_specification_opens_it(stored: Stored) -> None:
+    known, path, heads, side = stored
+    backbone, size = start(f"{known.kind}:{path}", side, heads=heads)
     assert constants(backbone)[0] == pytest.approx(known.mean)
-    stated = {key: value for key, value in (("heads", known.heads), ("size", known.size)) if value is not None}
+    told = {key: value for key, value in (("heads", heads), ("size", side)) if value is not None}
     content = simmim.read(path) if known.kind == "simmim" else str(path)
-    direct = known.load(content, **stated, mean=known.mean, std=constants(backbone)[1])
+    direct = known.load(content, **told, mean=known.mean, std=constants(backbone)[1])
     want = direct.network.state_dict()
     own = backbone.network.state_dict()
     assert own.keys() == want.keys()
@@ -76,23 +108,25 @@ def test_a_specification_opens_it(layout: tuple[Layout, Path]) -> None:
     assert torch.allclose(features(backbone, size), features(direct, size), atol=1e-5)
 
 
-def test_it_trains_at_another_size(layout: tuple[Layout, Path]) -> None:
+def test_it_trains_at_another_size(stored: Stored) -> None:
     """As fine-tuning at another resolution has it: tables of positions and windows are resized."""
-    known, path = layout
-    backbone, size = start(f"{known.kind}:{path}", (96, 96), heads=known.heads, drop_path=0.1)
-    assert size == (96, 96)
+    known, path, heads, side = stored
+    own, first = start(f"{known.kind}:{path}", side, heads=heads)
+    larger = first[0] + own.patch[0], first[1] + own.patch[1]
+    backbone, size = start(f"{known.kind}:{path}", larger, heads=heads, drop_path=0.1)
+    assert size == larger
     assert features(backbone, size).isfinite().all()
-    twin, _ = start(f"{known.kind}:{path}", (96, 96), heads=known.heads, untrained=True)
+    twin, _ = start(f"{known.kind}:{path}", larger, heads=heads, untrained=True)
     assert twin.network.state_dict().keys() == backbone.network.state_dict().keys()
 
 
-def test_what_it_does_not_tell_is_asked_for(layout: tuple[Layout, Path]) -> None:
-    known, path = layout
+def test_what_it_does_not_tell_is_asked_for(stored: Stored) -> None:
+    known, path, heads, side = stored
     spec = f"{known.kind}:{path}"
     if known.lacks:
         with pytest.raises(UserError, match=known.lacks) as caught:
             start(spec)
         assert "\n" not in str(caught.value)
-    if known.heads is None:
+    if heads is None:
         with pytest.raises(UserError, match="position tables for"):
-            start(spec, known.size, heads=3)
+            start(spec, side, heads=10**4)  # more than any network has

@@ -101,6 +101,11 @@ def some(found: Iterable[Any], what: str) -> list[Any]:
     return listed
 
 
+def layer_decay_of(groups: dict[str, Any]) -> float:
+    """What the rate of one depth is to that of the next: the largest scale below the head's, which is 1."""
+    return max(float(group["lr_scale"]) for group in groups.values() if group["lr_scale"] < 1)
+
+
 def activations(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.detach(), expected, atol=2e-5, rtol=1e-4)
 

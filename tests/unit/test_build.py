@@ -27,6 +27,7 @@ from remask.images import open_source
 from remask.masking import Blocks, random
 from remask.method import Method
 from remask.recipe import Recipe, dump, load_recipe
+from remask.recipe.used import DECODING
 from remask.runtime import Runtime
 from remask.targets import Hog, Pixels
 from remask.types import UserError
@@ -42,7 +43,9 @@ CPU = Runtime(torch.device("cpu"))
 def tiny(**keys: Any) -> Recipe:
     """mae-vit-micro-cifar made small; `__` in a key is a dot."""
     overrides = {name.replace("__", "."): value for name, value in keys.items()}
-    settings = {key: value for key, value in TINY.items() if key not in overrides}
+    decoding = overrides.get("method.name", "mae") in DECODING
+    foreign = {"method.decoder_width", "method.decoder_heads"} if not decoding else set[str]()
+    settings = {key: value for key, value in TINY.items() if key not in {*overrides, *foreign}}
     return load_recipe("mae-vit-micro-cifar", {**settings, **overrides}, environment={})
 
 
@@ -92,7 +95,7 @@ def test_masking_cells_in_pixels(pixels: int, patch: tuple[int, int], cell: int,
     assert torch.equal(sides.amin((3, 5)), sides.amax((3, 5)))  # a cell is hidden whole, or not at all
 
 
-@pytest.mark.parametrize(("method", "pixels"), [("fastmim", 24), ("fastmim", 12), ("simmim", 16)])
+@pytest.mark.parametrize(("method", "pixels"), [("fastmim", 24), ("fastmim", 12), ("simmim", 16), ("maskfeat", 16)])
 def test_masking_cells_that_fit_no_token_of_the_network(method: str, pixels: int) -> None:
     """Where only the network knows how large its tokens are, 32 px here."""
     recipe = tiny(method__name=method, masking__cell_pixels=pixels, data__image_size=96, masking__pattern="cells")
@@ -135,11 +138,14 @@ def test_dm_takes_every_key() -> None:
 
 
 def test_jd_takes_every_key() -> None:
-    method = build_method(tiny(jd={"target": "hog-l2", "width": 8, "beta": 0.5, "weight": 0.25, "layers": 1}))
+    method = build_method(tiny(jd={"target": "hog-l2", "width": 8, "beta": 0.5, "weight": 0.25, "layers": 2}))
     branch = method.branches[1]
     assert isinstance(branch.head, Projector)
     assert isinstance(branch.target, Hog)
-    assert (branch.head.width, branch.head.layers, branch.weight, branch.target.flavour) == (8, 1, 0.25, "sobel")
+    assert (branch.head.width, branch.head.layers, branch.weight, branch.target.flavour) == (8, 2, 0.25, "sobel")
+    linear = build_method(tiny(jd={"layers": 1})).branches[1].head
+    assert isinstance(linear, Projector)
+    assert linear.layers == 1
     assert branch.distance(torch.tensor([[2.0]]), torch.zeros(1, 1)).item() == 2 - 0.5 / 2
 
 
@@ -175,9 +181,10 @@ def test_a_masking_that_does_not_fit_the_grid_is_refused_on_building() -> None:
 
 def published(**keys: Any) -> tuple[Recipe, Method]:
     """DMJD's cells of 2×2 at .6 on 14×14 patches, on a small network."""
+    rate = {} if "optim__lr" in keys else {"optim__base_lr": 6e-4}
     recipe = tiny(
         backbone__patch_size=2, data__image_size=28, masking__pattern="cells", masking__ratio=0.6,
-        optim__batch_size=512, optim__base_lr=6e-4, **keys,
+        optim__batch_size=512, **rate, **keys,
     )  # fmt: skip
     return recipe, build_method(recipe)
 

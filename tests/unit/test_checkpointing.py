@@ -25,7 +25,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe(name: str) -> Recipe:
-    changed = {"backbone.drop_path": 0.3, "method.decoder_depth": 3, **RECIPES[name]}
+    decoder = {} if name.startswith(("beit", "simmim")) else {"method.decoder_depth": 3}
+    changed = {"backbone.drop_path": 0.3, **decoder, **RECIPES[name]}
     return choose(name, changed)
 
 

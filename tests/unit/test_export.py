@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
 from remask.interop.export import EXAMPLE, export_backbone
+from remask.interop.reader import reader_text
 
 SMALL = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 CASES = {
@@ -61,11 +62,13 @@ def test_nothing_of_pre_training_is_exported(tmp_path: Path) -> None:
         "backbone.safetensors",
         "config.json",
         "load_example.py",
+        "read_pixels.py",
     ]
 
 
 def test_the_script_knows_nothing_of_remask() -> None:
     assert "remask" not in EXAMPLE
+    assert not [line for line in reader_text().splitlines() if "import" in line and "remask" in line]
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("resnet18", "1, 2, 3, 512"), ("cmt_micro", "1, 2, 3, 192")])
@@ -80,7 +83,7 @@ def test_the_script_of_a_map_of_features(
     made = runpy.run_path(str(tmp_path / "load_example.py"))
     assert capsys.readouterr().out == f"{name}: tokens ({tokens}), features (1, {backbone.width})\n"
     with torch.no_grad():
-        ours = backbone(made["picture"][None]).tokens.mean(1)
+        ours = backbone(made["images"]).tokens.mean(1)
     assert torch.allclose(ours, made["features"], atol=1e-4)
 
 

@@ -106,16 +106,73 @@ def test_central_equals_scikit_image_before_its_norm() -> None:
     assert np.allclose(ours[0, 0].permute(1, 2, 0), theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+def normalised(images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
 @pytest.mark.parametrize("norm", ["none", "l2", "layer"])
-def test_normalised_floats_give_exactly_what_the_integers_give(flavour: Flavour, norm: str) -> None:
-    """Gradients of 0 sit on a bin edge: without the integers recovered, rounding would move whole pixels."""
+def test_central_finds_the_integers_of_a_normalised_picture_in_its_gradients(norm: str) -> None:
+    """DMJD measures integers; without them rounding would tilt every gradient a little."""
     images = torch.cat(
         [pictures(1, 3, 16, 16), torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1, 3, 1, 1)]
     )
-    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (MEAN, STD))
-    target = Hog((8, 8), MEAN, STD, flavour, 4, norm=norm)  # type: ignore[arg-type]
-    assert torch.equal(target((images / 255 - mean) / std), target(images))
+    target = Hog((8, 8), MEAN, STD, "central", 4, norm=norm)  # type: ignore[arg-type]
+    assert torch.equal(target(normalised(images)), target(images))
+
+
+@pytest.mark.parametrize("levels", [65535, 4095, 255 * 300])
+def test_central_keeps_steps_finer_than_those_of_8_bits(levels: int) -> None:
+    """A dark picture of 12 or 16 bits, all of whose steps are far below one of 255: nothing of it is rounded away."""
+    dark = torch.randint(0, 3, (1, 1, 16, 16), generator=torch.Generator().manual_seed(0)) / levels
+    target = Hog((8, 8), [0.0], [1.0], "central", 4, norm="none")
+    expected = plain(255 * dark, "central", 4, 9)
+    assert target(dark).sum() > 0
+    assert target(dark).sum() == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+def convolved(images: Tensor, bins: int = 9) -> Tensor:
+    """MaskFeat's HOG of a float image as published: a 3×3 convolution a channel, [B, C, bins, h, w], cells of 4 px."""
+    right = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).expand(images.shape[1], 1, 3, 3)
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    gx, gy = (F.conv2d(padded, kernel, groups=images.shape[1]) for kernel in (right, right.mT))
+    index = (torch.atan2(gx, gy) / math.pi * bins).floor().remainder(bins).long()
+    planes = images.new_zeros(*images.shape[:2], bins, *images.shape[2:])
+    planes.scatter_(2, index.unsqueeze(2), (gx**2 + gy**2).sqrt().unsqueeze(2))
+    return planes.unfold(3, 4, 4).unfold(4, 4, 4).sum((-2, -1))
+
+
+@pytest.mark.parametrize("case", ["8 bits", "resized", "constant columns", "noise", "0 to 1"])
+def test_sobel_measures_a_float_image_as_given(case: str) -> None:
+    """Gradients of 0 sit on a bin's edge: which side rounding has left of them is the convolution's, not ours."""
+    draw = torch.Generator().manual_seed(0)
+    images = {
+        "8 bits": normalised(pictures(2, 3, 16, 24)),
+        "resized": normalised(F.interpolate(smooth(2, 3, 40, 56).float(), (16, 24), mode="bilinear", antialias=True)),
+        "constant columns": normalised(255 * torch.rand(2, 3, 1, 24, generator=draw).expand(-1, -1, 16, -1)),
+        "noise": torch.randn(2, 3, 16, 24, generator=draw),
+        "0 to 1": pictures(2, 3, 16, 24) / 255,
+    }[case]
+    expected = convolved(images)
+    target = Hog((4, 4), MEAN, STD, "sobel", 4, norm="l2")
+    torch.testing.assert_close(target.histogram(images), expected, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        target(images), target._tokens(F.normalize(expected.movedim(2, -1), dim=-1)), atol=1e-6, rtol=0
+    )
+
+
+def test_sobel_scales_gradients_to_pixel_values_and_knows_nothing_of_the_mean() -> None:
+    images, raw = normalised(smooth(2, 3, 16, 24)), Hog((4, 4), MEAN, STD, "sobel", 4, norm="none")
+    scaled = convolved(images) * 255 * torch.tensor(STD).view(-1, 1, 1, 1)
+    torch.testing.assert_close(raw(images), raw._tokens(scaled.movedim(2, -1)), atol=1e-3, rtol=1e-5)
+    assert torch.equal(Hog((4, 4), [7.0, -3.0, 0.0], STD, "sobel", 4, norm="none")(images), raw(images))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
+def test_other_integers_are_measured_like_bytes(flavour: Flavour, dtype: torch.dtype) -> None:
+    images, target = pictures(2, 3, 16, 24), Hog((8, 8), MEAN, STD, flavour, 4)
+    torch.testing.assert_close(target.histogram(images.to(dtype)), target.histogram(images), atol=1e-2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

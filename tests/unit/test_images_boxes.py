@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from remask.images.boxes import PAD, BoxBatch, BoxLoader, Fit, ScaleJitter, around, fitting
 from remask.images.coco import CocoSource, encode_mask, open_coco
+from remask.images.loader import TooManyBad
 from remask.types import UserError
 
 SIZE = (48, 80)
@@ -145,8 +146,61 @@ def test_mistakes(source: CocoSource) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_used_is_named(source: CocoSource, workers: int) -> None:
-    source.images[2]["height"] = 47
-    loader = BoxLoader(source, Fit((64, 64)), 4, shuffle=False, workers=workers)
-    with pytest.raises(UserError, match=r"2\.png: 56x48 pixels, where the annotations say 56x47: repair"):
+@pytest.mark.parametrize("kind", ["another size", "cut short", "gone", "no picture"])
+def test_a_picture_that_cannot_be_used_is_named(source: CocoSource, workers: int, kind: str) -> None:
+    """In evaluation it is left out, in training another takes its place; both are the same whenever they are made."""
+    path, words = spoil(source, kind)
+    said: list[str] = []
+    loader = BoxLoader(source, Fit((64, 64)), 4, shuffle=False, workers=workers, report=said.append)
+    assert [batch.index.tolist() for batch in loader.epoch(0)] == [[0, 1, 3], [4, 5, 6]]
+    assert [batch.index.tolist() for batch in loader.epoch(1)] == [[0, 1, 3], [4, 5, 6]]
+    assert (loader.unusable, list(loader.bad)) == ({2}, [path])
+    assert len(said) == 1
+    assert said[0].startswith(path)
+    assert words in said[0]
+    training = BoxLoader(source, ScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1, workers=workers, report=said.append)
+    batches = list(training.epoch(0))
+    numbers = [i for batch in batches for i in batch.index.tolist()]
+    assert [len(batch.images) for batch in batches] == [2, 2, 2]
+    assert sorted(numbers) == [0, 1, 3, 3, 4, 5]
+    assert same(list(BoxLoader(source, ScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1).epoch(0, 1)), batches[1:])
+
+
+def spoil(source: CocoSource, kind: str) -> tuple[str, str]:
+    """The third picture cannot be used: its address, and a word of the reason."""
+    path = Path(source.folder) / "2.png"
+    if kind == "another size":
+        source.images[2]["height"] = 47
+        return source.where(2), "56x48 pixels, where the annotations say 56x47"
+    if kind == "cut short":
+        path.write_bytes(path.read_bytes()[:60])
+        return source.where(2), "truncated"
+    if kind == "gone":
+        path.unlink()
+        return source.where(2), "No such file"
+    path.write_bytes(b"<html>")
+    return source.where(2), "not a picture"
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("max_bad", [0.0, 0.01, 1.0])
+def test_too_many_that_cannot_be_used(source: CocoSource, shuffle: bool, max_bad: float) -> None:
+    """None with 0; up to three of a small set; never all."""
+    broken = {0.0: 1, 0.01: 4, 1.0: 7}[max_bad]
+    for i in range(broken):
+        (Path(source.folder) / f"{i}.png").write_bytes(b"")
+    loader = BoxLoader(source, Fit((64, 64)), 4, shuffle=shuffle, max_bad=max_bad)
+    with pytest.raises(
+        TooManyBad, match=rf"of {6 if shuffle else 7} images cannot be used.*\d\.png: the file is empty"
+    ):
         list(loader.epoch(0))
+    Image.new("RGB", (64, 40)).save(Path(source.folder) / "0.png")
+    again = BoxLoader(source, Fit((64, 64)), 4, shuffle=shuffle, max_bad=max_bad)
+    assert sum(len(batch.images) for batch in again.epoch(0)) == (4 if shuffle else 8 - broken)
+
+
+def test_pictures_of_which_nothing_is_left_give_no_batch(source: CocoSource) -> None:
+    for i in range(3):
+        (Path(source.folder) / f"{i}.png").write_bytes(b"")
+    batches = list(BoxLoader(source, Fit((64, 64)), 3, shuffle=False).epoch(0))
+    assert [batch.index.tolist() for batch in batches] == [[3, 4, 5], [6]]

@@ -173,7 +173,7 @@ def test_arrays() -> None:
         (np.zeros((0, 5), np.uint8), 3, "not HW or HWC"),
         (np.full((4, 5), 9.0), 3, "not in 0..1"),
         (np.zeros((4, 5), np.int64), 3, "int64"),
-        (b"x", 6, "1 or 3 channels"),
+        (b"x", 6, "not a picture in a known format"),
         (b"", 3, "empty"),
     ],
 )

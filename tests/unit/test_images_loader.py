@@ -303,7 +303,7 @@ def test_a_folder_with_three_broken_files(shared: Path, tmp_path: Path) -> None:
 def test_gray_and_many_channels() -> None:
     (batch,) = Loader(Fake(4), CROP, 4, channels=1).epoch(0)
     assert batch.images.shape == (4, 1, 16, 16)
-    with pytest.raises(TooManyBad, match="1 or 3 channels"):
+    with pytest.raises(TooManyBad, match="where 6 are wanted"):
         list(Loader(Fake(4), CROP, 4, channels=6).epoch(0))
 
 

@@ -36,7 +36,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def recipe(method: str = "fastmim", **keys: Any) -> Recipe:
-    settings = {**TINY, "method.name": method, **{name.replace("__", "."): value for name, value in keys.items()}}
+    tiny = {key: value for key, value in TINY.items() if method != "simmim" or not key.startswith("method.decoder")}
+    settings = {**tiny, "method.name": method, **{name.replace("__", "."): value for name, value in keys.items()}}
     return load_recipe("mae-vit-micro-cifar", settings, environment={})
 
 

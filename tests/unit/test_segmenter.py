@@ -92,16 +92,20 @@ def test_windows_average_where_they_overlap() -> None:
         assert torch.allclose(tall[..., :16], model.logits(images[..., :16]), atol=1e-6)
 
 
+def off(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The share of pixels that have another class."""
+    return float((one != other).float().mean())
+
+
 def test_predictions_have_the_pictures_size_and_flips_make_no_difference_to_their_mirror() -> None:
     model = segmenter().eval()
     images = scenes(2, 64, 80).images
     with torch.inference_mode():
-        found = model.predict(images, size=(32, 32), window=(32, 32), flip=True)
-        assert found.shape == (2, 64, 80)
-        assert torch.equal(
-            model.predict(images.flip(-1), size=(32, 32), flip=True).flip(-1),
-            model.predict(images, size=(32, 32), flip=True),
-        )
+        assert model.predict(images, size=(32, 32), window=(32, 32), flip=True).shape == (2, 64, 80)
+        found = model.predict(images, size=(32, 32), flip=True)
+        mirrored = model.predict(images.flip(-1), size=(32, 32), flip=True)
+        assert off(mirrored, found) > 0.05
+        assert off(mirrored.flip(-1), found) < 1e-3, "but where two classes are a rounding apart, 1e-8 of 1e-2"
         assert torch.equal(model.predict(images), model.logits(images).argmax(1))
 
 

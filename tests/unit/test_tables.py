@@ -4,14 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
+from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
-from remask.backbones.tables import offsets, resize_state, resize_table, spline, window_before
+from remask.backbones.tables import offsets, resize_positions, resize_state, resize_table, spline, window_before
 from remask.backbones.vit import create_vit
 from remask.types import UserError
 
@@ -125,6 +127,59 @@ def test_a_turned_image_has_turned_tables() -> None:
     with torch.no_grad():
         images = pictures((24, 16))
         assert torch.allclose(old(images).tokens, new(images).tokens, atol=1e-5)  # type: ignore[operator]
+
+
+AS_MANY = [((4, 16), (8, 8)), ((8, 8), (4, 16)), ((8, 8), (2, 32)), ((4, 6), (6, 4)), ((1, 64), (8, 8))]
+"""Grids of as many cells in another place: what lies where is decided by rows and columns, not by their product."""
+
+
+def lying(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """The rows [1, N, D] of a table of the grid `old` on the grid `new`, by torch alone."""
+    picture = table.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    return F.interpolate(picture, size=new, mode="bicubic", antialias=True).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@pytest.mark.parametrize(("old", "new"), AS_MANY)
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_as_many_cells_elsewhere_are_resized(old: tuple[int, int], new: tuple[int, int], prefix: int) -> None:
+    table = torch.randn(1, prefix + old[0] * old[1], 3, generator=torch.Generator().manual_seed(0))
+    found = resize_positions(table, old, new, prefix)
+    assert torch.equal(found[:, :prefix], table[:, :prefix])
+    assert torch.equal(found[:, prefix:], lying(table[:, prefix:], old, new))
+    assert not torch.equal(found[:, prefix:], table[:, prefix:])
+    assert resize_positions(table, old, old, prefix) is table
+    with pytest.raises(UserError, match=f"{old[0] * old[1]} positions is not one of 3×5 cells"):
+        resize_positions(table, (3, 5), new, prefix)
+
+
+@pytest.mark.parametrize(("old", "new"), AS_MANY)
+@pytest.mark.parametrize("kind", ["vit", "registers", "beit", "convvit"])
+def test_backbones_resize_as_many_cells_elsewhere(kind: str, old: tuple[int, int], new: tuple[int, int]) -> None:
+    """On the way as in `resize_state`, whichever version of timm is there."""
+    before, after = (4 * old[0], 4 * old[1]), (4 * new[0], 4 * new[1])
+    network, found, own = positions(kind, before, new)
+    table = network.pos_embed.detach()
+    expected = lying(table[:, own:], old, new)[0]
+    assert torch.equal(found.detach(), expected)
+    state = resize_state(network.state_dict(), network, before, after, (4, 4))
+    assert torch.equal(state["pos_embed"][0, own:], expected)
+    assert torch.equal(state["pos_embed"][:, :own], table[:, :own])
+
+
+def positions(kind: str, size: tuple[int, int], new: tuple[int, int]) -> tuple[Any, Tensor, int]:
+    """A network for images of `size` pixels, its positions on the grid `new`, and its rows before the first cell."""
+    torch.manual_seed(0)
+    if kind == "convvit":
+        sizes = {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+        convvit: Any = create_convvit("convvit_micro", size, MEAN, STD, overrides=sizes)
+        return convvit.network, convvit.network.positions(new), 0
+    if kind == "beit":
+        beit: Any = create_beit("beit_micro", size, MEAN, STD, overrides={**TOY, "use_abs_pos_emb": True})
+        nn.init.normal_(beit.network.pos_embed)
+        return beit.network, beit._positions(new)[0, 1:], 1
+    extra = {"reg_tokens": 4, "no_embed_class": False} if kind == "registers" else {}
+    vit: Any = create_vit("vit_micro", size, MEAN, STD, positions="learned", overrides={**TOY, **extra})
+    return vit.network, vit._positions(new)[0], vit.prefix
 
 
 def test_the_rows_of_beits_class_token_are_kept() -> None:

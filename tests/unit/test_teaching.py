@@ -24,7 +24,8 @@ TOY = {"backbone.width": 16, "backbone.depth": 4, "backbone.heads": 2, "data.ima
 
 def recipe(name: str, **keys: Any) -> Recipe:
     given = {key.replace("__", "."): value for key, value in keys.items()}
-    return load_recipe(f"{name}-vit-micro-cifar", {**TOY, "method.decoder_width": 16, **given}, environment={})
+    decoder = {"method.decoder_width": 16} if name == "dmae" else {}
+    return load_recipe(f"{name}-vit-micro-cifar", {**TOY, **decoder, **given}, environment={})
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def load_written(text: str) -> Recipe:
         ("moma", {"distill": {"teachers": []}}, "distill.teachers"),
         ("dmae", {"distill": {"teachers": ["untrained:vit_micro"], "layers": [1, 2]}}, "2 blocks for 1 teachers"),
         ("moma", {"distill": {"teachers": ["a:b", "c:d"], "layers": [1, 2]}}, "one block of the student"),
-        ("dmae", {"distill": {"teachers": ["untrained:vit_micro"], "learned": True}}, "belong to moma"),
+        ("dmae", {"distill": {"teachers": ["untrained:vit_micro"], "learned": True}}, "it belongs to moma"),
         (
             "dmae",
             {"distill": {"teachers": ["untrained:vit_micro"], "jitter": 0.4, "cache": "x"}},

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from remask.backbones.vit import SMALL, ViT, create_vit
+from remask.errors import first_line
 from remask.masking import Masking
 from remask.tokens import sincos_positions, unpatchify
 from remask.types import UserError
@@ -257,6 +258,12 @@ def test_a_vit_with_a_distillation_token_is_refused() -> None:
     """Its second prefix token would be taken for a patch."""
     with pytest.raises(UserError, match="timm cannot build deit_tiny_distilled"):
         create_vit("deit_tiny_distilled_patch16_224", (32, 32), MEAN, STD, overrides={"depth": 1})
+
+
+def test_an_error_without_a_word_is_named() -> None:
+    """timm asserts without a message here and there."""
+    assert first_line(AssertionError()) == "AssertionError"
+    assert first_line(ValueError("one\ntwo")) == "one"
 
 
 def test_a_width_without_a_sincos_table_is_one_line() -> None:

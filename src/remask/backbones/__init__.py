@@ -61,4 +61,9 @@ class Backbone(Protocol):
         ...
 
 
-__all__ = ["Backbone", "Mode"]
+def stem_patch(backbone: Backbone) -> Size:
+    """Pixels of the smallest part of an image that a mask token stands for: a token of the stem, finer in a Swin."""
+    return getattr(backbone, "stem_patch", backbone.patch)
+
+
+__all__ = ["Backbone", "Mode", "stem_patch"]

@@ -12,7 +12,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import resample_abs_pos_embed
 from timm.models.beit import Beit, gen_relative_position_index
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless
-from remask.backbones.tables import resize_table
+from remask.backbones.tables import resize_positions, resize_table
+from remask.errors import first_line
 from remask.tokens import patchify, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -104,10 +104,7 @@ class BeitViT(nn.Module):
 
     def _positions(self, grid: Grid) -> Float[Tensor, "1 T D"]:
         """The absolute positions, where the network has any, resized where the grid is not the one built for."""
-        table = self.network.pos_embed
-        if grid == self.built_for:
-            return table
-        return resample_abs_pos_embed(table, new_size=list(grid), old_size=list(self.built_for))
+        return resize_positions(self.network.pos_embed, self.built_for, grid, self.prefix)
 
     def _blocks(self, x: Float[Tensor, "R T D"], grid: Grid, layers: Sequence[int]) -> dict[int, Features]:
         """Run as deep as the layers asked for need."""
@@ -194,8 +191,7 @@ def create_beit(
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
     except Exception as error:  # timm's own code, of which any kind may come
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"timm cannot build {name} with {arguments}: {reason}") from error
+        raise UserError(f"timm cannot build {name} with {arguments}: {first_line(error)}") from error
     if not isinstance(network, Beit):
         raise UserError(f"{name} is a {type(network).__name__}, not a BEiT")
     if network.embed_dim % (heads := network.blocks[0].attn.num_heads):

@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch.nn.functional as F
 from jaxtyping import Float, Num
-from timm.layers import DropPath, LayerNorm, resample_abs_pos_embed
+from timm.layers import DropPath, LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from remask.backbones.tables import resize_positions
 from remask.tokens import grid_of, sincos_positions
 from remask.types import Grid, Size, UserError
 
@@ -97,11 +98,7 @@ class ConvViTNetwork(nn.Module):
 
     def positions(self, grid: Grid) -> Float[Tensor, "N D"]:
         """The position table, resized where the grid is not the one built for."""
-        if grid == self.built_for:
-            return self.pos_embed[0]
-        return resample_abs_pos_embed(
-            self.pos_embed, new_size=list(grid), old_size=list(self.built_for), num_prefix_tokens=0
-        )[0]
+        return resize_positions(self.pos_embed, self.built_for, grid)[0]
 
     def stages(
         self, images: Float[Tensor, "B C H W"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from remask.backbones import Mode
 from remask.backbones.cmt_network import VARIANTS, Cmt
 from remask.backbones.normalise import Normalise
+from remask.errors import first_line
 from remask.tokens import whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -208,11 +209,11 @@ def _network(name: str, size: Size, fixed: dict[str, Any]) -> tuple[Any, dict[st
         try:
             return timm.create_model(name, pretrained=False, **arguments), arguments
         except TypeError as error:
-            unknown = str(error)
+            unknown = first_line(error)
         except Exception as error:  # timm's own code, of which any kind may come
             why = (str(error).splitlines() or ["a size that its stages do not divide"])[0]
             raise UserError(f"timm cannot build {name} for {size[0]}×{size[1]} px: {why}") from error
-    raise UserError(f"timm cannot build {name} with {fixed}: {unknown.splitlines()[0]}")
+    raise UserError(f"timm cannot build {name} with {fixed}: {unknown}")
 
 
 __all__ = ["Hierarchical", "create_hierarchical", "known"]

@@ -136,12 +136,12 @@ def _tried(maps: Maps, backbone: Backbone, size: Size) -> Sequence[Tensor]:
     where = next(backbone.network.parameters()).device
     with torch.enable_grad():
         found = maps.read(backbone, torch.zeros(1, backbone.channels, *size, device=where))
-    for part, mode in modes.items():
-        part.training = mode
     named = [p for p in module.parameters() if p.requires_grad]
     total = torch.stack([m.sum() for m in found]).sum()
     for parameter, slope in zip(named, torch.autograd.grad(total, named, allow_unused=True), strict=True):
         parameter.requires_grad_(slope is not None)
+    for part, mode in modes.items():  # only now: checkpointed blocks run again in the backward pass, in the same mode
+        part.training = mode
     return found
 
 

@@ -1,6 +1,7 @@
 """Swin (2103.14030) as SimMIM pre-trains it (2111.09886): any timm `SwinTransformer`, which replaces masked tokens.
 
-Masks, heads and targets live on the grid of the last stage; a masked token of it hides all stem tokens under it.
+Masks, heads and targets live on the grid of the last stage, where a masked token hides all stem tokens under it, or on
+a finer one, of whole stem tokens.
 """
 
 import copy
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless
+from remask.errors import first_line
 from remask.tokens import grid_of, patchify
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -107,7 +109,7 @@ class Swin(nn.Module):
         if views is not None:
             if fill is None:
                 raise UserError("a Swin backbone replaces masked tokens and cannot drop them; choose a plain ViT")
-            x = torch.where(self._hidden(views), fill, views.repeat(x))
+            x = torch.where(self._hidden(views, stem.grid), fill, views.repeat(x))
         if max(layers) >= self.depth or min(layers) < -1:
             raise UserError(f"layers {[*layers]} were asked of a Swin of {self.depth} blocks; -1 is its end")
         return self._stages(x, layers)
@@ -125,10 +127,11 @@ class Swin(nn.Module):
             maps.append(features[end].tokens.unflatten(1, (stem.grid[0] // 2**i, -1)).permute(0, 3, 1, 2))
         return maps
 
-    def _hidden(self, views: Views) -> Tensor:
+    def _hidden(self, views: Views, grid: Grid) -> Tensor:
         """The mask on the grid of the stem, [VB, h, w, 1]."""
         mask = views.mask.flatten(0, 1).unflatten(1, views.grid)
-        return mask.repeat_interleave(self.stride, 1).repeat_interleave(self.stride, 2).unsqueeze(-1)
+        down, right = grid[0] // views.grid[0], grid[1] // views.grid[1]
+        return mask.repeat_interleave(down, 1).repeat_interleave(right, 2).unsqueeze(-1)
 
     def _stages(self, x: Float[Tensor, "R h w F"], layers: Sequence[int]) -> dict[int, Features]:
         """Run as deep as the layers asked for need."""
@@ -225,8 +228,7 @@ def _network(name: str, base: str, drop_path: float, arguments: Mapping[str, Any
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
     except Exception as error:  # timm's own code, of which any kind may come
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"timm cannot build {name} with {dict(arguments)}: {reason}") from error
+        raise UserError(f"timm cannot build {name} with {dict(arguments)}: {first_line(error)}") from error
     if not isinstance(network, SwinTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a Swin transformer of version 1")
     for stage in network.layers:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from remask.tokens import grid_of
@@ -32,9 +32,7 @@ def resize_state(
         if old != new and name.endswith(POSITIONS) and tensor.ndim == 3:  # also where a turned grid has as many cells
             prefix = wanted[name].shape[1] - new[0] * new[1]
             if prefix == tensor.shape[1] - old[0] * old[1]:
-                out[name] = resample_abs_pos_embed(
-                    tensor, new_size=list(new), old_size=list(old), num_prefix_tokens=prefix
-                )
+                out[name] = resize_positions(tensor, old, new, prefix)
         elif name.endswith(BIASES) and (old != new or tensor.shape != wanted[name].shape):
             window = window_size(network, name.rpartition(".")[0], new)
             extra = len(wanted[name]) - offsets(window)
@@ -47,6 +45,24 @@ def resize_state(
                 "choose another backbone, or one size"
             )
     return out
+
+
+def resize_positions(
+    table: Float[Tensor, "1 old D"], old: Grid, new: Grid, prefix: int = 0, antialias: bool = True
+) -> Float[Tensor, "1 new D"]:
+    """A table of positions of the grid `old` for the grid `new`: bicubic; the first `prefix` rows are kept.
+
+    The grids decide, not their number of cells: 4×16 and 8×8 tokens are as many and lie elsewhere.
+    Raises UserError where the table is not one of the grid `old`.
+    # timm's resample_abs_pos_embed is the same from 1.0.29 on; older ones take as many cells for the same ones.
+    """
+    if table.shape[1] != prefix + old[0] * old[1]:
+        raise UserError(f"a table of {table.shape[1] - prefix} positions is not one of {old[0]}×{old[1]} cells")
+    if old == new:
+        return table
+    first, cells = table[:, :prefix], table[:, prefix:].float().unflatten(1, old).permute(0, 3, 1, 2)
+    cells = F.interpolate(cells, size=new, mode="bicubic", antialias=antialias)
+    return torch.cat([first, cells.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
 def window_size(network: nn.Module, holder: str, grid: Grid) -> Grid:
@@ -107,4 +123,4 @@ def _geometric(count: int, reach: int) -> list[float]:
     return [sum(q**i for i in range(n + 1)) for n in range(count)]
 
 
-__all__ = ["resize_state", "resize_table", "spline"]
+__all__ = ["resize_positions", "resize_state", "resize_table", "spline"]

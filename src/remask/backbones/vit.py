@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless, why_named
+from remask.backbones.tables import resize_positions
+from remask.errors import first_line
 from remask.tokens import patchify, sincos_positions, whole_grid
 from remask.types import Features, Grid, Images, Size, UserError
 from remask.views import Views
@@ -122,11 +124,7 @@ class ViT(nn.Module):
         if net.pos_embed is None:
             return prefix.new_zeros(1, self.width), prefix
         own = 0 if net.no_embed_class else self.prefix
-        table = net.pos_embed
-        if grid != self.built_for:
-            table = resample_abs_pos_embed(
-                table, new_size=list(grid), old_size=list(self.built_for), num_prefix_tokens=own
-            )
+        table = resize_positions(net.pos_embed, self.built_for, grid, own)
         return table[0, own:], prefix + table[:, :own] if own else prefix
 
     def _blocks(self, x: Float[Tensor, "R T D"], layers: Sequence[int]) -> dict[int, Features]:
@@ -182,8 +180,7 @@ def create_vit(
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
     except Exception as error:  # timm's own code, of which any kind may come
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"timm cannot build {name} with {arguments}: {reason}") from error
+        raise UserError(f"timm cannot build {name} with {arguments}: {first_line(error)}") from error
     if not isinstance(network, VisionTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a plain vision transformer: {why_named(base)}")
     backbone = ViT(network, mean, std, origin=(base, arguments))

@@ -6,23 +6,27 @@ from remask.commands import downstream, pretraining
 from remask.commands.data import data_check, data_pack, parse_form
 from remask.commands.downstream import detect, evaluate, finetune, segment
 from remask.commands.looking import Mapped, attention, embed, tsne
+from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import pretrain, reconstruct
 from remask.commands.probing import Asked, probe, probe_table
 from remask.commands.subject import Look
 from remask.types import UserError
 
 
+@paths_or_texts
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
     """Continue a run from its last checkpoint, of pre-training or of a downstream task; the device may be another."""
     again = downstream.resume if (path / "task.json").is_file() else pretraining.resume
     return again(path, device=device, quiet=quiet)
 
 
+@paths_or_texts
 def report(path: Path) -> Path:
     """Write RUN/report.html, of pre-training or of a downstream task, and return its path."""
     return downstream.report(path) if (path / "task.json").is_file() else pretraining.report(path)
 
 
+@paths_or_texts
 def export(
     path: Path, out: Path | None = None, *, image_size: tuple[int, int] | None = None, checkpoint: str = "last"
 ) -> Path:

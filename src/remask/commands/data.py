@@ -3,35 +3,45 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from remask.commands.paths import paths_or_texts
 from remask.console import console
 from remask.images import open_source
 from remask.images.checking import Survey, survey
+from remask.images.files import printable
+from remask.images.left_out import listed, notes
 from remask.images.packing import Form, Written, pack
+from remask.images.splits import chosen
 from remask.recipe.values import image_size
 
 KEPT_MB = 1024
 """What data.keep "auto" keeps at most, in MiB."""
 
 LISTED = 10
-"""Unusable pictures, kinds and classes that are shown one by one."""
+"""Kinds and classes that are shown one by one."""
+NAMED = 3
+"""Unusable pictures that are shown one by one."""
 
 
+@paths_or_texts
 def data_pack(
     source: str,
     out: Path,
     form: Form,
     *,
     limit: int | None = None,
+    exclude: Sequence[str] = (),
     workers: int | None = None,
     max_bad: float = 0.01,
     quiet: bool = False,
 ) -> Written:
     """Write a packed set of a source; prints a line about it."""
-    pictures, count = open_source(source, limit=limit), workers if workers is not None else cores()
+    pictures, count = open_source(source, limit=limit, exclude=exclude), workers if workers is not None else cores()
     with console(len(pictures), "pack", quiet) as screen:
+        for line in notes(pictures):
+            screen.say(line)
 
         def progress(step: int, so_far: Written) -> None:
             screen.update(step, f"{_size(so_far.bytes)}, {len(so_far.left_out)} left out")
@@ -42,7 +52,8 @@ def data_pack(
         )  # fmt: skip
     kept = f", {done.kept:,} of them untouched" if done.kept else ""
     bad = f"; {len(done.left_out)} could not be used and are left out" if done.left_out else ""
-    print(f"{done.pictures:,} pictures, {form.kind}{kept}, {_size(done.bytes)}{bad} → {out}")
+    other = f"; not taken: {found}" if (found := listed(pictures.left_out)) else ""
+    print(f"{done.pictures:,} pictures, {form.kind}{kept}, {_size(done.bytes)}{bad}{other} → {out}")
     return done
 
 
@@ -54,10 +65,12 @@ def parse_form(kind: str, size: str, quality: int, channels: int) -> Form:
     return Form(kind, shorter, None, quality, channels)
 
 
+@paths_or_texts
 def data_check(
     source: str,
     *,
     limit: int | None = None,
+    exclude: Sequence[str] = (),
     channels: int = 3,
     patch: int = 16,
     size: str = "224",
@@ -66,7 +79,7 @@ def data_check(
     quiet: bool = False,
 ) -> Survey:
     """Print what is in a source, as text or JSON."""
-    pictures, count = open_source(source, limit=limit), workers if workers is not None else cores()
+    pictures, count = open_source(source, limit=limit, exclude=exclude), workers if workers is not None else cores()
     with console(len(pictures), "check", quiet) as screen:
         found = survey(
             pictures, channels=channels, patch=patch, size=image_size(size) or (224, 224), workers=count,
@@ -85,28 +98,40 @@ def cores() -> int:
 
 
 def _lines(found: Survey, spec: str, channels: int, patch: int, size: str) -> list[str]:
-    bad = len(found.unusable)
-    lines = [f"{spec}: {found.pictures:,} pictures, {f'{bad:,} of them unusable' if bad else 'all usable'}"]
-    lines += [f"  {where}: {reason}" for where, reason in list(found.unusable.items())[:LISTED]]
-    lines += [f"  and {bad - LISTED:,} more (--json lists all)"] * (bad > LISTED)
-    if not found.usable:
-        return lines
-    rows: dict[str, Any] = {
-        "height": _spread(found.height),
-        "width": _spread(found.width),
-        "kinds": "; ".join(f"{count:,} {kind}" for kind, count in list(found.kinds.items())[:LISTED]),
-        "repeated": f"{found.repeated:,} have the very content of another" if found.repeated else "none",
-        f"below {patch} px": f"{found.too_small:,}, which a patch of {patch} does not fit"
-        if found.too_small
-        else "none",
-        "classes": _classes(found.classes),
-        "stored": f"{_size(found.stored_bytes)}, decoded {_size(found.decoded_bytes)}",
-        "mean, std": f"--set data.mean={_list(found.mean)} --set data.std={_list(found.std)}",
-        "one core": f"decodes {found.decode_rate:,.0f} pictures/s; {found.loader_rate:,.0f}/s with crops of {size} px",
-        f"{cores()} cores": f"{found.loader_rate * cores():,.0f} pictures/s at best, with nothing else to do",
-        "advice": _advice(found, spec, channels),
-    }
-    return lines + [f"{key:<13}{value}" for key, value in rows.items()]
+    bad, other = len(found.unusable), listed(found.left_out)
+    usable = f"{bad:,} of them unusable" if bad else "all usable"
+    first = f"{printable(spec)}: {found.pictures:,} pictures, {usable}" + (f"; left out: {other}" if other else "")
+    rows: dict[str, str] = {}
+    if bad:
+        named = "; ".join(f"{_short(where, spec)}: {reason}" for where, reason in list(found.unusable.items())[:NAMED])
+        rows["unusable"] = named + (f"; and {bad - NAMED:,} more, which --json lists" if bad > NAMED else "")
+    if found.usable:
+        small = f"; {found.too_small:,} below a patch of {patch} px are skipped" if found.too_small else ""
+        frames = f"; {found.frames:,} have several frames, of which the first counts" if found.frames else ""
+        rows |= {
+            "size": f"height {_spread(found.height)}; width {_spread(found.width)}{small}",
+            "kinds": _kinds(found.kinds) + frames,
+            "classes": _classes(found),
+            "content": f"{_size(found.stored_bytes)}, decoded {_size(found.decoded_bytes)}; "
+            + (f"{found.repeated:,} are equal to another" if found.repeated else "no two are equal"),
+            "pixels": found.pixels,
+            "mean, std": f"--set data.mean={_list(found.mean)} --set data.std={_list(found.std)}",
+            "speed": f"one core decodes {found.decode_rate:,.0f} pictures/s, {found.loader_rate:,.0f}/s with crops of "
+            f"{size} px; {cores()} cores {found.loader_rate * cores():,.0f}/s at best",
+            "advice": _advice(found, spec, channels),
+        }
+    return [first, *(f"{key:<11}{value}" for key, value in rows.items())]
+
+
+def _short(where: str, spec: str) -> str:
+    """A picture's address below the source."""
+    return where.removeprefix(printable(os.path.join(os.path.expanduser(spec), "")))
+
+
+def _kinds(kinds: dict[str, int]) -> str:
+    shown = "; ".join(f"{count:,} {kind}" for kind, count in list(kinds.items())[:LISTED])
+    rest = sum(list(kinds.values())[LISTED:])
+    return shown + (f"; {rest:,} of other kinds" if rest else "")
 
 
 def _spread(values: tuple[int, int, int]) -> str:
@@ -114,7 +139,15 @@ def _spread(values: tuple[int, int, int]) -> str:
     return f"{low} px" if low == high else f"{low} to {high} px, median {middle}"
 
 
-def _classes(classes: dict[str, int] | None) -> str:
+def _classes(found: Survey) -> str:
+    classes = found.classes
+    if found.splits:
+        named = ", ".join(f"{printable(name)} {count:,}" for name, count in found.splits.items())
+        line = f"no labels: the splits {named} are taken together"
+        if os.path.isfile(os.path.expanduser(found.source)):
+            return line
+        train, val = (shlex.quote(printable(os.path.join(found.source, name))) for name in chosen(found.splits))
+        return f"{line}; for one of them name {train} or {val}"
     if classes is None:
         return "no labels"
     shown = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:LISTED])

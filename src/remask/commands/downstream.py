@@ -1,5 +1,6 @@
 """What comes after pre-training: `finetune`, `segment`, `detect`, and testing a model that one of them left."""
 
+import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -7,54 +8,61 @@ from pathlib import Path
 from typing import Any
 
 from remask.checkpoint import RunFolder, refuse_existing
-from remask.commands.paths import absolute, anchored_spec
+from remask.commands.paths import absolute, anchored_spec, paths_or_texts, relative_to
+from remask.commands.saying import Say, sayer
 from remask.downstream import conclude, fit, learned, restored
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.formats import rules_of
-from remask.recipe.load import FOLDER, load, parse_settings
+from remask.recipe.load import load, parse_settings
+from remask.recipe.naming import FOLDER
 from remask.report import write_task_report
 from remask.runtime import Runtime, resolve
 from remask.session import BadImages
 from remask.tasks import build_model, build_task
 from remask.tasks.export import export_model
+from remask.textfiles import read_toml
 from remask.types import UserError
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
 DEFAULTS = {"finetune": "small", "segment": "small", "detect": "small"}
 
 
+@paths_or_texts
 def finetune(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Train a network and a linear head on classes; returns the run folder with eval/finetune.json.
 
     start      RUN, or mae:FILE, timm:NAME, untrained:NAME and the like; None where the recipe says it
     recipe     a name of recipes/finetune, or a TOML file; overrides and settings go over it
+    say        gets the line that says what was found; by default it is printed unless quiet
     """
-    return _train("finetune", start, recipe, overrides, settings, out, quiet)
+    return _train("finetune", start, recipe, overrides, settings, out, quiet, say)
 
 
+@paths_or_texts
 def segment(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Train a network and UperNet, or a linear head, on masks of classes; leaves eval/segment.json."""
-    return _train("segment", start, recipe, overrides, settings, out, quiet)
+    return _train("segment", start, recipe, overrides, settings, out, quiet, say)
 
 
+@paths_or_texts
 def detect(
     start: str | None, recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *,
-    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    settings: Sequence[str] = (), out: Path | None = None, quiet: bool = False, say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Train a network and Mask R-CNN on boxes and masks in COCO's JSON; leaves eval/detect.json."""
-    return _train("detect", start, recipe, overrides, settings, out, quiet)
+    return _train("detect", start, recipe, overrides, settings, out, quiet, say)
 
 
 def _train(
     task: str, start: str | None, recipe: str | None, overrides: Mapping[str, Any] | None, settings: Sequence[str],
-    out: Path | None, quiet: bool,
+    out: Path | None, quiet: bool, say: Say | None,
 ) -> Path:  # fmt: skip
     given = {**(overrides or {}), **parse_settings(settings)}
     if start is not None:
@@ -62,38 +70,48 @@ def _train(
     chosen = _anchored(load(TASKS[task], FOLDER / task, recipe or DEFAULTS[task], given))
     path = out or Path("runs") / f"{task}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(path)
-    _go(chosen, path, quiet, fresh=True)
+    _go(chosen, path, quiet, fresh=True, say=sayer(say, quiet))
     return path
 
 
+@paths_or_texts
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
     """Continue a downstream run from its last checkpoint; the device may be another one."""
     run, recipe = open_task(path)
-    if run.read("status.json").get("state") == "finished":
+    if run.read("status.json").get("state") == "finished" and run.read(f"eval/{recipe.task}.json"):
         raise UserError(
             f"{path} is finished: test it again with remask {recipe.task} {path} --eval-only, or start a new run"
         )
-    _go(_on(recipe, device), path, quiet, fresh=False)
+    _go(_on(recipe, device), path, quiet, fresh=False, say=sayer(None, quiet))
     return path
 
 
+@paths_or_texts
 def evaluate(
     path: Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = "last", device: str | None = None,
-    quiet: bool = False,
+    quiet: bool = False, say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json."""
     run, recipe = open_task(path, overrides)
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
-    task = build_task(recipe, runtime, facts=run.read("task.json"))
+    bad = BadImages(path, (lambda line: None) if quiet else print)
+    task = build_task(recipe, runtime, report=bad, facts=run.read("task.json"))
+    bad.keep(task.left_out)
+    for line in task.notes if not quiet else ():
+        print(line, file=sys.stderr)
     model = restored(task.model, recipe, run, checkpoint).to(runtime.device)
-    result = conclude(task, model, run, recipe, quiet)
+    try:
+        found = conclude(task, model, run, recipe, quiet)
+    except TooManyBad as error:
+        bad.write(error.bad)
+        raise
     write_task_report(path)
-    if not quiet:
-        print(_line(task.headline, result, run.path))
-    return result
+    sayer(say, quiet)(_line(task.headline, found, run.path))
+    return found
 
 
+@paths_or_texts
 def export(path: Path, out: Path | None = None, *, checkpoint: str = "last") -> Path:
     """Write the model of a downstream run for other programs; returns the folder, RUN/export by default.
 
@@ -108,6 +126,7 @@ def export(path: Path, out: Path | None = None, *, checkpoint: str = "last") -> 
     return folder
 
 
+@paths_or_texts
 def report(path: Path) -> Path:
     """Write RUN/report.html of a downstream run and return its path."""
     run, _ = open_task(path)
@@ -118,16 +137,16 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     """A downstream run and its recipe."""
     run = RunFolder.open(path)
     try:
-        kind = tomllib.loads((path / "recipe.toml").read_text()).get("task")
+        kind = read_toml(path / "recipe.toml").get("task")
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
         raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
-    given = {**rules_of(run.format), **(overrides or {})}
+    given = {**rules_of(run.format, "data"), **(overrides or {})}
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
 
 
-def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool) -> None:
+def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, say: Say) -> None:
     runtime, bad = _runtime(recipe), BadImages(path, (lambda line: None) if quiet else print)
     task = build_task(recipe, runtime, report=bad)
     try:
@@ -135,13 +154,22 @@ def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool) -> None:
     except TooManyBad as error:
         bad.write(error.bad)
         raise
+    finally:
+        if path.is_dir():
+            bad.keep(task.left_out)
     write_task_report(path)
-    if not quiet:
-        print(_line(task.headline, result, path))
+    say(_line(task.headline, result, path))
 
 
 def _line(headline: str, result: Mapping[str, Any], path: Path) -> str:
-    return f"{headline} {result[headline]:.2f}  →  {path}/report.html"
+    """The headline for a person, and what it leaves out."""
+    value, bad = result[headline], result.get("bad_images", 0)
+    said = (
+        f"{headline} n/a: there is nothing to find in the test pictures" if value is None else f"{headline} {value:.2f}"
+    )
+    if bad:
+        said += f", without {bad} of {bad + result['images']} test pictures that cannot be used (bad_images.txt)"
+    return f"{said}  →  {path}/report.html"
 
 
 def _runtime(recipe: Downstream) -> Runtime:
@@ -166,7 +194,8 @@ def _spec(start: str) -> str:
 
 def _anchored(recipe: Any) -> Any:
     """Local paths made absolute, so that a run can be resumed from anywhere."""
-    paths = {key: absolute(getattr(recipe.data, key)) for key in PATHS if hasattr(recipe.data, key)}
+    paths: dict[str, Any] = {key: absolute(getattr(recipe.data, key)) for key in PATHS if hasattr(recipe.data, key)}
+    paths["exclude"] = relative_to(recipe.data.source, recipe.data.exclude)
     model = recipe.model.model_copy(update={"source": anchored_spec(recipe.model.source)})
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths), "model": model})
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from remask.checkpoint import RunFolder
+from remask.commands.paths import paths_or_texts
+from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
 from remask.evaluation import extract
@@ -14,21 +16,26 @@ from remask.evaluation.embedding import check_file, whole
 from remask.evaluation.embedding import embed as write_features
 from remask.evaluation.tsne import choose_images, picture, summary, table, tsne_maps
 from remask.images import Subset, open_source
+from remask.images.left_out import notes
 from remask.types import UserError
 
 
+@paths_or_texts
 def embed(
     path: Path | str, data: str, out: Path, look: Look = LOOK, *,
-    layer: int = -1, pool: Any = "mean", limit: int | None = None, quiet: bool = False,
+    layer: int = -1, pool: Any = "mean", limit: int | None = None, exclude: Sequence[str] = (), quiet: bool = False,
+    say: Say | None = None,
 ) -> Path:  # fmt: skip
     """Write a feature vector for every picture, with its number, path and label: OUT ends in .parquet or .npz."""
     check_file(out)
-    source, seen = open_source(data, limit=limit), subject(str(path), look, quiet)
+    source, seen = open_source(data, limit=limit, exclude=exclude), subject(str(path), look, quiet)
     about = {"model": seen.name, "checkpoint": look.checkpoint, "image_size": list(seen.size)}
-    batches = Watch("embed", quiet).over(seen.batches(source), len(source), "embed")
+    watch = Watch("embed", quiet)
+    for line in notes(source):
+        watch.say(line)
+    batches = watch.over(seen.batches(source), len(source), "embed")
     rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
-    if not quiet:
-        print(f"{rows} × {seen.backbone.width} features → {out}")
+    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}")
     return out
 
 
@@ -54,16 +61,17 @@ class Mapped(NamedTuple):
 FIGURE = Mapped()
 
 
+@paths_or_texts
 def tsne(
     paths: Sequence[Path | str], data: str, out: Path, asked: Mapped = FIGURE, look: Look = LOOK, *,
-    quiet: bool = False,
+    exclude: Sequence[str] = (), quiet: bool = False,
 ) -> Path:  # fmt: skip
     """Maps of the same labelled pictures in several networks, side by side (DMJD, figure 7): a PNG, a CSV, a JSON."""
     if asked.names and len(asked.names) != len(paths):
         raise UserError(f"{len(asked.names)} names for {len(paths)} networks: give one for each")
     if out.suffix != ".png":
         raise UserError(f"{out}: the picture is a .png; choose a file name that ends so")
-    source = open_source(data, labelled=True)
+    source = open_source(data, labelled=True, exclude=exclude)
     chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
     features, labels = _features(paths, chosen, asked, look, quiet)
     with Watch("t-SNE", quiet) as watch:
@@ -106,16 +114,17 @@ def _passed(seen: Subject, source: Subset, title: str, quiet: bool) -> Iterator[
     return Watch(title, quiet).over(seen.batches(source), len(source), title)
 
 
+@paths_or_texts
 def attention(
     path: Path | str, images: str = "photos", look: Look = LOOK, *, out: Path | None = None, block: int = -1,
-    count: int = 4, quiet: bool = False,
+    count: int = 4, exclude: Sequence[str] = (), quiet: bool = False,
 ) -> Path:  # fmt: skip
     """Draw where a block looks, head by head, over some pictures; RUN/pictures/attention.png unless `out` is given."""
     seen = subject(str(path), look, quiet)
     target = out or (seen.folder / "pictures" / "attention.png" if seen.folder else None)
     if target is None:
         raise UserError(f"{path} is no run, in whose folder the picture would go: give --out PNG")
-    source = open_source(images)
+    source = open_source(images, exclude=exclude)
     some = Subset(source, [i * len(source) // min(count, len(source)) for i in range(min(count, len(source)))])
     batch = next(seen.batches(some, count))
     maps = attention_maps(seen.backbone, batch.images, block)

@@ -140,8 +140,9 @@ def _room(runtime: Runtime) -> float:
 
 def _images(recipe: Recipe, asked: Asked) -> int:
     """Of an epoch. Raises UserError for fewer than a batch."""
-    source, limit = recipe.data.source, recipe.data.limit
-    count = asked.images or (len(open_source(source, limit=limit)) if source else limit or IMAGENET)
+    source, limit, patterns = recipe.data.source, recipe.data.limit, recipe.data.exclude
+    found = len(open_source(source, limit=limit, exclude=patterns)) if source and not asked.images else None
+    count = asked.images or found or limit or IMAGENET
     if count < recipe.optim.batch_size:
         raise UserError(f"{count} images are less than a batch of {recipe.optim.batch_size}; lower optim.batch_size")
     return count

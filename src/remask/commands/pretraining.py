@@ -10,7 +10,7 @@ import torch
 from remask import codebook as codebooks
 from remask.build import build_method
 from remask.checkpoint import RunFolder, find, refuse_existing
-from remask.commands.paths import anchored
+from remask.commands.paths import anchored, paths_or_texts
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.images import Subset, open_source
 from remask.interop.export import export_backbone
@@ -24,6 +24,7 @@ from remask.session import batches, train
 from remask.types import Size, UserError
 
 
+@paths_or_texts
 def pretrain(
     recipe: str | Recipe,
     overrides: Mapping[str, Any] | None = None,
@@ -73,6 +74,7 @@ def _goes_on(path: Path, recipe: Recipe) -> bool:
     return False
 
 
+@paths_or_texts
 def resume(path: Path, *, device: str | None = None, quiet: bool = False) -> Path:
     """Continue a run from its last checkpoint; the device may be another one."""
     run, recipe = open_run(path)
@@ -98,6 +100,7 @@ def _finish(path: Path, quiet: bool, world: World) -> Path:
     return path
 
 
+@paths_or_texts
 def export(path: Path, out: Path | None = None, *, image_size: Size | None = None, checkpoint: str = "last") -> Path:
     """Write a run's backbone for images of `image_size` pixels, by default the run's own; returns the folder."""
     run, recipe = open_run(path)
@@ -107,6 +110,7 @@ def export(path: Path, out: Path | None = None, *, image_size: Size | None = Non
     return folder
 
 
+@paths_or_texts
 def reconstruct(
     path: Path,
     images: str | None = None,
@@ -115,11 +119,16 @@ def reconstruct(
     count: int = 4,
     seed: int = 0,
     checkpoint: str = "last",
+    exclude: Sequence[str] = (),
 ) -> Path:
     """Draw originals, masked views, predictions and covered unions of some pictures into a PNG; returns its path."""
     run, recipe = open_run(path)
     method = trained(run, recipe, checkpoint).eval()
-    source = open_source(images or recipe.data.source or "photos", limit=recipe.data.limit if images is None else None)
+    data = recipe.data
+    if images is None:
+        source = open_source(data.source or "photos", limit=data.limit, exclude=[*data.exclude, *exclude])
+    else:
+        source = open_source(images, exclude=exclude)
     some = Subset(source, _spread(len(source), count))
     batch = next(iter(batches(recipe, some, count)))
     views = method.draw(batch.images, generator(seed, "pictures"))
@@ -134,6 +143,7 @@ def _spread(total: int, count: int) -> list[int]:
     return [i * total // min(count, total) for i in range(min(count, total))]
 
 
+@paths_or_texts
 def report(path: Path) -> Path:
     """Write RUN/report.html and return its path."""
     _, recipe = open_run(path)

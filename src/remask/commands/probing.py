@@ -10,7 +10,9 @@ import torch
 
 from remask.checkpoint import RunFolder
 from remask.commands.partial import Partial, key_of
+from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import report
+from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
 from remask.evaluation import probe as fast_probe
@@ -22,6 +24,7 @@ from remask.evaluation.linprobe import Settings as Linear
 from remask.evaluation.memory import Memory
 from remask.evaluation.probe import Factory
 from remask.images import Loader, Source, open_source
+from remask.images.left_out import notes
 from remask.tasks import split
 from remask.types import UserError
 
@@ -52,31 +55,34 @@ class Asked(NamedTuple):
 FAST = Asked()
 
 
+@paths_or_texts
 def probe(
     path: Path | str, data: str, val: str | None = None, asked: Asked = FAST, look: Look = LOOK, *,
-    limit: int | None = None, out: Path | None = None, quiet: bool = False,
+    limit: int | None = None, exclude: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
+    say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Probe a backbone beside the untrained one; the result goes into RUN/eval/, or into `out`.
 
     path    a run, or mae:FILE, timm:NAME and the like (then `look.heads` where a file does not tell them)
     val     labelled pictures to test on; a random fifth of `data` by default
     limit   the first N pictures of `data` only
+    exclude shell-style patterns of paths that are left out
+    say     gets the table of accuracies; by default it is printed unless quiet
     Raises UserError for sources without labels, and all that the probes find fault with.
     """
     if asked.layers and asked.protocol != "fast":
         raise UserError(f"--layers is for the fast probe; with --protocol {asked.protocol} give one --layer")
-    source, test = split(open_source(data, limit=limit, labelled=True), val, asked.seed)
+    source, test = split(open_source(data, limit=limit, labelled=True, exclude=exclude), val, asked.seed, exclude)
     seen = subject(str(path), look, quiet)
     seen.settle(source)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
-    part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit))
+    part = Partial(out or seen.folder, asked.protocol, key_of(seen, look, asked, data, val, limit, list(exclude)))
     name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
     result["protocol"]["image_size"] = list(seen.size)
     _keep(seen, name, result, out)
     part.forget()
-    if not quiet:
-        print(shown)
+    sayer(say, quiet)(shown)
     return result
 
 
@@ -96,6 +102,8 @@ def _watched(
     train = partial(_passed, watch, seen, source, "training pictures")
     val = partial(_passed, watch, seen, test, "test pictures")
     say, k, seed = watch.say, asked.k, asked.seed
+    for line in dict.fromkeys([*notes(source), *notes(test)]):
+        say(line)
     if asked.layers:
         layers = None if asked.layers == "all" else asked.layers
         result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)

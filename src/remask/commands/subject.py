@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from remask.backbones import Backbone
+from remask.checkpoint import why_no_run
 from remask.images import Batch, CentreCrop, Source, iterate
 from remask.images.measuring import Rule, measure
 from remask.interop.loaded import loaded_of
@@ -98,6 +99,7 @@ def subject(spec: str, look: Look = LOOK, quiet: bool = True) -> Subject:
         bad = max(recipe.data.max_bad, 0.01)
         return Subject(path.name, backbone.to(where), size, backbone.channels, path, look, bad)
     if path.is_dir():
+        _refuse_without_export(path)
         spec = f"run:{spec}"
     elif ":" not in spec:
         raise UserError(f"{spec} is no run: give a folder that --out named, or mae:FILE, timm:NAME, untrained:NAME")
@@ -106,6 +108,16 @@ def subject(spec: str, look: Look = LOOK, quiet: bool = True) -> Subject:
     if not quiet and (loaded := loaded_of(backbone)):
         print(loaded.line, file=sys.stderr)
     return Subject(spec, backbone.to(where), size, backbone.channels, None, look)
+
+
+def _refuse_without_export(path: Path) -> None:
+    """A folder is read by its export. Raises UserError where it has none, and says what the folder is instead."""
+    if any((folder / "backbone.safetensors").is_file() for folder in (path, path / "export")):
+        return
+    if (path / "task.json").is_file():
+        raise UserError(f"{path} is fine-tuned and is read from its export: write that first with remask export {path}")
+    if not (path / "recipe.toml").is_file():
+        raise UserError(f"{path} is no run: {why_no_run(path)}; pictures go to --data")
 
 
 def _start(spec: str, size: Size | None, look: Look, untrained: bool = False) -> tuple[Any, Size]:

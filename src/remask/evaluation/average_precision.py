@@ -1,6 +1,6 @@
 """COCO's average precision of boxes and masks (1405.0312, section 5), counted by faster-coco-eval."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,7 +25,7 @@ NAMES = {
 def detections(
     detector: Detector,
     batches: Iterable[Boxed],
-    categories: Sequence[int],
+    categories: Sequence[Any],
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -54,7 +54,7 @@ def detections(
     return results
 
 
-def coco_results(found: Found, image_id: int, categories: Sequence[int]) -> list[dict[str, Any]]:
+def coco_results(found: Found, image_id: Any, categories: Sequence[Any]) -> list[dict[str, Any]]:
     """Instances on an original picture as COCO's results format has them: x y w h, and compressed run lengths."""
     boxes = found["boxes"].cpu().double()
     boxes[:, 2:] -= boxes[:, :2]
@@ -76,43 +76,72 @@ def average_precision(
     *,
     per_class: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl"}, "segm": …}, as shares of 1; -1 where no instance counts.
+    """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl"}, "segm": …}, as shares of 1; None where no instance counts.
 
 
     truth     a COCO instances file, crowds and all: `CocoSource.truth`
     results   of these pictures, as a COCO results file
-    per_class   under this name also the AP of every category, by its name
-    Mean over IoUs of .50 to .95, classes and 101 recalls; at most 100 instances a picture. Small is below 32² pixels,
-    large from 96² on.
+    per_class   under this name also the AP of every category, by its id: two may be of one name
+    Mean over IoUs of .50 to .95, classes and 101 recalls; at most 100 instances a picture. Classes of which there is
+    nothing to find are left out of the mean. Small is below 32² pixels, large from 96² on.
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise UserError("average precision needs the package faster-coco-eval: pip install 'remask[dense]'") from None
+    numbers = _numbers(truth)
+    plain = _numbered({key: truth.get(key, []) for key in ("images", "categories", "annotations")}, numbers)
+    told = [_renamed(r, numbers) for r in results]
     scores: dict[str, dict[str, Any]] = {}
     for kind in kinds:
         # a mask's size is that of its own area, not of its box's, which COCO's loader would take if it saw one
         leave = "bbox" if kind == "segm" else "segmentation"
-        known = COCO(truth, use_deepcopy=True)
-        found = known.loadRes([{key: value for key, value in r.items() if key != leave} for r in results])
+        known = COCO(plain, use_deepcopy=True)
+        found = known.loadRes([{key: value for key, value in r.items() if key != leave} for r in told])
         counted = COCOeval_faster(known, found, kind, rle_iou_max_workers=1)
         counted.run()
         stats = counted.stats_as_dict
-        scores[kind] = {name: float(stats[theirs]) for name, theirs in NAMES.items()}
+        scores[kind] = {name: _or_none(float(stats[theirs])) for name, theirs in NAMES.items()}
         if per_class:
-            scores[kind]["per_class"] = _per_class(counted, truth)
+            back = {number: own for own, number in numbers["category_id"].items()}
+            scores[kind]["per_class"] = {back.get(i, i): value for i, value in _per_class(counted)}
     return scores
 
 
-def _per_class(counted: Any, truth: dict[str, Any]) -> dict[str, float]:
-    """AP of every category: the mean over IoUs and recalls, of all areas and at most 100 instances a picture."""
-    names = {category["id"]: category["name"] for category in truth["categories"]}
+def _per_class(counted: Any) -> Iterator[tuple[int, float | None]]:
+    """AP of every category by its id: the mean over IoUs and recalls, of all areas, at most 100 instances a picture."""
     precision = counted.eval["precision"]  # IoU, recall, category, area, number of instances
-    found = {}
     for place, number in enumerate(counted.params.catIds):
         own = precision[:, :, place, 0, -1]
-        found[names[number]] = float(own[own > -1].mean()) if (own > -1).any() else -1.0
+        yield int(number), float(own[own > -1].mean()) if (own > -1).any() else None
+
+
+def _or_none(value: float) -> float | None:
+    """None for COCO's -1: there is nothing to find."""
+    return value if value > -1 else None
+
+
+def _numbers(truth: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
+    """A number for each id of pictures and categories where some are text, which COCO's counting does not take."""
+    found = {}
+    for what, key in (("images", "image_id"), ("categories", "category_id")):
+        ids = [entry["id"] for entry in truth.get(what, ())]
+        found[key] = {} if all(type(i) is int for i in ids) else {own: n for n, own in enumerate(ids, 1)}
     return found
+
+
+def _numbered(truth: dict[str, list[dict[str, Any]]], numbers: Mapping[str, Mapping[Any, int]]) -> dict[str, Any]:
+    pictures, categories = numbers["image_id"], numbers["category_id"]
+    return {
+        "images": [{**image, "id": pictures.get(image["id"], image["id"])} for image in truth["images"]],
+        "categories": [{**c, "id": categories.get(c["id"], c["id"])} for c in truth["categories"]],
+        "annotations": [_renamed(a, numbers) for a in truth["annotations"]],
+    }
+
+
+def _renamed(entry: dict[str, Any], numbers: Mapping[str, Mapping[Any, int]]) -> dict[str, Any]:
+    """An annotation or a result with numbers for ids."""
+    return {**entry, **{key: own.get(entry[key], entry[key]) for key, own in numbers.items()}}
 
 
 __all__ = ["average_precision", "coco_results", "detections"]

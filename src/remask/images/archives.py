@@ -4,11 +4,15 @@ import bisect
 import itertools
 import json
 import os
-import tarfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, NamedTuple
 
-from remask.images.files import EXTENSIONS, is_picture, one_split, printable
+import numpy as np
+
+from remask.images.deep import laid_out
+from remask.images.files import EXTENSIONS, one_split, printable, splits_of
+from remask.images.left_out import NO_LABEL, Patterns, further, listed
+from remask.images.tar_index import Member, index
 from remask.types import UserError
 
 HELD_BYTES = 1 << 30
@@ -18,89 +22,47 @@ HELD_GROUPS = 4
 """Row groups kept of a larger set. An access in random order reads whole groups: tar shards suit such sets better."""
 
 
-class _Member(NamedTuple):
-    shard: int
-    name: str
-    offset: int
-    size: int
-
-
 class Tar:
     """Members of uncompressed tars, indexed once and then read by offset: any order, nothing shared, nothing held open.
 
-    Members of one key (the path up to the first dot of its name) are one sample: its picture, and its class in .cls.
+    Which member is a picture, and which class it has: see `tar_index`.
     """
 
-    def __init__(self, name: str, shards: list[str], limit: int | None) -> None:
+    def __init__(self, name: str, shards: list[str], limit: int | None, patterns: Patterns | None = None) -> None:
         one_split(name, shards)
         self.name, self._shards = name, [os.path.abspath(shard) for shard in shards]
-        self._members: list[_Member] = []
+        self._members: list[tuple[int, Member]] = []
         self.classes: list[str] | None = None
-        labels: list[int | None] = []
+        left_out, labels = Counter[str](), list[int | None]()
         for number, shard in enumerate(shards):
             left = None if limit is None else limit - len(self._members)
             if left == 0:
                 break
-            for member, label in _index(number, shard, left):
-                self._members.append(member)
+            found = index(shard, patterns)
+            left_out += found.left_out
+            for member, label in found.pictures[:left]:
+                self._members.append((number, member))
                 labels.append(label)
         if not self._members:
-            raise UserError(f"{printable(name)} holds no images: looked for {' '.join(EXTENSIONS)} in the tar")
+            other = f"; left out are {said}" if (said := listed(left_out)) else ""
+            raise UserError(f"{printable(name)} holds no images: looked for {' '.join(EXTENSIONS)} in the tar{other}")
         known = [label for label in labels if label is not None]
         self.labels = known if len(known) == len(labels) else None
+        self.left_out: dict[str, int] = {**left_out, **({NO_LABEL: len(known)} if known and not self.labels else {})}
+        self.splits = splits_of([member.name for _, member in self._members])
 
     def __len__(self) -> int:
         return len(self._members)
 
     def read(self, i: int) -> bytes:
-        member = self._members[i]
-        with open(self._shards[member.shard], "rb") as file:
+        shard, member = self._members[i]
+        with open(self._shards[shard], "rb") as file:
             file.seek(member.offset)
             return file.read(member.size)
 
     def where(self, i: int) -> str:
-        member = self._members[i]
-        return printable(f"{os.path.basename(self._shards[member.shard])}: {member.name}")
-
-
-def _index(number: int, shard: str, limit: int | None) -> list[tuple[_Member, int | None]]:
-    """The samples of one shard in its own order, with their class where a .cls says it."""
-    pictures: dict[str, list[_Member]] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:", errors="surrogateescape") as tar:
-            while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep all headers in memory
-                base = os.path.basename(info.name)
-                if not info.isreg() or info.issparse() or base.startswith("."):
-                    continue
-                key = info.name[: len(info.name) - len(base)] + base.split(".")[0]
-                if is_picture(base):
-                    if len(pictures) == limit and key not in pictures:
-                        break
-                    pictures.setdefault(key, []).append(_Member(number, info.name, info.offset_data, info.size))
-                elif base.lower().endswith(".cls"):
-                    labels[key] = _class_number(tar, info, shard)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{printable(shard)} cannot be read as an uncompressed tar: {error}") from None
-    if any(m.offset + m.size > os.path.getsize(shard) for members in pictures.values() for m in members[-1:]):
-        raise UserError(f"{printable(shard)} is cut short: copy it again")
-    chosen = [(member, labels.get(key)) for key, members in pictures.items() for member in _picture(members)]
-    return chosen[:limit]
-
-
-def _class_number(tar: tarfile.TarFile, info: tarfile.TarInfo, shard: str) -> int:
-    stream = tar.extractfile(info)
-    text = stream.read(64).strip() if stream is not None else b""
-    if not text.isdigit():
-        raise UserError(f"{printable(shard)}: {printable(info.name)} holds no class number but {text[:20]!r}")
-    return int(text)
-
-
-def _picture(members: list[_Member]) -> list[_Member]:
-    """Of one key's pictures the one named key.extension (x.jpg, not x.mask.png); files with other dots stand alone."""
-    plain = [member for member in members if os.path.basename(member.name).count(".") == 1]
-    return sorted(plain, key=lambda m: EXTENSIONS.index(os.path.splitext(m.name)[1].lower()))[:1] or members
+        shard, member = self._members[i]
+        return printable(f"{os.path.basename(self._shards[shard])}: {member.name}")
 
 
 class _Group(NamedTuple):
@@ -112,7 +74,7 @@ class _Group(NamedTuple):
 
 
 class Parquet:
-    """Rows of parquet files with a column of pictures: a struct of bytes and path, or plain bytes.
+    """Rows of parquet files with a column of pictures: a struct of bytes and path, plain bytes, or arrays of numbers.
 
     Small sets are read at once, so that forked workers share them; each process reads what it needs of larger ones.
     """
@@ -121,7 +83,10 @@ class Parquet:
         one_split(name, files)
         self.name, self._files = name, [os.path.abspath(file) for file in files]
         schema = _parquet(self._files[0], name).schema_arrow
-        self._column, label, self.classes = _columns(schema, name)
+        (self._column, *others), label, self.classes = _columns(schema, name)
+        self._kind: Any = None
+        self._shape: tuple[int, ...] | None = None
+        self._kind, self._shape = _array_of(schema.field(self._column).type) or (None, None)
         self._groups: list[_Group] = []
         total, size = 0, 0
         labels: list[Any] = []
@@ -143,6 +108,9 @@ class Parquet:
             raise UserError(f"{printable(name)} holds no rows")
         known = labels[: self._length]
         self.labels = known if known and all(value is not None and value >= 0 for value in known) else None
+        self.left_out = further(others, self._length)
+        if lost := sum(value is not None and value >= 0 for value in known) if self.labels is None else 0:
+            self.left_out[NO_LABEL] = lost
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._held = len(self._groups) if size <= HELD_BYTES else HELD_GROUPS
@@ -156,11 +124,13 @@ class Parquet:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes | np.ndarray:
         number = bisect.bisect_right(self._starts, i) - 1
         if number not in self._cache:
             self._load(number)
         value = self._cache[number][i - self._starts[number]].as_py()
+        if isinstance(value, list):
+            return laid_out(np.asarray(value, self._kind).reshape(self._shape or np.shape(value)), 0).values
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):
                 with open(
@@ -197,14 +167,18 @@ def _parquet(path: str, name: str) -> Any:
         raise UserError(f"{printable(path)} cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 
-def _columns(schema: Any, name: str) -> tuple[str, str | None, list[str] | None]:
-    """Names of the picture column and the label column, and the class names, from the metadata or else the types."""
+def _columns(schema: Any, name: str) -> tuple[list[str], str | None, list[str] | None]:
+    """Names of the picture columns, the one to read first, of the label column, and the class names.
+
+    They come from the metadata, or else from the types.
+    """
     from pyarrow import types
 
     stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = stored.get("info", {}).get("features", {})
     kinds = {key: value.get("_type") for key, value in features.items() if isinstance(value, dict)}
     pictures = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
+    pictures = pictures or [field.name for field in schema if _array_of(field.type)]
     if not pictures:
         raise UserError(f"{printable(name)} has no column of images among {', '.join(schema.names)}")
     pictures.sort(key=lambda column: (kinds.get(column) != "Image", column not in ("image", "img", "jpg", "png")))
@@ -212,9 +186,23 @@ def _columns(schema: Any, name: str) -> tuple[str, str | None, list[str] | None]
     usual = [column for column in ("label", "labels", "fine_label", "class", "target", "cls") if column in schema.names]
     labels += [column for column in usual if types.is_integer(schema.field(column).type)]
     if not labels:
-        return pictures[0], None, None
+        return pictures, None, None
     names = features.get(labels[0], {}).get("names")
-    return pictures[0], labels[0], [str(value) for value in names] if isinstance(names, list) else None
+    return pictures, labels[0], [str(value) for value in names] if isinstance(names, list) else None
+
+
+def _array_of(kind: Any) -> tuple[Any, tuple[int, ...] | None] | None:
+    """Type of numbers and, where it is stated, shape of a column of arrays: nested lists, or Arrow's tensors."""
+    from pyarrow import types
+
+    shape, depth = tuple(getattr(kind, "shape", None) or ()) or None, 0
+    kind = getattr(kind, "storage_type", kind)
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    numeric = types.is_integer(kind) or types.is_floating(kind)
+    return (
+        (kind.to_pandas_dtype(), shape) if numeric and (depth in (2, 3) or (shape and len(shape) in (2, 3))) else None
+    )
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -15,11 +15,14 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from remask.images.decoding import FORMATS, BadImage, decode
+from remask.images.decoding import BadImage, decode
 from remask.images.each import each
+from remask.images.measuring import Rule, measure
 from remask.images.sources import Source
+from remask.images.stored import stored
 from remask.images.transforms import RandomCropFlip
-from remask.types import Size
+from remask.levels import FULL, Levels
+from remask.types import Size, UserError
 
 TIMED = 256
 """Pictures whose crop is timed, spread over the source."""
@@ -32,8 +35,13 @@ PIXELS = 1 << 16
 class Survey:
     """The counts. Heights and widths in pixels, rates in pictures per second of one core.
 
+    pixels      how pictures are read and scaled, in words, as a sample of them shows; or why they are refused
+    range       `data.range` as that sample settles it
     mean, std   per channel of pixels in 0..1, of the pictures' own means: each picture weighs the same
     repeated    pictures whose content came before
+    frames      pictures of several frames or pages, of which the first counts
+    left_out    what the source does not take, by reason
+    splits      pictures of each split, where its folders or columns are such
     decode_rate, loader_rate   decoding alone, and with a random crop
     """
 
@@ -47,7 +55,12 @@ class Survey:
     shorter: int = 0
     too_small: int = 0
     repeated: int = 0
+    frames: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] | None = None
+    pixels: str = ""
+    range: Rule = "full"
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
     stored_bytes: int = 0
@@ -67,6 +80,7 @@ class Facts(NamedTuple):
     """One picture: what it is, its size, the sums of its pixels, and how long it took."""
 
     kind: str
+    frames: int
     size: Size
     stored: int
     digest: bytes
@@ -87,7 +101,14 @@ def survey(
 ) -> Survey:
     """Look at every picture. `patch` is the side below which one cannot be used, `size` that of the timed crops."""
     found, facts = Survey(source.name, len(source)), list[Facts]()
-    for i, one in enumerate(each(Look(source, channels, size), len(source), workers)):
+    found.left_out, found.splits = dict(source.left_out), dict(getattr(source, "splits", {}))
+    try:
+        sample = measure(source, channels)
+        found.pixels, found.range = sample.describe(channels, kinds=False), sample.rule
+    except UserError as error:  # what is unusable is named below
+        found.pixels = str(error)
+    levels = Levels.of(found.range) or FULL
+    for i, one in enumerate(each(Look(source, channels, size, levels), len(source), workers)):
         if isinstance(one, str):
             found.unusable[source.where(i)] = one
         else:
@@ -109,6 +130,7 @@ def _summarise(found: Survey, facts: list[Facts], channels: int, patch: int) -> 
     found.height, found.width = _spread(heights), _spread(widths)
     found.shorter = int(statistics.median(min(fact.size) for fact in facts))
     found.too_small = sum(min(fact.size) < patch for fact in facts)
+    found.frames = sum(fact.frames > 1 for fact in facts)
     found.repeated = len(facts) - len({fact.digest for fact in facts})
     mean = np.mean([fact.mean for fact in facts], axis=0)
     variance = np.mean([fact.square for fact in facts], axis=0) - mean**2
@@ -129,8 +151,8 @@ def _spread(values: list[int]) -> tuple[int, int, int]:
 class Look:
     """The facts of the i-th picture, or why it cannot be used."""
 
-    def __init__(self, source: Source, channels: int, size: Size) -> None:
-        self._source, self._channels, self._crop = source, channels, RandomCropFlip(size)
+    def __init__(self, source: Source, channels: int, size: Size, levels: Levels = FULL) -> None:
+        self._source, self._channels, self._crop, self._levels = source, channels, RandomCropFlip(size), levels
         self._step = max(1, len(source) // TIMED)
 
     def __call__(self, i: int) -> Facts | str:
@@ -138,7 +160,7 @@ class Look:
         try:
             data = self._source.read(i)
             began = time.process_time()
-            image = decode(data, self._channels)
+            image = decode(data, self._channels, levels=self._levels)
             decoding = time.process_time() - began
         except OSError as error:
             return error.strerror or str(error)
@@ -149,24 +171,13 @@ class Look:
             self._crop(image, Generator().manual_seed(i))
         cropping = time.process_time() - began if timed else None
         step = max(1, int((image[0].numel() / PIXELS) ** 0.5))
-        pixels = image[:, ::step, ::step].float().flatten(1) / 255
+        pixels = self._levels.unit(image[:, ::step, ::step]).flatten(1)
         mean, square = pixels.mean(1).numpy(), pixels.square().mean(1).numpy()
         content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes() + repr(data.shape).encode()
         digest = hashlib.blake2b(content, digest_size=16).digest()
         shape = int(image.shape[1]), int(image.shape[2])
-        return Facts(_kind(data), shape, len(content), digest, mean, square, decoding, cropping)
-
-
-def _kind(data: bytes | np.ndarray) -> str:
-    """Format, mode and bits, as in "JPEG RGB, 8 bits"."""
-    if isinstance(data, np.ndarray):
-        return f"array of {1 if data.ndim == 2 else data.shape[2]} channels, {data.dtype}"
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
-            return f"{image.format} {image.mode.partition(';')[0]}, {bits} bit{'s' * (bits > 1)}"
-    except Exception:  # decoded all the same, by torchvision
-        return "unknown to Pillow"
+        header = stored(data, self._channels)
+        return Facts(header.kind, header.frames, shape, len(content), digest, mean, square, decoding, cropping)
 
 
 @functools.cache

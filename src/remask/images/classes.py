@@ -1,7 +1,6 @@
 """Which number or colour in a mask is which class: what the files hold becomes classes 0..C-1, and 255 for none."""
 
 import io
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -10,8 +9,9 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from remask.images.decoding import FORMATS, BadImage
+from remask.images.decoding import BadImage, formats
 from remask.images.files import printable
+from remask.textfiles import read_json, read_text
 from remask.types import UserError
 
 IGNORE = 255
@@ -74,8 +74,8 @@ def declared(masks: str, classes: Sequence[str] | int | None, ignore: int | None
             said = _from_json(path)
             break
         if os.path.isfile(path := os.path.join(folder, "objectInfo150.txt")):  # ADE20K: tabs, and a line of headings
-            with open(path, encoding="utf-8") as lines:
-                said = Declared([line.rstrip("\n").split("\t")[-1].split(",")[0].strip() for line in lines][1:])
+            lines = [line for line in read_text(path, printable(path)).split("\n") if line.strip()]
+            said = Declared([line.split("\t")[-1].split(",")[0].strip() for line in lines][1:])
             break
     if classes is not None:
         said = said._replace(names=_generic(classes) if isinstance(classes, int) else list(classes))
@@ -84,8 +84,7 @@ def declared(masks: str, classes: Sequence[str] | int | None, ignore: int | None
 
 def _from_json(path: str) -> Declared:
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+        found = read_json(path, printable(path))
         fields = found if isinstance(found, dict) else {"classes": found}
         palette = fields.get("palette")
         colour = None if palette is None else [(int(r), int(g), int(b)) for r, g, b in palette]
@@ -133,7 +132,7 @@ def read_ids(data: bytes, coloured: bool = False) -> Int32[np.ndarray, "H W"]:
     Raises BadImage.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"its mask of {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
             if image.format == "JPEG":

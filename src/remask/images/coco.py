@@ -1,41 +1,40 @@
 """COCO instance annotations (1405.0312): pictures of a folder with boxes, classes and masks, checked before their use.
 
 Segmentations are polygons, run lengths, or compressed run lengths. Crowds are left out here and kept by `truth`, whose
-evaluation ignores what is found on them.
+evaluation ignores what is found on them. Where EXIF turns a picture whose annotations are those of the pixels in the
+file, they are turned with it: boxes and masks are those of the picture as it is decoded.
 """
 
-import json
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
-from remask.images.files import printable
+from remask.images.coco_annotations import Known, annotations_of
+from remask.images.coco_file import Entry, Faults, categories_of, first, images_of, key_of, load
+from remask.images.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
+from remask.images.files import files_under, printable, sorted_out
+from remask.images.left_out import UNNAMED, Patterns
+from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
 from remask.types import Size, UserError
 
 Target: TypeAlias = dict[str, Any]
 """What is on a picture: boxes Float[n, 4], labels Int[n], masks UInt8[n, H, W] if the file has any, image_id, size."""
-
-_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "categories": {"id": int, "name": str},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
-}
-"""What an instances file must say, and of what type."""
 
 
 @dataclass
 class CocoSource:
     """Numbered pictures with their annotations. `labels` of a picture run from 1, in the order of the category ids.
 
-    masks     whether every instance has one
-    dropped   a line for each annotation that `skip_bad` left out
+    images     entries of the file, "height" and "width" as decoded; "turned": the orientation by which EXIF turned the
+               picture and its annotations
+    masks      whether every instance has one
+    dropped    a line for each annotation that `skip_bad` left out
+    unused     a line for each picture that it left out
     """
 
     name: str
@@ -44,10 +43,13 @@ class CocoSource:
     annotations: list[list[dict[str, Any]]]
     """By picture, crowds among them."""
     classes: list[str]
-    categories: list[int]
+    categories: list[Any]
     """COCO's id of label 1, of label 2, …"""
     masks: bool
     dropped: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many files of the folder it does not take, by reason."""
     labels: None = None
     """A picture has no class of its own."""
 
@@ -78,26 +80,61 @@ class CocoSource:
         return [a for a in self.annotations[i] if not a.get("iscrowd")]
 
     def size(self, i: int) -> Size:
-        """Height and width as the file says."""
+        """Height and width of the picture as it is decoded."""
         return self.images[i]["height"], self.images[i]["width"]
 
     def where(self, i: int) -> str:
         return printable(os.path.join(self.name, self.images[i]["file_name"]))
 
-    def truth(self) -> dict[str, Any]:
-        """The annotations as a COCO file of these pictures, crowds included: what an evaluation is made against.
+    def skipped(self) -> dict[str, int]:
+        """How many annotations and pictures `skip_bad` left out."""
+        return {"annotations": len(self.dropped), "pictures": len(self.unused)}
 
-        Annotations are numbered anew from 1, for COCO's matching takes an id of 0 for "unmatched".
+    def all_skipped(self) -> list[str]:
+        """A line for each of them, with the folder of the pictures."""
+        return [f"{printable(self.name)}: {line}" for line in (*self.unused, *self.dropped)]
+
+    def notes(self) -> list[str]:
+        """Lines for a person who begins to use the pictures."""
+        lines = list[str]()
+        if self.unused or self.dropped:
+            lines.append(
+                f"data.skip_bad leaves out {len(self.unused)} pictures and {len(self.dropped)} annotations of "
+                f"{printable(self.name)} ({first([*self.unused, *self.dropped])})"
+            )
+        if turned := sum("turned" in image for image in self.images):
+            lines.append(f"EXIF turns {turned} pictures of {printable(self.name)}, and their annotations with them")
+        return lines
+
+    def truth(self, numbers: Iterable[int] | None = None) -> dict[str, Any]:
+        """The annotations of these pictures, or of all, as a COCO file: what an evaluation is made against.
+
+        Crowds are among them. They are numbered anew from 1, for COCO's matching takes an id of 0 for "unmatched". One
+        without an area has that of its mask, or else of its box.
         """
-        found = [a for of_picture in self.annotations for a in of_picture]
+        chosen = range(len(self)) if numbers is None else sorted(set(numbers))
+        found = [self._judged(a, self.size(i)) for i in chosen for a in self.annotations[i]]
+        images = [self.images[i] for i in chosen]
         return {
-            "images": [{key: image[key] for key in ("id", "file_name", "height", "width")} for image in self.images],
+            "images": [{key: image[key] for key in ("id", "file_name", "height", "width")} for image in images],
             "categories": [{"id": i, "name": name} for i, name in zip(self.categories, self.classes, strict=True)],
-            "annotations": [
-                {**a, "id": number, "area": a.get("area", a["bbox"][2] * a["bbox"][3]), "iscrowd": a.get("iscrowd", 0)}
-                for number, a in enumerate(found, 1)
-            ],
+            "annotations": [{**a, "id": number} for number, a in enumerate(found, 1)],
         }
+
+    def _judged(self, annotation: Entry, size: Size) -> Entry:
+        """What an evaluation reads of an annotation."""
+        area, shape = annotation.get("area"), annotation.get("segmentation") if self.masks else None
+        if area is None:
+            area = area_of(shape, size) if shape else annotation["bbox"][2] * annotation["bbox"][3]
+        kept = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        return (
+            kept | {"area": area, "iscrowd": annotation.get("iscrowd", 0)} | ({"segmentation": shape} if shape else {})
+        )
+
+    def as_annotated(self, results: Sequence[Entry]) -> list[Entry]:
+        """Results on the decoded pictures as results on the pictures of the file, where EXIF turned some."""
+        turned = {image["id"]: image for image in self.images if "turned" in image}
+        return [_turned(r, turned[r["image_id"]], back=True) if r["image_id"] in turned else r for r in results]
 
 
 def open_coco(
@@ -106,171 +143,125 @@ def open_coco(
     *,
     limit: int | None = None,
     skip_bad: bool = False,
+    exif: Exif | None = None,
     report: Callable[[str], None] | None = None,
+    exclude: Sequence[str] = (),
 ) -> CocoSource:
     """Pictures of the folder `images` with the instances that the file `annotations` names.
 
     limit      the first N pictures in the file's order
-    skip_bad   leave out annotations that cannot be used, and report each once; otherwise they are an error
-    Raises UserError: no such folder or file, no COCO instances, pictures that are missing, annotations of unknown
-    pictures or categories, and those of boxes without an area or outside their picture or of masks of another size.
+    skip_bad   leave out pictures and annotations that cannot be used, and report each once; else they are an error
+    exif       "stored" or "upright": what the annotations lie on where EXIF turns a picture and sizes do not tell
+    exclude    shell-style patterns of pictures that are left out, with their annotations
+    Raises UserError, in one line with the first offenders: no such folder or file, no COCO instances, one id for two;
+    pictures that are missing, of another size, turned one knows not how, or there twice; annotations of unknown
+    pictures or categories, of boxes without an area or outside their picture, of masks that cannot be those of it.
+    A picture that cannot be read is not looked for here: that is found when it is decoded.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
     folder = os.path.expanduser(images)
     if not os.path.isdir(folder):
         raise UserError(f"{printable(images)} is no folder: give the one that holds the pictures of {annotations}")
-    data = _load(annotations)
-    _check_references(data, annotations)
-    pictures = data["images"][:limit]
-    _check_present(folder, pictures, images, annotations)
-    chosen = {picture["id"] for picture in pictures}
-    known = [a for a in data["annotations"] if a["image_id"] in chosen]
-    masks = any(a.get("segmentation") for a in known)
-    sound, lines = _sorted_out(known, pictures, masks)
-    if lines and not skip_bad:
-        raise UserError(
-            f"{len(lines)} of {len(known)} annotations of {printable(annotations)} cannot be used ({_first(lines)}): "
-            "repair them, or leave them out by data.skip_bad"
-        )
-    for line in lines if report else ():
+    data = load(annotations)
+    ids, names = categories_of(data["categories"], annotations)
+    lost, wrong = Faults(skip_bad), Faults(skip_bad)
+    patterns = Patterns(exclude, images)
+    every = [p for p in images_of(data["images"], annotations, lost) if not patterns.exclude(p["file_name"])]
+    pictures = _matched(every[:limit], folder, (images, annotations), exif, lost)
+    listed = frozenset(key_of(entry.get("id")) for entry in data["images"] if isinstance(entry, dict))
+    known = Known(listed, {key_of(picture["id"]): picture for picture in pictures}, ids)
+    sound, masks = annotations_of(data["annotations"], known, annotations, wrong)
+    for picture, found in zip(pictures, sound, strict=True):
+        if "turned" in picture:
+            found[:] = [_turned(a, picture) for a in found]
+            size = picture["height"], picture["width"]
+            picture["height"], picture["width"] = turned_size(size, picture["turned"])
+    for line in [*lost.lines, *wrong.lines] if report else ():
         report(line)  # type: ignore[misc]
-    categories = sorted(data["categories"], key=lambda category: category["id"])
-    names, ids = [printable(c["name"]) for c in categories], [c["id"] for c in categories]
-    return CocoSource(images, os.path.abspath(folder), pictures, sound, names, ids, masks, lines)
+    where, left_out = os.path.abspath(folder), {**_unnamed(folder, every, exclude), **patterns.counts}
+    return CocoSource(images, where, pictures, sound, names, [*ids.values()], masks, wrong.lines, lost.lines, left_out)
 
 
-def _sorted_out(
-    annotations: Sequence[dict[str, Any]], pictures: Sequence[dict[str, Any]], masks: bool
-) -> tuple[list[list[dict[str, Any]]], list[str]]:
-    """The annotations of each picture that can be used, and a line for each that cannot."""
-    by_picture: dict[int, list[dict[str, Any]]] = {picture["id"]: [] for picture in pictures}
-    images, lines = {picture["id"]: picture for picture in pictures}, []
-    for annotation in annotations:
-        image = images[annotation["image_id"]]
-        if fault := _fault(annotation, image, masks):
-            lines.append(f"annotation {annotation.get('id', '?')} of {printable(image['file_name'])}: {fault}")
+def _unnamed(folder: str, pictures: Sequence[dict[str, Any]], exclude: Sequence[str]) -> Counter[str]:
+    """What lies in the folder beside the pictures that the annotations name."""
+    named, left_out = {os.path.normpath(picture["file_name"]) for picture in pictures}, Counter[str]()
+    others = [path for path in files_under(folder, Patterns(exclude), left_out) if path not in named]
+    if count := len(sorted_out(others, left_out)):
+        left_out[UNNAMED] = count
+    return left_out
+
+
+def _matched(
+    pictures: list[Entry], folder: str, typed: tuple[str, str], exif: Exif | None, faults: Faults
+) -> list[Entry]:
+    """Pictures with their files: there, once, and of the size that the annotations say, turned or not."""
+    images, path = map(printable, typed)
+    for picture in pictures:
+        picture["file_name"] = _file_name(picture["file_name"], folder)
+    with ThreadPoolExecutor(8, "remask-headers") as pool:
+        headers = list(pool.map(_header, (os.path.join(folder, p["file_name"]) for p in pictures), chunksize=64))
+    names = [printable(picture["file_name"]) for picture in pictures]
+    missing = [name for name, header in zip(names, headers, strict=True) if header == MISSING]
+    words = f"pictures of {path} are not in {images}"
+    faults.add(missing, len(names), words, "give the folder to which their file_name is relative")
+    lines, sound, seen = list[str](), list[Entry](), dict[str, Any]()
+    for picture, name, header in zip(pictures, names, headers, strict=True):
+        turn: int | str = 1
+        if header == MISSING:
+            continue
+        if isinstance(header, Header):
+            turn = agreed((picture["height"], picture["width"]), header, exif)
+        if (other := seen.setdefault(os.path.normpath(picture["file_name"]), picture["id"])) != picture["id"]:
+            turn = f"it is picture {printable(str(picture['id']))} and {printable(str(other))}"
+        if isinstance(turn, str):
+            lines.append(f"{name}: {turn}")
         else:
-            by_picture[image["id"]].append(annotation)
-    return list(by_picture.values()), lines
+            sound.append(picture if turn == 1 else {**picture, "turned": turn})
+    words = f"pictures of {path} cannot be used"
+    unsure = any("EXIF" in line for line in lines)
+    cure = "say --set data.exif=stored or data.exif=upright, or leave them out by data.skip_bad (--skip-bad)"
+    faults.add(lines, len(names), words, *([cure] if unsure else []))
+    if not sound:
+        raise UserError(f"none of the {len(names)} pictures of {path} can be used ({first(faults.lines)})")
+    return sound
 
 
-def decode_mask(segmentation: Any, size: Size) -> UInt8[Tensor, "H W"]:
-    """0 and 1 of the polygons or run lengths of one instance."""
-    rle = _coco().segmToRle(segmentation, size[1], size[0]) if not _compressed(segmentation) else segmentation
-    return torch.from_numpy(_coco().decode(rle))
+MISSING = "missing"
 
 
-def encode_mask(mask: UInt8[Tensor, "H W"]) -> dict[str, Any]:
-    """Compressed run lengths, as a JSON file holds them."""
-    rle = _coco().encode(mask.cpu().t().contiguous().t().numpy())  # columns first: COCO's order
-    counts = rle["counts"]
-    return {"size": [int(n) for n in mask.shape], "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def _coco() -> Any:
+def _header(path: str) -> Header | str | None:
+    """None where a file cannot be read."""
     try:
-        from faster_coco_eval.core import mask
-    except ImportError:
-        raise UserError("detection needs the package faster-coco-eval: pip install 'remask[dense]'") from None
-    return mask
+        with open(path, "rb", buffering=4096) as file:
+            return read_header(file)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+        return MISSING
+    except OSError:
+        return None
 
 
-def _load(path: str) -> dict[str, Any]:
-    """The file's lists, every entry with the fields that are needed."""
-    shown = printable(path)
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise UserError(f"cannot read the annotations {shown}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{shown} is no COCO file: it is not JSON ({error})") from None
-    lacking = [key for key in _FIELDS if not isinstance(data, dict) or not isinstance(data.get(key), list)]
-    if lacking:
-        raise UserError(f"{shown} is no COCO instances file: it has no list {', '.join(lacking)}")
-    if any("segments_info" in a for a in data["annotations"][:1]):
-        raise UserError(f"{shown} is a COCO panoptic file: detection needs the instances file of the same pictures")
-    for key, fields in _FIELDS.items():
-        bad = [f"number {n}" for n, entry in enumerate(data[key]) if not _has(entry, fields)]
-        if bad:
-            raise UserError(
-                f"{shown} is no COCO instances file: {len(bad)} of {len(data[key])} {key} lack one of "
-                f"{', '.join(fields)}, or have it of another type ({_first(bad)})"
-            )
-        ids = Counter(entry["id"] for entry in data[key]) if "id" in fields else Counter()
-        if twice := [str(number) for number, times in ids.items() if times > 1]:
-            raise UserError(f"{shown} gives {len(twice)} ids of {key} more than once (ids {_first(twice)})")
-    for key in ("images", "categories"):
-        if not data[key]:
-            raise UserError(f"{shown} names no {key}: there is nothing to detect")
-    return data
+def _file_name(name: str, folder: str) -> str:
+    """The name under which a picture is in the folder, where one is: as it is written, with the slashes that Windows
+    turns round, or without the folder's own name before it."""
+    if os.path.isfile(os.path.join(folder, name)):
+        return name
+    straight = name.replace("\\", "/")
+    own = os.path.basename(os.path.abspath(folder)) + "/"
+    for other in (straight, straight.removeprefix("./").removeprefix(own)):
+        if other != name and os.path.isfile(os.path.join(folder, other)):
+            return other
+    return name
 
 
-def _has(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> bool:
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in fields.items()):
-        return False
-    box = entry.get("bbox", [0, 0, 0, 0])
-    return len(box) == 4 and all(isinstance(number, int | float) for number in box)
-
-
-def _check_references(data: dict[str, Any], path: str) -> None:
-    """Every annotation names a picture and a category of the file."""
-    for key, what in (("images", "image_id"), ("categories", "category_id")):
-        known = {entry["id"] for entry in data[key]}
-        lost = [f"annotation {a.get('id', n)}: {what} {a[what]}" for n, a in enumerate(data["annotations"])
-                if a[what] not in known]  # fmt: skip
-        if lost:
-            raise UserError(
-                f"{len(lost)} of {len(data['annotations'])} annotations of {printable(path)} name {key} that the file "
-                f"does not list ({_first(lost)}): repair it, or export it anew"
-            )
-
-
-def _check_present(folder: str, pictures: Sequence[dict[str, Any]], images: str, path: str) -> None:
-    names = [picture["file_name"] for picture in pictures]
-    missing = [printable(name) for name in names if not os.path.isfile(os.path.join(folder, name))]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(names)} pictures of {printable(path)} are not in {printable(images)} "
-            f"({_first(missing)}): give the folder to which their file_name is relative"
-        )
-
-
-def _fault(annotation: dict[str, Any], image: dict[str, Any], masks: bool) -> str | None:
-    """Why an annotation cannot be used."""
-    x, y, w, h = annotation["bbox"]
-    if not all(map(math.isfinite, (x, y, w, h))):
-        return f"a box of {w:g}x{h:g} at {x:g}, {y:g}"
-    if w <= 0 or h <= 0:
-        return f"a box of {w:g}x{h:g}"
-    if x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
-        return f"a box at {x:g}, {y:g}, outside the {image['width']}x{image['height']} picture"
-    return _fault_of_mask(annotation.get("segmentation"), image) if masks else None
-
-
-def _fault_of_mask(segmentation: Any, image: dict[str, Any]) -> str | None:
-    size = [image["height"], image["width"]]
-    if not segmentation:
-        return "no mask, where others have one"
-    if isinstance(segmentation, list):
-        sound = all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation)
-        return None if sound else "a polygon of fewer than 3 points"
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        return "a mask that is neither polygons nor run lengths"
-    if list(segmentation["size"]) != size:
-        return "a mask of {1}x{0}, where the picture has {3}x{2}".format(*segmentation["size"], *size)
-    if not _compressed(segmentation) and sum(segmentation["counts"]) != math.prod(size):
-        return f"a mask of {sum(segmentation['counts'])} pixels, where the picture has {math.prod(size)}"
-    return None
-
-
-def _compressed(segmentation: Any) -> bool:
-    return isinstance(segmentation, dict) and isinstance(segmentation["counts"], str | bytes)
-
-
-def _first(lines: Sequence[str]) -> str:
-    return "; ".join(lines[:3]) + ("; …" if len(lines) > 3 else "")
+def _turned(entry: Entry, picture: Entry, back: bool = False) -> Entry:
+    """An annotation of the pixels in a file on the picture as EXIF turns it, or a result back again."""
+    orientation, size = picture["turned"], (picture["height"], picture["width"])
+    turned = {**entry, "bbox": turned_box(entry["bbox"], size, INVERSE[orientation] if back else orientation)}
+    if "segmentation" in entry:
+        shape = entry["segmentation"]
+        turned["segmentation"] = turned_segmentation(shape, size, INVERSE[orientation] if back else orientation)
+    return turned
 
 
 __all__ = ["CocoSource", "Target", "decode_mask", "encode_mask", "open_coco"]

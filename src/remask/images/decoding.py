@@ -13,10 +13,19 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from remask.images.deep import EXTRA, TIFF, Deep, Unread, read_deep
+from remask.images.heif import NoHeifReader, heif_formats, holds_heif
 from remask.levels import Levels
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
+
+
+def formats(data: bytes) -> tuple[str, ...]:
+    """FORMATS, or HEIF for such a picture. Raises BadImage where nothing is installed that reads it."""
+    try:
+        return heif_formats(data) or FORMATS
+    except NoHeifReader as error:
+        raise BadImage(str(error)) from None
 
 
 class BadImage(Exception):  # noqa: N818  (a fact about a picture, not a fault of the program)
@@ -149,7 +158,7 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
     try:
         if levels is not None and (found := read_deep(data, channels, max_pixels)) is not None:
             return _from_deep(found, channels, levels)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             _check_size(image.width, image.height, max_pixels)
             image.load()
             _turn_upright(image)
@@ -159,6 +168,8 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
     except Unread as error:
         raise BadImage(str(error)) from None
     except UnidentifiedImageError:
+        if holds_heif(data):
+            raise BadImage("a damaged HEIC picture") from None
         if levels is None and (found := _tried(data, channels, max_pixels)) is not None:
             return _from_deep(found, channels, None)
         raise BadImage(_unknown(data)) from None

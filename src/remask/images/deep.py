@@ -4,6 +4,7 @@ Nothing here knows what the values mean; `decoding` has that.
 """
 
 import io
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,9 +32,9 @@ def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
     Raises Unread; what libraries raise on damaged files goes through.
     """
     if data[:6] == b"\x93NUMPY":
-        return _laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
+        return laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
     if data[:4] == b"PK\x03\x04":
-        return _laid_out(_only_array(data, max_pixels), channels)
+        return laid_out(_only_array(data, max_pixels), channels)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and data[25:26] != b"\0":
         return _png(data, max_pixels)
     if data[:4] in TIFF:
@@ -69,7 +70,7 @@ def _only_array(data: bytes, max_pixels: int) -> np.ndarray:
         return arrays[name]
 
 
-def _laid_out(array: np.ndarray, channels: int) -> Deep:
+def laid_out(array: np.ndarray, channels: int) -> Deep:
     """HW, HWC or CHW as HWC: the axis of `channels` entries holds the bands, the last one if both outer axes might."""
     if array.ndim == 2:
         return Deep(array[:, :, None])
@@ -94,6 +95,8 @@ def _jpeg2000(data: bytes, header: int, max_pixels: int) -> Deep:
 def _png(data: bytes, max_pixels: int) -> Deep:
     """16-bit colours, or gray with alpha, of which Pillow keeps the high byte."""
     import torch
+
+    warnings.filterwarnings("ignore", message="The image decoding and encoding", category=DeprecationWarning)
     from torchvision.io import ImageReadMode, decode_png
 
     _fits(int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), max_pixels)
@@ -137,7 +140,8 @@ def _tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         _fits(page.imagewidth, page.imagelength, max_pixels)
         if samples == 1 and (bands := _as_pages(file, channels)) is not None:
             return Deep(bands)
-        if page.bitspersample <= 8 and samples in (1, 3, 4) and channels in (1, 3):
+        signed = page.dtype is not None and page.dtype.kind not in "ub"
+        if page.bitspersample <= 8 and not signed and samples in (1, 3, 4) and channels in (1, 3):
             return None  # gray, palette, colour with or without a fourth band: Pillow knows their colours
         try:
             values = np.asarray(page.asarray())
@@ -181,4 +185,4 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return TURNS[orientation](image) if orientation in TURNS else image
 
 
-__all__ = ["EXTRA", "Deep", "Unread", "read_deep", "upright"]
+__all__ = ["EXTRA", "Deep", "Unread", "laid_out", "read_deep", "upright"]

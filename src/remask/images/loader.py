@@ -105,7 +105,7 @@ class Loader:
         self._part = part or (lambda whole: slice(0, whole))
         self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
         self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
-        self.beyond, self._remark, levels = dict[int, str](), remark, scaling.levels if scaling else None
+        self.beyond, self._remark, levels = dict[int, str](), remark, scaling and scaling.levels
         self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
         self._labels = None if source.labels is None else torch.tensor(source.labels)
         self._crops, cropped = crops, isinstance(transform, RandomCropFlip)

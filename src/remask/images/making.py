@@ -23,16 +23,16 @@ class Task(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A batch, the numbers of its pictures, and what was found unusable or beyond the range on the way, by number."""
+    """A batch as its `Cut` makes it, the numbers of its pictures, and what was found unusable or beyond the range."""
 
-    images: Tensor | None
+    images: Any
     numbers: list[int]
     bad: dict[int, str]
     beyond: dict[int, str] = {}  # noqa: RUF012  # never written to
 
 
 class Numbered(Protocol):
-    """Pictures by number, as `Pictures` has them, on the host or on a device.
+    """Pictures by number, as `Pictures` has them, on the host or on a device; `boxes` gives what lies on them too.
 
     beyond   pictures with values outside the range of the run, by number, in words
     """
@@ -43,13 +43,13 @@ class Numbered(Protocol):
 
     def ahead(self, numbers: Sequence[int]) -> None: ...
 
-    def get(self, i: int, reduction: Reduction | None = None) -> Tensor: ...
+    def get(self, i: int, reduction: Reduction | None = None) -> Any: ...
 
 
 class Cut(Protocol):
     """Crops of pictures, one by each seed."""
 
-    def __call__(self, images: Sequence[Tensor], seeds: Sequence[int]) -> Num[Tensor, "B C h w"]: ...
+    def __call__(self, images: Sequence[Any], seeds: Sequence[int]) -> Any: ...
 
 
 class OneByOne:
@@ -94,8 +94,8 @@ class Maker(Dataset[Made]):
 
     def __getitem__(self, task: Task) -> Made:
         known, beyond, group = len(self.bad), len(self._pictures.beyond), -1
-        found: tuple[Tensor, int] | None = None
-        images, numbers, seeds = list[Tensor](), list[int](), list[int]()
+        found: tuple[Any, int] | None = None
+        images, numbers, seeds = list[Any](), list[int](), list[int]()
         self._pictures.ahead([i for i in dict.fromkeys(task.indices) if i not in self.bad])
         for position, wanted in zip(task.positions, task.indices, strict=True):
             if position // self._crops != group:
@@ -123,7 +123,7 @@ class Maker(Dataset[Made]):
         seeds = [self._crop_seed(epoch, position) for position in positions]
         return lambda rows, columns: min(crop.reduction(rows, columns, Generator().manual_seed(seed)) for seed in seeds)
 
-    def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Tensor, int] | None:
+    def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Any, int] | None:
         """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
         for step in range(1 if self._skip else len(self._pictures)):
             i = (wanted + step) % len(self._pictures)

@@ -1,23 +1,24 @@
 """Files of pictures and masks that belong together, looked at before anything begins: names, sizes, ids."""
 
-import io
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
-from PIL import ExifTags, Image
 
 from remask.images.classes import Table, listed, read_ids
-from remask.images.decoding import FORMATS, BadImage
-from remask.images.files import describe, files_under, is_picture, printable
+from remask.images.decoding import BadImage
+from remask.images.files import describe, files_under, printable, sorted_out, splits_of
+from remask.images.left_out import Patterns
+from remask.images.orientation import Exif, Header, agreed, header_of, read_header, turned_mask
+from remask.images.splits import chosen
 from remask.types import Size, UserError
 
 SCANNED = 2000
 """Pairs looked at before anything begins, evenly spread over a larger source; all where classes are to be found."""
-_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "dev"))
 
 
 class Pair(NamedTuple):
@@ -34,31 +35,43 @@ def file_bytes(path: str) -> bytes:
         return file.read()
 
 
-def paired(typed: str, root: str, masks: str) -> list[Pair]:
-    """Picture and mask by common name, in the order of the names."""
-    stems: list[dict[str, str]] = []
+def paired(
+    typed: str, root: str, masks: str, patterns: Patterns | None = None, left_out: Counter[str] | None = None
+) -> list[Pair]:
+    """Picture and mask by common name, in the order of the names.
+
+    patterns   what is excluded, of pictures and of masks
+    left_out   counts the files that are neither
+    """
+    counts = Counter[str]() if left_out is None else left_out
+    found: list[list[str]] = []
     for folder in (root, masks):
-        files = files_under(folder)
-        stems.append({os.path.splitext(path)[0]: path for path in files if is_picture(path)})
-        if not stems[-1]:
+        files = files_under(folder, patterns, counts)
+        found.append(sorted_out(files, counts))
+        if not found[-1]:
             raise UserError(f"{printable(folder)} holds no images: {describe(files)}")
-    tops = {path.split(os.sep)[0] for path in stems[0].values()}
-    if len(tops) > 1 and tops <= _SPLITS:
-        every = ", ".join(sorted(tops))
-        raise UserError(f"{printable(typed)} holds the splits {every}: name one, as in {root}/{sorted(tops)[0]}")
-    common = [stem for stem in stems[0] if stem in stems[1]]
-    if not common:
-        one, other = (next(iter(found.values())) for found in stems)
+    pictures, drawn = found
+    if splits := splits_of(pictures):
+        train, every = chosen(list(splits))[0], ", ".join(map(printable, splits))
+        raise UserError(f"{printable(typed)} holds the splits {every}: name one, as in {printable(f'{root}/{train}')}")
+    by_stem: dict[str, list[str]] = {}
+    for path in drawn:
+        by_stem.setdefault(os.path.splitext(path)[0], []).append(path)
+    if twice := [" and ".join(paths) for paths in by_stem.values() if len(paths) > 1]:
+        raise UserError(f"{len(twice)} pictures of {printable(typed)} have two masks: {first_of(twice)}; remove one")
+    stems = {path: os.path.splitext(path)[0] for path in pictures}
+    if not any(stem in by_stem for stem in stems.values()):
         raise UserError(
-            f"no picture has a mask of its name: {printable(typed)} holds {printable(one)} and {printable(masks)} "
-            f"{printable(other)}; rename them alike"
+            f"no picture has a mask of its name: {printable(typed)} holds {printable(pictures[0])} and "
+            f"{printable(masks)} {printable(drawn[0])}; rename them alike"
         )
-    check_alone([path for stem, path in stems[0].items() if stem not in stems[1]], typed, "pictures", "mask")
-    check_alone([path for stem, path in stems[1].items() if stem not in stems[0]], masks, "masks", "picture")
+    check_alone([path for path, stem in stems.items() if stem not in by_stem], typed, "pictures", "mask")
+    lonely = by_stem.keys() - set(stems.values())
+    check_alone([path for stem, (path,) in by_stem.items() if stem in lonely], masks, "masks", "picture")
     at, masks_at = os.path.abspath(root), os.path.abspath(masks)
     return [
-        Pair(os.path.join(at, stems[0][s]), os.path.join(masks_at, stems[1][s]), os.path.join(root, stems[0][s]))
-        for s in common
+        Pair(os.path.join(at, path), os.path.join(masks_at, by_stem[stem][0]), os.path.join(root, path))
+        for path, stem in stems.items()
     ]
 
 
@@ -77,16 +90,28 @@ class Seen(NamedTuple):
     image: Size | None
     mask: Size | None
     ids: Int32[np.ndarray, "n"]
+    unsure: str = ""
+    """Why the mask may be one of the stored picture or of the turned one."""
 
 
 def look_at(
-    pairs: Sequence[Pair], ids: Callable[[Pair], Int32[np.ndarray, "n"]] | None, everything: bool = False
+    pairs: Sequence[Pair],
+    ids: Callable[[Pair], Int32[np.ndarray, "n"]] | None,
+    everything: bool = False,
+    exif: Exif | None = None,
 ) -> list[Seen]:
-    """A look at all pairs, or at SCANNED of them. Raises UserError for masks of another size than their pictures."""
+    """A look at all pairs, or at SCANNED of them.
+
+    Raises UserError for masks of another size than their pictures, and for those that EXIF may turn or not (`agreed`).
+    """
 
     def look(pair: Pair) -> Seen:
         try:
-            return Seen(pair.shown, _size(pair.image), _size(pair.mask), ids(pair) if ids else np.empty(0, np.int32))
+            image, mask = _header(pair.image), _header(pair.mask)
+            turn = agreed(mask.stored, image, exif)
+            unsure = turn if isinstance(turn, str) and mask.stored in (image.stored, image.upright) else ""
+            sizes = (mask.stored, mask.stored) if isinstance(turn, int) or unsure else (image.upright, mask.stored)
+            return Seen(pair.shown, *sizes, ids(pair) if ids else np.empty(0, np.int32), unsure)
         except (BadImage, OSError):
             return Seen(pair.shown, None, None, np.empty(0, np.int32))
 
@@ -99,6 +124,11 @@ def look_at(
             f"{len(wrong)} of {len(seen)} masks are of another size than their picture: {first_of(wrong)}; "
             "resize them to the nearest pixel, or name the folders that belong together"
         )
+    if unsure := [f"{s.shown}: {s.unsure}" for s in seen if s.unsure]:
+        raise UserError(
+            f"{len(unsure)} of {len(seen)} masks may lie on pictures as they are stored or as EXIF turns them "
+            f"({first_of(unsure)}): say --set data.exif=stored or data.exif=upright"
+        )
     return seen
 
 
@@ -110,16 +140,25 @@ def ids_of(pair: Pair) -> Int32[np.ndarray, "n"]:
     return np.unique(ids)
 
 
-def _size(path: str) -> Size:
-    """Height and width from the header, turned as EXIF says."""
-    try:
-        with Image.open(io.BytesIO(file_bytes(path)), formats=FORMATS) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except OSError:
-        raise
-    except Exception as error:
-        raise BadImage(str(error)) from error
+def _header(path: str) -> Header:
+    with open(path, "rb", buffering=4096) as file:
+        if (header := read_header(file)) is None:
+            raise BadImage("its header cannot be read")
+    return header
+
+
+def turned(ids: Int32[np.ndarray, "H W"], image: bytes, exif: Exif | None) -> Int32[np.ndarray, "h w"]:
+    """A mask as it lies on the decoded picture: turned with it where it is one of the pixels in the file.
+
+    Raises BadImage where neither sizes nor `exif` tell; a mask of another size than its picture stays as it is.
+    """
+    header = header_of(image)
+    if header is None or header.orientation == 1 or ids.shape not in (header.stored, header.upright):
+        return ids
+    turn = agreed((ids.shape[0], ids.shape[1]), header, exif)
+    if isinstance(turn, str):
+        raise BadImage(f"{turn}: say data.exif")
+    return turned_mask(ids, turn)
 
 
 def check_ids(seen: Sequence[Seen], known: Table, count: int) -> None:
@@ -144,4 +183,5 @@ def first_of(offenders: Sequence[str]) -> str:
 
 __all__ = [
     "SCANNED", "Pair", "Seen", "check_alone", "check_ids", "file_bytes", "first_of", "ids_of", "look_at", "paired",
+    "turned",
 ]  # fmt: skip

@@ -3,17 +3,19 @@
 Whatever the files hold, `read` gives classes 0..C-1 without gaps, and 255 where nothing is to be learned.
 """
 
-import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from remask.images.classes import COLOUR, IGNORE, Colour, Table, colours, declared, listed, numbered, read_ids, table
-from remask.images.files import files_under, printable
+from remask.images.files import files_under, printable, sorted_out
+from remask.images.left_out import UNNAMED, Patterns
 from remask.images.mask_files import (
     SCANNED,
     Pair,
@@ -24,7 +26,10 @@ from remask.images.mask_files import (
     ids_of,
     look_at,
     paired,
+    turned,
 )
+from remask.images.orientation import Exif
+from remask.textfiles import read_json
 from remask.types import UserError
 
 _BESIDE = ("masks", "annotations", "labels")
@@ -57,6 +62,7 @@ class MaskFiles:
     """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_ids` has it.
 
     none       the id in the files that is no class, beside 255
+    exif       "stored" or "upright": what was drawn on where EXIF turns a picture and sizes do not tell
     declared   whether a file beside the masks names the classes
     """
 
@@ -69,13 +75,16 @@ class MaskFiles:
     ignore: int = IGNORE
     none: int | None = None
     declared: bool = False
+    exif: Exif | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        return file_bytes(pair.image), known.apply(read_ids(file_bytes(pair.mask), self.coloured))
+        image, ids = file_bytes(pair.image), read_ids(file_bytes(pair.mask), self.coloured)
+        return image, known.apply(turned(ids, image, self.exif))
 
     def where(self, i: int) -> str:
         return printable(self.pairs[i].shown)
@@ -94,6 +103,8 @@ def open_masks(
     ignore: int | None = None,
     reduce_zero: bool = False,
     limit: int | None = None,
+    exif: Exif | None = None,
+    exclude: Sequence[str] = (),
 ) -> MaskFiles:
     """Pictures below the folder `images`, each with the mask of the same name below `masks`.
 
@@ -105,6 +116,8 @@ def open_masks(
     ignore       the id that is no class, beside 255; a class of that number is struck from the list
     reduce_zero  0 is no class and 1 is the first (ADE20K)
     limit        the first N pairs in the order of their names
+    exif         "stored" or "upright": what was drawn on where EXIF turns a picture and the mask's size does not tell
+    exclude      shell-style patterns of paths below the folders that are left out
     Up to 2000 pairs are looked at here; a fault in another one makes that pair unusable when it is read.
     Raises UserError with the first offenders: no pairs, pictures without masks or masks without pictures, a mask of
     another size than its picture, ids beyond the classes, fewer than two classes or more than 255.
@@ -115,18 +128,20 @@ def open_masks(
     beside = _beside(root, images) if masks is None else os.path.expanduser(masks).rstrip("/")
     for path in (beside, beside + ".json"):
         if path.endswith(".json") and os.path.isfile(path):
-            return _open_panoptic(images, root, path, limit)
-    pairs = paired(images, root, _folder(beside, "masks"))[:limit]
+            return _open_panoptic(images, root, path, limit, exif, Patterns(exclude, root))
+    patterns, left_out = Patterns(exclude, root), Counter[str]()
+    pairs = paired(images, root, _folder(beside, "masks"), patterns, left_out)[:limit]
     said = declared(beside, classes, ignore)
-    seen = look_at(pairs, ids_of, everything=said.names is None)
+    seen = look_at(pairs, ids_of, said.names is None, exif)
     if coloured := any((pair.ids >= COLOUR).any() for pair in seen):  # then a gray mask is of that colour
         seen = [s._replace(ids=np.where(s.ids < COLOUR, COLOUR + 0x010101 * s.ids, s.ids)) for s in seen]
     found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, printable(beside))
     check_ids(seen, found.table, len(found.names))
     told = classes is None and said.names is not None
     return MaskFiles(
-        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, declared=told
-    )
+        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, declared=told, exif=exif,
+        left_out={**left_out, **patterns.counts},
+    )  # fmt: skip
 
 
 def _folder(path: str, what: str) -> str:
@@ -149,14 +164,15 @@ def _beside(root: str, typed: str) -> str:
     )
 
 
-def _open_panoptic(typed: str, root: str, path: str, limit: int | None) -> MaskFiles:
+def _open_panoptic(
+    typed: str, root: str, path: str, limit: int | None, exif: Exif | None, patterns: Patterns
+) -> MaskFiles:
     """COCO panoptic (format "panoptic segmentation" of cocodataset.org): RGB ids of segments, each of one category.
 
     Classes are the categories in the order of the file; void and what no segment names is 255.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(path, printable(path))
         categories = {int(c["id"]): n for n, c in enumerate(content["categories"])}
         names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
         entries = [(names[a["image_id"]], str(a["file_name"]), a["segments_info"]) for a in content["annotations"]]
@@ -164,29 +180,37 @@ def _open_panoptic(typed: str, root: str, path: str, limit: int | None) -> MaskF
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{printable(path)} is no COCO panoptic file: {type(error).__name__} {error}") from None
     masks = _folder(path.removesuffix(".json"), "masks")
-    check_alone(sorted({e[0] for e in entries} - set(files_under(root))), path, "entries", "picture")
-    check_alone(sorted({e[1] for e in entries} - set(files_under(masks))), path, "entries", "mask")
+    kept = [not patterns.exclude(entry[0]) for entry in entries]
+    entries, tables = list(compress(entries, kept)), list(compress(tables, kept))
+    left_out, excluded = Counter[str](), list(patterns.patterns)
+    there, drawn = files_under(root, Patterns(excluded), left_out), files_under(masks, Patterns(excluded))
+    named = {entry[0] for entry in entries}
+    check_alone(sorted(named - set(there)), path, "entries", "picture")
+    check_alone(sorted({entry[1] for entry in entries} - set(drawn)), path, "entries", "mask")
+    if unnamed := len(sorted_out([name for name in there if name not in named], left_out)):
+        left_out[UNNAMED] = unnamed
     at, masks_at = os.path.abspath(root), os.path.abspath(masks)
     pairs = [Pair(os.path.join(at, i), os.path.join(masks_at, m), os.path.join(root, i)) for i, m, _ in entries][:limit]
     if not pairs or not 2 <= len(categories) <= IGNORE:
         raise UserError(
             f"{printable(path)} has {len(pairs)} pictures and {len(categories)} classes; 1 and 2 are needed"
         )
-    _check_segments(pairs, tables, path)
+    _check_segments(pairs, tables, path, exif)
     palette = [c.get("color") for c in content["categories"]]
     chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
     titles = [str(c["name"]) for c in content["categories"]]
-    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, declared=True)
+    found = {**left_out, **patterns.counts}
+    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, declared=True, exif=exif, left_out=found)
 
 
-def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str) -> None:
+def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, exif: Exif | None) -> None:
     """Raise UserError for masks of another size than their pictures, or with segments that the file does not name."""
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
     def unknown(pair: Pair) -> Int32[np.ndarray, "n"]:
         return np.setdiff1d(np.unique(read_ids(file_bytes(pair.mask), True)), by_mask[pair.mask].ids)
 
-    seen = look_at(pairs, unknown)
+    seen = look_at(pairs, unknown, exif=exif)
     if wrong := [f"{s.shown} has {listed(s.ids)}" for s in seen if len(s.ids)]:
         raise UserError(
             f"{len(wrong)} of {len(seen)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "

@@ -49,10 +49,11 @@ class Measured(NamedTuple):
     kinds: Counter[str]
     left_out: Counter[str]
 
-    def describe(self, channels: int, asked: Rule = "auto") -> str:
-        """One line: what is read, and how it is scaled."""
-        kinds = "; ".join(f"{count} {kind}" for kind, count in self.kinds.most_common(3))
-        text = f"{kinds}; read as {channels} channel{'s' * (channels > 1)}"
+    def describe(self, channels: int, asked: Rule = "auto", kinds: bool = True) -> str:
+        """One line: what is read, of which kinds if they are wanted, and how it is scaled."""
+        text = f"read as {channels} channel{'s' * (channels > 1)}"
+        if kinds:
+            text = "; ".join(f"{count} {kind}" for kind, count in self.kinds.most_common(3)) + "; " + text
         if self.rule == "byte":
             return text + ", cut to 8 bits (data.range byte)"
         if self.deep:

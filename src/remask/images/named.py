@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from remask.images.decoding import decode
-from remask.images.files import Files, files_under, is_picture, open_files
+from remask.images.files import Files, files_under, open_files, sorted_out
+from remask.images.left_out import further
 from remask.types import UserError
 
 CROPS_PER_PHOTO = 64
@@ -33,6 +35,7 @@ class Arrays:
     pictures: np.ndarray
     labels: list[int] | None
     classes: list[str] | None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -53,6 +56,7 @@ class Photos:
     length: int
     labels: list[int] | None = None
     classes: list[str] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
     _decoded: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -77,6 +81,7 @@ class Hub:
     column: str
     labels: list[int] | None
     classes: list[str] | None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -136,8 +141,9 @@ def open_imagenette(name: str, split: str, limit: int | None) -> Files:
     _one_of("imagenette", split, ("", "train", "val", "test"))
     root = _fetched("imagenette", lambda folder: Imagenette(folder, size="320px", download=True))
     folder = os.path.join(root, "imagenette2-320", "train" if split in ("", "train") else "val")
-    found = [path for path in files_under(folder) if is_picture(path)]
-    source = open_files(folder, folder, found, limit)
+    left_out = Counter[str]()
+    found = sorted_out(files_under(folder, left_out=left_out), left_out)
+    source = open_files(folder, folder, found, limit, left_out)
     source.name = name
     return source
 
@@ -158,12 +164,14 @@ def open_hub(name: str, limit: int | None) -> Hub:
         raise UserError(f"{name} has no column of images among {', '.join(rows.features)}")
     rows = rows.cast_column(pictures[0], Image(decode=False))
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    left_out = further(pictures[1:], len(rows))
     classes = [column for column, kind in rows.features.items() if isinstance(kind, ClassLabel)]
     if not classes:
-        return Hub(name, rows, pictures[0], None, None)
+        return Hub(name, rows, pictures[0], None, None, left_out)
     labels = [int(label) for label in rows[classes[0]]]
     known = labels if min(labels, default=-1) >= 0 else None  # -1 stands for withheld labels
-    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], known, list(rows.features[classes[0]].names))
+    names = list(rows.features[classes[0]].names)
+    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], known, names, left_out)
 
 
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {

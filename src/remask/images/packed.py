@@ -45,6 +45,9 @@ class Packed:
         labels = columns.get("label")
         self.labels: list[int] | None = None if labels is None else labels[: self._length].tolist()
         self.classes: list[str] | None = about["classes"]
+        self.left_out: dict[str, int] = dict(about.get("source_left_out", {}))
+        if unusable := len(about.get("left_out", {})):
+            self.left_out["pictures that could not be used when it was packed"] = unusable
         self._seen = np.zeros(self._length, dtype=bool)
 
     def __getstate__(self) -> dict[str, Any]:

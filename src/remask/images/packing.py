@@ -149,6 +149,7 @@ def _write(
         raise UserError(_too_many(source, done.left_out, max_bad))
     labels = None if source.labels is None else [source.labels[i] for i in numbers]
     about = {**asdict(form), "source": source.name, "classes": source.classes, "left_out": done.left_out}
+    about["source_left_out"] = source.left_out
     file.write(bytes(-file.tell() % 8))
     start, content = file.tell(), table(about, columns.arrays(labels, form.kind == "raw"))
     file.write(content)

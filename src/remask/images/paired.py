@@ -4,7 +4,7 @@ The `Loader` carries each mask as one more channel of its picture, so order, res
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -258,6 +258,7 @@ class _Joined:
     channels: int
     labels: list[int] | None = None
     classes: list[str] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)

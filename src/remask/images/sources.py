@@ -7,15 +7,31 @@ import difflib
 import glob
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from typing import Protocol
 
 import numpy as np
 
+from remask.images import heif
 from remask.images.archives import Parquet, Tar
-from remask.images.files import EXTENSIONS, Files, describe, files_under, is_picture, open_files, open_list, printable
+from remask.images.files import (
+    EXTENSIONS,
+    Files,
+    describe,
+    files_under,
+    is_picture,
+    of_splits,
+    open_files,
+    printable,
+    sorted_out,
+)
+from remask.images.left_out import Patterns, listed
+from remask.images.lists import SUFFIXES, open_list
 from remask.images.named import NAMED, open_hub
 from remask.images.packed import Packed, is_packed
+from remask.images.stacks import ARRAYS, open_stack
 from remask.types import UserError
 
 
@@ -28,6 +44,8 @@ class Source(Protocol):
     """The class number of every picture, or nothing."""
     classes: list[str] | None
     """The name of every class number, where known."""
+    left_out: dict[str, int]
+    """How many files and the like it does not take, by reason."""
 
     def __len__(self) -> int: ...
 
@@ -40,25 +58,31 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str, *, limit: int | None = None, labelled: bool = False) -> Source:
+def open_source(spec: str, *, limit: int | None = None, labelled: bool = False, exclude: Sequence[str] = ()) -> Source:
     """Open what `spec` names; nothing is written except the download of a named set.
 
     DIR           pictures below a folder, or else its .tar or .parquet shards; class folders give labels
-    LIST.txt      a path per line, with or without a class number
+    LIST.txt      a path per line, with or without its class; columns in .csv and .tsv, see `lists`
     X.tar, X-{000..009}.tar, X-*.tar        WebDataset shards, labels from .cls
     X.remask      what `remask data pack` wrote
     X.parquet, X-*.parquet                  rows in the Hugging Face layout
     PICTURE.jpg   a single picture
+    X.npz, X.npy  with an array of four axes: as many pictures, with labels where the archive has some
     digits[:train|val], photos              installed with remask's dependencies
     cifar10[:train|val|test], imagenette[:train|val|test], hf:USER/SET[:split]      downloaded
     set:NAME      the named set, where a file of that name exists as well
 
     limit: the first N pictures in the source's own order, which is that of the names for a folder: of class folders
-    that is the first class first. labelled: fail if there are no labels. Raises UserError.
+    that is the first class first. labelled: fail if there are no labels. exclude: shell-style patterns of paths below
+    the source that are left out, see `Patterns`. Raises UserError.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
-    source = _open(spec, limit)
+    patterns = Patterns(exclude, spec)
+    source = _open(spec, limit, patterns)
+    source.left_out = {**source.left_out, **patterns.counts}
+    if labelled and (splits := getattr(source, "splits", {})):
+        raise UserError(of_splits(spec, list(splits)))
     if labelled and source.labels is None:
         raise UserError(
             f"{printable(spec)} has no labels: they come from class folders, .cls members, a label column "
@@ -67,7 +91,21 @@ def open_source(spec: str, *, limit: int | None = None, labelled: bool = False) 
     return source
 
 
-def _open(spec: str, limit: int | None) -> Source:
+def has_paths(spec: str) -> bool:
+    """Whether a source is a folder, list or tar, from which some pictures may be excluded."""
+    named = spec.startswith("hf:") or spec.removeprefix("set:").partition(":")[0] in NAMED
+    path = os.path.expanduser(spec)
+    return not named and (not os.path.isfile(path) or path.lower().endswith((*SUFFIXES, ".tar")))
+
+
+def open_second(spec: str, *, limit: int | None = None, labelled: bool = False, exclude: Sequence[str] = ()) -> Source:
+    """`open_source` of test pictures and the like, for which patterns are given that were meant for others first."""
+    return open_source(spec, limit=limit, labelled=labelled, exclude=exclude if has_paths(spec) else ())
+
+
+def _open(spec: str, limit: int | None, patterns: Patterns) -> Source:
+    if patterns and not has_paths(spec):
+        raise UserError(f"--exclude is for folders, lists and tars, and {printable(spec)} is none: leave it out")
     if spec.startswith("hf:"):
         return open_hub(spec, limit)
     name, _, split = spec.removeprefix("set:").partition(":")
@@ -79,45 +117,59 @@ def _open(spec: str, limit: int | None) -> Source:
             )
         return NAMED[name](spec, split, limit)
     if os.path.isdir(path):
-        return _open_folder(spec, path, limit)
+        return _open_folder(spec, path, limit, patterns)
     if os.path.isfile(path):
-        return _open_file(spec, path, limit)
+        return _open_file(spec, path, limit, patterns)
     shards = _expand(path)
     if not shards:
         raise UserError(_nothing_at(spec))
-    return _open_shards(spec, shards, limit)
+    return _open_shards(spec, shards, limit, patterns)
 
 
-def _open_folder(spec: str, path: str, limit: int | None) -> Source:
-    found = files_under(path)
-    pictures = [name for name in found if is_picture(name)]
+def _open_folder(spec: str, path: str, limit: int | None, patterns: Patterns) -> Source:
+    left_out = Counter[str]()
+    found = files_under(path, patterns, left_out)
+    others = Counter[str]()
+    pictures = sorted_out(found, others)
     if pictures:
-        return open_files(spec, path, pictures, limit)
-    shards = [os.path.join(path, name) for name in found]
+        return open_files(spec, path, pictures, limit, left_out + others)
     for kind in (".tar", ".parquet"):
-        if of_kind := [shard for shard in shards if shard.lower().endswith(kind)]:
-            return _open_shards(spec, of_kind, limit)
-    raise UserError(f"{printable(spec)} holds no images: {describe(found)}; looked for {' '.join(EXTENSIONS)}")
+        if of_kind := [name for name in found if name.lower().endswith(kind)]:
+            source = _open_shards(spec, [os.path.join(path, name) for name in of_kind], limit, patterns)
+            shards = Counter({f"{kind} files": len(of_kind)})
+            source.left_out = left_out + others - shards + Counter(source.left_out)
+            return source
+    if (phone := others[heif.REASON]) and phone == len(found):
+        raise UserError(f"{printable(spec)} holds {phone} {heif.REASON}")
+    said = f", without {listed(gone)}" if (gone := left_out + patterns.counts) else ""
+    raise UserError(f"{printable(spec)} holds no images: {describe(found)}{said}; looked for {' '.join(EXTENSIONS)}")
 
 
-def _open_file(spec: str, path: str, limit: int | None) -> Source:
-    if path.lower().endswith(".txt"):
-        return open_list(spec, path, limit)
-    if path.lower().endswith((".tar", ".parquet")):
-        return _open_shards(spec, [path], limit)
+def _open_file(spec: str, path: str, limit: int | None, patterns: Patterns) -> Source:
+    if path.lower().endswith(SUFFIXES):
+        return open_list(spec, path, limit, patterns)
+    if path.lower().endswith(".tar"):
+        return _open_shards(spec, [path], limit, patterns)
+    if path.lower().endswith(".parquet"):
+        return _open_shards(spec, [path], limit, patterns)
     if is_packed(path):
         return Packed(spec, path, limit)
+    if path.lower().endswith(ARRAYS) and (stack := open_stack(spec, path, limit)) is not None:
+        return stack
     if is_picture(path):
         return Files(spec, [os.path.abspath(path)], [spec])
+    if heif.is_heif(path):
+        raise UserError(f"{printable(spec)} is a HEIC picture, which needs pip install 'remask[heic]'")
     raise UserError(
-        f"{printable(spec)} is no image, .txt list, .tar, .parquet or .remask (a compressed tar must be unpacked)"
+        f"{printable(spec)} is no image, .txt list, .tar, .parquet or .remask (a compressed tar must be unpacked; "
+        ".csv, .tsv and .lst are lists too)"
     )
 
 
-def _open_shards(spec: str, shards: list[str], limit: int | None) -> Source:
+def _open_shards(spec: str, shards: list[str], limit: int | None, patterns: Patterns) -> Source:
     kinds = {os.path.splitext(shard)[1].lower() for shard in shards}
     if kinds == {".tar"}:
-        return Tar(spec, shards, limit)
+        return Tar(spec, shards, limit, patterns)
     if kinds == {".parquet"}:
         return Parquet(spec, shards, limit)
     raise UserError(f"{printable(spec)} matches {', '.join(sorted(kinds))}: a pattern names .tar or .parquet shards")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from remask.images.decoding import FORMATS
+from remask.images.decoding import formats
 from remask.images.deep import TIFF
 
 
@@ -16,6 +16,7 @@ class Stored(NamedTuple):
     kind: str
     bands: int
     left_out: tuple[str, ...] = ()
+    frames: int = 1
 
 
 def stored(data: bytes | np.ndarray, channels: int = 3) -> Stored:
@@ -28,7 +29,7 @@ def stored(data: bytes | np.ndarray, channels: int = 3) -> Stored:
             return found
         if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
             return _array(data, channels)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats(data)) as image:
             return _by_pillow(image, data, channels)
     except Exception:  # decoded all the same, by torchvision, or refused there with a reason
         return Stored("unknown to Pillow", 3)
@@ -41,8 +42,9 @@ def _by_pillow(image: Image.Image, data: bytes, channels: int) -> Stored:
         bits, mode = 16, {4: "LA"}.get(data[25], mode)
     alpha = bands in (2, 4) and mode[-1] in "Aa" and channels != bands
     bands = len(mode) if bits == 16 and mode in ("LA", "RGB", "RGBA") else bands
-    left = ["alpha"] * alpha + ["frames after the first"] * (getattr(image, "n_frames", 1) > 1)
-    return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left))
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
+    left = ["alpha"] * alpha + ["frames after the first"] * (frames > 1)
+    return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left), frames)
 
 
 def _tiff(data: bytes, channels: int) -> Stored | None:
@@ -67,7 +69,8 @@ def _tiff(data: bytes, channels: int) -> Stored | None:
         )
         shown = "palette" if page.photometric == 3 else f"{bands} bands" if extra and not left else shown
         colours = 3 if page.photometric == 3 else bands - len(extra) * bool(left and extra)
-        return Stored(f"TIFF {shown}, {bits} {number}", colours, tuple(left))
+        frames = pages if "pages after the first" in left else 1
+        return Stored(f"TIFF {shown}, {bits} {number}", colours, tuple(left), frames)
 
 
 def _array(data: bytes, channels: int) -> Stored:

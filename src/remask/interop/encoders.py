@@ -15,7 +15,6 @@ counting.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from remask.interop.loaded import Loaded, remember, split_spec, stated
 from remask.interop.mae import check
 from remask.levels import levels_of
 from remask.tensor_files import content_of, refuse_non_finite
+from remask.textfiles import read_json
 from remask.types import Size, UserError
 
 KINDS = (
@@ -166,7 +166,7 @@ def _exported(asked: Asked, path: Path) -> Backbone:
             f"finish it with remask resume {path}, or write one with remask export {path}"
         )
     try:
-        content = json.loads(config.read_text())
+        content = read_json(config)
         model, size = str(content["model"]), (int(content["image_size"][0]), int(content["image_size"][1]))
         mean, std = tuple(content["mean"]), tuple(content["std"])
         arguments = {key: v for key, v in content["arguments"].items() if key not in FIXED}

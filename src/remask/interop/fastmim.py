@@ -155,9 +155,9 @@ def load_backbone(
 def _masking(ratio: float, patch: Size, cell_pixels: int | None) -> tuple[Masking, Size]:
     """Cells of whole tokens, or of a part of one; and the pixels of a token of the grid of masks."""
     side = cell_pixels or patch[0]
-    if side % patch[0] == 0:
+    if side % patch[0] == 0 and patch[0] == patch[1]:
         return Masking(ratio, cell=side // patch[0]), patch
-    if patch[0] % side:
+    if patch[0] % side or patch[1] % side:
         raise UserError(f"cells of {side} px are neither whole tokens of {patch[0]}×{patch[1]} px nor a part of one")
     return Masking(ratio), (side, side)
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from remask.backbones import tables
 from remask.backbones.vit import ViT, create_vit
 from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
@@ -111,7 +111,8 @@ def classifier_state(state: State, network: VisionTransformer) -> dict[str, Tens
 
 def resize_positions(table: Tensor, grid: Grid, prefix: int = 1) -> Tensor:
     """A square table [1, prefix + N, D] for another grid: bicubic, corners not aligned, not antialiased (as MAE's)."""
-    return resample_abs_pos_embed(table, new_size=list(grid), num_prefix_tokens=prefix, antialias=False)
+    side = math.isqrt(table.shape[1] - prefix)
+    return tables.resize_positions(table, (side, side), grid, prefix, antialias=False)
 
 
 def check(state: State, expected: State, where: str) -> None:

@@ -96,7 +96,7 @@ def load(
     *,
     heads: int,
     size: Size | None = None,
-    ratio: float = 77.5 / 196,
+    ratio: float = 78 / 196,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Method:
@@ -111,7 +111,7 @@ def load(
     backbone = _backbone(state, where, heads, size, mean, std)
     windowed = layout_of(state) == "mmpretrain"
     target = Hog(backbone.patch, mean, std, flavour="sobel", norm="l2", gaussian=windowed)
-    method = maskfeat(backbone, Masking(ratio, Blocks(15 / 196, 78 / 196)), target)
+    method = maskfeat(backbone, Masking(ratio, Blocks(15 / 196, 78 / 196), count="maskfeat"), target)
     check(_without_constants(state), to_official(method, layout_of(state)), where)
     method.load_state_dict(from_official(state))
     return method

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from remask import levels
-from remask.images import decoding, deep, transforms
+from remask.images import decoding, deep, heif, transforms
 
 HEAD = '''"""Pictures as this network was trained on them: `read_picture(path, config)` gives what it takes.
 
@@ -46,7 +46,15 @@ def reader_text() -> str:
     """The content of read_pixels.py."""
     crop = (transforms.CentreCrop, transforms.resize, transforms.rows_first, transforms._shortened, transforms._check)
     types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
-    parts = [_alone(levels), _alone(deep), _alone(decoding), types, _imports(transforms), *map(_source, crop)]
+    parts = [
+        _alone(levels),
+        _alone(deep),
+        _alone(heif),
+        _alone(decoding),
+        types,
+        _imports(transforms),
+        *map(_source, crop),
+    ]
     return HEAD + "\n\n".join(parts) + TAIL
 
 

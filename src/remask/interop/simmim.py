@@ -5,6 +5,7 @@ encoder.mask_token                         fill
 encoder.*                                  backbone.network.*
 encoder.layers.i.downsample.*  (Swin)      backbone.network.layers.(i+1).downsample.*: timm begins a stage with it
 decoder.0.*  (1×1 convolution)             branches.0.head.predict.*, rows from channel-row-column to row-column-channel
+                                           (unit after unit of the masks' grid where it cuts a token)
 relative_position_index  attn_mask         computed, not stored
 """
 
@@ -16,6 +17,7 @@ from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
+from remask.backbones import stem_patch
 from remask.backbones.beit import BeitViT
 from remask.backbones.swin import Swin, create_swin
 from remask.backbones.tables import resize_table
@@ -27,15 +29,17 @@ from remask.masking import Masking
 from remask.method import Method
 from remask.methods.simmim import simmim
 from remask.targets import Pixels
-from remask.types import Size, UserError
+from remask.tokens import cell_of
+from remask.types import Grid, Size, UserError
 
 MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
 
 
-def from_official(state: State, channels: int = 3) -> dict[str, Tensor]:
-    """A pre-training state, or a part of one -> the state dict of `methods.simmim`; `channels` of its images.
+def from_official(state: State, channels: int = 3, fine: Grid = (1, 1)) -> dict[str, Tensor]:
+    """A pre-training state, or a part of one -> the state dict of `methods.simmim`. UserError for unknown keys.
 
-    Raises UserError for unknown keys.
+    channels   of its images
+    fine       rows and columns of the masks' grid in a token, `Method.fine`
     """
     ours = {}
     for key, tensor in weights(state).items():
@@ -46,8 +50,10 @@ def from_official(state: State, channels: int = 3) -> dict[str, Tensor]:
         elif key.startswith("decoder.0."):
             side = math.isqrt(tensor.shape[0] // channels)
             # PixelShuffle's rows run channel, row, column; those of a patch vector row, column, channel
-            vectors = tensor.unflatten(0, (channels, side, side)).movedim(0, 2).flatten(0, 2)
-            ours[HEAD + key.removeprefix("decoder.0.")] = vectors.flatten(1) if vectors.ndim > 1 else vectors
+            flat = tensor.unsqueeze(-1).flatten(1)
+            pixels = flat.unflatten(0, (channels, fine[0], side // fine[0], fine[1], side // fine[1]))
+            vectors = pixels.permute(1, 3, 2, 4, 0, 5).flatten(0, 4)
+            ours[HEAD + key.removeprefix("decoder.0.")] = vectors if tensor.ndim > 1 else vectors[:, 0]
         else:
             raise UserError(f"{key} has no counterpart: SimMIM's layout knows encoder. and decoder.0.")
     return ours
@@ -64,9 +70,9 @@ def to_official(method: Method) -> dict[str, Tensor]:
         if name == FILL:
             official["encoder.mask_token"] = tensor.view(1, 1, -1)
         elif name.startswith(HEAD):
-            square = tensor.unflatten(0, (*backbone.patch, backbone.channels))
-            rows = square.movedim(2, 0).flatten(0, 2)
-            official["decoder.0." + name.removeprefix(HEAD)] = rows[..., None, None] if rows.ndim > 1 else rows
+            pixels = tensor.unsqueeze(-1).flatten(1).unflatten(0, (*method.fine, *method.unit, backbone.channels))
+            rows = pixels.permute(4, 0, 2, 1, 3, 5).flatten(0, 4)
+            official["decoder.0." + name.removeprefix(HEAD)] = rows[..., None, None] if tensor.ndim > 1 else rows[:, 0]
         elif not name.startswith(NETWORK):
             raise UserError(f"{name} has no counterpart: SimMIM's layout holds an encoder and one linear decoder")
     return official
@@ -93,16 +99,18 @@ def load(
 
     heads         of a ViT; read from its position table, and asked for where it has none
     size          pixels of the images it was trained on; a Swin's weights do not tell them
-    ratio, cell   share hidden, in cells of so many pixels
+    ratio, cell   share hidden, in cells of so many pixels: whole patches of the stem, which in a Swin may be fewer than
+                  a token of its last stage has, or cut one
     """
     where, state = label(source), read(source, classifiers=True)
     if not any(key.startswith("decoder.") for key in state):
         raise UserError(f"{where} holds no decoder: load its backbone with load_backbone")
     backbone = _backbone(state, where, heads, size, mean, std)
-    target = Pixels(backbone.patch, mean, std, per_patch=False)
-    method = simmim(backbone, Masking(ratio, cell=max(cell // backbone.patch[0], 1)), target)
+    units, unit = cell_of(cell, backbone.patch, stem_patch(backbone))
+    target = Pixels(unit, mean, std, per_patch=False)
+    method = simmim(backbone, Masking(ratio, cell=units, count="simmim"), target, unit=unit)
     check(weights(state), weights(to_official(method)), where)
-    method.load_state_dict(from_official(state, backbone.channels))
+    method.load_state_dict(from_official(state, backbone.channels, method.fine))
     return method
 
 

@@ -87,7 +87,7 @@ def kept_mb(recipe: Recipe) -> float:
     data = recipe.data
     if not data.source or data.reduced or not _in_memory(recipe):
         return 0.0
-    source = open_source(data.source, limit=data.limit)
+    source = open_source(data.source, limit=data.limit, exclude=data.exclude)
     room = half_of_memory_mb() if data.keep == "ram" else KEPT_MB
     return Pictures(source, channels=data.channels, cache_mb=room).kept_bytes / 2**20
 
@@ -122,7 +122,7 @@ def pictures_for(recipe: Recipe, count: int, folder: Path) -> str:
     Pictures for small images are of their size, others of PHOTOGRAPH: decoding is part of a step.
     """
     data = recipe.data
-    if data.source and len(open_source(data.source, limit=data.limit)) >= count:
+    if data.source and len(open_source(data.source, limit=data.limit, exclude=data.exclude)) >= count:
         return data.source
     from PIL import Image
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from remask.build import build_loader, build_method, build_trainer
 from remask.checkpoint import RunFolder
-from remask.images import open_source
+from remask.images.sources import open_second
 from remask.recipe import Recipe, dump
 from remask.runtime import resolve
 from remask.types import UserError
@@ -53,7 +53,8 @@ def rehearsed(asked: dict[str, Any]) -> dict[str, float]:
     recipe = shortened(Recipe.model_validate(asked["recipe"]), asked)
     part, run = recipe.runtime, RunFolder(Path(asked["run"]))
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
-    method, source = build_method(recipe, start=False), open_source(asked["source"], limit=recipe.data.limit)
+    method = build_method(recipe, start=False)
+    source = open_second(asked["source"], limit=recipe.data.limit, exclude=recipe.data.exclude)
     trainer = build_trainer(recipe, method, build_loader(recipe, source, runtime, method), runtime, run)
     RunFolder.create(run.path, dump(recipe), {})
     trainer.train(watch := Stopwatch())

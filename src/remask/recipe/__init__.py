@@ -1,11 +1,13 @@
 """Recipes: a TOML file ⇄ one strict, frozen, typed configuration. Nothing here imports torch.
 
-sections.py says which keys there are and what they may hold, schema.py what fits together, load.py reads and merges
-(recipe < environment < flags), write.py writes the resolved recipe back, variants.py derives one recipe from another
+sections.py, schedule.py and distill.py say which keys there are and what they may hold, schema.py what fits together,
+used.py which keys a recipe leaves without use, load.py and layers.py read and merge (recipe < environment < flags),
+messages.py says what is wrong, write.py writes the resolved recipe back, variants.py derives one recipe from another
 (--method, --smoke).
 """
 
-from remask.recipe.load import load_recipe, parse_settings, recipe_names
+from remask.recipe.load import load_recipe, parse_settings
+from remask.recipe.naming import recipe_names
 from remask.recipe.schema import METHODS, Recipe, recipe_keys
 from remask.recipe.values import Target
 from remask.recipe.variants import choose, method_label, method_overrides, shrink

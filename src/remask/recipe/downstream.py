@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remask.recipe.sections import About, RuntimeSection
-from remask.recipe.values import Heads, Pair, PixelRange, Range, Section, Size
+from remask.recipe.values import Heads, Pair, Pattern, PixelRange, Range, Section, Size
+
+Drawn = Literal["stored", "upright"]
+DRAWN = "What was drawn on where EXIF turns a picture and its size does not tell: the stored pixels, or upright ones."
 
 
 class StartSection(Section):
@@ -35,6 +38,7 @@ class ImagesSection(Section):
         default=None, description='Pixels: 224, [96, 160] or "96x160" (height, width); unset = the network\'s.'
     )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
+    exclude: list[Pattern] = Field(default=[], description="Names or paths in the source and in val to leave out.")
     range: PixelRange = Field(
         default="auto",
         description="Values that are black and white in pictures deeper than 8 bits: auto, full, byte or [low, high].",
@@ -63,6 +67,7 @@ class MasksData(ImagesSection):
     reduce_zero: bool = Field(default=False, description="0 is no class (ADE20K); the others move down by one.")
     scale: Range = Field(default=(0.5, 2.0), description="Factors by which training pictures are resized.")
     photometric: bool = Field(default=True, description="Distort brightness, contrast, saturation and hue.")
+    exif: Drawn | None = Field(default=None, description=DRAWN)
 
 
 class BoxesData(ImagesSection):
@@ -71,7 +76,12 @@ class BoxesData(ImagesSection):
     annotations: str | None = Field(default=None, description="The JSON of the source.")
     val_annotations: str | None = Field(default=None, description="The JSON of val.")
     scale: Range = Field(default=(0.1, 2.0), description="Factors by which training pictures are resized (LSJ).")
-    skip_bad: bool = Field(default=False, description="Leave degenerate boxes out instead of refusing the file.")
+    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unusable pictures that stops the run.")
+    skip_bad: bool = Field(
+        default=False,
+        description="Leave out annotations and pictures that cannot be used, instead of refusing the file.",
+    )
+    exif: Drawn | None = Field(default=None, description=DRAWN)
 
 
 class FinetuneModel(StartSection):

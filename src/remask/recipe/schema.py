@@ -1,11 +1,13 @@
 """A recipe as a whole: its sections, and the checks that single keys cannot make, each with the reason."""
 
+import math
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import Field, model_validator
 
 from remask.recipe.distill import DistillSection
+from remask.recipe.schedule import OptimSection, ProgressSection
 from remask.recipe.sections import (
     DISTILLING,
     DROPPING,
@@ -17,15 +19,11 @@ from remask.recipe.sections import (
     JDSection,
     MaskingSection,
     MethodSection,
-    OptimSection,
     PretrainingRuntime,
     ProbeSection,
-    ProgressSection,
 )
+from remask.recipe.used import DECODING
 from remask.recipe.values import Section
-
-MOMA_KEYS = ("learned", "beta", "jitter", "cache")
-"""Keys of [distill] that dmae does not have."""
 
 
 class Recipe(About):
@@ -42,6 +40,18 @@ class Recipe(About):
     progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
     runtime: PretrainingRuntime = PretrainingRuntime()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _teachers(cls, value: Any) -> Any:
+        """Before the keys of [distill] are looked at one by one: whether the method has teachers at all."""
+        method = value.get("method") if isinstance(value, dict) else None
+        name = method.get("name") if isinstance(method, dict) else None
+        if name in METHODS and name not in DISTILLING and isinstance(value.get("distill"), dict):
+            raise ValueError(
+                f"[distill] belongs to dmae and moma, and method {name} has no teachers: choose one of those"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -71,7 +81,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         ("backbone.", recipe.backbone.width, recipe.backbone.heads),
         ("method.decoder_", recipe.method.decoder_width, recipe.method.decoder_heads),
     ):
-        if width and heads and width % heads:
+        has = where == "backbone." or recipe.method.name in DECODING
+        if has and width and heads and width % heads:
             yield f"{where}heads {heads} does not divide {where}width {width}"
 
 
@@ -88,12 +99,8 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
             f"method {method.name} drops masked tokens, and {name} needs the whole grid for its relative positions "
             "and windows; use simmim, maskfeat or beit, or a vit"
         )
-    elif bool(recipe.distill) != (method.name in DISTILLING):
-        yield (
-            f"method {method.name} learns from teachers: name one with --teacher mae:FILE, or in [distill]"
-            if method.name in DISTILLING
-            else f"[distill] belongs to dmae and moma, and method {method.name} has no teachers: choose one of those"
-        )
+    elif method.name in DISTILLING and not recipe.distill:
+        yield f"method {method.name} learns from teachers: name one with --teacher mae:FILE, or in [distill]"
     elif method.name not in (*DROPPING, "fastmim") and name.startswith("convvit"):
         yield f"method {method.name} replaces masked tokens, and ConViT's masked convolutions drop them; use convmae"
     if (method.name == "beit") != (method.target.kind == "tokens"):
@@ -107,21 +114,15 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:
-    """Keys of [distill] that this method would pass over."""
+    """Keys of [distill] that do not fit together."""
     part, moma, data = recipe.distill, recipe.method.name == "moma", recipe.data
     if part and moma and len({*(part.layers or [-1])}) > 1:
         yield f"distill.layers {part.layers}: moma reads one block of the student for all teachers"
-    if foreign := [f"distill.{key}" for key in MOMA_KEYS if part and _given(part, key) and not moma]:
-        yield f"these belong to moma, so leave them out for {recipe.method.name}: {', '.join(foreign)}"
-    if part and part.cache and (data.flip or data.crop_scale != (1, 1)):
+    if part and moma and part.cache and (data.flip or data.crop_scale != (1, 1)):
         yield (
             "distill.cache keeps the features of crops that come again, and these are random: leave it out, or set "
             "data.crop_scale = [1, 1] and data.flip = false"
         )
-
-
-def _given(section: Section, key: str) -> bool:
-    return getattr(section, key) != type(section).model_fields[key].default
 
 
 def _progress_problems(recipe: Recipe) -> Iterator[str]:
@@ -142,33 +143,36 @@ def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
     """Pictures into patches, patches into masking cells, patches into HOG cells: nothing may be left over."""
     yield from _cell_problems(recipe, patch)
     height, width = recipe.data.image_size
-    unit = max(patch, recipe.masking.cell_pixels or patch * recipe.masking.cell)
+    cell = recipe.masking.cell_pixels or patch * recipe.masking.cell
+    unit = math.lcm(patch, cell)
     nearest = "x".join(str(max(1, round(side / unit)) * unit) for side in (height, width))
     if height % patch or width % patch:
         yield f"data.image_size {height}x{width} cannot be cut into {patch}x{patch} patches; the nearest is {nearest}"
     elif height % unit or width % unit:
         yield (
-            f"masking cells of {unit} px do not fit the {height // patch}x{width // patch} patches of "
+            f"masking cells of {cell} px do not fit the {height // patch}x{width // patch} patches of "
             f"data.image_size {height}x{width}; the nearest is {nearest}"
         )
     for where, target in (("method", recipe.method.target), ("jd", recipe.jd and recipe.jd.target)):
-        unit = min(patch, recipe.masking.cell_pixels or patch)
+        unit = math.gcd(patch, recipe.masking.cell_pixels or patch)
         if target and target.cell and unit % target.cell:
             whose = "patch" if unit == patch else "masking cell"
             yield f"{where}.target.cell {target.cell} does not divide the {whose} of {unit} pixels"
 
 
 def _cell_problems(recipe: Recipe, patch: int) -> Iterator[str]:
-    """Masking cells that are given in pixels: whole patches, or in fastmim whole parts of one."""
-    side = recipe.masking.cell_pixels
-    if not side or side % patch == 0:
+    """Masking cells that are given in pixels: whole patches; in fastmim also whole parts of one, on a Swin in simmim
+    whole patches of its stem, of which only the network knows.
+    """
+    side, method = recipe.masking.cell_pixels, recipe.method.name
+    if not side or side % patch == 0 or (method == "simmim" and recipe.backbone.name.startswith("swin")):
         return
     if patch % side:
         yield f"masking.cell_pixels {side} neither divides the patch of {patch} pixels nor is a multiple of it"
-    elif recipe.method.name != "fastmim":
+    elif method != "fastmim":
         yield (
-            f"masking.cell_pixels {side} is finer than the patch of {patch} pixels, and method {recipe.method.name} "
-            "hides whole patches; only fastmim hides parts of one"
+            f"masking.cell_pixels {side} is finer than the patch of {patch} pixels, and method {method} hides whole "
+            "patches; only fastmim hides parts of one, and simmim on a Swin"
         )
 
 

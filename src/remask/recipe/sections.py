@@ -1,12 +1,11 @@
 """The sections of a recipe: keys with their types, ranges, defaults and a line of help each."""
 
-import itertools
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from remask.recipe.values import Deviation, Device, Pair, PixelRange, Range, Section, Size, Target
+from remask.recipe.values import Deviation, Device, Pattern, PixelRange, Range, Section, Size, Target
 
 METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma")
 """Method names that build.py knows."""
@@ -77,6 +76,7 @@ class DataSection(Section):
         default="cpu", description="Where JPEGs are decoded and crops made; on cuda, pixels differ by a few levels."
     )
     limit: int | None = Field(default=None, ge=1, description="Use the first N pictures of the source only.")
+    exclude: list[Pattern] = Field(default=[], description="Names or paths in the source to leave out.")
     max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of unreadable pictures that stops the run.")
 
     @property
@@ -146,6 +146,8 @@ class BackboneSection(Section):
         """Pixels a side of a token where it is stated, here or by the name; None where only the network knows."""
         found = ((re.fullmatch(pattern, self.name), stride) for pattern, stride in STRIDES.items())
         match, stride = next(((match, stride) for match, stride in found if match), (None, None))
+        if self.patch_size and self.name.startswith("swin"):
+            return None  # the size of a patch of its stem
         return self.patch_size or stride or (int(match[1]) if match else None)
 
 
@@ -156,7 +158,10 @@ class MaskingSection(Section):
     ratio: float = Field(gt=0, lt=1, description="m_corr: the share of patches that a view hides.")
     cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
     cell_pixels: int | None = Field(
-        default=None, ge=1, description="The same in pixels, in place of cell; fastmim's may be finer than a patch."
+        default=None, ge=1, description="The same in pixels, in place of cell; finer than a patch in fastmim, simmim."
+    )
+    count: Literal["mae", "simmim", "maskfeat"] | None = Field(
+        default=None, description="How a ratio becomes a number of cells: as that method's code; unset = the method's."
     )
 
     @model_validator(mode="before")
@@ -179,7 +184,8 @@ class MethodSection(Section):
 
     name: str = Field(description=f"The method: {', '.join(METHODS)}.")
     target: Target = Field(
-        description="What the masked branch predicts: pixels, pixels-norm, hog, hog-l2, tokens, clip or a table."
+        default=Target(kind="pixels", norm="none"),
+        description="What the masked branch predicts: pixels, pixels-norm, hog, hog-l2, tokens, clip or a table.",
     )
     initial: Literal["published", "xavier"] = Field(
         default="published", description="First weights of simmim, maskfeat, beit: the papers', or MAE's if narrow."
@@ -188,6 +194,18 @@ class MethodSection(Section):
     decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")
     decoder_heads: int = Field(default=16, ge=1, description="Attention heads of the decoder.")
     decoder_mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the decoder's MLPs, in widths.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stated(cls, value: Any) -> Any:
+        """Every method must state its target but moma, whose students predict their teachers' features: it has none."""
+        if not isinstance(value, dict) or "name" not in value:
+            return value
+        if value["name"] == "moma":
+            return {key: inner for key, inner in value.items() if key != "target"}
+        if value.get("target") is None:
+            raise ValueError(f"method.target is missing: what {value['name']} predicts, as pixels-norm or hog")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -221,67 +239,6 @@ class JDSection(Section):
         if isinstance(value, dict) and isinstance(target := value.get("target"), dict):
             return {**value, "target": {"kind": "hog", **target}}
         return value
-
-
-class OptimSection(Section):
-    """How long, how fast."""
-
-    epochs: int = Field(ge=1, description="Passes over the pictures.")
-    warmup_epochs: float = Field(ge=0, description="Epochs in which the learning rate rises from 0.")
-    batch_size: int = Field(ge=1, description="Unique pictures per step, over all devices.")
-    base_lr: float = Field(gt=0, description="Learning rate per 256 pictures.")
-    lr: float | None = Field(default=None, gt=0, description="Absolute learning rate; overrides base_lr and lr_rule.")
-    lr_rule: Literal["dmjd", "linear"] = Field(
-        default="dmjd",
-        description="base_lr · batch / 256, times m_pred / m_corr under DM (dmjd, Eq. 4) or not (linear).",
-    )
-    min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end of the cosine.")
-    weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay; none on biases and norms.")
-    betas: Pair = Field(default=(0.9, 0.95), description="AdamW betas.")
-    clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; unset = no clipping.")
-    drop_epoch: float | None = Field(
-        default=None, gt=0, description="Constant rate, a tenth of it from this epoch on (SimMIM); unset = cosine."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Numbers of forward and backward.")
-    max_steps: int | None = Field(default=None, ge=1, description="End after N steps; the schedule stays as planned.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "OptimSection":
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"optim.warmup_epochs {self.warmup_epochs:g} is more than optim.epochs {self.epochs}; lower it with "
-                f"--set optim.warmup_epochs={self.epochs / 20:g}"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas {list(self.betas)}: each must be at least 0 and below 1")
-        return self
-
-
-class ProgressSection(Section):
-    """FastMIM-P: the image size grows during pre-training; data.image_size is the last one."""
-
-    sizes: list[Size] = Field(min_length=1, description="Image sizes one after the other, growing.")
-    epochs: list[Annotated[int, Field(ge=1)]] | None = Field(
-        default=None, description="Epochs at each size; unset = even shares of optim.epochs."
-    )
-
-    @model_validator(mode="after")
-    def _grows(self) -> "ProgressSection":
-        for before, after in itertools.pairwise(self.sizes):
-            if after[0] < before[0] or after[1] < before[1] or after == before:
-                raise ValueError(f"progress.sizes go from {_px(before)} to {_px(after)}: each must be larger")
-        if self.epochs and len(self.epochs) != len(self.sizes):
-            raise ValueError(f"progress.epochs has {len(self.epochs)} numbers for {len(self.sizes)} sizes")
-        return self
-
-    def even(self, epochs: int) -> list[int]:
-        """Even shares of so many epochs; what is left over goes to the later sizes."""
-        count = len(self.sizes)
-        return [epochs * (i + 1) // count - epochs * i // count for i in range(count)]
-
-
-def _px(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 class RuntimeSection(Section):

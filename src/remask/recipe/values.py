@@ -36,6 +36,10 @@ KEYS = {
 """Keys of a target that only some kinds have."""
 
 
+Pattern = Annotated[str, Field(min_length=1)]
+"""A shell-style pattern."""
+
+
 def _pair(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) == 2:
         return tuple(value)
@@ -71,13 +75,14 @@ def levels(text: str | None) -> str | tuple[float, float] | None:
 
 def _size(value: Any) -> Any:
     """32, [96, 160] or "96x160" -> (height, width)."""
+    given = value
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+)(?:[x×](\d+))?", value.strip())):
         value = [int(side) for side in match.groups(default=match[1])]
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value, value)
     if isinstance(value, list | tuple) and [type(side) for side in value] == [int, int] and min(value) > 0:
         return tuple(value)
-    raise ValueError(f'must be pixels as in 224, [96, 160] or "96x160" (height, width), not {value}')
+    raise ValueError(f'must be pixels as in 224, [96, 160] or "96x160" (height, width), not {given}')
 
 
 def image_size(text: str | None, flag: str = "--image-size") -> tuple[int, int] | None:

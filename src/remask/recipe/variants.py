@@ -1,12 +1,16 @@
 """Recipes from recipes: `--method mae+dmjd` switches DM and JD, `--smoke` shrinks a run to seconds."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.recipe.load import fail, load_recipe, merge, parse_settings
+from remask.recipe.layers import leaves, merge, nest
+from remask.recipe.load import load_recipe, parse_settings
+from remask.recipe.messages import fail
 from remask.recipe.schema import METHODS, Recipe
+from remask.recipe.used import reset
 from remask.recipe.values import Target
 
 PLUGINS = {"dm": ("dm",), "jd": ("jd",), "dmjd": ("dm", "jd")}
@@ -19,9 +23,8 @@ OWN_TARGETS = {
     "convmae": "pixels-norm",
     "fastmim": "hog-l2",
     "dmae": "pixels",
-    "moma": "pixels",
 }
-"""What each paper's masked patches predict."""
+"""What each paper's masked patches predict; moma's students predict their teachers' features."""
 
 TOYS: Mapping[str, dict[str, Any]] = {
     r"swin_": {"name": "swin_micro"},
@@ -43,6 +46,7 @@ def choose(
 ) -> Recipe:
     """The recipe that the flags of `remask pretrain` ask for. Raises UserError for any mistake in them.
 
+    Small numbers of `smoke` give way to those that the flags name; a toy stands for the network even so.
     A method other than the recipe's brings its paper's target, and a network other than the recipe's its own sizes,
     unless the flags name them.
     """
@@ -51,12 +55,14 @@ def choose(
     if teachers:
         flags["distill.teachers"] = [teacher(text) for text in teachers]
     own = load_recipe(recipe) if switches or "backbone.name" in flags else None
-    if own and switches.get("method.name", own.method.name) != own.method.name:
+    if own and switches.get("method.name", own.method.name) not in (own.method.name, "moma"):
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
     if own and flags.get("backbone.name", own.backbone.name) != own.backbone.name:
         switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
     chosen = load_recipe(recipe, {**switches, **flags})
-    return shrink(chosen) if smoke else chosen
+    return (
+        shrink(chosen, {leaf for key, value in flags.items() for leaf in leaves(nest(key, value))}) if smoke else chosen
+    )
 
 
 def teacher(text: str) -> dict[str, Any]:
@@ -84,19 +90,22 @@ def method_label(recipe: Recipe) -> str:
     return f"{recipe.method.name}+{plugins}" if plugins else recipe.method.name
 
 
-def shrink(recipe: Recipe) -> Recipe:
+def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
     """The recipe in seconds on a CPU, for `--smoke`: same method, masking, targets, DM and JD on a toy network.
 
     Four steps of 8 pictures from the first 32, on a grid just fine enough for the masking; no probe on the way. No
     file, no download: an untrained network stands in for a teacher, a codebook of 16 words for a tokenizer.
+
+    keep    dotted keys that stay as they are, for somebody asked for them; all but the network's name
     """
     toy: dict[str, Any] = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
     toy = {"name": recipe.backbone.name.partition(".")[0], **toy}  # a tag of timm's means weights to be fetched
     named = recipe.backbone.model_copy(update=toy)
     stride = named.patch or 32
-    side = _side(recipe) * max(stride * recipe.masking.cell, recipe.masking.cell_pixels or 0)
+    side = _side(recipe) * math.lcm(stride, recipe.masking.cell_pixels or stride * recipe.masking.cell)
+    batch = recipe.optim.batch_size if "optim.batch_size" in keep else 8
     small: dict[str, Any] = {
-        "data": {"image_size": (side, side), "limit": 32},
+        "data": {"image_size": (side, side), "limit": 4 * batch},
         "backbone": toy,
         "method": {
             "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "target": _toy_target(recipe.method.target),
@@ -116,13 +125,30 @@ def shrink(recipe: Recipe) -> Recipe:
             "cache": None,
         }
     if recipe.progress:  # two sizes, six steps: two beyond the switch
-        small["progress"] = {"sizes": [(side, side), (2 * side, 2 * side)], "epochs": None}
-        small["data"]["image_size"] = (2 * side, 2 * side)
+        own = "data.image_size" in keep or "progress.sizes" in keep
+        height, width = recipe.data.image_size if own else (2 * side, 2 * side)
+        small["progress"] = {"sizes": [(height // 2, width // 2), (height, width)], "epochs": None}
+        small["data"]["image_size"] = (height, width)
         small["optim"] |= {"epochs": 2, "max_steps": 6}
     whole = recipe.model_dump()
     if recipe.data.measured:  # or a stand-in would count as given
         whole["data"] = {key: value for key, value in whole["data"].items() if key not in ("mean", "std")}
-    return Recipe.model_validate(merge(whole, small))
+    return reset(Recipe.model_validate(merge(whole, _without(small, keep))))
+
+
+def _without(small: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
+    """What of the small numbers nobody has named another for. Epochs that are named are trained to their end."""
+    ends = {"optim.epochs": "optim.max_steps"}
+    kept = {*named, *(end for key, end in ends.items() if key in named)} - {"backbone.name"}
+
+    def of(values: Mapping[str, Any], path: str) -> dict[str, Any]:
+        stays = {key: value for key, value in values.items() if f"{path}{key}" not in kept}
+        return {key: of(v, f"{path}{key}.") if isinstance(v, Mapping) else v for key, v in stays.items()}
+
+    found = of(small, "")
+    if any(key.startswith("probe.") for key in named):
+        found.pop("probe", None)
+    return found
 
 
 def _toy_target(target: Target) -> dict[str, Any]:

@@ -4,15 +4,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from remask.recipe.used import unused
 from remask.recipe.values import Section
 
 
 def dump(recipe: Section) -> str:
-    """Every key with its value; what is unset or switched off is left out."""
+    """Every key with its value; what is unset, switched off or without use in this recipe is left out."""
     values = recipe.model_dump(exclude_none=True)
-    for branch in ("method", "jd"):
-        if values.get(branch, {}).get("target", {}).get("kind") == "pixels":
-            values[branch]["target"] = {"kind": "pixels", "norm": values[branch]["target"]["norm"]}
+    for key in unused(recipe):
+        *sections, name = key.split(".")
+        inner = values
+        for section in sections:
+            inner = inner.get(section, {})
+        inner.pop(name, None)
     return _table(values, "")
 
 

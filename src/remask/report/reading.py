@@ -9,7 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from remask.errors import UserError
 from remask.report.figures import Curve
+from remask.textfiles import read_text as text_of
 
 
 class Figure(NamedTuple):
@@ -113,7 +115,12 @@ def read_toml(text: str) -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     """A file's text; "" where there is none."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    try:
+        return text_of(path)
+    except UserError:  # a damaged line is shown as well as it can be
+        return path.read_text(encoding="utf-8", errors="replace")
 
 
 def pretty(content: Mapping[str, Any]) -> str:

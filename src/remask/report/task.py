@@ -26,8 +26,10 @@ NAMES = {
     "top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %", "loss": "cross-entropy, nats", "mIoU": "mean IoU, %",
     "mAcc": "mean accuracy of classes, %", "aAcc": "accuracy of pixels, %", "AP": "AP of boxes, %",
     "AP50": "AP50 of boxes, %", "images": "test pictures",
+    "bad_images": "test pictures that could not be used",
 }  # fmt: skip
 """Numbers of eval/TASK.json that stand at the top, in this order."""
+COUNTS = ("images", "bad_images")
 KINDS = {"bbox": "boxes", "segm": "masks"}
 AREAS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -115,7 +117,11 @@ def _of_boxes(result: Mapping[str, Any]) -> list[Table]:
         Table("Average precision, % (s, m, l: instances below 32², below 96², larger)", ["", *AREAS], sizes, False)
     ]
     names = result[kinds[0]].get("per_class") or {}
-    rows = [(name, [_times(result[kind].get("per_class", {}).get(name)) for kind in kinds]) for name in names]
+    titles = result.get("categories") or {}  # by id; older runs have names for keys
+    rows = [
+        (str(titles.get(key, key)), [_times(result[kind].get("per_class", {}).get(key)) for kind in kinds])
+        for key in names
+    ]
     if rows:
         heads = ["class", *(f"AP of {KINDS[kind]}" for kind in kinds), ""]
         found.append(Table("Class by class, %", heads, _rows(rows)))
@@ -130,7 +136,7 @@ def _rows(rows: Sequence[tuple[str, Sequence[float | None]]]) -> list[Row]:
 
 
 def _times(share: float | None) -> float | None:
-    """Percent of a share of 1; None for COCO's -1, which is no instance."""
+    """Percent of a share of 1; None where there is no instance, which older runs say as COCO does, by -1."""
     return None if share is None or share < 0 else 100 * share
 
 
@@ -141,12 +147,24 @@ def _percent(share: float | None) -> str:
 
 def _results(result: Mapping[str, Any]) -> list[Fact]:
     """The numbers at the top."""
-    found = [Fact(name, f"{result[key]:.2f}" if key != "images" else number(result[key]))
-             for key, name in NAMES.items() if isinstance(result.get(key), int | float)]  # fmt: skip
+    found = [Fact(name, _value(key, result[key])) for key, name in NAMES.items() if _worth(key, result.get(key, ""))]
     masks = result.get("segm")
     if isinstance(masks, Mapping):
         found.insert(2, Fact("AP of masks, %", _percent(masks.get("AP"))))
     return found
+
+
+def _value(key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return number(value) if key in COUNTS else f"{value:.2f}"
+
+
+def _worth(key: str, value: Any) -> bool:
+    """Whether it stands at the top: numbers, an AP where there is nothing to find, bad pictures where there are any."""
+    if value is None:
+        return key.startswith("AP")
+    return isinstance(value, int | float) and (key != "bad_images" or value > 0)
 
 
 def _figures(

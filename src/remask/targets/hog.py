@@ -6,8 +6,10 @@ magnitudes over cells. They differ in the gradient, in the scale of a cell and i
     central   next - previous, zero on the border; mean magnitude of a cell; cell row, cell column, bin, channel
     sobel     3×3 Sobel, border reflected; sum over a cell; channel, bin, cell row, cell column
 
-Gradients of exactly 0 sit on a bin edge, so rounding moves whole pixels between bins: HOG is computed in fp32 on
-integer pixel values, where both gradients are exact. A normalised float image is first turned back into integers.
+Gradients of exactly 0 sit on a bin edge, so rounding moves whole pixels between bins: HOG is computed in fp32, and on
+integer pixel values, where there are any, both gradients are exact. A float image is taken as given: gradients are
+linear, so they are scaled from the normalised image to pixel values, and no image is turned back, which would round
+every pixel once more and make ±1e-6 of the zeros.
 
 A cell is a bag of pixels and a pixel is a row of bins, so a histogram is one `embedding_bag`: no axis of bins over the
 whole picture is ever written. The gradients of 8-bit pictures are integers, few enough for tables: a picture becomes
@@ -16,7 +18,7 @@ one number per pixel, and no angle or root is taken of it. See docs/decisions/00
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,10 @@ Norm = Literal["none", "l2", "layer"]
 REACH: dict[Flavour, int] = {"central": 255, "sobel": 1020}
 """Largest gradient of 8-bit pixels, either way."""
 
+Kernel: TypeAlias = tuple[tuple[int, int, int], ...]
+SOBEL_DOWN: Kernel = ((1, 2, 1), (0, 0, 0), (-1, -2, -1))
+SOBEL_RIGHT: Kernel = ((1, 0, -1), (2, 0, -2), (1, 0, -1))
+
 WINDOW, WINDOW_STD = 16, 8.0
 """Side and standard deviation in pixels of mmpretrain's Gaussian."""
 
@@ -40,7 +46,7 @@ class Hog(nn.Module):
     """Histograms of oriented gradients, [B, N, C · bins · cells of a patch].
 
     patch    pixels of a patch, a multiple of `cell` both ways
-    mean/std what a float image was normalised with; integers are taken as they are
+    mean/std what a float image was normalised with; gradients know nothing of the mean, and integers are 0..255
     flavour  "central" (DMJD) or "sobel" (MaskFeat, FastMIM)
     cell     side of a cell in pixels
     norm     over the bins of each cell and channel: "layer" (LayerNorm without affine, DMJD), "l2" (MaskFeat), "none"
@@ -48,7 +54,7 @@ class Hog(nn.Module):
     """
 
     mean: Tensor
-    std: Tensor
+    scale: Tensor
     bank: Tensor
     rows: Tensor | None
     codes: Tensor | None
@@ -78,7 +84,7 @@ class Hog(nn.Module):
         rows = bin_rows(bins)[codes] * lengths.unsqueeze(1) if flavour == "central" and not gaussian else None
         buffers = {
             "mean": torch.tensor(mean).view(-1, 1, 1),
-            "std": torch.tensor(std).view(-1, 1, 1),
+            "scale": 255 * torch.tensor(std).view(-1, 1, 1),
             "bank": bin_rows(bins),
             "rows": rows,
             "codes": codes if rows is None else None,
@@ -90,8 +96,8 @@ class Hog(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "B N P"]:
-        exact = images.dtype == torch.uint8
-        cells = self._summed(images if exact else pixel_values(images, self.mean, self.std))
+        normalised = images.is_floating_point()
+        cells = self._summed(images.float() if normalised else images, self.scale if normalised else None)
         if self.norm == "l2":  # fp32 also under autocast, which lowers none of these ops
             cells = F.normalize(cells, dim=-1)
         elif self.norm == "layer":
@@ -101,16 +107,17 @@ class Hog(nn.Module):
     def histogram(self, pixels: Num[Tensor, "B C H W"]) -> Float[Tensor, "B C bins h w"]:
         """Magnitude per orientation bin of each cell and channel, h = H / cell, w = W / cell; not normalised.
 
-        pixels   values 0..255, as uint8 or float
+        pixels   values 0..255, as integers or floats
         """
         return self._summed(pixels).movedim(-1, 2)
 
-    def _summed(self, pixels: Num[Tensor, "B C H W"]) -> Float[Tensor, "B C h w bins"]:
+    def _summed(self, pixels: Num[Tensor, "B C H W"], scale: Tensor | None = None) -> Float[Tensor, "B C h w bins"]:
+        """Magnitudes of the gradients, times `scale` per channel, by cell and bin."""
         b, c, h, w = pixels.shape
         if self.rows is not None and pixels.dtype == torch.uint8:
             sums = F.embedding_bag(gradient_cells(pixels, self.flavour, self.cell), self.rows, mode="sum")
         else:
-            bins, magnitude = self._measured(pixels)
+            bins, magnitude = self._measured(pixels, scale)
             if self.window is not None:
                 magnitude = magnitude * self._tiled((h, w), len(magnitude))
             sums = F.embedding_bag(bins, self.bank, mode="sum", per_sample_weights=magnitude)
@@ -118,14 +125,20 @@ class Hog(nn.Module):
         return cells / self.cell**2 if self.flavour == "central" else cells
 
     def _measured(
-        self, pixels: Num[Tensor, "B C H W"]
+        self, pixels: Num[Tensor, "B C H W"], scale: Tensor | None = None
     ) -> tuple[Int[Tensor, "cells pixels"], Float[Tensor, "cells pixels"]]:
         """Row of the bank and magnitude of each pixel: looked up for 8-bit pixels, computed for others."""
         if self.codes is not None and self.lengths is not None and pixels.dtype == torch.uint8:
             index = gradient_cells(pixels, self.flavour, self.cell)
             flat = index.flatten()
             return self.codes.index_select(0, flat).view_as(index), self.lengths.index_select(0, flat).view_as(index)
-        down, right = (in_cells(part, self.cell) for part in gradient(pixels, self.flavour))
+        both = gradient(pixels.float(), self.flavour)
+        if scale is not None:
+            both = both[0] * scale, both[1] * scale
+            # official: DMJD measures integers, so the integers that a normalised image came from are found again in its
+            # gradients; MaskFeat and FastMIM measure the normalised image itself, and so does Sobel's form
+            both = (whole_steps(both[0]), whole_steps(both[1])) if self.flavour == "central" else both
+        down, right = (in_cells(part, self.cell) for part in both)
         return orientation(down, right, self.flavour, self.bins), length(down, right)
 
     def _tiled(self, size: Size, count: int) -> Float[Tensor, "cells pixels"]:
@@ -176,9 +189,30 @@ def sobel_gradient(pixels: Num[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
     """(down, right) of the 3×3 Sobel operator, previous - next as in MaskFeat, border reflected."""
     x = torch.cat([pixels[..., 1:2, :], pixels, pixels[..., -2:-1, :]], dim=-2)  # F.pad reflects no integers
     x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=-1)
+    if pixels.is_floating_point():
+        return _correlated(x, SOBEL_DOWN), _correlated(x, SOBEL_RIGHT)
     smooth_cols = (x[..., :-2] + x[..., 2:]).add(x[..., 1:-1], alpha=2)
     smooth_rows = (x[..., :-2, :] + x[..., 2:, :]).add(x[..., 1:-1, :], alpha=2)
     return smooth_cols[..., :-2, :] - smooth_cols[..., 2:, :], smooth_rows[..., :-2] - smooth_rows[..., 2:]
+
+
+def _correlated(x: Float[Tensor, "B C H W"], kernel: Kernel) -> Float[Tensor, "B C h w"]:
+    """The 3×3 kernel at every place, its terms added in raster order as official code's convolution adds them: what
+    rounding leaves of a gradient of 0 decides its bin.
+    """
+    rows, cols = x.shape[-2] - 2, x.shape[-1] - 2
+    terms = [(k, x[..., i : i + rows, j : j + cols]) for i, row in enumerate(kernel) for j, k in enumerate(row) if k]
+    (_, total), *rest = terms  # both kernels begin with 1
+    for weight, term in rest:
+        total = total.add(term, alpha=weight)
+    return total
+
+
+def whole_steps(gradients: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Rounded where all of an image's gradients lie within a hundredth of an integer and not all of them at 0."""
+    nearest = gradients.round()
+    whole = (gradients - nearest).abs().amax((1, 2, 3), keepdim=True) < 1e-2
+    return torch.where(whole & (nearest != 0).any(1, True).any(2, True).any(3, True), nearest, gradients)
 
 
 def length(down: Float[Tensor, "*any"], right: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -191,8 +225,11 @@ def orientation(
 ) -> Int[Tensor, "*any"]:
     """Row of `bin_rows`: the angle in bins, from -bins to bins, plus `bins`. Sobel's runs from the vertical."""
     across, along = (down, right) if flavour == "central" else (right, down)
-    # half a millionth of a bin: 0 and 45 degrees, which integers hit exactly, then fall alike on every device
-    return (torch.atan2(across, along) * (bins / math.pi) + 5e-7).floor().to(torch.int32) + bins
+    angle = torch.atan2(across, along) / math.pi * bins
+    # half a millionth of a bin: 45 degrees, which integers hit exactly, then fall alike on every device. Not beside 0
+    # and 180, where what rounding leaves of a 0 in a float image has a sign, which official code sees too
+    inner = (angle.abs() - bins / 2).abs() < (bins - 1) / 2
+    return (angle + 5e-7 * inner).masked_fill(across == 0, 0.0).floor().to(torch.int32) + bins
 
 
 def bin_rows(bins: int) -> Float[Tensor, "rows bins"]:

@@ -14,6 +14,7 @@ from remask.evaluation.drawing import Drawing, sheet_of_boxes
 from remask.images import decode
 from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
+from remask.images.left_out import notes
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
 from remask.tasks.network import freeze, gflops, network, workers
@@ -28,51 +29,61 @@ def build_detect(
 ) -> Task:
     """See `build_task`."""
     data = recipe.data
-    source, val = opened(data, report, facts)
+    source, val = opened(data, facts)
     masks = facts["masks"] if facts else source.masks
     detector, size = detector_of(recipe, source.classes, masks)
     backbone = detector.backbone
     train = None if facts else BoxLoader(
         source, ScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
-        workers=workers(recipe.runtime, runtime), channels=backbone.channels, pin=runtime.device.type == "cuda",
+        workers=workers(recipe.runtime, runtime), channels=backbone.channels, max_bad=data.max_bad,
+        pin=runtime.device.type == "cuda", report=report,
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
+    usable = list[int]()
 
     def test(tested: Detector, watch: Watch) -> dict[str, Any]:
-        loader = BoxLoader(val, Fit(size), 4, shuffle=False, channels=backbone.channels)
+        loader = BoxLoader(
+            val, Fit(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, report=report
+        )
         batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
         results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
-        found = (
-            average_precision(val.truth(), results, kinds, per_class=True)
-            if results
-            else {kind: dict(NOTHING) for kind in kinds}
-        )
+        usable[:] = [i for i in range(len(val)) if i not in loader.unusable]
+        found = average_precision(val.truth(usable), results, kinds, per_class=True)
         protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}
-        flat = {"AP": 100 * found["bbox"]["AP"], "AP50": 100 * found["bbox"]["AP50"], **found}
-        flat |= {"images": len(val), "detections": len(results), "files": {"detections.json": results}}
+        flat = {name: _percent(found["bbox"][name]) for name in ("AP", "AP50")} | found
+        flat |= {"categories": dict(zip(val.categories, val.classes, strict=True)), "images": len(usable)}
+        skipped = {"test": val.skipped()} | ({} if facts else {"train": source.skipped()})
+        flat |= {"bad_images": len(loader.unusable), "skipped": skipped}
+        flat |= {"detections": len(results), "files": {"detections.json": val.as_annotated(results)}}
         return flat | {"protocol": protocol | {"seed": recipe.seed}}
 
     def show(tested: Detector, folder: Path) -> None:
-        drawings, fit = [], Fit(size)
-        for i in range(0, len(val), max(1, len(val) // SHOWN)):
-            encoded, target = val.read(i)
-            picture = decode(encoded, backbone.channels)
-            image, placed = fit(picture, target)
-            found = on_picture(tested.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
-            drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
-        (folder / "detections.png").write_bytes(sheet_of_boxes(drawings[:SHOWN], val.classes))
+        (folder / "detections.png").write_bytes(_drawn(tested, val, usable, size, runtime))
 
-    return Task(
-        detector,
-        train,
-        len(source),
-        test,
-        "AP",
-        gflops(detector, detector.detect, size),
-        show,
-        {"classes": source.classes, "masks": masks},
-    )
+    told = {"classes": source.classes, "masks": masks}
+    both = [val] if facts else [source, val]
+    said = list(dict.fromkeys(line for one in both for line in [*notes(one), *one.notes()]))
+    left_out = [line for one in both for line in one.all_skipped()]
+    cost = gflops(detector, detector.detect, size)
+    return Task(detector, train, len(source), test, "AP", cost, show, told, said, left_out)
+
+
+def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:
+    """A PNG of some test pictures with what is found on them."""
+    drawings, fit, channels = [], Fit(size), detector.backbone.channels
+    for i in usable[:: max(1, len(usable) // SHOWN)]:
+        encoded, target = val.read(i)
+        picture = decode(encoded, channels)
+        image, placed = fit(picture, target)
+        found = on_picture(detector.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
+        drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
+    return sheet_of_boxes(drawings[:SHOWN], val.classes)
+
+
+def _percent(share: float | None) -> float | None:
+    """None where there is nothing to find."""
+    return None if share is None else 100 * share
 
 
 def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[Detector, Size]:
@@ -87,21 +98,18 @@ def detector_of(recipe: Detect, classes: Sequence[str], masks: bool) -> tuple[De
     return detector, size
 
 
-NOTHING = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
-"""The precision of a detector that finds nothing."""
-
-
-def opened(data: BoxesData, report: Callable[[str], None] | None, facts: Any) -> tuple[CocoSource, CocoSource]:
+def opened(data: BoxesData, facts: Any) -> tuple[CocoSource, CocoSource]:
     """Pictures to learn from and to test on. COCO's splits are files: nothing is held out of one."""
     if data.val is None or data.val_annotations is None:
         raise UserError("no pictures to test on: give --val DIR and --val-annotations JSON")
-    val = open_coco(data.val, data.val_annotations, skip_bad=data.skip_bad, report=report)
+    given: dict[str, Any] = {"skip_bad": data.skip_bad, "exif": data.exif, "exclude": data.exclude}
+    val = open_coco(data.val, data.val_annotations, **given)
     if facts:
         _check(facts["classes"], val, data.val_annotations)
         return val, val
     if data.source is None or data.annotations is None:
         raise UserError("no pictures to learn from: give --data DIR and --annotations JSON")
-    source = open_coco(data.source, data.annotations, limit=data.limit, skip_bad=data.skip_bad, report=report)
+    source = open_coco(data.source, data.annotations, limit=data.limit, **given)
     _check(source.classes, val, data.val_annotations)
     return source, val
 

@@ -14,6 +14,8 @@ from remask.evaluation.classifier import Classifier
 from remask.evaluation.mixing import Mixing
 from remask.images import Loader, Source, Subset, iterate, open_source
 from remask.images.augment import EvalCrop, TrainAugment
+from remask.images.left_out import notes
+from remask.images.sources import open_second
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
@@ -41,7 +43,7 @@ def build_finetune(
 
     def batches() -> Iterable[Any]:
         return iterate(
-            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=max(data.max_bad, 0.01)
+            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad, report=report
         )
 
     found: dict[str, Any] = {}
@@ -51,7 +53,9 @@ def build_finetune(
             tested, watch.over(batches(), len(val), "test"), runtime.device, runtime.autocast
         )
         protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
-        return scores.summary(names) | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
+        summary = scores.summary(names)
+        summary["bad_images"] = len(val) - summary["images"]
+        return summary | {"protocol": protocol | {"images": len(source), "seed": recipe.seed}}
 
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
@@ -65,6 +69,7 @@ def build_finetune(
         gflops(classifier, classifier.logits, size),
         show,
         {"classes": names},
+        list(dict.fromkeys([*notes(source), *notes(val)])),
     )
 
 
@@ -72,10 +77,11 @@ def classifier_of(recipe: Finetune, names: Sequence[str]) -> tuple[Classifier, S
     """[model] → the network with a head of these classes, and the size of its pictures."""
     model, augment = recipe.model, recipe.augment
     backbone, size = network(model, recipe.data.image_size)
-    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
+    mixes = augment.mixup or augment.cutmix  # 0 and 0, the defaults, are no mixing
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob) if mixes else None
     classifier = Classifier(
         backbone, len(names), pool=model.pool, dropout=model.dropout, smoothing=model.smoothing,
-        mixing=mixing if augment.mixup or augment.cutmix else None, init_scale=model.init_scale,
+        mixing=mixing, init_scale=model.init_scale,
     )  # fmt: skip
     freeze(classifier, model)
     return classifier, size
@@ -86,16 +92,17 @@ def labelled(data: ClassesData, seed: int, only_val: bool) -> tuple[Source, Sour
     if data.val is None or not only_val:
         if data.source is None:
             raise UserError("no pictures to learn from: give --data DIR of class folders, parquet or tar shards")
-        source, val = split(open_source(data.source, limit=data.limit, labelled=True), data.val, seed)
+        source = open_source(data.source, limit=data.limit, labelled=True, exclude=data.exclude)
+        source, val = split(source, data.val, seed, data.exclude)
         return (some_of(source, data.share, seed) if data.share else source), val
-    val = open_source(data.val, labelled=True)
+    val = open_second(data.val, labelled=True, exclude=data.exclude)
     return val, val
 
 
-def split(source: Source, val: str | None, seed: int) -> tuple[Source, Source]:
+def split(source: Source, val: str | None, seed: int, exclude: Sequence[str] = ()) -> tuple[Source, Source]:
     """Training and test pictures; without a test source, a random fifth is held out."""
     if val is not None:
-        return source, open_source(val, labelled=True)
+        return source, open_second(val, labelled=True, exclude=exclude)
     order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
     cut = len(order) // 5
     return Subset(source, order[cut:]), Subset(source, order[:cut])

@@ -21,8 +21,10 @@ from remask.interop.start import constants
 from remask.levels import rule_of
 from remask.recipe import dump
 from remask.recipe.downstream import TASKS, Downstream
-from remask.recipe.load import FOLDER, load
+from remask.recipe.load import load
+from remask.recipe.naming import FOLDER
 from remask.tasks import build_model
+from remask.textfiles import read_json
 from remask.types import Size, UserError
 
 OPENING = '''"""Load this {what} with {loader}: python load_example.py [PICTURE]"""
@@ -143,7 +145,7 @@ def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
     Raises UserError for a folder that is none.
     """
     try:
-        content = json.loads((folder / "model.json").read_text())
+        content = read_json(folder / "model.json")
         task = str(content["task"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no export of a downstream run: write one with remask export RUN") from error
@@ -151,7 +153,7 @@ def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
         raise UserError(f"{folder} holds a classifier that timm loads: see its load_example.py")
     start = {"model.source": f"run:{folder}", "model.untrained": False, "model.checkpointing": False}
     size = {"data.image_size": list(content["image_size"])}
-    recipe = load(TASKS[task], FOLDER / task, folder / "recipe.toml", {**start, **size}, environment={})
+    recipe = load(TASKS[task], FOLDER / task, folder / "recipe.toml", {**start, **size}, environment={}, strict=False)
     model = recipe.model.model_copy(update={"heads": None, "normalise": None})
     built, _ = build_model(recipe.model_copy(update={"model": model}), content["facts"])
     load_weights(folder / "model.safetensors", built)

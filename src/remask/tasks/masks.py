@@ -1,6 +1,6 @@
 """Segmentation: [data] → pictures with masks, [model] → Segmenter, mIoU and painted frames."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from remask.console import Watch
 from remask.downstream import Task
 from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
+from remask.images.left_out import notes
 from remask.images.masks import IGNORE, MaskFiles, open_masks
-from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
+from remask.images.paired import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
@@ -41,15 +42,19 @@ def build_segment(
     step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
     asked: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
 
+    usable = list[int]()
+
     def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
-        pairs = whole_pairs(val, 4, channels=backbone.channels, max_bad=max(data.max_bad, 0.01))
-        batches = watch.over(pairs, len(val), "test")
+        usable.clear()
+        batches = watch.over(_noted(val, backbone.channels, data.max_bad, report, usable), len(val), "test")
         result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **asked)
+        result["bad_images"] = len(val) - result["images"]
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
         return result
 
     def show(tested: Segmenter, folder: Path) -> None:
-        some = val.subset([i * len(val) // min(SHOWN, len(val)) for i in range(min(SHOWN, len(val)))])
+        shown = min(SHOWN, len(usable))
+        some = val.subset([usable[i * len(usable) // shown] for i in range(shown)])
         images, truths, guesses = list[Tensor](), list[Tensor](), list[Tensor]()
         for batch in whole_pairs(some, channels=backbone.channels):
             with torch.inference_mode():
@@ -58,7 +63,18 @@ def build_segment(
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
-    return Task(segmenter, train, len(source), test, "mIoU", cost, show, {"classes": names, "none": source.none})
+    facts = {"classes": names, "none": source.none}
+    said = list(dict.fromkeys([*notes(source), *notes(val)]))
+    return Task(segmenter, train, len(source), test, "mIoU", cost, show, facts, said)
+
+
+def _noted(
+    val: MaskFiles, channels: int, max_bad: float, report: Callable[[str], None] | None, usable: list[int]
+) -> Iterator[PairBatch]:
+    """Whole test pairs; the numbers of those that can be used are added to `usable`."""
+    for batch in whole_pairs(val, 4, channels=channels, max_bad=max_bad, report=report):
+        usable.extend(batch.index.tolist())
+        yield batch
 
 
 def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:
@@ -77,6 +93,7 @@ def pairs(data: MasksData, seed: int, facts: Any) -> tuple[MaskFiles, MaskFiles]
     if data.source is None and not (facts and data.val):
         raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
+    given |= {"exif": data.exif, "exclude": data.exclude}
     val = open_masks(data.val, data.val_masks, **given) if data.val else None
     if facts and val:
         val = _alike(val, data, facts["classes"], facts.get("none"), given)

@@ -1,0 +1,74 @@
+"""What to type after a command line that the parser refused: one sentence, guessed from the words that were given."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+ALIASES = {"help": "--help", "version": "--version"}
+"""First words that other programs take."""
+
+
+def aliased(arguments: Sequence[str]) -> list[str]:
+    """`help COMMAND` as `COMMAND --help`, `version` as `--version`."""
+    if not arguments or arguments[0] not in ALIASES:
+        return list(arguments)
+    return [*arguments[1:], ALIASES[arguments[0]]]
+
+
+def hint(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
+    """The parser's line with what to type. `options` are those of the command."""
+    words = [word for word in arguments[: 2 if "data" in arguments[:1] else 1] if word.isalpha()]
+    command = " ".join(["remask", *words])
+    if "No such option" in line:
+        given = next((word for word in arguments if _stem(word) and _stem(word) not in options), "")
+        return f"No such option: {given}; {_option(given, arguments, options)} See {command} --help"
+    if "unexpected extra argument" in line:
+        return f"{line}; {_extra(line, arguments, options)}{command} --help"
+    if line.startswith("Missing "):
+        return f"{line.rstrip('.')}; see {command} --help"
+    if "No such command" in line and "Did you mean" not in line:
+        return f"{line} remask --help lists them"
+    return line
+
+
+def _stem(word: str) -> str:
+    """The option of `--epochs=3`, `--epochs`; "" of what is none."""
+    return word.partition("=")[0] if word.startswith("-") and not word.lstrip("-")[:1].isdigit() else ""
+
+
+def _option(given: str, arguments: Sequence[str], options: Sequence[str]) -> str:
+    stem = _stem(given)
+    near = difflib.get_close_matches(f"--{stem.lstrip('-')}", options, 1, 0.8)
+    if near:
+        return f"did you mean {near[0]}?"
+    keys = _keys(arguments[0] if arguments else "", stem.lstrip("-").replace("-", "_"))
+    value = given.partition("=")[2] or next(iter(arguments[list(arguments).index(given) + 1 :]), "VALUE")
+    return f"did you mean --set {keys[0]}={value}?" if keys and "--set" in options else "it is none of this command's."
+
+
+def _keys(command: str, name: str) -> list[str]:
+    """Recipe keys with this last part."""
+    from remask.recipe import Recipe, recipe_keys
+    from remask.recipe.downstream import TASKS
+
+    known = recipe_keys(TASKS.get(command, Recipe))
+    near = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in known], 1, 0.8)
+    return [key for key in known if [key.rpartition(".")[2]] == near]
+
+
+def _extra(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
+    words = line.partition("(s) (")[2].rstrip(".)").split()
+    files = [word for word in words if Path(word).exists()]
+    if len(files) == len(words) and files and Path(files[0]).is_file():
+        folder, ends = Path(files[0]).parent, Path(files[0]).suffix
+        return f"did the shell expand a pattern? Give the folder, --data {folder}, or quote it, '{folder}/*{ends}'; "
+    before = [arguments[i - 1] for i, word in enumerate(arguments) if i and word in words]
+    setting = next((word for word in before if "--set" in arguments and not word.startswith("-")), None)
+    if setting and arguments[list(arguments).index(setting) - 1] == "--set":
+        return f"did you mean --set {setting}={words[0]}? See "
+    if "--recipe" in options and "--recipe" not in arguments:
+        return f"did you mean --recipe {words[0]}? See "
+    return "see "
+
+
+__all__ = ["aliased", "hint"]

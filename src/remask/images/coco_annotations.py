@@ -1,0 +1,158 @@
+"""The annotations of a COCO instances file, every one checked against its picture: what can be used, and why not."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from remask.images.coco_file import Entry, Faults, key_of
+from remask.images.coco_masks import FAR, fault_of_mask, faults_of_strings
+from remask.images.files import printable
+
+_CROWD = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "none": 0, "null": 0, "": 0}
+"""What exporters write for iscrowd as text."""
+
+
+class Known(NamedTuple):
+    """What annotations refer to, by `key_of` their ids.
+
+    listed      all pictures of the file that are told of
+    pictures    those among them that are used
+    categories  ids as the file writes them
+    """
+
+    listed: frozenset[Any]
+    pictures: dict[Any, Entry]
+    categories: dict[Any, Any]
+
+
+def annotations_of(entries: Sequence[Any], known: Known, path: str, faults: Faults) -> tuple[list[list[Entry]], bool]:
+    """The annotations of each picture, crowds among them, and whether they have masks.
+
+    image_id, category_id, iscrowd and area are then as `CocoSource` has them.
+    """
+    sound = [a for a in entries if _is_annotation(a)]
+    if len(sound) < len(entries):
+        bad = [f"number {n}" for n, a in enumerate(entries) if not _is_annotation(a)]
+        faults.lacking(bad, len(entries), "annotations", path)
+    for key, what, ids in (("images", "image_id", known.listed), ("categories", "category_id", known.categories)):
+        sound = _referring(sound, key, what, ids, path, faults)
+    used = [a for a in sound if a["image_id"] in known.pictures]
+    masks = any(a.get("segmentation") for a in used)
+    wrong = _faults_of(used, known, masks)
+    lines = [_line(used[n], n, known, wrong[n]) for n in sorted(wrong)]
+    faults.add(lines, len(used), f"annotations of {printable(path)} cannot be used")
+    by_picture: dict[Any, list[Entry]] = {key: [] for key in known.pictures}
+    for n, a in enumerate(used):
+        if n not in wrong:
+            by_picture[a["image_id"]].append(a)
+            a["image_id"], a["category_id"] = known.pictures[a["image_id"]]["id"], known.categories[a["category_id"]]
+    return list(by_picture.values()), masks
+
+
+def _is_annotation(entry: Any) -> bool:
+    """Whether it has what it needs; its ids are then those that `key_of` gives."""
+    if not isinstance(entry, dict):
+        return False
+    box = entry.get("bbox")
+    if type(box) is not list or len(box) != 4 or not all(type(n) is float or type(n) is int for n in box):
+        return False
+    for name in ("image_id", "category_id"):
+        value = entry.get(name)
+        if type(value) is not int:
+            if (key := key_of(value)) is None:
+                return False
+            entry[name] = key
+    return True
+
+
+def _referring(entries: list[Entry], key: str, what: str, ids: Any, path: str, faults: Faults) -> list[Entry]:
+    """Those whose `what` is among the ids of the list `key`."""
+    lost = [f"annotation {_shown_id(a, n)}: {what} {printable(str(a[what]))}" for n, a in enumerate(entries)
+            if a[what] not in ids]  # fmt: skip
+    words = f"annotations of {printable(path)} name {key} that the file does not list"
+    faults.add(lost, len(entries), words)
+    return [a for a in entries if a[what] in ids] if lost else entries
+
+
+def _shown_id(annotation: Entry, place: int) -> str:
+    """The id of an annotation for a person, or its place in the list."""
+    found = annotation.get("id")
+    return printable(str(found)) if isinstance(found, int | float | str) else f"number {place}"
+
+
+def _line(annotation: Entry, place: int, known: Known, fault: str) -> str:
+    picture = known.pictures[annotation["image_id"]]
+    return f"annotation {_shown_id(annotation, place)} of {printable(picture['file_name'])}: {fault}"
+
+
+def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[int, str]:
+    """Why annotations cannot be used, by their place; iscrowd and area are made numbers on the way."""
+    found, seen = dict[int, str](), set[Any]()
+    packed, strings, pixels = list[int](), list[str](), list[int]()
+    for n, a in enumerate(annotations):
+        image = known.pictures[a["image_id"]]
+        size = image["height"], image["width"]
+        fault = _fault_of_number(a, seen) or _fault_of_box(a["bbox"], size)
+        if fault is None and masks:
+            shape = a.get("segmentation")
+            fault = fault_of_mask(shape, size)
+            if fault is None and type(shape) is dict and type(shape["counts"]) is str:
+                packed.append(n)
+                strings.append(shape["counts"])
+                pixels.append(size[0] * size[1])
+        if fault is not None:
+            found[n] = fault
+    for place, fault in faults_of_strings(strings, pixels):
+        found[packed[place]] = fault
+    return found
+
+
+def _fault_of_number(annotation: Entry, seen: set[Any]) -> str | None:
+    """Whether it is a crowd, its area and its id."""
+    crowd = annotation.get("iscrowd")
+    if crowd is None or type(crowd) is str:
+        told = 0 if crowd is None else _CROWD.get(crowd.strip().lower())
+    else:
+        told = int(crowd) if isinstance(crowd, int | float) and crowd in (0, 1) else None
+    if told is None:
+        return f"iscrowd is {printable(repr(crowd)[:40])}, and not 0 or 1"
+    annotation["iscrowd"], annotation["area"] = told, _area(annotation.get("area"))
+    number = annotation.get("id")
+    if number is None:
+        return None
+    if (key := key_of(number)) is None:
+        return f"its id is {printable(repr(number)[:40])}, and no number or text"
+    if key in seen:
+        return "its id is that of another annotation before it"
+    seen.add(key)
+    return None
+
+
+def _area(value: Any) -> float | int | None:
+    """A number of pixels; None where the file has none, or something that is none."""
+    try:
+        area = value if type(value) is float or type(value) is int else float(value)
+        return area if math.isfinite(area) and area >= 0 and not isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _fault_of_box(box: list[float], size: tuple[int, int]) -> str | None:
+    (height, width), (x, y, w, h) = size, box
+    try:
+        sound = math.isfinite(x + y + w + h)
+    except OverflowError:
+        return "a box of numbers that are too large"
+    if not sound:
+        return f"a box of {w:g}x{h:g} at {x:g}, {y:g}"
+    if w <= 0 or h <= 0:
+        return f"a box of {w:g}x{h:g}"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return f"a box at {x:g}, {y:g}, outside the {width}x{height} picture"
+    beyond = FAR * max(size)
+    if min(x, y) < -beyond or x + w > width + beyond or y + h > height + beyond:
+        return f"a box of {w:g}x{h:g} at {x:g}, {y:g}, far beyond the {width}x{height} picture"
+    return None
+
+
+__all__ = ["Known", "annotations_of"]

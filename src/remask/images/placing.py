@@ -1,0 +1,150 @@
+"""Pictures with boxes and masks at the size of a batch: jittered in scale for training, whole for evaluation.
+
+Large-scale jitter is Ghiasi et al.'s (2012.07177, section 3), as ViTDet uses it (2203.16527, appendix A.2).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Generator, Tensor
+
+from remask.images.coco import Target
+from remask.images.transforms import resize
+from remask.types import Size, UserError
+
+PAD = 128
+"""Level of the pixels beside a picture that is smaller than its batch (as detectron2's FixedSizeCrop)."""
+
+
+BoxTransform: TypeAlias = Callable[[Tensor, Target, Generator], tuple[Tensor, Target]]
+"""Picture and target to the size of the batch; all that is random comes from the generator."""
+
+
+@dataclass(frozen=True)
+class ScaleJitter:
+    """Large-scale jitter: the picture as large as fits in a drawn multiple of `size`, a random crop or padding, a flip.
+
+    size    pixels of the batch, multiples of 32
+    scale   the multiple, drawn uniformly
+    """
+
+    size: Size
+    scale: tuple[float, float] = (0.1, 2.0)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.size)
+        if not 0 < self.scale[0] <= self.scale[1] <= 16:
+            raise UserError(f"scale {list(self.scale)}: needs 0 < low <= high <= 16")
+
+    def __call__(
+        self, image: UInt8[Tensor, "C H W"], target: Target, generator: Generator
+    ) -> tuple[UInt8[Tensor, "C h w"], Target]:
+        draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        share = self.scale[0] + draws[0] * (self.scale[1] - self.scale[0])
+        size = image.shape[-2], image.shape[-1]
+        resized = fitting(size, (self.size[0] * share, self.size[1] * share))
+        corner = [int(draw * (max(a - b, 0) + 1)) for draw, a, b in zip(draws[1:3], resized, self.size, strict=True)]
+        placed = Placed(size, resized, (corner[0], corner[1]), self.size)
+        return placed(image, target, flip=self.flip and draws[3] < 0.5)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The whole picture, as large as fits in `size` pixels, then padded: for evaluation."""
+
+    size: Size
+
+    def __post_init__(self) -> None:
+        _check(self.size)
+
+    def __call__(
+        self, image: UInt8[Tensor, "C H W"], target: Target, generator: Generator | None = None
+    ) -> tuple[UInt8[Tensor, "C h w"], Target]:
+        size = image.shape[-2], image.shape[-1]
+        return Placed(size, fitting(size, self.size), (0, 0), self.size)(image, target, flip=False)
+
+
+class Placed(NamedTuple):
+    """Where a picture of `size` pixels stands on a canvas: resized to `resized`, then cut from `corner` on."""
+
+    size: Size
+    resized: Size
+    corner: Size
+    canvas: Size
+
+    def __call__(
+        self, image: UInt8[Tensor, "C H W"], target: Target, *, flip: bool
+    ) -> tuple[UInt8[Tensor, "C h w"], Target]:
+        (top, left), (rows, columns) = self.corner, self.shown
+        part = resize(image, self.resized)[:, top : top + rows, left : left + columns]
+        boxes, cut = self._boxes(target["boxes"])
+        keep = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1  # pixel
+        masks = target["masks"][keep] if "masks" in target else None
+        if masks is not None:
+            masks = masks[:, self._under(0)][:, :, self._under(1)]
+            keep[keep.clone()] = seen = (masks.flatten(1) > 0).any(1)
+            masks = masks[seen]
+        boxes, cut = boxes[keep], cut[keep]
+        if masks is not None and cut.any():
+            # official: boxes are drawn anew round all masks; here round those that the crop cuts, the others stay exact
+            boxes[cut] = around(masks[cut])
+        if flip:
+            part = part.flip(-1)
+            boxes[:, [0, 2]] = columns - boxes[:, [2, 0]]
+        placed = {**target, "boxes": boxes, "labels": target["labels"][keep], "shown": (rows, columns)}
+        if masks is not None:
+            placed["masks"] = self._padded(masks.flip(-1) if flip else masks, 0)
+        return self._padded(part, PAD), placed
+
+    @property
+    def shown(self) -> Size:
+        """Rows and columns of the canvas that are picture."""
+        (rows, columns), (top, left) = self.resized, self.corner
+        return min(rows - top, self.canvas[0]), min(columns - left, self.canvas[1])
+
+    def _boxes(self, boxes: Float[Tensor, "n 4"]) -> tuple[Float[Tensor, "n 4"], Bool[Tensor, "n"]]:
+        """Boxes on the canvas, and which of them it cuts."""
+        (height, width), (rows, columns), (top, left) = self.size, self.resized, self.corner
+        scale = torch.tensor([columns / width, rows / height] * 2)
+        moved = boxes * scale - torch.tensor([left, top] * 2)
+        limits = torch.tensor([self.shown[1], self.shown[0]] * 2, dtype=moved.dtype)
+        inside = moved.clamp(torch.zeros(4), limits)
+        return inside, ((moved - inside).abs() > 1e-3).any(1)
+
+    def _under(self, axis: int) -> Int[Tensor, "n"]:
+        """Row or column of the picture that lies under the middle of each of the canvas's."""
+        places = torch.arange(self.shown[axis], dtype=torch.float64) + self.corner[axis] + 0.5
+        return (places * self.size[axis] / self.resized[axis]).long().clamp_(max=self.size[axis] - 1)
+
+    def _padded(self, image: UInt8[Tensor, "_ _ _"], value: int) -> UInt8[Tensor, "_ _ _"]:
+        (rows, columns), (height, width) = image.shape[-2:], self.canvas
+        return F.pad(image, (0, width - columns, 0, height - rows), value=value).contiguous()
+
+
+def around(masks: UInt8[Tensor, "n H W"]) -> Float[Tensor, "n 4"]:
+    """The tightest boxes x0 y0 x1 y1, in pixels, round masks that are not empty."""
+    sides = []
+    for lit in (masks.amax(1), masks.amax(2)):
+        sides += [lit.argmax(1), lit.shape[1] - lit.flip(1).argmax(1)]
+    return torch.stack([sides[0], sides[2], sides[1], sides[3]], dim=1).float()
+
+
+def fitting(size: Size, room: tuple[float, float]) -> Size:
+    """The largest height and width of the same shape as `size` that fit, at least 1 pixel each."""
+    scale = min(room[0] / size[0], room[1] / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _check(size: Size) -> None:
+    if min(size) < 32 or size[0] % 32 or size[1] % 32:
+        raise UserError(
+            f"image size {size[0]}x{size[1]}: detection needs multiples of 32, the coarsest stride of its pyramid"
+        )
+
+
+__all__ = ["PAD", "BoxTransform", "Fit", "Placed", "ScaleJitter", "around", "fitting"]

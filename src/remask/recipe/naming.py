@@ -1,0 +1,60 @@
+"""Names of recipes: which file one means, and what to type where it means none."""
+
+import difflib
+import os
+from pathlib import Path
+
+from remask.recipe.messages import fail
+from remask.recipe.sections import METHODS
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+COMMANDS = ("finetune", "segment", "detect")
+"""Commands whose recipes lie in a folder of that name; those of pretrain lie above."""
+
+
+def recipe_names(folder: Path = FOLDER) -> list[str]:
+    """The recipes that come with remask, sorted; those of pre-training unless a task's folder is given."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def locate(name: str, beside: Path, folder: Path) -> Path:
+    """A path where it looks like one (relative to `beside`), else the shipped recipe of that name. Raises UserError."""
+    if name.endswith(".toml") or "/" in name or os.sep in name:
+        path = beside / Path(name).expanduser()
+        if not path.exists():
+            fail(f"recipe file {path} does not exist; {_instead(Path(name).stem, folder)}")
+        if (path / "recipe.toml").is_file():
+            fail(f"recipe file {path} cannot be read: it is a run, whose recipe is {path / 'recipe.toml'}")
+        return path
+    if name not in recipe_names(folder):
+        fail(f'unknown recipe "{name}"; {_instead(name, folder)}')
+    return folder / f"{name}.toml"
+
+
+def _instead(name: str, folder: Path) -> str:
+    """What to type in place of a name that is none."""
+    here, names = Path(name), recipe_names(folder)
+    if name in names:
+        return f"{name} without a folder is one that needs no file"
+    owners = [task for task in COMMANDS if folder != FOLDER / task and name in recipe_names(FOLDER / task)]
+    if owners:
+        return f"{name} is a recipe of {', '.join(owners)}, as in remask {owners[0]} RUN --recipe {name}"
+    if folder != FOLDER and name in recipe_names():
+        return f"{name} is a recipe of pretrain, as in remask pretrain --recipe {name}; {folder.name} has {_few(names)}"
+    if (here / "recipe.toml").is_file():
+        return f"{name} is a folder with one: did you mean {name}/recipe.toml?"
+    for file in (Path(f"{name}.toml"), here):
+        if file.is_file():
+            return f"did you mean the file ./{file}?"
+    near = [own for own in names if f"-{name}-" in f"-{own}-"] or difflib.get_close_matches(name, names, 2)
+    near = near or [own for own in names if name and name in own]
+    near.sort(key=lambda own: (not own.startswith(name), len(own)))
+    method = f", or --method {name}" if name in METHODS and folder == FOLDER else ""
+    return (f"did you mean {_few(near, ' or ')}{method}? " if near else "") + "remask recipes lists them"
+
+
+def _few(names: list[str], word: str = ", ") -> str:
+    return word.join(names[:3])
+
+
+__all__ = ["FOLDER", "locate", "recipe_names"]

@@ -1,0 +1,235 @@
+"""Which keys the rest of a recipe leaves without use: one table, from which errors, resets and `dump` are made.
+
+A key that nothing reads would be set in vain and without a word. A rule names the keys, the key that decides about
+them, when they are used, and whose they are. Keys that are always used need no rule.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from remask.recipe.sections import DISTILLING
+from remask.recipe.values import KEYS
+
+DECODING = ("mae", "convmae", "fastmim", "dmae")
+"""Methods with a decoder."""
+
+STARTING = ("simmim", "maskfeat", "beit")
+"""Methods whose first weights can be MAE's too."""
+
+PLAIN = ("vit_", "deit")
+"""How the names of plain ViTs begin: their tables of positions are fixed or learned."""
+
+
+class Rule(NamedTuple):
+    """Keys that are used by some recipes only.
+
+    keys    dotted, with blanks between them; a key stands for all below it
+    on      the key that decides
+    used    recipe -> whether the keys have a use in it
+    by      who uses them, for the end of "it belongs to …"
+    """
+
+    keys: str
+    on: str
+    used: Callable[[Any], bool]
+    by: str
+
+
+def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
+    """Keys of a target by its kind, and of its tokenizer by whether it has a `file`."""
+    target = f"{section}.target"
+
+    def part(recipe: Any) -> Any:
+        return getattr(recipe, section).target
+
+    def of_kind(kinds: Sequence[str]) -> Callable[[Any], bool]:
+        return lambda recipe: not getattr(recipe, section) or part(recipe).kind in kinds
+
+    kinds = tuple(
+        Rule(f"{target}.{key}", f"{target}.kind", of_kind(kinds), f"targets of the kind {' or '.join(kinds)}")
+        for key, kinds in KEYS.items()
+    )
+    tokens = (
+        Rule(
+            f"{target}.over {target}.teacher {target}.weights", f"{target}.file",
+            lambda recipe: part(recipe).kind != "tokens" or part(recipe).file is None,
+            "a codebook without a file, which is fitted first",
+        ),
+        Rule(
+            f"{target}.weights", f"{target}.over",
+            lambda recipe: part(recipe).kind != "tokens" or part(recipe).over == "features",
+            'a codebook over = "features" of a teacher',
+        ),
+        Rule(
+            f"{target}.vocabulary", f"{target}.file",
+            lambda recipe: part(recipe).kind != "tokens" or part(recipe).unfitted or part(recipe).tokenizer == "stored",
+            "a codebook without a file, and stored ids: the file tells it",
+        ),
+    )  # fmt: skip
+    return kinds + tokens if file else kinds
+
+
+PRETRAINING = (
+    Rule(
+        "method.target", "method.name", lambda recipe: recipe.method.name != "moma",
+        "the other methods: moma's students predict what their teachers see, from [distill]",
+    ),
+    Rule(
+        "method.decoder_width method.decoder_depth method.decoder_heads method.decoder_mlp_ratio", "method.name",
+        lambda recipe: recipe.method.name in DECODING, f"{', '.join(DECODING)}, which have a decoder",
+    ),
+    Rule(
+        "method.initial", "method.name", lambda recipe: recipe.method.name in STARTING,
+        f"{', '.join(STARTING)}: the others have one start only",
+    ),
+    Rule(
+        "distill", "method.name", lambda recipe: recipe.method.name in DISTILLING,
+        f"{' and '.join(DISTILLING)}, which have teachers",
+    ),
+    Rule(
+        "distill.learned distill.beta distill.jitter distill.cache", "method.name",
+        lambda recipe: recipe.method.name != "dmae", "moma",
+    ),
+    Rule(
+        "backbone.positions", "backbone.name", lambda recipe: recipe.backbone.name.startswith(PLAIN),
+        "plain ViTs, as vit_base_patch16_224: the others have positions of their own",
+    ),
+    Rule(
+        "masking.cell", "masking.cell_pixels", lambda recipe: recipe.masking.cell_pixels is None,
+        "cells that are counted in patches; give one of the two",
+    ),
+    Rule(
+        "dm.prediction", "dm.independent", lambda recipe: not (recipe.dm and recipe.dm.independent),
+        "views that are disjoint",
+    ),
+    Rule("jd.width", "jd.layers", lambda recipe: not recipe.jd or recipe.jd.layers > 1, "projectors of several layers"),
+    Rule(
+        "optim.base_lr optim.lr_rule", "optim.lr", lambda recipe: recipe.optim.lr is None,
+        "runs without optim.lr, which is absolute",
+    ),
+    Rule("optim.lr_rule", "dm", lambda recipe: bool(recipe.dm), "runs with [dm]: without it both rules say the same"),
+    Rule(
+        "optim.min_lr", "optim.drop_epoch", lambda recipe: recipe.optim.drop_epoch is None,
+        "the cosine; with a drop the rate ends at a tenth",
+    ),
+    *_target_rules("method", file=True),
+    *_target_rules("jd", file=False),
+)  # fmt: skip
+
+LEARNING = (
+    Rule(
+        "optim.base_lr", "optim.lr", lambda recipe: recipe.optim.lr is None, "runs without optim.lr, which is absolute"
+    ),
+    Rule("optim.power", "optim.schedule", lambda recipe: recipe.optim.schedule == "poly", 'schedule = "poly"'),
+    Rule("optim.drops", "optim.schedule", lambda recipe: recipe.optim.schedule == "steps", 'schedule = "steps"'),
+    Rule(
+        "optim.min_lr", "optim.schedule", lambda recipe: recipe.optim.schedule != "steps",
+        'schedule = "cosine" and "poly": steps end at a tenth of a tenth',
+    ),
+    Rule(
+        "optim.layer_decay", "model.frozen", lambda recipe: not recipe.model.frozen,
+        "training of the whole network: the head alone learns at the full rate",
+    ),
+    Rule(
+        "runtime.parallel", "task", lambda recipe: False,
+        "remask pretrain: this task runs in one process",
+    ),
+)  # fmt: skip
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "pretrain": PRETRAINING,
+    "finetune": (
+        *LEARNING,
+        Rule(
+            "augment.jitter", "augment.randaugment", lambda recipe: recipe.augment.randaugment in (None, "off"),
+            "training without RandAugment, which replaces it",
+        ),
+        Rule(
+            "augment.mix_prob", "augment.mixup", lambda recipe: bool(recipe.augment.mixup or recipe.augment.cutmix),
+            "mixing: set augment.mixup or augment.cutmix above 0",
+        ),
+        Rule(
+            "augment.switch_prob", "augment.mixup",
+            lambda recipe: bool(recipe.augment.mixup and recipe.augment.cutmix),
+            "mixing in both ways: set augment.mixup and augment.cutmix above 0",
+        ),
+    ),
+    "segment": (
+        *LEARNING,
+        Rule("model.width model.aux", "model.head", lambda recipe: recipe.model.head == "upernet", 'head = "upernet"'),
+        Rule("data.val_masks", "data.val", lambda recipe: recipe.data.val is not None, "test pictures: give data.val"),
+    ),
+    "detect": (
+        *LEARNING,
+        Rule(
+            "data.val_annotations", "data.val", lambda recipe: recipe.data.val is not None,
+            "test pictures: give data.val",
+        ),
+    ),
+}  # fmt: skip
+"""By what the recipe is for."""
+
+
+def rules_of(recipe: Any) -> tuple[Rule, ...]:
+    """The rules for a recipe of pre-training or of a downstream task."""
+    return RULES[getattr(recipe, "task", "pretrain")]
+
+
+def unused(recipe: Any) -> dict[str, Rule]:
+    """The keys without use in this recipe, each with the rule that says so."""
+    return {key: rule for rule in reversed(rules_of(recipe)) if not rule.used(recipe) for key in rule.keys.split()}
+
+
+def complaint(recipe: Any, given: Iterable[str]) -> tuple[str, str] | None:
+    """The first of the given keys that has no use, and the sentence that says whose it is; None where there is none.
+
+    The sentence names the other given keys too that have none for the same reason.
+    """
+    found = unused(recipe)
+    vain = [
+        (key, rule) for key in given for below, rule in found.items() if key == below or key.startswith(f"{below}.")
+    ]
+    if not vain:
+        return None
+    first, rule = vain[0]
+    keys = [key for key, other in vain if other is rule]
+    state = _shown(_value(recipe, rule.on.split(".")))
+    have, belong, them = ("has", "it belongs", "it") if len(keys) == 1 else ("have", "they belong", "them")
+    return first, f"{', '.join(keys)} {have} no use with {rule.on} {state}: {belong} to {rule.by}; leave {them} out"
+
+
+def reset(recipe: Any) -> Any:
+    """The recipe with every key that has no use at its default: what was inherited in vain."""
+    for key in unused(recipe):
+        recipe = _at_default(recipe, key.split("."))
+    return recipe
+
+
+def _at_default(section: Any, path: Sequence[str]) -> Any:
+    """A section with one key at its default; as it is where the key lies in a section that is off, or has none."""
+    if section is None:
+        return None
+    name, *rest = path
+    field = type(section).model_fields[name]
+    if rest:
+        value = _at_default(getattr(section, name), rest)
+    elif field.is_required():
+        return section
+    else:
+        value = field.default
+    return section if value == getattr(section, name) else section.model_copy(update={name: value})
+
+
+def _value(section: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        section = getattr(section, name, None)
+    return section
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+__all__ = ["DECODING", "PLAIN", "RULES", "STARTING", "Rule", "complaint", "reset", "rules_of", "unused"]

@@ -1,0 +1,66 @@
+"""Small text files as people's tools write them: any Unicode encoding that states itself, any line ends, JSON, TOML."""
+
+import codecs
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from remask.errors import UserError
+
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which begins alike
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+"""Byte order marks, and what they announce (The Unicode Standard, section 23.8)."""
+
+
+def decoded(data: bytes, where: str, *, names: bool = False) -> str:
+    """The text of a file, without its byte order mark, every line end as a line feed.
+
+    where   the file, for a person
+    names   it holds file names, whose bytes need not be UTF-8: odd ones become surrogates, as in `os.fsdecode`
+    Raises UserError, with the number of the line, for bytes that are no text.
+    """
+    mark, encoding = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", "utf-8"))
+    content = data[len(mark) :]
+    try:
+        text = content.decode(encoding, "surrogateescape" if names and encoding == "utf-8" else "strict")
+    except UnicodeDecodeError as error:
+        line = _line(content[: error.start].decode(encoding, "replace"))
+        what = encoding.removesuffix("-le").removesuffix("-be").upper()
+        raise UserError(f"{where}: line {line} is not {what} text") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        line = _line(text[: text.index("\0")])
+        raise UserError(f"{where}: line {line} holds a NUL byte, which no text does: save the file as UTF-8")
+    return text
+
+
+def read_text(path: str | Path, where: str | None = None, *, names: bool = False) -> str:
+    """The text of the file at `path`; see `decoded`. Raises OSError and UserError."""
+    return decoded(Path(path).read_bytes(), where or str(path), names=names)
+
+
+def read_json(path: str | Path, where: str | None = None) -> Any:
+    """The content of a JSON file. Raises OSError, UserError for bytes that are no text, ValueError for other faults."""
+    try:
+        return json.loads(read_text(path, where))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
+    """The content of a TOML file. Raises OSError, UserError for bytes that are no text, tomllib.TOMLDecodeError."""
+    return tomllib.loads(read_text(path, where))
+
+
+def _line(before: str) -> int:
+    """The number of the line that begins after the last line end of `before`."""
+    return 1 + before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+
+
+__all__ = ["decoded", "read_json", "read_text", "read_toml"]

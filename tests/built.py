@@ -1,0 +1,105 @@
+"""What a recipe builds, as one fingerprint: everything that a command hands to its trainer, value by value.
+
+The commands' own code builds it and is stopped where training would begin. A recipe that is merely carried along is no
+trace: of one that a function holds, only the keys count that the function's code reads.
+"""
+
+import hashlib
+import types
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), Path, torch.device, torch.dtype, torch.Size)
+
+CLOCKS = ("_wall", "_cpu")
+"""Attributes that say when something was made."""
+
+
+def fingerprint(*things: Any) -> str:
+    """A digest of all that can be reached from some objects: equal for equal objects, in every process."""
+    digest = hashlib.blake2b()
+    for line in _lines(things, "", {}):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _lines(thing: Any, path: str, seen: dict[int, Any]) -> Iterator[str]:
+    """A line for every value below `thing`."""
+    if isinstance(thing, (*PLAIN, type)):
+        yield f"{path}={thing!r}\n"
+        return
+    if not isinstance(thing, tuple | Tensor):  # which Python may or may not share
+        if id(thing) in seen:
+            yield f"{path} again\n"
+            return
+        seen[id(thing)] = thing  # kept alive, so that its id stays its own
+    yield f"{path}:{type(thing).__qualname__}\n"
+    for name, value in _inside(thing):
+        yield from _lines(value, f"{path}.{name}", seen)
+
+
+def _inside(thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, Tensor):
+        held = thing.detach().cpu().contiguous()
+        content = "" if thing.device.type == "meta" else hashlib.sha1(held.reshape(-1).view(torch.uint8).numpy())
+        yield "tensor", f"{tuple(thing.shape)} {thing.dtype} {thing.requires_grad} {content and content.hexdigest()}"
+    elif isinstance(thing, BaseModel):
+        return
+    elif all(hasattr(thing, name) for name in ("read", "where", "__len__")):  # pictures
+        ends = [thing.where(i) for i in (0, len(thing) - 1)] if len(thing) else []
+        plain = {key: value for key, value in vars(thing).items() if isinstance(value, PLAIN)}
+        yield "pictures", f"{len(thing)} {ends} {getattr(thing, 'classes', None)} {plain}"
+    elif isinstance(thing, Mapping):
+        yield from ((str(key), value) for key, value in thing.items())
+    elif isinstance(thing, list | tuple | set | frozenset):
+        yield from ((str(i), value) for i, value in enumerate(sorted(thing, key=repr) if _loose(thing) else thing))
+    elif isinstance(thing, types.FunctionType | types.MethodType):
+        yield from _function(thing)
+    elif isinstance(thing, partial):
+        yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
+    elif hasattr(thing, "__dict__"):
+        yield from ((key, value) for key, value in vars(thing).items() if key not in CLOCKS)
+
+
+def _loose(thing: Any) -> bool:
+    return isinstance(thing, set | frozenset)
+
+
+def _function(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The name of a function, what it is bound to, its defaults, and what it holds of the function around it."""
+    if isinstance(thing, types.MethodType):
+        yield "self", thing.__self__
+        thing = thing.__func__
+    yield "name", thing.__qualname__
+    yield "defaults", thing.__defaults__
+    read = tuple(_read(thing.__code__))
+    for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
+        yield name, Held(cell.cell_contents, read) if isinstance(cell.cell_contents, BaseModel) else cell.cell_contents
+
+
+class Held:
+    """A recipe in the hands of a function, as far as the function reads it."""
+
+    def __init__(self, model: BaseModel, read: tuple[str, ...]) -> None:
+        self.read = list(_values(model, read))
+
+
+def _values(model: BaseModel, read: tuple[str, ...]) -> Iterator[str]:
+    for key in type(model).model_fields:
+        value = getattr(model, key)
+        if key in read:
+            yield from _values(value, read) if isinstance(value, BaseModel) else (f"{key}={value!r}",)
+
+
+def _read(code: types.CodeType) -> Iterator[str]:
+    """The attributes that a function's code names, those of functions inside it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _read(constant)
