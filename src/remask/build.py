@@ -13,6 +13,7 @@ from remask.backbones import Backbone, stem_patch
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
+from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
 from remask.heads import Decoder, TokenDecoder
@@ -29,11 +30,12 @@ from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.recipe.sections import DataSection
 from remask.runtime import Runtime, seeded
+from remask.starting import start_from
 from remask.targets import Hog, Pixels, Target
 from remask.targets.cached import Cached
 from remask.targets.dalle import Dalle, load_dalle
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
-from remask.teaching import build_teachers, map_teacher, start_from, student_layers, weight_of
+from remask.teaching import build_teachers, map_teacher, student_layers, weight_of
 from remask.tokens import cell_of
 from remask.trainer import Hook, Trainer
 from remask.types import Size, UserError
@@ -52,15 +54,10 @@ def build_backbone(recipe: Recipe) -> Backbone:
     if create is create_vit:
         create = partial(create_vit, positions=part.positions)
     if create is create_hierarchical and recipe.method.name != "fastmim" and known(part.name):
-        raise UserError(
-            f"method {recipe.method.name} drops or replaces masked tokens, and {part.name} can do neither; choose "
-            "method fastmim, which hides pixels, or a ViT"
-        )
+        refuse_tokens(part.name, recipe.method.name)
     if overrides and create is create_hierarchical:
-        given = " and ".join(
-            f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)
-        )
-        raise UserError(f"{part.name} has its own sizes: leave out {given}, or choose a vit")
+        keys = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)]
+        raise UserError(f"{part.name} has its own sizes: leave out {' and '.join(keys)}, or choose a vit")
     network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
     network.normalise.read_by(Levels.of(data.range))
     return network
@@ -119,8 +116,8 @@ def codebook_features(part: TargetRecipe) -> TargetRecipe:
     return TargetRecipe.model_validate({"kind": "features", "teacher": part.teacher, "weights": part.weights})
 
 
-def build_method(recipe: Recipe) -> Method:
-    """Base method, then DM, then JD; a target that two branches share is one object, computed once."""
+def build_method(recipe: Recipe, start: bool = True) -> Method:
+    """Base method, then DM, then JD; a target that two branches share is one object. `start` loads first weights."""
     with seeded(recipe.seed, "weights"):
         backbone, part = build_backbone(recipe), recipe.method
         masking, unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
@@ -138,7 +135,8 @@ def build_method(recipe: Recipe) -> Method:
             "moma": lambda: _moma(recipe, backbone, masking),
         }
         method = bases[part.name]()
-        start_from(backbone, recipe)
+        if start:
+            start_from(method, recipe)
         if recipe.dm:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from remask.parallel import cut_like, like, whole
+from remask.tensor_files import refuse_non_finite
 from remask.types import UserError
 
 FORMAT = 2
@@ -165,7 +166,7 @@ def find(run: RunFolder, name: str = "last") -> Path:
 
 def position(run: RunFolder, name: str = "last") -> dict[str, Any]:
     """Where a run stood when it wrote a checkpoint: "step", "epoch" and the cost so far."""
-    return json.loads((find(run, name) / "state.json").read_text())
+    return _state(find(run, name))
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -177,7 +178,15 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
         for i, moments in state["state"].items():
             state["state"][i] = {name: like(value, parameters[i]) for name, value in moments.items()}
         optimizer.load_state_dict(state)
-    return json.loads((folder / "state.json").read_text())
+    return _state(folder)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint says. Raises UserError where it is damaged."""
+    try:
+        return dict(json.loads((folder / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'state.json'} is damaged ({error}): take another checkpoint of the run") from error
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:
@@ -190,16 +199,17 @@ def _load_tensors(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Strictly load a safetensors file. Raises UserError naming the first keys or shapes that do not fit."""
+    """Strictly load a safetensors file. UserError names the first keys or shapes that do not fit, or are not finite."""
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+        raise UserError(f"{path} cannot be read as safetensors: {error}; take another checkpoint of the run") from error
     own = model.state_dict()
     if faults := _faults(stored, own):
         raise UserError(
             f"{path} does not fit the model: {'; '.join(faults[:3])}{f'; {len(faults) - 3} more' * (len(faults) > 3)}"
         )
+    refuse_non_finite(stored, path)
     model.load_state_dict(cut_like(stored, own))
 
 

@@ -16,6 +16,7 @@ from remask.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.data_sources import of_task
 from remask.images import TooManyBad
 from remask.images.differences import of_classes
+from remask.interop.loaded import loaded_of
 from remask.ledger import Ledger
 from remask.listing import environment
 from remask.optim import Averaged, Schedule, adamw, parameter_groups
@@ -82,6 +83,8 @@ def fit(
         draw=task.model.draw,
     )  # fmt: skip
     lines = _begun(trainer, task, recipe, record, checked) if fresh else resumed(trainer, record, checked, care)
+    if fresh and (loaded := loaded_of(task.model.backbone)):
+        lines = [loaded.line, *lines]
     trainer.notes["data"] = checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
     for line in (f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}", *task.notes, *lines):

@@ -24,7 +24,8 @@ def open_run(path: Path) -> tuple[RunFolder, Recipe]:
 
 def untrained(recipe: Recipe, size: Size | None = None) -> Method:
     """The method with its first weights, drawn at random even where the run started from a model's."""
-    backbone = recipe.backbone.model_copy(update={"weights": None})
+    name = recipe.backbone.name.partition(".")[0]  # without the tag of published weights
+    backbone = recipe.backbone.model_copy(update={"weights": None, "name": name})
     return build_method(at_size(recipe.model_copy(update={"backbone": backbone}), size or recipe.data.image_size))
 
 
@@ -46,11 +47,11 @@ def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | Non
     folder = find(run, name)
     written = phases(recipe)[phase_of(recipe, position(run, name)["epoch"]) if recipe.progress else 0].recipe
     before, after = written.data.image_size, size or recipe.data.image_size
-    method = build_method(written)
+    method = build_method(written, start=False)
     load_weights(folder / "model.safetensors", method)
     if before == after:
         return method
-    other = build_method(at_size(recipe, after))
+    other = build_method(at_size(recipe, after), start=False)
     other.load_state_dict(grow(method.state_dict(), other, before, after))
     return other
 

@@ -29,6 +29,7 @@ from remask.progressive import Phase, hand_over, phase_of, phases
 from remask.recipe import Recipe, dump, method_label
 from remask.report.equation import equation
 from remask.runtime import Runtime, generator, resolve
+from remask.starting import loaded_lines
 from remask.trainer import Hook, Trainer
 from remask.types import UserError
 
@@ -44,15 +45,13 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     source, probed = _opened(recipe, world)
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
-    screen, said, notes = list[Console](), [*left_out(source), *_decoding(recipe, runtime)], dict[str, Any]()
+    screen, said, notes = list[Console](), [*left_out(source)], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
         said.append(line)
     ahead = phases(recipe)[phase_of(recipe, before["epoch"]) if recipe.progress and before else 0 :]
-    method = build_method(ahead[0].recipe)
-    for phase in ahead[1:]:
-        with torch.device("meta"):  # a size that does not fit is met now, not in hours
-            build_method(phase.recipe)
+    method = _built(ahead, fresh)
+    said += _remarks(recipe, method, runtime)
     words = _fitted(ahead[0].recipe, source, say, world)
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
@@ -101,11 +100,20 @@ def _fitted(recipe: Recipe, source: Source, say: Callable[[str], None], world: W
     return world.first(lambda: codebooks.fit(recipe, source, say, recipe.seed))
 
 
-def _decoding(recipe: Recipe, runtime: Runtime) -> list[str]:
-    """A line where JPEGs cannot be decoded as the recipe has it."""
+def _built(ahead: Sequence[Phase], fresh: bool) -> Method:
+    """The method of the first phase; those of the others are tried without memory, to meet a misfit now."""
+    for phase in ahead[1:]:
+        with torch.device("meta"):
+            build_method(phase.recipe)
+    return build_method(ahead[0].recipe, start=fresh)
+
+
+def _remarks(recipe: Recipe, method: Method, runtime: Runtime) -> list[str]:
+    """What a person should know at the beginning: which weights were loaded, and what goes another way than asked."""
+    said = loaded_lines(method)
     if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
-        return [f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU']
-    return []
+        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
+    return said
 
 
 def _through(
@@ -117,7 +125,7 @@ def _through(
         if trainer.step >= trainer.schedule.steps:  # max_steps ended the run
             return
         sizes = before.recipe.data.image_size, after.recipe.data.image_size
-        following = trainer_of(after, build_method(after.recipe))
+        following = trainer_of(after, build_method(after.recipe, start=False))
         hand_over(trainer, following, *sizes)
         screen.say(f"after epoch {before.end} images grow to {sizes[1][0]}×{sizes[1][1]} px")
         trainer = following
@@ -221,7 +229,7 @@ def _knn_hook(recipe: Recipe, source: Source, method: Method, runtime: Runtime) 
 
 def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
     """A whole method on the main process's device; the others give their pieces."""
-    state, copy = whole(method.state_dict(), runtime.world.main), build_method(recipe)
+    state, copy = whole(method.state_dict(), runtime.world.main), build_method(recipe, start=False)
     if runtime.world.main:
         copy.load_state_dict(state)
     return copy.to(runtime.device)

@@ -1,18 +1,16 @@
-"""[distill] and [backbone].weights → frozen teachers as targets (DMAE, MOMA), and a student's first weights."""
+"""[distill] → frozen teachers as targets (DMAE, MOMA)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 
 from remask.backbones import Backbone
-from remask.backbones.tables import resize_state
 from remask.backbones.vit import SMALL
 from remask.interop.encoder_files import NORMALISATIONS
 from remask.interop.encoders import open_encoder
-from remask.interop.mae import check
+from remask.interop.loaded import loaded_of, remember
 from remask.interop.teachers import open_teacher
 from remask.recipe import Recipe
 from remask.recipe.distill import TeacherSection
@@ -47,10 +45,12 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
         backbone = open_encoder(teacher.source, heads=teacher.heads, size=size, mean=mean, std=std)
     three_quarters = backbone.depth * 3 // 4 - 1
     layer = teacher.layer if teacher.layer is not None else three_quarters if of_view else -1
-    return Encoded(
+    target = Encoded(
         backbone, patch, data.mean, data.std, layer=layer, sees="view" if of_view else "image",
         norm="unit" if of_view else "layer", final_norm=teacher.final_norm, size=teacher.size, name=teacher.source,
     )  # fmt: skip
+    remember(target, loaded_of(backbone))
+    return target
 
 
 def _constants(teacher: TeacherSection) -> tuple[Sequence[float] | None, Sequence[float] | None]:
@@ -70,10 +70,12 @@ def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, pat
     """A teacher by its feature map: a convolutional network, CLIP, an autoencoder."""
     with seeded(0, source):
         network, mean, std, size, width = open_teacher(source, weights)
-    return Teacher(
+    target = Teacher(
         network, patch, recipe.data.mean, recipe.data.std,
         teacher_mean=mean, teacher_std=std, size=size, norm=norm, width=width, name=source,
     )  # fmt: skip
+    remember(target, loaded_of(network))
+    return target
 
 
 def _gives_map(teacher: TeacherSection) -> bool:
@@ -96,25 +98,4 @@ def weight_of(teacher: TeacherSection, unstated: float) -> float:
     return unstated if teacher.weight is None else teacher.weight
 
 
-def start_from(backbone: Backbone, recipe: Recipe) -> None:
-    """Load [backbone].weights into a student; position tables are resized. All of it is trained (MOMA)."""
-    spec, network = recipe.backbone.weights, backbone.network
-    if spec is None or next(network.parameters()).device.type == "meta":
-        return
-    kind, own = spec.partition(":")[0], getattr(network, "blocks", None)
-    file = kind not in ("timm", "untrained", "run")
-    heads = own[0].attn.num_heads if own is not None and file else None
-    mean, std = (recipe.data.mean, recipe.data.std) if file else (None, None)  # the student's are those of [data]
-    source: Any = open_encoder(spec, heads=heads, mean=mean, std=std)
-    if not hasattr(source, "built_for"):
-        raise UserError(f"backbone.weights {spec} is a {type(source.network).__name__}: start from a ViT or a ConViT")
-    if source.patch != backbone.patch:
-        raise UserError(f"{spec} has patches of {source.patch[0]} px, the student of {backbone.patch[0]}; change one")
-    before = (source.built_for[0] * source.patch[0], source.built_for[1] * source.patch[1])
-    state = resize_state(source.network.state_dict(), network, before, recipe.data.image_size, backbone.patch)
-    check(state, network.state_dict(), spec)
-    with torch.no_grad():
-        network.load_state_dict(state)
-
-
-__all__ = ["build_teachers", "map_teacher", "start_from", "student_layers", "weight_of"]
+__all__ = ["build_teachers", "map_teacher", "student_layers", "weight_of"]

@@ -199,6 +199,31 @@ def test_a_broken_weights_file_is_one_line(tmp_path: Path, content: bytes | None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_one_line(run: RunFolder, value: float) -> None:
+    model, optimizer = pair()
+    with torch.no_grad():
+        model[0].weight[1, 2] = value  # type: ignore[index, operator]
+    save(run, "last", model, optimizer, {"step": 7})
+    other, _ = pair(seed=1)
+    before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+    with pytest.raises(UserError, match=r"model\.safetensors holds .* not finite: 0\.weight has 1 of 12") as caught:
+        load_weights(find(run) / "model.safetensors", other)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"step": 7', "[1]", "null"])
+def test_a_broken_state_is_one_line(run: RunFolder, content: str) -> None:
+    model, optimizer = pair()
+    save(run, "last", model, optimizer, {"step": 7})
+    (find(run) / "state.json").write_text(content)
+    for read in (lambda: checkpoint.position(run), lambda: restore(find(run), model, optimizer)):
+        with pytest.raises(UserError, match=r"state\.json is damaged") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
 def test_the_optimizer_is_unpickled_as_tensors_only(run: RunFolder, tmp_path: Path) -> None:
     """A file that would execute something on loading is refused, and does not."""
     model, optimizer = pair()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from remask.backbones.beit import create_beit
@@ -221,6 +221,23 @@ def test_runs_without_an_export(tmp_path: Path) -> None:
     for broken in ("{", "[]", json.dumps({**content, "image_size": None}), json.dumps({"model": "vit_micro"})):
         config.write_text(broken)
         assert "config.json is damaged" in refusal(f"run:{tmp_path}")
+
+
+def test_exports_with_weights_that_are_none(tmp_path: Path) -> None:
+    export_backbone(EXPORTS["vit"](), tmp_path, SIZE, [0.4] * 3, [0.2] * 3)
+    weights = tmp_path / "backbone.safetensors"
+    whole, state = weights.read_bytes(), load_file(weights)
+    for faulty, complaint in (
+        ({**state, "norm.weight": torch.full((128,), float("nan"))}, "not finite: norm.weight has 128 of 128"),
+        ({**state, "norm.weight": torch.zeros(5)}, "of another shape: norm.weight [5], not [128]"),
+        ({key: tensor for key, tensor in state.items() if key != "norm.bias"}, "missing: norm.bias"),
+        ({**state, "norm.weight": torch.zeros(128, dtype=torch.int32)}, "of integers where weights were expected"),
+    ):
+        save_file(faulty, weights)
+        assert complaint in refusal(f"run:{tmp_path}")
+    for content, complaint in ((whole[:-5], "is damaged"), (whole[:9], "is damaged"), (b"", "is empty, 0 bytes")):
+        weights.write_bytes(content)
+        assert complaint in refusal(f"run:{tmp_path}")
 
 
 def test_random_weights_are_the_networks_own() -> None:

@@ -142,8 +142,10 @@ def test_the_encoder_alone(state: dict[str, Tensor]) -> None:
     for source in (encoder, state):
         network = mae.load_backbone(source, heads=3).network
         assert all(torch.equal(value, encoder[key]) for key, value in network.state_dict().items())
-    with pytest.raises(UserError, match=r"unknown: head\.bias"):
-        mae.load_backbone({**encoder, "head.bias": torch.zeros(10)}, heads=3)
+    probed = mae.load_backbone({**encoder, "head.bias": torch.zeros(10)}, heads=3).network
+    assert all(torch.equal(value, encoder[key]) for key, value in probed.state_dict().items())
+    with pytest.raises(UserError, match=r"unknown: scale\.bias"):
+        mae.load_backbone({**encoder, "scale.bias": torch.zeros(10)}, heads=3)
 
 
 def test_jd_has_no_place_in_the_layout(method: Method) -> None:

@@ -106,8 +106,9 @@ def test_a_linear_probe_is_recognised(tmp_path: Path, prefix: str) -> None:
     probe = {prefix + key: tensor for key, tensor in encoder(0).items()}
     probe |= {f"{prefix}head.weight": torch.zeros(10, 24), f"{prefix}head.bias": torch.zeros(10)}
     torch.save({"epoch": 90, "state_dict": probe}, tmp_path / "linear-vit-s-300ep.pth.tar")
-    line = refusal(tmp_path / "linear-vit-s-300ep.pth.tar")
-    assert "linear-vit-s-300ep.pth.tar holds an encoder under plain names, as MoCo v3's linear probes do" in line
+    assert holds(interop.load_backbone(tmp_path / "linear-vit-s-300ep.pth.tar", heads=3), encoder(0))
+    line = refusal(tmp_path / "linear-vit-s-300ep.pth.tar", momentum=True)
+    assert "linear-vit-s-300ep.pth.tar holds one encoder under plain names, as MoCo v3's linear probes do" in line
 
 
 def test_convolutional_stems_and_other_networks_are_refused(state: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
+from remask.backbones.refusals import refuse_unless
 from remask.backbones.tables import resize_positions, resize_table
 from remask.errors import first_line
 from remask.tokens import patchify, whole_grid
@@ -52,12 +53,13 @@ class BeitViT(nn.Module):
 
     def __init__(
         self,
-        network: Beit,
+        network: Any,
         mean: Sequence[float],
         std: Sequence[float],
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        refuse_unless(network, Beit, ("forward_features",))
         stem = network.patch_embed
         self.network, self.origin = network, origin
         self.patch: Size = (int(stem.patch_size[0]), int(stem.patch_size[1]))
@@ -188,7 +190,7 @@ def create_beit(
     arguments: dict[str, Any] = {**pretraining, **small, **(overrides or {}), **fixed}
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # timm's own code, of which any kind may come
         raise UserError(f"timm cannot build {name} with {arguments}: {first_line(error)}") from error
     if not isinstance(network, Beit):
         raise UserError(f"{name} is a {type(network).__name__}, not a BEiT")

@@ -43,6 +43,11 @@ class Hierarchical(nn.Module):
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        if not (hasattr(network, "forward_intermediates") and getattr(network, "feature_info", None)):
+            raise UserError(
+                f"{type(network).__name__} returns no map of features; choose another backbone, pvt_v2_b2 for "
+                "instance: this one lacks the forward_intermediates or feature_info that timm's networks have"
+            )
         self.network, self.origin, self.channels, self.size = network, origin, len(mean), size
         self.normalise = Normalise(mean, std)
         self.stages = [str(entry["module"]) for entry in network.feature_info]
@@ -121,7 +126,9 @@ class Hierarchical(nn.Module):
         self.network.eval()
         try:
             tokens = self._final(torch.zeros(1, self.channels, *size, device=where))
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # the network's own code, of which any kind may come
             raise UserError(
                 f"{type(self.network).__name__} does not take images of {size[0]}×{size[1]} px: "
                 f"{(str(error).splitlines() or ['a size that its stages do not divide'])[0]}"
@@ -133,7 +140,8 @@ class Hierarchical(nn.Module):
         if found is None or found != self.network.feature_info[-1].get("reduction", found):  # rounded on the way
             raise UserError(
                 f"{type(self.network).__name__} makes {count} tokens of an image of {size[0]}×{size[1]} px, which is "
-                "no grid of its whole strides; choose a size that its stages divide, such as 128 or 224"
+                "no grid of its whole strides; choose a size that its stages divide, such as 128 or 224, or another "
+                "backbone"
             )
         return tokens, (size[0] // found, size[1] // found)
 
@@ -192,8 +200,6 @@ def create_hierarchical(
         raise UserError(f"no backbone is called {name!r}; did you mean {' or '.join(near) or 'pvt_v2_b2'}?")
     fixed: dict[str, Any] = {"in_chans": len(mean), "num_classes": 0, **given}
     network, arguments = _network(name, size, fixed)
-    if not (hasattr(network, "forward_intermediates") and getattr(network, "feature_info", None)):
-        raise UserError(f"{name} returns no maps of features in timm; choose another backbone, pvt_v2_b2 for instance")
     return Hierarchical(network, size, mean, std, origin=(name, arguments))
 
 
@@ -204,7 +210,7 @@ def _network(name: str, size: Size, fixed: dict[str, Any]) -> tuple[Any, dict[st
             return timm.create_model(name, pretrained=False, **arguments), arguments
         except TypeError as error:
             unknown = first_line(error)
-        except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        except Exception as error:  # timm's own code, of which any kind may come
             why = (str(error).splitlines() or ["a size that its stages do not divide"])[0]
             raise UserError(f"timm cannot build {name} for {size[0]}×{size[1]} px: {why}") from error
     raise UserError(f"timm cannot build {name} with {fixed}: {unknown}")

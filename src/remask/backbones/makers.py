@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Mapping
 
+import timm
+
 from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
 from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.refusals import is_plain
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.types import UserError
 
 NETWORKS: Mapping[str, Callable[..., Backbone]] = {
     "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,
@@ -16,9 +20,26 @@ NETWORKS: Mapping[str, Callable[..., Backbone]] = {
 """The rest return a map of features and can do no more."""
 
 
+def tag_of(name: str) -> str | None:
+    """The weights that a timm name asks for: "augreg_in21k" of vit_tiny_patch16_224.augreg_in21k; None without any."""
+    base, _, tag = name.partition(".")
+    return tag if tag and timm.is_model(base) else None
+
+
+def refuse_tag(name: str) -> None:
+    """Raise UserError where random weights were asked of a name that means trained ones."""
+    if tag := tag_of(name):
+        base = name.partition(".")[0]
+        raise UserError(
+            f"untrained:{name} contradicts itself, for .{tag} names trained weights: give untrained:{base} for random "
+            f"ones, or timm:{name} for those"
+        )
+
+
 def maker(name: str) -> Callable[..., Backbone]:
-    """The `create_…` function of a name."""
-    return next(create for start, create in NETWORKS.items() if name.startswith(start))
+    """The `create_…` function of a name. A vit_… that is no plain vision transformer is one of the rest."""
+    found = next(create for start, create in NETWORKS.items() if name.startswith(start))
+    return create_hierarchical if found is create_vit and not is_plain(name) else found
 
 
-__all__ = ["NETWORKS", "maker"]
+__all__ = ["NETWORKS", "maker", "refuse_tag", "tag_of"]

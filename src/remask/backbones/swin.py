@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
+from remask.backbones.refusals import refuse_unless
 from remask.errors import first_line
 from remask.tokens import grid_of, patchify
 from remask.types import Features, Grid, Images, Size, UserError
@@ -54,12 +55,13 @@ class Swin(nn.Module):
 
     def __init__(
         self,
-        network: SwinTransformer,
+        network: Any,
         mean: Sequence[float],
         std: Sequence[float],
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        refuse_unless(network, SwinTransformer, ("forward_features",))
         stem = network.patch_embed
         self.network, self.origin = network, origin
         self.depths = [len(stage.blocks) for stage in network.layers]
@@ -225,7 +227,7 @@ def _per_stage(arguments: dict[str, Any]) -> dict[str, Any]:
 def _network(name: str, base: str, drop_path: float, arguments: Mapping[str, Any]) -> SwinTransformer:
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except (TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # timm's own code, of which any kind may come
         raise UserError(f"timm cannot build {name} with {dict(arguments)}: {first_line(error)}") from error
     if not isinstance(network, SwinTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a Swin transformer of version 1")

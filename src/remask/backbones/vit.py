@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
+from remask.backbones.refusals import refuse_unless, why_named
 from remask.backbones.tables import resize_positions
 from remask.errors import first_line
 from remask.tokens import patchify, sincos_positions, whole_grid
@@ -49,12 +50,13 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        network: VisionTransformer,
+        network: Any,
         mean: Sequence[float],
         std: Sequence[float],
         origin: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        refuse_unless(network, VisionTransformer, ("_pos_embed", "forward_features"))
         stem = network.patch_embed
         if not isinstance(stem, PatchEmbed) or not isinstance(stem.proj, nn.Conv2d):
             raise UserError(
@@ -177,10 +179,10 @@ def create_vit(
     }
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except (TypeError, AssertionError) as error:
+    except Exception as error:  # timm's own code, of which any kind may come
         raise UserError(f"timm cannot build {name} with {arguments}: {first_line(error)}") from error
     if not isinstance(network, VisionTransformer):
-        raise UserError(f"{name} is a {type(network).__name__}, not a plain vision transformer")
+        raise UserError(f"{name} is a {type(network).__name__}, not a plain vision transformer: {why_named(base)}")
     backbone = ViT(network, mean, std, origin=(base, arguments))
     grid = backbone.grid(size)
     if positions == "sincos" and network.pos_embed is not None:

@@ -28,7 +28,7 @@ def embed(
 ) -> Path:  # fmt: skip
     """Write a feature vector for every picture, with its number, path and label: OUT ends in .parquet or .npz."""
     check_file(out)
-    source, seen = open_source(data, limit=limit, exclude=exclude), subject(str(path), look)
+    source, seen = open_source(data, limit=limit, exclude=exclude), subject(str(path), look, quiet)
     about = {"model": seen.name, "checkpoint": look.checkpoint, "image_size": list(seen.size)}
     watch = Watch("embed", quiet)
     for line in notes(source):
@@ -98,7 +98,7 @@ def _features(
     """Features of the same pictures in each network, by title, and their labels."""
     features: dict[str, Any] = {}
     for number, path in enumerate(paths):
-        seen = subject(str(path), look)
+        seen = subject(str(path), look, quiet)
         title = asked.names[number] if asked.names else seen.name
         title = title if title not in features else f"{title} ({number + 1})"
         seen.settle(chosen)
@@ -120,7 +120,7 @@ def attention(
     count: int = 4, exclude: Sequence[str] = (), quiet: bool = False,
 ) -> Path:  # fmt: skip
     """Draw where a block looks, head by head, over some pictures; RUN/pictures/attention.png unless `out` is given."""
-    seen = subject(str(path), look)
+    seen = subject(str(path), look, quiet)
     target = out or (seen.folder / "pictures" / "attention.png" if seen.folder else None)
     if target is None:
         raise UserError(f"{path} is no run, in whose folder the picture would go: give --out PNG")

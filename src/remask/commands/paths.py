@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from remask.images.left_out import relative_pattern
+from remask.interop.loaded import split_spec
 from remask.recipe import Recipe
 
 T = TypeVar("T")
@@ -67,8 +68,13 @@ def anchored(recipe: Recipe) -> Recipe:
 
 def anchored_spec(spec: str | None) -> str | None:
     """The file of "mae:FILE" and the like by its whole path."""
-    kind, colon, name = (spec or "").partition(":")
-    return f"{kind}:{absolute(name)}" if colon and kind not in ("timm", "untrained") else spec
+    if spec is None:
+        return None
+    plain, _ = split_spec(spec)
+    kind, colon, name = plain.partition(":")
+    if not colon or kind in ("timm", "untrained"):
+        return spec
+    return f"{kind}:{absolute(name)}{spec.removeprefix(plain)}"
 
 
 def absolute(path: str | None) -> str | None:

@@ -74,7 +74,7 @@ def probe(
     if asked.layers and asked.protocol != "fast":
         raise UserError(f"--layers is for the fast probe; with --protocol {asked.protocol} give one --layer")
     source, test = split(open_source(data, limit=limit, labelled=True, exclude=exclude), val, asked.seed, exclude)
-    seen = subject(str(path), look)
+    seen = subject(str(path), look, quiet)
     seen.settle(source)
     nets = {"top1": seen.backbone, "untrained": seen.twin()}
     pictures = [inventory(one, labelled=True).digest() for one in (source, test)]  # those of a killed call, or others

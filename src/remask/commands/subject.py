@@ -11,6 +11,7 @@ from remask.backbones import Backbone
 from remask.checkpoint import why_no_run
 from remask.images import Batch, CentreCrop, Source, iterate
 from remask.images.measuring import Rule, measure
+from remask.interop.loaded import loaded_of
 from remask.interop.start import start
 from remask.levels import FULL, Levels, rule_of
 from remask.runs import open_run, trained, untrained
@@ -85,8 +86,11 @@ class Subject(NamedTuple):
 LOOK = Look()
 
 
-def subject(spec: str, look: Look = LOOK) -> Subject:
-    """RUN, or mae:FILE, timm:NAME and what else `open_encoder` takes. Raises UserError for what is neither."""
+def subject(spec: str, look: Look = LOOK, quiet: bool = True) -> Subject:
+    """RUN, or mae:FILE, timm:NAME and what else `open_encoder` takes. Raises UserError for what is neither.
+
+    quiet   do not say what was loaded
+    """
     path, size, where = Path(spec).expanduser(), look.image_size, device(look)
     if (path / "recipe.toml").is_file() and not (path / "task.json").is_file():
         run, recipe = open_run(path)
@@ -101,6 +105,8 @@ def subject(spec: str, look: Look = LOOK) -> Subject:
         raise UserError(f"{spec} is no run: give a folder that --out named, or mae:FILE, timm:NAME, untrained:NAME")
     with seeded(0, spec):  # an untrained network is the same whenever it is looked at
         backbone, size = _start(spec, size, look)
+    if not quiet and (loaded := loaded_of(backbone)):
+        print(loaded.line, file=sys.stderr)
     return Subject(spec, backbone.to(where), size, backbone.channels, None, look)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from remask.backbones.beit import CLASS_ROWS, BeitViT, create_beit
 from remask.backbones.tables import resize_table
-from remask.interop.mae import Source, State, check, read, resize_positions, shape, sizes
+from remask.interop.mae import check, resize_positions, shape, sizes
+from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Blocks, Masking
 from remask.method import Method
 from remask.methods.beit import beit
@@ -64,7 +65,7 @@ def load(
     size     pixels of the images it was trained on; needed only where they were not square
     ratio    of block-wise masking: the published 75 of 196 tokens
     """
-    where, state = label(source), read(source)
+    where, state = label(source), read(source, "beit", classifiers=True)
     backbone = vit_of(state, where, heads, size, mean, std)
     method = beit(backbone, Masking(ratio, Blocks()), target)
     check(weights(state), weights(to_official(method)), where)
@@ -81,7 +82,7 @@ def load_backbone(
     std: Sequence[float] = STD,
 ) -> BeitViT:
     """The encoder of a pre-training checkpoint, with or without its head, strictly. Arguments as in `load`."""
-    where, state = label(source), weights(read(source))
+    where, state = label(source), weights(read(source, "beit"))
     backbone = vit_of(state, where, heads, size, mean, std)
     encoder = {key: tensor for key, tensor in state.items() if not key.startswith(("mask_token", "lm_head."))}
     check(encoder, backbone.network.state_dict(), where)
@@ -174,11 +175,6 @@ def counterpart(key: str, names: Mapping[str, str], layout: str) -> str:
     if old is None:
         raise UserError(f"{key} has no counterpart: {layout}'s layout knows {', '.join(names)}")
     return names[old] + key[len(old) :]
-
-
-def label(source: Source) -> str:
-    """How a message calls it."""
-    return "the state" if isinstance(source, Mapping) else str(source)
 
 
 __all__ = [

@@ -7,7 +7,7 @@ mask_token  decoder_*                                        branches.0.head.*, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -20,15 +20,13 @@ from remask.interop.mae import (
     NETWORK,
     POSITIONS,
     STD,
-    Source,
-    State,
     check,
-    read,
     renamed,
     resize_positions,
     shape,
     sizes,
 )  # fmt: skip
+from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.convmae import convmae
@@ -70,7 +68,7 @@ def load(
     size                   pixels of the images it was trained on; needed only where they were not square
     ratio, per_patch       masking ratio and normalised pixels, of which the weights know nothing
     """
-    where, state = named(source), read(source)
+    where, state = label(source), read(source, "convmae", classifiers=True)
     if not any(key.startswith("decoder_") for key in state):
         raise UserError(f"{where} holds no decoder: load its backbone with load_backbone")
     backbone, size = build(state, where, heads, size, mean, std)
@@ -89,7 +87,7 @@ def load_backbone(
 
     Where the state lacks the two fusion convolutions, which only masked views need, those start untrained.
     """
-    where, state = named(source), read(source)
+    where, state = label(source), read(source, "convmae")
     backbone, _ = build(state, where, heads, size, mean, std)
     encoder = {key: tensor for key, tensor in state.items() if not key.startswith(BRANCHES)}
     expected = {renamed(f"backbone.{key}", OFFICIAL): tensor for key, tensor in backbone.state_dict().items()}
@@ -136,9 +134,4 @@ def build(
     return create_convvit("convvit_base", size, mean, std, overrides=overrides), size
 
 
-def named(source: Source) -> str:
-    """What messages call a checkpoint."""
-    return "the state" if isinstance(source, Mapping) else str(source)
-
-
-__all__ = ["build", "classifier_state", "from_official", "load", "load_backbone", "named", "to_official"]
+__all__ = ["build", "classifier_state", "from_official", "load", "load_backbone", "to_official"]

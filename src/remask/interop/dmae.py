@@ -17,21 +17,19 @@ from torch import Tensor
 
 from remask.backbones.vit import ViT
 from remask.interop import mae
-from remask.interop.beit import label, own_state
+from remask.interop.beit import own_state
 from remask.interop.mae import (
     DECODER,
     MEAN,
     OFFICIAL,
     POSITIONS,
     STD,
-    Source,
-    State,
     _backbone,
     check,
-    read,
     renamed,
     sizes,
 )  # fmt: skip
+from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.dmae import dmae
@@ -86,7 +84,7 @@ def load(
     heads, decoder_heads, size, ratio   as `interop.mae.load` has them
     per_patch          normalised pixels (official: raw ones, although MAE's own are normalised)
     """
-    where, state = label(source), read(source)
+    where, state = label(source), read(source, "mae", classifiers=True)
     if not any(key.startswith("decoder_") for key in state):
         raise UserError(f"{where} holds no decoder: load its backbone with load_backbone")
     backbone, size = _backbone(state, where, heads, size, mean, std)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from remask.heads import Decoder, Projector
 from remask.interop import convmae
-from remask.interop.mae import DECODER, MEAN, POSITIONS, STD, Source, State, check, read, renamed, shape, sizes
+from remask.interop.mae import DECODER, MEAN, POSITIONS, STD, check, renamed, shape, sizes
+from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method, Pair
 from remask.methods.convmae import convmae as build
@@ -51,7 +52,7 @@ def load(
     size                      pixels of the images it was trained on; needed only where they were not square
     ratio, cell, prediction   of the two views (official: cells of 2×2 tokens at .6), of which the weights know nothing
     """
-    where, state = convmae.named(source), read(source)
+    where, state = label(source), read(source, "convmae", classifiers=True)
     backbone, size = convmae.build(state, where, heads, size, mean, std)
     width, depth, mlp_ratio = sizes(state, where, "decoder_blocks.", decoder_heads)
     target = Hog(backbone.patch, mean, std)

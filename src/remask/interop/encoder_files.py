@@ -19,7 +19,9 @@ from remask.backbones.tables import offsets
 from remask.backbones.vit import ViT
 from remask.interop import beit, convmae, dmae, dmjd, fastmim, maskfeat, mocov3, simmim
 from remask.interop.fetching import counting
-from remask.interop.mae import DECODER, MEAN, STD, State, _backbone, check, read, shape
+from remask.interop.loaded import Loaded, remember
+from remask.interop.mae import DECODER, MEAN, STD, _backbone, check, shape
+from remask.interop.state_dicts import Found, State, find
 from remask.interop.teachers import CLIP_MEAN, CLIP_STD
 from remask.tokens import grid_of
 from remask.types import Grid, Size, UserError
@@ -41,7 +43,14 @@ NORMALISATIONS = {
 }
 """Mean and deviation of pixel values in 0..1 by the name of who trained with them."""
 
-WRAPPERS = re.compile(r"^(?:(?:module|teacher|student|backbone)\.)+")
+LAYOUT_OF = {"dmae": "mae", "dino": "mae", "dmjd": "convmae", "mocov3-momentum": "mocov3"}
+"""Kinds whose files are laid out as another's."""
+
+PRETRAINING = re.compile(
+    r"(?:encoder\.|backbone\.)?mask_token$|decoder|proj_embed\.|predictor\.|aligned_feature_projection_heads\.|lm_head\."
+    r"|pred_head\.projections\.|neck\.|hogs\.|target_generator\.|base_encoder\.head\.|momentum_encoder\.head\."
+)
+"""Beginnings of the names of what pre-training alone needs, in any layout."""
 
 
 class Asked(NamedTuple):
@@ -58,29 +67,19 @@ class Asked(NamedTuple):
         return self.spec.partition(":")[0]
 
 
-def _dino(path: Path) -> State:
-    """The teacher of a whole checkpoint, else its student, or a state, without wrappers' prefixes and heads."""
-    state = mocov3.read(path, ("teacher", "student", "state_dict"))
-    if any(key.startswith(("teacher.", "module.teacher.")) for key in state):
-        state = {key: tensor for key, tensor in state.items() if not key.startswith(("student.", "module.student."))}
-    plain = {WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
-    return {key: tensor for key, tensor in plain.items() if not key.startswith("head.")}
-
-
-STATES: Mapping[str, Callable[[Path], State]] = {
-    "mae": lambda path: {k: tensor for k, tensor in read(path).items() if not k.startswith(tuple(DECODER))},
-    "dmae": lambda path: dmae.encoder_of(read(path)),
-    "mocov3": lambda path: mocov3.from_official(mocov3.read(path), False, str(path)),
-    "mocov3-momentum": lambda path: mocov3.from_official(mocov3.read(path), True, str(path)),
-    "dino": _dino,
+STATES: Mapping[str, Callable[[State, str], State]] = {
+    "mae": lambda state, where: {k: tensor for k, tensor in state.items() if not k.startswith(tuple(DECODER))},
+    "dmae": lambda state, where: dmae.encoder_of(state),
+    "mocov3": lambda state, where: mocov3.from_official(state, False, where),
+    "mocov3-momentum": lambda state, where: mocov3.from_official(state, True, where),
+    "dino": lambda state, where: state,
 }
-"""How a file of each kind becomes the state of a plain ViT under timm's names."""
+"""How a state of each kind becomes that of a plain ViT under timm's names."""
 
 
-def _vit(asked: Asked, path: Path) -> ViT:
-    heads, where = _heads(asked), str(path)
-    with torch.device("cpu"):
-        state = STATES[asked.kind](path)
+def _vit(asked: Asked, found: Found) -> ViT:
+    heads, where = _heads(asked), found.where
+    state = STATES[asked.kind](found.state, where)
     kernel = shape(state, "patch_embed.proj.weight", where)
     mean, std = _constants(asked, kernel[1])
     size = _trained(asked, kernel[-1], shape(state, "pos_embed", where)[1] - 1)
@@ -96,8 +95,8 @@ def _vit(asked: Asked, path: Path) -> ViT:
     return backbone
 
 
-def _convvit(asked: Asked, path: Path) -> Backbone:
-    heads, where, state = _heads(asked), str(path), read(path)
+def _convvit(asked: Asked, found: Found) -> Backbone:
+    heads, where, state = _heads(asked), found.where, found.state
     kernels = [shape(state, f"patch_embed{stage}.proj.weight", where) for stage in (1, 2, 3)]
     size = _trained(asked, math.prod(kernel[-1] for kernel in kernels), shape(state, "pos_embed", where)[1])
     mean, std = _constants(asked, kernels[0][1])
@@ -105,20 +104,20 @@ def _convvit(asked: Asked, path: Path) -> Backbone:
     return load(state, heads=heads, size=size, mean=mean, std=std)
 
 
-def _maskfeat(asked: Asked, path: Path) -> Backbone:
-    heads, state = _heads(asked), maskfeat.encoder_of(maskfeat.read(path))
-    kernel = shape(state, "patch_embed.proj.weight", str(path))
-    size = _trained(asked, kernel[-1], shape(state, "pos_embed", str(path))[1] - 1)
+def _maskfeat(asked: Asked, found: Found) -> Backbone:
+    heads, state = _heads(asked), maskfeat.encoder_of(found.state)
+    kernel = shape(state, "patch_embed.proj.weight", found.where)
+    size = _trained(asked, kernel[-1], shape(state, "pos_embed", found.where)[1] - 1)
     mean, std = _constants(asked, kernel[1])
-    return maskfeat.load_backbone(maskfeat.read(path), heads=heads, size=size, mean=mean, std=std)
+    return maskfeat.load_backbone(found.state, heads=heads, size=size, mean=mean, std=std)
 
 
-def _beit(asked: Asked, path: Path) -> Backbone:
-    return _with_tables(asked, beit.weights(read(path)), "", beit.load_backbone, "half")
+def _beit(asked: Asked, found: Found) -> Backbone:
+    return _with_tables(asked, beit.weights(found.state), "", beit.load_backbone, "half")
 
 
-def _simmim(asked: Asked, path: Path) -> Backbone:
-    state = simmim.read(path)
+def _simmim(asked: Asked, found: Found) -> Backbone:
+    state = found.state
     if not any(key.startswith("encoder.layers.") for key in state):
         return _with_tables(asked, beit.weights(state), "encoder.", simmim.load_backbone, "imagenet")
     # a Swin's encoder has the same names in FastMIM's layout, which is read for images of any size
@@ -126,8 +125,8 @@ def _simmim(asked: Asked, path: Path) -> Backbone:
     return _fastmim_state(asked, encoder)
 
 
-def _fastmim(asked: Asked, path: Path) -> Backbone:
-    return _fastmim_state(asked, read(path))
+def _fastmim(asked: Asked, found: Found) -> Backbone:
+    return _fastmim_state(asked, found.state)
 
 
 def _fastmim_state(asked: Asked, state: State) -> Backbone:
@@ -156,7 +155,7 @@ def _with_tables(asked: Asked, state: State, prefix: str, load: Callable[..., Ba
     return load(state, heads=_one(asked), size=size, mean=mean, std=std)
 
 
-KINDS: Mapping[str, Callable[[Asked, Path], Backbone]] = {
+KINDS: Mapping[str, Callable[[Asked, Found], Backbone]] = {
     **dict.fromkeys(STATES, _vit),
     "dmjd": _convvit,
     "convmae": _convvit,
@@ -170,11 +169,24 @@ KINDS: Mapping[str, Callable[[Asked, Path], Backbone]] = {
 
 def open_file(asked: Asked, path: Path) -> Backbone:
     """The encoder of a file, without what pre-training alone needed. On the meta device its weights stay away."""
+    with torch.device("cpu"):
+        found = _found(asked.kind, path)
     if asked.kind in STATES:
-        return _vit(asked, path)
-    with torch.device("cpu"), _called(path):
-        backbone: Any = KINDS[asked.kind](asked, path)
-    return backbone.to("meta") if counting() else backbone
+        backbone: Any = _vit(asked, found)
+    else:
+        with torch.device("cpu"), _called(path):
+            backbone = KINDS[asked.kind](asked, found)
+        backbone = backbone.to("meta") if counting() else backbone
+    besides = [key for key in found.state if PRETRAINING.match(key)]
+    count = len(backbone.network.state_dict()) - found.new
+    remember(backbone, Loaded(asked.spec, count, found.copy, found.said, (*besides, *found.left_out)))
+    return backbone
+
+
+def _found(kind: str, path: Path) -> Found:
+    """The network of a file. A linear probe of MoCo v3's has plain names."""
+    found = find(path, LAYOUT_OF.get(kind, kind))
+    return found if kind not in ("mocov3", "mocov3-momentum") or mocov3.both(found.state) else find(path, "mae")
 
 
 @contextmanager

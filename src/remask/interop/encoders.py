@@ -24,13 +24,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from remask.backbones import Backbone
-from remask.backbones.makers import maker
+from remask.backbones.makers import maker, refuse_tag
 from remask.backbones.vit import SMALL, ViT, create_vit
 from remask.interop.encoder_files import KINDS as FILES
-from remask.interop.encoder_files import Asked, open_file
+from remask.interop.encoder_files import NORMALISATIONS, Asked, open_file
 from remask.interop.fetching import counting, fetched
-from remask.interop.mae import check, read
+from remask.interop.loaded import Loaded, remember, split_spec, stated
+from remask.interop.mae import check
 from remask.levels import levels_of
+from remask.tensor_files import content_of, refuse_non_finite
 from remask.textfiles import read_json
 from remask.types import Size, UserError
 
@@ -48,21 +50,25 @@ def open_encoder(
     size: Size | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    normalise: str | None = None,
 ) -> Backbone:
-    """The backbone that `spec` names, with its weights; nothing in it is frozen yet.
+    """The backbone that `spec` names, with its weights; nothing in it is frozen yet. `loaded_of` tells what it took.
 
+    spec        settings may follow it, as "mae:FILE,heads=12"; they are heads, normalise, mean and std
     heads       of attention, needed for files without position tables: weights fit any number; one for each stage of
                 FastMIM's PVTv2. timm: and run: bring theirs
     size        pixels of the images it will see: its patches must divide them. A stored table that is not square is
                 taken for this size; a square one is resized when it is used. A Swin's file needs it
+    normalise   the same by the name of who trained it: imagenet, half or clip
     mean, std   of pixel values 0..1 per channel; those of their papers for files, and needed for dino: and where those
                 have other than three channels. timm: and run: bring theirs
     An export holds no fusions of a ConvViT, which its masked views alone need: they start untrained.
     Raises UserError, in one line, for an unknown specification, weights that are out of reach or do not fit, and what
     is missing of the above.
     """
-    kind, _, name = spec.partition(":")
-    path, asked = Path(name).expanduser(), Asked(spec, heads, size, mean, std)
+    asked = _asked(spec, heads, size, normalise, mean, std)
+    kind, _, name = asked.spec.partition(":")
+    path = Path(name).expanduser()
     kinds: dict[str, Callable[[], Backbone]] = {
         **{file: lambda: open_file(asked, path) for file in FILES},
         "timm": lambda: _published(asked, name),
@@ -73,13 +79,31 @@ def open_encoder(
         raise UserError(f"{spec!r} names no encoder; known are {', '.join(KINDS)}")
     if kind not in ("timm", "untrained") and not path.exists():
         raise UserError(f"{name} does not exist: the weights of the encoder {spec} were expected there")
-    if (mean is None) != (std is None):
-        raise UserError(f"{spec} was given one of mean and std: give both, or neither")
     backbone = kinds[kind]()
     if size:
         _divided(asked, backbone.patch)
         backbone.grid(size)
     return backbone
+
+
+def _asked(
+    spec: str, heads: Any, size: Size | None, normalise: str | None, mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Asked:  # fmt: skip
+    """What was asked for beside a specification and behind it. Raises UserError where the two are not one."""
+    plain, written = split_spec(spec)
+    heads = stated(plain, "heads", heads, written.get("heads"))
+    normalise = stated(plain, "normalise", normalise, written.get("normalise"))
+    mean, std = (stated(plain, key, v, written.get(key)) for key, v in (("mean", mean), ("std", std)))
+    if (mean is None) != (std is None):
+        raise UserError(f"{plain} was given one of mean and std: give both, or neither")
+    if normalise is not None:
+        if normalise not in NORMALISATIONS:
+            raise UserError(f"{plain}: normalise={normalise} is not known; choose {', '.join(NORMALISATIONS)}")
+        if mean is not None:
+            raise UserError(f"{plain} was given normalise, and mean and std: give one or the other")
+        mean, std = NORMALISATIONS[normalise]
+    return Asked(plain, heads, size, mean, std)
 
 
 def _published(asked: Asked, name: str) -> ViT:
@@ -93,11 +117,15 @@ def _published(asked: Asked, name: str) -> ViT:
         return backbone
     base, arguments = backbone.origin or (name, {})
     network = fetched(lambda: timm.create_model(base, pretrained=True, **arguments), asked.spec)
-    return ViT(network, mean, std, origin=(base, arguments))
+    refuse_non_finite(network.state_dict(), asked.spec)
+    backbone = ViT(network, mean, std, origin=(base, arguments))
+    remember(backbone, Loaded(asked.spec, len(network.state_dict())))
+    return backbone
 
 
 def _untrained(asked: Asked, name: str) -> ViT:
     _bring(asked, "heads")
+    refuse_tag(name)
     base, sizes = SMALL.get(name, (name, {}))
     network = _timm(asked, base, sizes)
     mean, std, size = _own(network)
@@ -115,7 +143,7 @@ def _timm(asked: Asked, name: str, sizes: Mapping[str, int] | None = None) -> An
     try:
         with torch.device("meta"):
             network = timm.create_model(name, pretrained=False, **(sizes or {}))
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+    except Exception as error:  # timm's own code, of which any kind may come
         raise UserError(f"{asked.spec} cannot be built: {(str(error).splitlines() or ['no reason'])[0]}") from error
     if not isinstance(network, VisionTransformer):
         raise UserError(f"{asked.spec} is a {type(network).__name__}, not a plain vision transformer; choose a ViT")
@@ -151,10 +179,13 @@ def _exported(asked: Asked, path: Path) -> Backbone:
     backbone = make(model, size, mean, std, overrides=given, **keys)
     backbone.normalise.read_by(levels)
     with torch.device("cpu"):
-        state = read(weights)
+        state = content_of(weights)
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{weights} is damaged: export the run again with remask export {path}")
     check(state, backbone.network.state_dict(), str(weights))
     if not counting():
         backbone.network.load_state_dict(dict(state))
+    remember(backbone, Loaded(asked.spec, len(state)))
     return backbone
 
 

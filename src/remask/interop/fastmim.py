@@ -19,9 +19,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from remask.interop.beit import FILL, NETWORK, counterpart, label, own_state, weights
+from remask.interop.beit import FILL, NETWORK, counterpart, own_state, weights
 from remask.interop.fastmim_encoders import PREFIX, Heads, Network, build, encoder_state, inner
-from remask.interop.mae import ENCODER, HEAD, MEAN, STD, Source, State, check, read, shape, sizes
+from remask.interop.mae import ENCODER, HEAD, MEAN, STD, check, shape, sizes
+from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.fastmim import fastmim
@@ -112,7 +113,7 @@ def load(
                    the others, which is a token unless given
     target, ratio  what is predicted, and the share hidden, of which the weights know nothing
     """
-    where, state = label(source), weights(read(source))
+    where, state = label(source), weights(read(source, "fastmim", classifiers=True))
     if not any(key.startswith(tuple(DECODER)) for key in state):
         raise UserError(f"{where} holds no decoder: load its backbone with load_backbone")
     backbone, state = build(state, where, heads, size, mean, std)
@@ -142,7 +143,7 @@ def load_backbone(
     size    pixels of the images that it is for, whatever it was trained on: position tables are resized. Unless given
             those it was trained on; a Swin's weights do not tell them, and a PVTv2 takes any
     """
-    where, state = label(source), weights(read(source))
+    where, state = label(source), weights(read(source, "fastmim"))
     encoder = {key: tensor for key, tensor in state.items() if not key.startswith((*DECODER, "mask_token"))}
     backbone, encoder = build(encoder, where, heads, size, mean, std)
     check(encoder, weights(encoder_state(backbone)), where)

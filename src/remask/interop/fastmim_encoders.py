@@ -15,7 +15,8 @@ from remask.backbones.tables import BIASES, resize_state
 from remask.backbones.vit import ViT, create_vit
 from remask.interop import simmim
 from remask.interop.beit import counterpart, window_of
-from remask.interop.mae import ENCODER, State, shape, sizes
+from remask.interop.mae import ENCODER, shape, sizes
+from remask.interop.state_dicts import State
 from remask.tokens import grid_of
 from remask.types import Size, UserError
 

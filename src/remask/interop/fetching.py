@@ -12,14 +12,17 @@ import torch
 from remask.types import UserError
 
 
-def fetched(make: Callable[[], Any], spec: str) -> Any:
-    """What a library makes of published weights; whatever it raises when they are out of reach becomes one line."""
+def fetched(make: Callable[[], Any], spec: str, cure: str = "offline, give its weights as a file") -> Any:
+    """What a library makes of published weights; whatever it raises when they are out of reach becomes one line.
+
+    cure   what to do then
+    """
     try:
         with _quick_when_offline():
             return make()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{spec} could not be opened ({reason}); offline, give its weights as a file") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"{spec} could not be opened ({reason}); {cure}") from error
 
 
 @contextmanager

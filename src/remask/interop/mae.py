@@ -7,30 +7,23 @@ decoder_embed.*  decoder_blocks.*  decoder_norm.*  decoder_pred.* branches.0.hea
 decoder_pos_embed                                                 branches.0.head.positions, without the class row
 """
 
-import argparse
 import math
-import pickle
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from remask.backbones import tables
 from remask.backbones.vit import ViT, create_vit
+from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.mae import mae
 from remask.targets import Pixels
+from remask.tensor_files import refuse_non_finite
 from remask.types import Grid, Size, UserError
-
-State: TypeAlias = Mapping[str, Tensor]
-Source: TypeAlias = str | Path | Mapping[str, Any]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -80,7 +73,7 @@ def load(
     size                   pixels of the images it was trained on; needed only where they were not square
     ratio, per_patch       masking ratio and normalised pixels, of which the weights know nothing
     """
-    where, state = _named(source), read(source)
+    where, state = label(source), read(source, "mae", classifiers=True)
     if not any(key.startswith("decoder_") for key in state):
         raise UserError(f"{where} holds no decoder, as the files MAE published: load its backbone with load_backbone")
     backbone, size = _backbone(state, where, heads, size, mean, std)
@@ -96,7 +89,7 @@ def load_backbone(
     source: Source, *, heads: int, size: Size | None = None, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> ViT:
     """The encoder of a pre-training checkpoint, with or without a decoder in it, strictly. Arguments as in `load`."""
-    where, state = _named(source), read(source)
+    where, state = label(source), read(source)
     backbone, _ = _backbone(state, where, heads, size, mean, std)
     encoder = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(DECODER))}
     check(encoder, backbone.network.state_dict(), where)
@@ -122,29 +115,30 @@ def resize_positions(table: Tensor, grid: Grid, prefix: int = 1) -> Tensor:
     return tables.resize_positions(table, (side, side), grid, prefix, antialias=False)
 
 
-def read(source: Source) -> State:
-    """The tensors of a .pth or .safetensors file, or of a dict, under "model" where there is one.
-
-    A .pth may hold, beside tensors, the argparse.Namespace that official code saves; nothing else is unpickled.
-    """
-    content = source if isinstance(source, Mapping) else _read(Path(source))
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f'{_named(source)} holds no weights: names and tensors, alone or under "model", were expected')
-    return state
-
-
 def check(state: State, expected: State, where: str) -> None:
-    """Raise UserError unless names and shapes are those expected, naming what differs."""
-    both = [key for key in state if key in expected and state[key].shape != expected[key].shape]
+    """Raise UserError unless names, shapes and kinds of number are those expected and all weights are finite."""
+    both = [key for key in state if key in expected]
     faults = {
         "missing": [key for key in expected if key not in state],
         "unknown": [key for key in state if key not in expected],
-        "of another shape": [f"{key} {[*state[key].shape]}, not {[*expected[key].shape]}" for key in both],
+        "of another shape": [
+            f"{key} {[*state[key].shape]}, not {[*expected[key].shape]}"
+            for key in both
+            if state[key].shape != expected[key].shape
+        ],
+        "of integers where weights were expected": [
+            key for key in both if expected[key].is_floating_point() and not state[key].is_floating_point()
+        ],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
+        listed = "; ".join(f"{fault}: {_few(keys)}" for fault, keys in faults.items() if keys)
         raise UserError(f"{where} is not the checkpoint that was asked for: {listed}")
+    refuse_non_finite(state, where)
+
+
+def _few(keys: Sequence[str], count: int = 8) -> str:
+    """The first names of a list, and how many there are besides."""
+    return ", ".join(keys[:count]) + f" and {len(keys) - count} more" * (len(keys) > count)
 
 
 def renamed(key: str, names: Mapping[str, str]) -> str:
@@ -177,6 +171,11 @@ def _backbone(
     state: State, where: str, heads: int, size: Size | None, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[ViT, Size]:
     """A backbone of the state's sizes, its weights not yet loaded, and the image size of its position table."""
+    if token := next((key for key in ("dist_token", "reg_token", "register_tokens") if key in state), None):
+        raise UserError(
+            f"{where} holds a ViT with {token}, for which these files' layout has no place: "
+            "open it by its name in timm, as timm:NAME"
+        )
     width, depth, mlp_ratio = sizes(state, where, "blocks.", heads)
     patch = shape(state, "patch_embed.proj.weight", where)[-1]
     tokens = shape(state, "pos_embed", where)[1] - 1
@@ -194,27 +193,7 @@ def _without_class_row(table: Tensor) -> Tensor:
     return table[0, 1:]
 
 
-def _named(source: Source) -> str:
-    return "the state" if isinstance(source, Mapping) else str(source)
-
-
-def _read(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and arguments; refused, for loading it could run code"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {(str(error).splitlines() or ['empty'])[0]}") from error
-
-
 __all__ = [
-    "check", "classifier_state", "from_official", "load", "load_backbone", "read", "renamed",
+    "check", "classifier_state", "from_official", "load", "load_backbone", "renamed",
     "resize_positions", "shape", "sizes", "to_official",
 ]  # fmt: skip

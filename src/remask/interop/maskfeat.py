@@ -13,17 +13,16 @@ hogs.*                            target_generator.*                  constants 
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
-from remask.interop import mae
-from remask.interop.beit import FILL, HEAD, NETWORK, counterpart, label, own_state
-from remask.interop.mae import MEAN, STD, Source, State, _read, check, shape, sizes
-from remask.interop.mae import read as read_tensors
+from remask.interop import mae, state_dicts
+from remask.interop.beit import FILL, HEAD, NETWORK, counterpart, own_state
+from remask.interop.mae import MEAN, STD, check, shape, sizes
+from remask.interop.state_dicts import Source, State, label
 from remask.masking import Blocks, Masking
 from remask.method import Method
 from remask.methods.maskfeat import maskfeat
@@ -47,8 +46,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "slowfast": Layout(
         {
             "cls_token": NETWORK + "cls_token", "pos_embed": NETWORK + "pos_embed", "mask_token": FILL,
-            "patch_embed.": NETWORK + "patch_embed.", "pred_head.transforms.0.0.": NETWORK + "norm.",
-            "pred_head.projections.0.": HEAD,
+            "patch_embed.": NETWORK + "patch_embed.", "norm.": NETWORK + "norm.",  # of a classifier
+            "pred_head.transforms.0.0.": NETWORK + "norm.", "pred_head.projections.0.": HEAD,
         },
         "blocks.", SAME, "hogs.",
     ),
@@ -108,7 +107,7 @@ def load(
     ratio   of block-wise masking: the published 78 of 196 tokens
     The target is the HOG of the code base: mmpretrain weighs pixels by a Gaussian window.
     """
-    where, state = label(source), read(source)
+    where, state = label(source), read(source, classifiers=True)
     backbone = _backbone(state, where, heads, size, mean, std)
     windowed = layout_of(state) == "mmpretrain"
     target = Hog(backbone.patch, mean, std, flavour="sobel", norm="l2", gaussian=windowed)
@@ -139,15 +138,9 @@ def layout_of(state: State) -> Name:
     return "mmpretrain" if any(key.startswith(("backbone.", "neck.")) for key in state) else "slowfast"
 
 
-def read(source: Source) -> State:
-    """The tensors of a file or dict, under "model_state" (SlowFast) or "state_dict" (mmpretrain) where there is one."""
-    content = source if isinstance(source, Mapping) else _read(Path(source))
-    keys = ("model_state", "state_dict") if isinstance(content, Mapping) else ()
-    inner = next((content[key] for key in keys if key in content), content)
-    try:
-        return read_tensors(inner)
-    except (UserError, TypeError) as error:
-        raise UserError(f"{label(source)} holds no weights: names and tensors were expected") from error
+def read(source: Source, classifiers: bool = False) -> State:
+    """The tensors of a file or dict in the names of its code base."""
+    return state_dicts.read(source, "maskfeat", classifiers)
 
 
 def _backbone(

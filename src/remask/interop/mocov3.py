@@ -9,15 +9,15 @@ module.predictor.*                                                              
 Its position table is the transpose of MAE's, so that none is ever computed here.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from remask.backbones.vit import ViT
-from remask.interop.beit import counterpart, label
-from remask.interop.mae import ENCODER, MEAN, STD, Source, State, _backbone, _read, check
-from remask.interop.mae import read as read_tensors
+from remask.interop import state_dicts
+from remask.interop.beit import counterpart
+from remask.interop.mae import DECODER, ENCODER, MEAN, STD, _backbone, check
+from remask.interop.state_dicts import Source, State, label
 from remask.types import Size, UserError
 
 WRAPPED = "module."
@@ -30,14 +30,22 @@ STEM = "patch_embed.proj.0.weight"
 def from_official(state: State, momentum: bool = False, where: str = "the state") -> dict[str, Tensor]:
     """A pre-training state -> the state dict of a ViT's network: of the base encoder, or of the momentum encoder.
 
-    Raises UserError for unknown keys, an encoder that is absent, a linear probe's state, and a convolutional stem.
+    A linear probe's state, which has plain names, holds the base encoder alone. Raises UserError for unknown keys, an
+    encoder that is absent, and a convolutional stem.
     """
     own = {key.removeprefix(WRAPPED): tensor for key, tensor in state.items()}
-    if any(key.startswith(ENCODER) for key in own):
-        raise UserError(
-            f"{where} holds an encoder under plain names, as MoCo v3's linear probes do (linear-vit-*.pth.tar): "
-            "give the pre-training checkpoint, vit-*.pth.tar"
-        )
+    if any(key.startswith(ENCODER) for key in own):  # linear-vit-*.pth.tar
+        if any(key.startswith(tuple(DECODER)) for key in own):
+            raise UserError(
+                f"{where} holds an encoder under plain names, as MoCo v3's linear probes do, but a decoder beside it: "
+                "open it as mae:FILE"
+            )
+        if momentum:
+            raise UserError(
+                f"{where} holds one encoder under plain names, as MoCo v3's linear probes do (linear-vit-*.pth.tar): "
+                "give the pre-training checkpoint, vit-*.pth.tar"
+            )
+        own = {BASE + key: tensor for key, tensor in own.items()}
     for key in own:
         counterpart(key, KNOWN, "MoCo v3")
     part = MOMENTUM if momentum else BASE
@@ -77,19 +85,15 @@ def load_backbone(
     return backbone
 
 
-def read(source: Source, under: Sequence[str] = ("state_dict",)) -> State:
-    """The tensors of a file or dict, under the first of these names that it has. Raises UserError for anything else."""
-    content = source if isinstance(source, Mapping) else _read(Path(source))
-    names = [name for name in under if isinstance(content, Mapping) and name in content]
-    inner = content[names[0]] if names else content
-    if not isinstance(inner, Mapping):
-        raise UserError(
-            f'{label(source)} holds no weights: names and tensors were expected, alone or under "{under[0]}"'
-        )
-    try:
-        return read_tensors(inner)
-    except UserError as error:
-        raise UserError(f"{label(source)} {str(error).removeprefix('the state ')}") from error
+def read(source: Source) -> State:
+    """The tensors of a file or dict, both encoders and what is beside them, or a linear probe's under plain names."""
+    state = state_dicts.read(source, "mocov3")
+    return state if both(state) else state_dicts.read(source, "mae")
 
 
-__all__ = ["from_official", "load_backbone", "read"]
+def both(state: State) -> bool:
+    """Whether a state has names of pre-training: those of a linear probe do not tell one encoder from the other."""
+    return any(key.startswith(tuple(KNOWN)) for key in state)
+
+
+__all__ = ["both", "from_official", "load_backbone", "read"]

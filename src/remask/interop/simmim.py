@@ -11,11 +11,8 @@ relative_position_index  attn_mask         computed, not stored
 
 import math
 import re
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
@@ -24,10 +21,10 @@ from remask.backbones import stem_patch
 from remask.backbones.beit import BeitViT
 from remask.backbones.swin import Swin, create_swin
 from remask.backbones.tables import resize_table
-from remask.interop import beit
-from remask.interop.beit import BUFFERS, FILL, HEAD, NETWORK, TABLE, label, own_state, vit_of, weights, window_of
-from remask.interop.mae import MEAN, STD, Source, State, _read, check, shape
-from remask.interop.mae import read as read_tensors
+from remask.interop import beit, state_dicts
+from remask.interop.beit import BUFFERS, FILL, HEAD, NETWORK, TABLE, own_state, vit_of, weights, window_of
+from remask.interop.mae import MEAN, STD, check, shape
+from remask.interop.state_dicts import Source, State, label
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.simmim import simmim
@@ -36,8 +33,6 @@ from remask.tokens import cell_of
 from remask.types import Grid, Size, UserError
 
 MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
-SETTINGS = (OrderedDict, "yacs.config.CfgNode")
-"""Official files hold settings of another package beside the weights: they are read as a plain dictionary."""
 
 
 def from_official(state: State, channels: int = 3, fine: Grid = (1, 1)) -> dict[str, Tensor]:
@@ -107,7 +102,7 @@ def load(
     ratio, cell   share hidden, in cells of so many pixels: whole patches of the stem, which in a Swin may be fewer than
                   a token of its last stage has, or cut one
     """
-    where, state = label(source), read(source)
+    where, state = label(source), read(source, classifiers=True)
     if not any(key.startswith("decoder.") for key in state):
         raise UserError(f"{where} holds no decoder: load its backbone with load_backbone")
     backbone = _backbone(state, where, heads, size, mean, std)
@@ -154,16 +149,9 @@ def classifier_state(state: State, network: Beit | SwinTransformer) -> dict[str,
     return kept
 
 
-def read(source: Source) -> State:
-    """The tensors of an official file, or of a dict, under "model" where there is one; its settings are passed over."""
-    if isinstance(source, Mapping):
-        return read_tensors(source)
-    with torch.serialization.safe_globals([SETTINGS]):
-        content = _read(Path(source))
-    try:
-        return read_tensors(content)
-    except (UserError, TypeError) as error:
-        raise UserError(f'{source} holds no weights: names and tensors under "model" were expected') from error
+def read(source: Source, classifiers: bool = False) -> State:
+    """The tensors of a file or dict in official names; its settings are passed over."""
+    return state_dicts.read(source, "simmim", classifiers)
 
 
 def _backbone(

@@ -8,14 +8,14 @@ import timm
 from remask.backbones import Backbone
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.hierarchical import Hierarchical, create_hierarchical
-from remask.backbones.makers import maker
+from remask.backbones.makers import maker, refuse_tag
 from remask.backbones.swin import create_swin
 from remask.backbones.tables import resize_state
 from remask.backbones.vit import create_vit
 from remask.interop.encoder_files import KINDS as FILES
-from remask.interop.encoder_files import NORMALISATIONS
 from remask.interop.encoders import FIXED, open_encoder
 from remask.interop.fetching import fetched
+from remask.interop.loaded import Loaded, loaded_of, remember, resized
 from remask.interop.mae import check
 from remask.types import Size, UserError
 
@@ -40,17 +40,13 @@ def start(
     Raises UserError as `open_encoder` does, and where the network does not take the size.
     """
     kind, _, name = spec.partition(":")
+    if kind == "untrained":
+        refuse_tag(name)
     if kind in ("timm", "untrained") and maker(name) is create_hierarchical:
         size = size or _published_size(name)
-        fresh: Any = create_hierarchical(name, size, *_published(name), drop_path=drop_path)
-        if kind == "timm" and not untrained:
-            network = fetched(lambda: timm.create_model(name, pretrained=True, num_classes=0), spec)
-            state = resize_state(network.state_dict(), fresh.network, _published_size(name), size, fresh.patch)
-            fresh.network.load_state_dict(state)
-        return fresh, size
-    mean, std = NORMALISATIONS[normalise] if normalise else (None, None)
+        return _mapped(spec, name, size, drop_path, fetch=kind == "timm" and not untrained), size
     made_for = size if kind in FILES else None  # a table that is not square, and a Swin, do not tell it
-    source: Any = open_encoder(spec, heads=heads, size=made_for, mean=mean, std=std)
+    source: Any = open_encoder(spec, heads=heads, size=made_for, normalise=normalise)
     if source.origin is None:
         raise UserError(f"{spec} does not say how it is rebuilt: export it again with remask export")
     model, arguments = source.origin
@@ -64,11 +60,26 @@ def start(
         state = resize_state(source.network.state_dict(), fresh.network, before, size, fresh.patch)
         check(state, fresh.network.state_dict(), spec)
         fresh.network.load_state_dict(state)
+        if loaded := loaded_of(source):
+            remember(fresh, loaded._replace(said=(*loaded.said, *resized(state, before, size, fresh.patch))))
     fresh.normalise.read_by(source.normalise.levels)
     for name, parameter in fresh.network.named_parameters():
         if name == "pos_embed":  # fixed in pre-training, trained from here on (MAE, ConvMAE)
             parameter.requires_grad_(True)
     return fresh, size
+
+
+def _mapped(spec: str, name: str, size: Size, drop_path: float, fetch: bool) -> Any:
+    """A timm network that returns a map of features; with published weights where they are to be fetched."""
+    fresh: Any = create_hierarchical(name, size, *_published(name), drop_path=drop_path)
+    if fetch:
+        before = _published_size(name)
+        network = fetched(lambda: timm.create_model(name, pretrained=True, num_classes=0), spec)
+        state = resize_state(network.state_dict(), fresh.network, before, size, fresh.patch)
+        check(state, fresh.network.state_dict(), spec)
+        fresh.network.load_state_dict(state)
+        remember(fresh, Loaded(spec, len(state), said=resized(state, before, size, fresh.patch)))
+    return fresh
 
 
 def _made(
@@ -107,9 +118,9 @@ def _published(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _published_size(name: str) -> Size:
-    cfg = timm.get_pretrained_cfg(name)
-    assert cfg is not None
-    return int(cfg.input_size[1]), int(cfg.input_size[2])
+    """Pixels of the images that timm states for a model; 224 where it states nothing."""
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return (int(cfg.input_size[1]), int(cfg.input_size[2])) if cfg else (224, 224)
 
 
 __all__ = ["constants", "start"]

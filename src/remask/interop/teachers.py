@@ -21,8 +21,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from remask.backbones.makers import refuse_tag
 from remask.interop.fetching import counting, fetched, package
-from remask.interop.mae import MEAN, STD, State, check, read
+from remask.interop.layouts import Layout
+from remask.interop.loaded import Loaded, loaded_of, remember
+from remask.interop.mae import MEAN, STD, check
+from remask.interop.state_dicts import State, find
 from remask.types import Size, UserError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -47,6 +51,7 @@ class Map(nn.Module):
     def __init__(self, network: nn.Module, reach: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.network, self.reach = network, reach
+        remember(self, loaded_of(network))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         return self.reach(self.network, images)
@@ -79,6 +84,8 @@ def timm_teacher(name: str, weights: Path | None = None, fetch: bool = True) -> 
     """A timm model's last feature map or grid of tokens, before its final norm. A file may lack its classifier."""
     import timm
 
+    if not fetch:
+        refuse_tag(name)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UserError(f"timm knows no model {name!r}; did you mean {' or '.join(near) or 'resnet50'}?")
@@ -120,6 +127,7 @@ def torchvision_teacher(
     if not 0 <= layer <= last:
         raise UserError(f"{name} has layers 0 to {last}, not {layer}")
     features = network.features[: layer + 1]
+    remember(features, loaded_of(network))
     if not tensorflow:
         return _opened(features, MEAN, STD, (224, 224))
     pad_as_tensorflow(features)
@@ -182,7 +190,7 @@ def autoencoder_teacher(weights: Path | None) -> Opened:
     if weights is None:
         raise UserError("tae: needs a file: give the encoder of a tiny autoencoder in TAESD's layout as weights")
     with torch.device("cpu"):
-        state = read(weights)
+        state = find(weights, Layout(("14.weight",))).state
     last = state.get("14.weight")
     if last is None or last.ndim != 4:
         raise UserError(f"{weights} is no encoder of a tiny autoencoder: it has no 14.weight of four axes")
@@ -234,10 +242,14 @@ def _opened(network: nn.Module, mean: Sequence[float], std: Sequence[float], siz
 
 def _fill(network: nn.Module, weights: Path, optional: tuple[str, ...] = ()) -> None:
     """Load a file, strictly but for the parts named `optional`, which are not needed."""
+    own = network.state_dict()
     with torch.device("cpu"):
-        state = read(weights)
+        found = find(weights, Layout((next(iter(own)),), names=frozenset(own)))
     parts = tuple(f"{part}." for part in optional)
-    _load(network, {key: tensor for key, tensor in state.items() if not key.startswith(parts)}, weights, parts)
+    state = {key: tensor for key, tensor in found.state.items() if not key.startswith(parts)}
+    _load(network, state, weights, parts)
+    besides = [key for key in found.state if key not in state]
+    remember(network, Loaded(str(weights), len(state), found.copy, found.said, (*besides, *found.left_out)))
 
 
 def _load(network: nn.Module, state: State, weights: Path, optional: tuple[str, ...] = ()) -> None:

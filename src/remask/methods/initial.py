@@ -9,6 +9,7 @@ from torch import nn
 
 from remask.method import Method
 from remask.methods.mae import initialise as as_mae
+from remask.types import UserError
 
 STD = 0.02
 
@@ -52,6 +53,11 @@ def initialise(
         if isinstance(part, nn.Module):
             part.apply(partial(truncated, bound=bound))
     for number, block in enumerate(blocks if rescale else [], 1):
+        if not (hasattr(block, "attn") and hasattr(block, "mlp")):
+            raise UserError(
+                f"the blocks of {type(network).__name__} are {type(block).__name__}s, without an attn and an mlp, "
+                "whose first weights this method states; set method.initial to xavier, or choose another backbone"
+            )
         with torch.no_grad():
             block.attn.proj.weight.div_(math.sqrt(2 * number))
             block.mlp.fc2.weight.div_(math.sqrt(2 * number))

@@ -53,7 +53,7 @@ def rehearsed(asked: dict[str, Any]) -> dict[str, float]:
     recipe = shortened(Recipe.model_validate(asked["recipe"]), asked)
     part, run = recipe.runtime, RunFolder(Path(asked["run"]))
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
-    method = build_method(recipe)
+    method = build_method(recipe, start=False)
     source = open_second(asked["source"], limit=recipe.data.limit, exclude=recipe.data.exclude)
     trainer = build_trainer(recipe, method, build_loader(recipe, source, runtime, method), runtime, run)
     RunFolder.create(run.path, dump(recipe), {})

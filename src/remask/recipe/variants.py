@@ -98,7 +98,8 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
 
     keep    dotted keys that stay as they are, for somebody asked for them; all but the network's name
     """
-    toy = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
+    toy: dict[str, Any] = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
+    toy = {"name": recipe.backbone.name.partition(".")[0], **toy}  # a tag of timm's means weights to be fetched
     named = recipe.backbone.model_copy(update=toy)
     stride = named.patch or 32
     side = _side(recipe) * math.lcm(stride, recipe.masking.cell_pixels or stride * recipe.masking.cell)

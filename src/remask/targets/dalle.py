@@ -1,19 +1,16 @@
 """DALL-E's discrete VAE (Ramesh et al., 2102.12092) as tokenizer: BEiT's target (2106.08254, section 2.1)."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from remask.targets.hog import pixel_values
 from remask.targets.teacher import Frozen, full_precision, resized
+from remask.tensor_files import Foreign, content_of, refuse_non_finite
 from remask.tokens import grid_of
 from remask.types import Images, Size, UserError
 from remask.views import Views
@@ -21,7 +18,7 @@ from remask.views import Views
 STRIDE = 8
 """Pixels of the second view that become one token."""
 
-GROUPS = 4
+GROUPS, FIRST = 4, "blocks.input.w"
 
 
 class Dalle(nn.Module):
@@ -137,7 +134,7 @@ def load_dalle(path: str | Path) -> DalleEncoder:
     """
     state = _state(Path(path))
     try:
-        hidden, channels = state["blocks.input.w"].shape[:2]
+        hidden, channels = state[FIRST].shape[:2]
         vocabulary = state["blocks.output.conv.w"].shape[0]
     except KeyError as error:
         raise UserError(f"{path} is no DALL-E encoder: it has no {error.args[0]}") from None
@@ -155,25 +152,24 @@ def load_dalle(path: str | Path) -> DalleEncoder:
 
 
 def _state(path: Path) -> Mapping[str, Tensor]:
-    try:
-        with torch.device("cpu"):  # also where networks are counted on "meta"
-            content: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
+    """The tensors of a file, alone or under "state_dict", without the prefix of a wrapper."""
+    content = content_of(path)
+    if isinstance(content, Foreign):
         raise UserError(
             f"{path} holds a pickled module, which could run code: where the dall_e package is installed, save "
             f"torch.load(path, weights_only=False).state_dict() with torch.save, and give that file"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {(str(error).splitlines() or ['empty'])[0]}") from error
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        )
+    if isinstance(content, Mapping):
+        content = next((content[name] for name in ("state_dict", "model") if name in content), content)
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(each, Tensor) for each in content.values())
+    ):
         raise UserError(f"{path} holds no weights: names and tensors were expected")
-    return content
-
-
-def _unpickled(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    refuse_non_finite(content, path)
+    prefix = next((key.removesuffix(FIRST) for key in content if key.endswith(FIRST)), "")
+    return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
 
 
 __all__ = ["Dalle", "DalleEncoder", "load_dalle", "mapped"]

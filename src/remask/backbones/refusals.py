@@ -1,0 +1,75 @@
+"""Why a network is none of those that can be masked here, in words: one place for names of timm and for own modules."""
+
+from typing import Any
+
+import timm
+import torch
+from timm.models.beit import Beit
+from torch import nn
+
+from remask.types import UserError
+
+PLAIN = ("vision_transformer", "deit")
+"""Modules of timm whose `vit_…` and `deit…` are plain vision transformers."""
+
+CURE = (
+    "give one of timm's plain vision transformers (vit_*, deit*), or take method fastmim, which hides pixels before "
+    "any network"
+)
+
+
+def is_plain(name: str) -> bool:
+    """Whether timm's network of this name comes from where its plain vision transformers are; true of unknown names."""
+    return not timm.is_model(name) or timm.models.model_entrypoint(name).__module__.rpartition(".")[2] in PLAIN
+
+
+def refuse_unless(network: object, kind: type[nn.Module], own: tuple[str, ...] = ()) -> None:
+    """Raise UserError unless a network is of this class of timm's, and has these of its methods unchanged.
+
+    A wrapper that took another would run it without what makes it another, and no one would notice.
+    """
+    changed = [name for name in own if getattr(type(network), name, None) is not getattr(kind, name)]
+    if not isinstance(network, kind) or changed:
+        name = type(network).__name__
+        raise UserError(f"{name} cannot be masked token by token as a {kind.__name__} can: {why(network)}; {CURE}")
+
+
+def refuse_tokens(name: str, method: str) -> None:
+    """Raise UserError: a method that drops or replaces tokens was given a network, by name, that can do neither."""
+    raise UserError(
+        f"method {method} drops or replaces masked tokens, and {name} can do neither; choose method fastmim, which "
+        f"hides pixels, or a ViT ({name}: {why_named(name)})"
+    )
+
+
+def why(network: object) -> str:
+    """What makes a network one whose tokens cannot be dropped or replaced from outside."""
+    blocks: Any = getattr(network, "blocks", None)
+    stem: Any = getattr(network, "patch_embed", None)
+    found = {
+        "it turns queries and keys by rotary positions": getattr(network, "rope", None) is not None,
+        "its last blocks are class attention": hasattr(network, "blocks_token_only"),
+        "it has a distillation token": hasattr(network, "dist_token"),
+        "it has relative positions, which need the whole grid": (
+            isinstance(network, Beit) or "RelPos" in type(network).__name__ or type(network).__name__.startswith("Swin")
+        ),
+        "its stem is another network (a hybrid)": hasattr(stem, "backbone"),
+        "it has no patch_embed and no blocks": stem is None and blocks is None,
+        "it has no patch_embed": stem is None,
+        "it has no sequence of blocks": blocks is None,
+    }
+    return next((reason for reason, holds in found.items() if holds), f"it is a {type(network).__name__}")
+
+
+def why_named(name: str) -> str:
+    """`why`, of a network by its name in timm, which is made without memory; of others that they are not timm's."""
+    if not timm.is_model(name):
+        return "it has stages of its own"
+    try:
+        with torch.device("meta"):
+            return why(timm.create_model(name, pretrained=False))
+    except Exception as error:  # timm's own code, of which any kind may come
+        return f"timm cannot build it: {(str(error).splitlines() or [type(error).__name__])[0]}"
+
+
+__all__ = ["is_plain", "refuse_tokens", "refuse_unless", "why", "why_named"]

@@ -1,0 +1,139 @@
+"""A student's first weights: [backbone].weights, or those that the tag of a timm name means; and what was loaded."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from remask.backbones.makers import tag_of
+from remask.backbones.tables import resize_state
+from remask.heads import Decoder
+from remask.interop import convmae, mae
+from remask.interop.encoder_files import LAYOUT_OF
+from remask.interop.encoders import open_encoder
+from remask.interop.fetching import fetched
+from remask.interop.loaded import Loaded, loaded_of, remember, resized, split_spec
+from remask.interop.mae import DECODER, HEAD, check
+from remask.interop.state_dicts import read
+from remask.method import Method
+from remask.recipe import Recipe
+from remask.targets.cached import Cached
+from remask.tensor_files import refuse_non_finite
+from remask.types import UserError
+
+DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}
+"""Kinds of files that hold a decoder, and the methods that have such a one."""
+
+POSITIONS = HEAD + "positions"
+
+
+def start_from(method: Method, recipe: Recipe) -> None:
+    """Load [backbone].weights, or what the backbone's name asks for; `loaded_of` the backbone tells what it took.
+
+    Position tables are resized, and all of it is trained (MOMA). A decoder in the file is taken too where the method
+    has one of its sizes. Raises UserError for weights that are out of reach or do not fit.
+    """
+    spec, backbone = recipe.backbone.weights, method.backbone
+    if next(backbone.network.parameters()).device.type == "meta":
+        return
+    if spec is None:
+        if tag_of(recipe.backbone.name):
+            _named_weights(backbone, recipe)
+        return
+    spec, stated = split_spec(spec)
+    source = _source(spec, stated, backbone, recipe)
+    if not hasattr(source, "built_for"):
+        raise UserError(f"backbone.weights {spec} is a {type(source.network).__name__}: start from a ViT or a ConViT")
+    if source.patch != backbone.patch:
+        raise UserError(f"{spec} has patches of {source.patch[0]} px, the student of {backbone.patch[0]}; change one")
+    before, after = (source.built_for[0] * source.patch[0], source.built_for[1] * source.patch[1]), _size(recipe)
+    state = resize_state(source.network.state_dict(), backbone.network, before, after, backbone.patch)
+    check(state, backbone.network.state_dict(), spec)
+    with torch.no_grad():
+        backbone.network.load_state_dict(state)
+    loaded = loaded_of(source) or Loaded(spec, len(state))
+    said = (*loaded.said, *resized(state, before, after, backbone.patch))
+    remember(backbone, _with_decoder(loaded._replace(said=said), method, recipe))
+
+
+def loaded_lines(method: Method) -> list[str]:
+    """What the backbone and the targets of a method were given, a line each."""
+    targets = [branch.target for branch in method.branches]
+    each = [method.backbone, *(target.target if isinstance(target, Cached) else target for target in targets)]
+    return list(dict.fromkeys(loaded.line for one in each if (loaded := loaded_of(one))))
+
+
+def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe) -> Any:
+    """The network that a student starts from, with as many heads as the student, which weights do not tell."""
+    if stated.keys() - {"heads"}:
+        raise UserError(f"backbone.weights {spec} takes heads and no more: pictures are normalised as [data] says")
+    if spec.partition(":")[0] in ("timm", "untrained", "run"):
+        return open_encoder(spec, heads=stated.get("heads"))
+    blocks = getattr(backbone.network, "blocks", None) or getattr(backbone.network, "blocks3", None)  # of a ConvViT
+    own = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks is not None else None
+    heads = stated.get("heads", own)
+    if own is not None and heads != own:
+        raise UserError(
+            f"backbone.weights {spec} was said to have {heads} heads, and the student has {own}: set backbone.heads"
+        )
+    return open_encoder(spec, heads=heads, mean=recipe.data.mean, std=recipe.data.std)
+
+
+def _named_weights(backbone: Any, recipe: Recipe) -> None:
+    """Load what the tag of a timm name stands for; timm itself resizes its tables and adapts its first layer."""
+    name, (base, arguments) = recipe.backbone.name, backbone.origin
+    cure = (
+        f"give backbone.name={name.partition('.')[0]} to start from random weights, "
+        "and with it backbone.weights=dino:FILE where the weights are at hand as a file"
+    )
+    spec = f"backbone.name {name}"
+    network = fetched(lambda: timm.create_model(base, pretrained=True, **arguments), spec, cure)
+    state = network.state_dict()
+    check(state, backbone.network.state_dict(), spec)
+    backbone.network.load_state_dict(state)
+    cfg = network.pretrained_cfg
+    before = int(cfg["input_size"][1]), int(cfg["input_size"][2])
+    remember(backbone, Loaded(f"timm:{name}", len(state), said=resized(state, before, _size(recipe), backbone.patch)))
+
+
+def _with_decoder(loaded: Loaded, method: Method, recipe: Recipe) -> Loaded:
+    """Take the decoder of a file where the method has one of its sizes; else say why it was left out."""
+    kind, _, name = loaded.spec.partition(":")
+    if kind not in DECODERS or not any(key.startswith("decoder") for key in loaded.left_out):
+        return loaded
+    head, state = method.branches[0].head, read(Path(name).expanduser(), LAYOUT_OF.get(kind, kind))
+    layout = convmae if kind in ("convmae", "dmjd") else mae
+    theirs = layout.from_official({key: tensor for key, tensor in state.items() if key.startswith(tuple(DECODER))})
+    if recipe.method.name not in DECODERS[kind] or not isinstance(head, Decoder):
+        return loaded._replace(said=(*loaded.said, f"its decoder was left out: method {recipe.method.name} has none"))
+    own = {HEAD + key: tensor for key, tensor in head.state_dict().items()}
+    if why := next(_differences(theirs, own), None):
+        return loaded._replace(said=(*loaded.said, f"its decoder was left out, for {why}"))
+    refuse_non_finite(theirs, name)
+    if theirs[POSITIONS].shape != own[POSITIONS].shape:
+        theirs[POSITIONS] = own[POSITIONS]  # of another grid: the recipe's own, by sine and cosine
+    head.load_state_dict({key.removeprefix(HEAD): tensor for key, tensor in theirs.items()})
+    rest = tuple(key for key in loaded.left_out if not key.startswith(tuple(DECODER)))
+    took = f"its decoder too, {len(theirs)} tensors, with {recipe.method.decoder_heads} heads as the recipe says"
+    return loaded._replace(said=(*loaded.said, took), left_out=rest)
+
+
+def _differences(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[str]:
+    """What keeps a decoder from being taken, in words."""
+    for key, tensor in own.items():
+        name = key.removeprefix(HEAD)
+        if key not in theirs:
+            yield f"it has no {name}"
+        elif key != POSITIONS and theirs[key].shape != tensor.shape:
+            yield f"its {name} is {[*theirs[key].shape]} and the recipe's {[*tensor.shape]}"
+    yield from (f"the recipe's has no {key.removeprefix(HEAD)}" for key in theirs if key not in own)
+
+
+def _size(recipe: Recipe) -> tuple[int, int]:
+    return recipe.data.image_size
+
+
+__all__ = ["loaded_lines", "start_from"]

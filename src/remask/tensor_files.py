@@ -1,0 +1,268 @@
+"""Files of tensors that others saved, read as data: nothing in them is executed. What a file is called does not matter.
+
+safetensors, torch's zip archives, and the older form before torch 1.6. Beside its tensors a file may hold whatever its
+author had at hand (arguments, paths, numbers of numpy, settings of another package): inert stand-ins take the place of
+such things, so that weights beside them are read, and what stands in the place of a weight can be named.
+"""
+
+import pickle
+import pickletools
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from remask.types import UserError
+
+HEAD = 512
+"""Bytes at the beginning of a file that tell what it is."""
+
+RUNNABLE = re.compile(r"(?:__builtin__|builtins|os|posix|nt|sys|subprocess|shutil|socket|runpy|importlib|webbrowser)\.")
+HARMLESS = frozenset(
+    (
+        "set",
+        "frozenset",
+        "complex",
+        "bytearray",
+        "slice",
+        "range",
+        "xrange",
+        "object",
+        "list",
+        "dict",
+        "tuple",
+        "getattr",
+    )
+)
+"""What common data names of Python's own; a stand-in takes their place as well. Enumerations come by getattr."""
+
+KNOWN_AS = {
+    f"numpy.{core}.multiarray.{own}": name
+    for core in ("core", "_core")
+    for own, name in {"scalar": "numpy number", "_reconstruct": "numpy array"}.items()
+}
+PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+WEB = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
+WANTED = "give a file that torch.save or safetensors wrote"
+CURE = (
+    "where the file is trusted, save the weights alone: "
+    'torch.save(torch.load(FILE, weights_only=False)["model"], "weights.pth")'
+)
+OTHERS: Mapping[bytes, str] = {
+    b"\x1f\x8b": "is compressed by gzip: unpack it and give the file inside",
+    b"BZh": "is compressed by bzip2: unpack it and give the file inside",
+    b"\xfd7zXZ": "is compressed by xz: unpack it and give the file inside",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it and give the file inside",
+    b"\x89HDF": f"is an HDF5 file, as Keras writes it: {WANTED}",
+    b"GGUF": f"is a GGUF file: {WANTED}",
+    b"\x93NUMPY": f"is one array of numpy: {WANTED}",
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: fetch that with git lfs pull",
+}
+"""Beginnings of files that are no checkpoint, and what to do."""
+
+BEGINNING = ("PROTO", "EMPTY_DICT", "BINPUT", "LONG_BINPUT", "PUT")
+ENDS_OF_MARKS = ("SETITEMS", "APPENDS", "TUPLE", "LIST", "DICT", "POP_MARK", "OBJ", "INST", "ADDITEMS", "FROZENSET")
+
+
+class Foreign:
+    """What stands for an object of a class that is not loaded: it takes what pickle gives it, and does nothing.
+
+    kind   what is made in its place where pickle goes on to fill a list or a dictionary
+    """
+
+    origin = "an object"
+    kind: type = object
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return cls.kind() if cls.kind in (list, OrderedDict) else super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+REFUSED: Mapping[re.Pattern[str], type] = {
+    re.compile(r"GLOBAL (\S+) was not an allowed global"): Foreign,
+    re.compile(r"unsupported GLOBAL (\S+) whose module"): Foreign,
+    re.compile(r"Can only (?:append|extend).* but got <class '([^']+)'>"): list,
+    re.compile(r"Can only SETITEMS? .* but got <class '([^']+)'>"): OrderedDict,
+}
+"""How torch names what it does not take for data, and what may stand for it."""
+
+
+def content_of(path: Path) -> Any:
+    """What a file holds, on the CPU: mostly names and tensors, alone or under other names; `Foreign` for all the rest.
+
+    Raises UserError, in one line, for what cannot be read, is no checkpoint, is damaged, or asks for code to be run.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} cannot be read: it is a folder; give a file in it")
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if why := _no_checkpoint(path, head):
+        raise UserError(f"{path} {why}")
+    try:
+        with torch.device("cpu"):  # also where networks are counted on "meta"
+            return load_file(path) if _is_safetensors(path, head) else _unpickled(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise UserError(f"{path} is damaged or no checkpoint: {reason}; download or copy it again") from error
+
+
+def described(entry: object) -> str:
+    """What an entry is that is no tensor, by the name of its type."""
+    if isinstance(entry, Foreign):
+        return f"a {entry.origin}"
+    if isinstance(entry, type) and issubclass(entry, Foreign):
+        return f"the class {entry.origin}"
+    name = "None" if entry is None else type(entry).__name__
+    return name if entry is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def refuse_non_finite(state: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise UserError where a weight is no number, naming the first tensor and how many values and tensors there are.
+
+    Tensors without memory pass.
+    """
+    floats = {name: t for name, t in state.items() if t.is_floating_point() and not t.is_meta}
+    faults = {name: count for name, t in floats.items() if (count := int((~torch.isfinite(t)).sum()))}
+    if faults:
+        first = next(iter(faults))
+        others = f", and so do {len(faults) - 1} other tensors" if len(faults) > 1 else ""
+        raise UserError(
+            f"{where} holds weights that are not finite: {first} has {faults[first]:,} of {state[first].numel():,} "
+            f"values NaN or infinite{others}; take a checkpoint from before its training diverged"
+        )
+
+
+def _no_checkpoint(path: Path, head: bytes) -> str | None:
+    """Why a file with this beginning holds no weights, and what to do; None where it may hold some."""
+    if not head:
+        return "is empty, 0 bytes: download or copy it again"
+    if found := next((why for start, why in OTHERS.items() if head.startswith(start)), None):
+        return found
+    if head[257:262] == b"ustar":
+        return "is a tar archive: unpack it and give the file inside"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB):
+        return "is a web page, saved in the place of the file: download the file itself"
+    if head.startswith(b"PK"):
+        return _no_torch_archive(path)
+    if not any(byte < 9 or 13 < byte < 32 for byte in head):
+        return f"is a text file, not weights: {WANTED}"
+    if _is_safetensors(path, head) or head.startswith(PICKLES):
+        return None
+    return f"is damaged or no checkpoint: {WANTED}, or download it again"
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """By the length of its header and the brace that follows, whatever the file is called."""
+    return (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000) or (
+        path.suffix == ".safetensors" and not head.startswith((b"PK", *PICKLES))
+    )
+
+
+def _no_torch_archive(path: Path) -> str | None:
+    """Why a zip archive is not torch's, and what to do; None where it is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        return f"is damaged or cut off ({error}): download or copy it again"
+    if any(name.endswith("constants.pkl") for name in names):
+        return "is a TorchScript archive, which holds code: save torch.jit.load(FILE).state_dict() and give that file"
+    if any(name.endswith("data.pkl") for name in names):
+        return None
+    if any(name.endswith(".npy") for name in names):
+        return f"is an archive of numpy arrays, as JAX's models come: {WANTED}"
+    return "is a zip archive without weights of torch: unpack it and give the file inside"
+
+
+def _unpickled(path: Path) -> Any:
+    """The content of a file of torch's, with a stand-in for every class that torch does not take for data."""
+    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+    stand_ins = {name: _stand_in(path, name) for name in unknown}
+    while True:
+        try:
+            allowed = torch.serialization.safe_globals([(made, name) for name, made in stand_ins.items()])
+            with allowed, open(path, "rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name, kind = _refused(str(error))
+            if name is None or (name in stand_ins) == (kind is Foreign) or stand_ins.get(name) is kind:
+                raise UserError(f"{path} cannot be read as data alone ({_reason(str(error))}); {CURE}") from error
+            stand_ins[name] = _stand_in(path, name, kind)
+
+
+def _refused(message: str) -> tuple[str | None, type]:
+    """What torch did not take for data, by its name in the file, and what kind of stand-in would do in its place."""
+    for pattern, kind in REFUSED.items():
+        if found := pattern.search(message):
+            return found[1] if "." in found[1] else f"builtins.{found[1]}", kind
+    return None, Foreign
+
+
+def _reason(message: str) -> str:
+    """What torch found fault with, without its advice."""
+    if "persistent_load" in message:
+        return "it holds a whole network, not its weights"
+    lines = message.partition("WeightsUnpickler error:")[2].strip().splitlines() or message.splitlines() or ["damaged"]
+    return lines[0].strip().rstrip(".")
+
+
+def _stand_in(path: Path, name: str, kind: type = Foreign) -> type[Foreign]:
+    """An inert class for what a pickle calls `name`. Raises UserError where that would be a call and no data."""
+    if RUNNABLE.match(name) and name.rpartition(".")[2] not in HARMLESS:
+        entry = _entry_of(path, name)
+        where = f'its entry "{entry}"' if entry else "it"
+        raise UserError(f"{path} was refused, for loading it could run code: {where} calls {name}; {CURE}")
+    module, _, own = name.rpartition(".")
+    about = {"origin": KNOWN_AS.get(name, name), "kind": kind, "__module__": module}
+    return type(own, (Foreign,), about)
+
+
+def _entry_of(path: Path, name: str) -> str | None:
+    """The entry under which a file names a class or function; None where it names that outside of any dictionary."""
+    depth, outermost, entry = 0, -1, None
+    for operation, argument in _operations(path):
+        if outermost < 0 and operation not in BEGINNING:
+            outermost = int(operation == "MARK")
+        if operation == "MARK":
+            depth += 1
+        elif operation in ENDS_OF_MARKS:
+            depth -= 1
+        elif operation == "GLOBAL" and str(argument).replace(" ", ".").replace("__builtin__.", "builtins.") == name:
+            return entry
+        elif "UNICODE" in operation and depth == outermost:
+            entry = str(argument)
+    return None
+
+
+def _operations(path: Path) -> Iterator[tuple[str, Any]]:
+    """The instructions of a file's pickle, which are read and not followed."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            yield from ((code.name, argument) for code, argument, _ in pickletools.genops(archive.read(member)))
+        return
+    with open(path, "rb") as file:
+        for _ in range(3):  # a magic number, a version and the sizes of numbers come before it
+            for _ in pickletools.genops(file):
+                pass
+        yield from ((code.name, argument) for code, argument, _ in pickletools.genops(file))
+
+
+__all__ = ["Foreign", "content_of", "described", "refuse_non_finite"]
