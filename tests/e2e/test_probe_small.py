@@ -29,7 +29,7 @@ def pictures(root: Path, *counts: int, kind: str = "noise") -> Path:
             numbers = np.random.default_rng(1000 * label + i)
             pixels = numbers.integers(0, 60, (16, 16, 3)) + 90 * label
             level = {"alike": 128, "of a class": 60 * (label + 1)}.get(kind)
-            pixels = pixels if level is None else np.full((16, 16, 3), level)
+            pixels = pixels if level is None else np.full((16, 16, 3), level) + np.arange(16)[:, None]
             Image.fromarray(pixels.astype(np.uint8)).save(root / "abcdef"[label] / f"{i:03}.png")
     return root
 
@@ -44,7 +44,9 @@ def probe(data: Path, out: Path, asked: commands.Asked = PROBES["probe"], **more
 
 
 @pytest.mark.parametrize("name", PROBES)
-@pytest.mark.parametrize(("counts", "kind"), [((2, 2), "noise"), ((5, 1, 4), "noise"), ((45, 45), "alike")])
+@pytest.mark.parametrize(
+    ("counts", "kind"), [((2, 2), "noise"), ((5, 1, 4), "noise"), ((45, 45), "alike"), ((10, 10), "of a class")]
+)
 def test_few_or_alike(name: str, counts: tuple[int, ...], kind: str, tmp_path: Path) -> None:
     data = pictures(tmp_path / "data", *counts, kind=kind)
     found = probe(data, tmp_path / "out", PROBES[name], quiet=True)
@@ -59,15 +61,15 @@ def test_fewer_than_k_all_vote_and_it_is_said(tmp_path: Path, capsys: pytest.Cap
     assert found["knn"]["k"] == found["protocol"]["knn"]["k"] == 8
     assert found["protocol"]["k_wanted"] == 20
     assert "there are 8 training images and not 20" in capsys.readouterr().err
-    assert found["knn"]["pixels"] == 100
+    assert found["linear"]["pixels"] == 100
     with pytest.raises(UserError, match="at least one neighbour"):
         probe(tmp_path / "data", tmp_path / "out", commands.Asked(k=0), quiet=True)
 
 
-@pytest.mark.parametrize("counts", [(1, 1, 1), (1,)])
+@pytest.mark.parametrize("counts", [(1, 1), (1, 1, 1, 1, 1, 1)])
 def test_what_it_needs_is_one_line(counts: tuple[int, ...], tmp_path: Path) -> None:
     data = pictures(tmp_path / "data", *counts)
-    with pytest.raises(UserError, match="none can be held out for the test; give more pictures, or") as caught:
+    with pytest.raises(UserError, match="none can be held out for the test; give more") as caught:
         probe(data, tmp_path / "out", quiet=True)
     assert "\n" not in str(caught.value)
 
@@ -92,7 +94,7 @@ def test_more_bad_ones_than_allowed_are_one_line(name: str, tmp_path: Path) -> N
     data = pictures(tmp_path / "data", 12, 12)
     for i in range(5):
         cut(data / f"a/{i:03}.png")
-    with pytest.raises(UserError, match="cannot be used, more than is allowed.*--exclude") as caught:
+    with pytest.raises(UserError, match=r"cannot be used, more than is allowed.*--exclude") as caught:
         probe(data, tmp_path / "out", PROBES[name], quiet=True)
     assert "\n" not in str(caught.value)
 
@@ -152,7 +154,5 @@ def test_embed_and_attention_leave_bad_pictures_out(tmp_path: Path, capsys: pyte
     assert "a/001.png" in capsys.readouterr().err
     for name in ("a/000.png", "b/000.png", "b/001.png"):
         cut(data / name)
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match="none of 4 pictures"):
         commands.attention(NET, str(data), LOOK, out=tmp_path / "a.png")
-    with pytest.raises(UserError, match="no picture of those chosen"):
-        commands.attention(NET, str(data), LOOK, out=tmp_path / "a.png", count=2)
