@@ -11,7 +11,7 @@ from remask.checkpoint import RunFolder
 from remask.commands.paths import paths_or_texts
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
-from remask.commands.unusable import Unusable, first_of
+from remask.commands.unusable import Unusable
 from remask.console import Watch
 from remask.evaluation import extract
 from remask.evaluation.attention import attention_maps, attention_sheet
@@ -147,7 +147,7 @@ def attention(
     source = open_source(images, exclude=exclude)
     some = Subset(source, [i * len(source) // min(count, len(source)) for i in range(min(count, len(source)))])
     bad = Unusable(Watch("attention", quiet).say)
-    batch = first_of(some, seen.batches(some, count, report=bad))
+    batch = next(seen.batches(some, count, report=bad))  # where none can be used, that is raised
     maps = attention_maps(seen.backbone, batch.images, block)
     shown = seen.backbone.normalise.shown(batch.images.to(seen.backbone.normalise.shift.device)).cpu()
     target.parent.mkdir(parents=True, exist_ok=True)

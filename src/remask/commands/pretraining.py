@@ -12,7 +12,7 @@ from remask import codebook as codebooks
 from remask.build import build_method
 from remask.checkpoint import RunFolder, find, refuse_existing
 from remask.commands.paths import anchored, paths_or_texts
-from remask.commands.unusable import Unusable, bounded, first_of
+from remask.commands.unusable import Unusable, bounded
 from remask.data_record import CARE, Care
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.images import Subset, open_source
@@ -140,7 +140,7 @@ def reconstruct(
         source = open_source(images, exclude=exclude)
     some = Subset(source, _spread(len(source), count))
     bad = Unusable(lambda line: None if quiet else print(line, file=sys.stderr))
-    batch = first_of(some, bounded(some, batches(recipe, some, count, report=bad)))
+    batch = next(bounded(some, batches(recipe, some, count, report=bad)))  # where none can be used, that is raised
     views = method.draw(batch.images, generator(seed, "pictures"))
     target = out or run.path / "pictures" / "reconstruction.png"
     target.parent.mkdir(parents=True, exist_ok=True)

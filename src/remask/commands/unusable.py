@@ -1,7 +1,6 @@
 """Pictures that an evaluation cannot use: left out, named once, counted with its result."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from remask.images import Batch, Source, TooManyBad
 from remask.images.files import printable
@@ -32,12 +31,4 @@ def bounded(source: Source, batches: Iterable[Batch]) -> Iterator[Batch]:
         ) from None
 
 
-def first_of(source: Source, batches: Iterable[Batch]) -> Any:
-    """The first batch. Raises UserError where no picture can be used."""
-    batch = next(iter(batches), None)
-    if batch is None:
-        raise UserError(f"no picture of those chosen from {printable(source.name)} can be used: give others")
-    return batch
-
-
-__all__ = ["Unusable", "bounded", "first_of"]
+__all__ = ["Unusable", "bounded"]
