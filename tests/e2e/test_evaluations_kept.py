@@ -116,5 +116,5 @@ def test_a_probed_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(re.findall("skipped .*a/001.png", capsys.readouterr().err)) == 1
     for path in pile.rglob("*.png"):
         cut(path)
-    with pytest.raises(UserError, match="3 of 3 pictures .* cannot be used"):
+    with pytest.raises(UserError, match=r"3 of 3 pictures .* cannot be used"):
         commands.reconstruct(run, str(pile), out=tmp_path / "r.png")
