@@ -139,14 +139,13 @@ def test_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "k", "words"),
     [
-        ("few", 20, "neighbours"),
         ("one", 5, "no labels"),
         ("photos", 5, "no labels"),
         ("train", 5, "class 'c' of .*val is not among those of"),
     ],
 )
 def test_probes(source: str, k: int, words: str, tmp_path: Path) -> None:
-    sizes = {"few": {"a": 3, "b": 3}, "one": {"a": 12}, "train": {"a": 12, "b": 12}}
+    sizes = {"one": {"a": 12}, "train": {"a": 12, "b": 12}}
     data = str(coloured(tmp_path / source, sizes[source])) if source in sizes else source
     val = str(coloured(tmp_path / "val", {"a": 3, "b": 3, "c": 3})) if source == "train" else data
     look = commands.Look(image_size=(16, 16))
