@@ -99,7 +99,7 @@ def evaluate(
     path: Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = "last", device: str | None = None,
     quiet: bool = False, say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json.
+    """Test the model of a downstream run, on other pictures where `overrides` name some, into eval/TASK.json.
 
     Its own test pictures may have changed since it was trained: that is said, and stands in the result's protocol.
     """
@@ -117,7 +117,7 @@ def evaluate(
     for line in [] if quiet else changed:
         print(line, file=sys.stderr)
     try:
-        found = conclude(task, model, run, recipe, quiet, changed)
+        found = conclude(task, model, run, recipe, quiet, changed, checkpoint)
     except TooManyBad as error:
         bad.write(error.bad)
         raise

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from remask.checkpoint import RunFolder
 from remask.commands.paths import paths_or_texts
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
+from remask.commands.unusable import Unusable
 from remask.console import Watch
 from remask.evaluation import extract
 from remask.evaluation.attention import attention_maps, attention_sheet
@@ -31,11 +34,13 @@ def embed(
     source, seen = open_source(data, limit=limit, exclude=exclude), subject(str(path), look, quiet)
     about = {"model": seen.name, "checkpoint": look.checkpoint, "image_size": list(seen.size)}
     watch = Watch("embed", quiet)
+    bad = Unusable(watch.say)
     for line in notes(source):
         watch.say(line)
-    batches = watch.over(seen.batches(source), len(source), "embed")
+    batches = watch.over(seen.batches(source, report=bad), len(source), "embed")
     rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
-    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}")
+    without = f", without {len(bad.lines)} of {len(source)} pictures, which cannot be used" if bad.lines else ""
+    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}{without}")
     return out
 
 
@@ -73,7 +78,10 @@ def tsne(
         raise UserError(f"{out}: the picture is a .png; choose a file name that ends so")
     source = open_source(data, labelled=True, exclude=exclude)
     chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
-    features, labels = _features(paths, chosen, asked, look, quiet)
+    bad = Unusable(Watch("t-SNE", quiet).say)
+    features, usable = _features(paths, chosen, asked, look, quiet, bad)
+    left_out, chosen = len(chosen) - len(usable), Subset(source, [chosen.numbers[i] for i in usable])
+    labels = torch.tensor(chosen.labels)
     with Watch("t-SNE", quiet) as watch:
         mapped = itertools.count()
         maps = tsne_maps(
@@ -87,31 +95,43 @@ def tsne(
     with whole(out.with_suffix(".csv")) as part:
         part.write_text(table(maps, labels, chosen.numbers, where, source.classes))
     settings = {"perplexity": asked.perplexity, "k": asked.k, "seed": asked.seed, "layer": asked.layer}
-    content = summary(maps, {**settings, "data": data, "images": len(chosen)})
+    content = summary(maps, {**settings, "data": data, "images": len(chosen), "bad_images": left_out, "bad": bad.lines})
     RunFolder(out.parent).write(f"{out.stem}.json", content)
     return out
 
 
 def _features(
-    paths: Sequence[Path | str], chosen: Subset, asked: Mapped, look: Look, quiet: bool
-) -> tuple[dict[str, Any], Any]:
-    """Features of the same pictures in each network, by title, and their labels."""
+    paths: Sequence[Path | str], chosen: Subset, asked: Mapped, look: Look, quiet: bool, bad: Unusable
+) -> tuple[dict[str, Any], list[int]]:
+    """Features in each network, by title, of the pictures that all of them can use, and the numbers of these."""
     features: dict[str, Any] = {}
+    numbers: dict[str, list[int]] = {}
+
+    def read(seen: Subject, backbone: Any, title: str) -> None:
+        numbers[title] = []
+        batches = _passed(seen, chosen, title, quiet, bad, numbers[title])
+        features[title], _ = extract(backbone, batches, layer=asked.layer)
+
     for number, path in enumerate(paths):
         seen = subject(str(path), look, quiet)
         title = asked.names[number] if asked.names else seen.name
         title = title if title not in features else f"{title} ({number + 1})"
         seen.settle(chosen)
         if asked.untrained and not features:
-            features["untrained"], _ = extract(
-                seen.twin(), _passed(seen, chosen, "untrained", quiet), layer=asked.layer
-            )
-        features[title], labels = extract(seen.backbone, _passed(seen, chosen, title, quiet), layer=asked.layer)
-    return features, labels
+            read(seen, seen.twin(), "untrained")
+        read(seen, seen.backbone, title)
+    usable = sorted(set.intersection(*map(set, numbers.values())))
+    for title, found in features.items():
+        places = {number: place for place, number in enumerate(numbers[title])}
+        features[title] = found[[places[number] for number in usable]]
+    return features, usable
 
 
-def _passed(seen: Subject, source: Subset, title: str, quiet: bool) -> Iterator[Any]:
-    return Watch(title, quiet).over(seen.batches(source), len(source), title)
+def _passed(seen: Subject, source: Subset, title: str, quiet: bool, bad: Unusable, numbers: list[int]) -> Iterator[Any]:
+    """Batches of a source; the numbers of the pictures in them are added to `numbers`."""
+    for batch in Watch(title, quiet).over(seen.batches(source, report=bad), len(source), title):
+        numbers.extend(batch.index.tolist())
+        yield batch
 
 
 @paths_or_texts
@@ -126,7 +146,8 @@ def attention(
         raise UserError(f"{path} is no run, in whose folder the picture would go: give --out PNG")
     source = open_source(images, exclude=exclude)
     some = Subset(source, [i * len(source) // min(count, len(source)) for i in range(min(count, len(source)))])
-    batch = next(seen.batches(some, count))
+    bad = Unusable(Watch("attention", quiet).say)
+    batch = next(seen.batches(some, count, report=bad))  # where none can be used, that is raised
     maps = attention_maps(seen.backbone, batch.images, block)
     shown = seen.backbone.normalise.shown(batch.images.to(seen.backbone.normalise.shift.device)).cpu()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Pre-training and what a run of it leaves: pictures, report, export."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from remask import codebook as codebooks
 from remask.build import build_method
 from remask.checkpoint import RunFolder, find, refuse_existing
 from remask.commands.paths import anchored, paths_or_texts
+from remask.commands.unusable import Unusable, bounded
 from remask.data_record import CARE, Care
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.images import Subset, open_source
@@ -106,7 +108,7 @@ def _finish(path: Path, quiet: bool, world: World) -> Path:
     if not world.main:
         return path
     exported = export(path)
-    reconstruct(path)
+    reconstruct(path, quiet=True)  # what cannot be used was named in training
     page = report(path)
     if not quiet:
         print(f"backbone  {exported} (load_example.py shows how to use it)\nreport    {page}")
@@ -134,6 +136,7 @@ def reconstruct(
     seed: int = 0,
     checkpoint: str = "last",
     exclude: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Path:
     """Draw originals, masked views, predictions and covered unions of some pictures into a PNG; returns its path."""
     run, recipe = open_run(path)
@@ -144,7 +147,8 @@ def reconstruct(
     else:
         source = open_source(images, exclude=exclude)
     some = Subset(source, _spread(len(source), count))
-    batch = next(iter(batches(recipe, some, count)))
+    bad = Unusable(lambda line: None if quiet else print(line, file=sys.stderr))
+    batch = next(bounded(some, batches(recipe, some, count, report=bad)))  # where none can be used, that is raised
     views = method.draw(batch.images, generator(seed, "pictures"))
     target = out or run.path / "pictures" / "reconstruction.png"
     target.parent.mkdir(parents=True, exist_ok=True)

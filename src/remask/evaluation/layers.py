@@ -16,7 +16,7 @@ from remask.backbones import Backbone
 from remask.evaluation.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
 from remask.evaluation.knn import weighted_knn
 from remask.evaluation.linear import linear_probe, stratified
-from remask.evaluation.probe import TEMPERATURE, Factory, checked, numbered
+from remask.evaluation.probe import TEMPERATURE, Factory, checked, neighbours, numbered
 from remask.types import UserError
 
 HELD_OUT = 0.2
@@ -69,7 +69,8 @@ def probe_layers(
         raise UserError(f"layers {chosen}: name each layer once, at least one, or all of them")
     say(f"features of the training images at {len(chosen)} layers")
     train = collect_layers(backbones, train_batches(), chosen, pool, memory_gb, dtype)
-    known = checked(train.y, k)
+    known = checked(train.y)
+    k, wanted = neighbours(k, len(known), say), k
     say(f"features of the validation images ({len(known)} training images)")
     val = collect_layers(backbones, val_batches(), chosen, pool, memory_gb, dtype)
     train_y, val_y = numbered(known, val.y)
@@ -83,6 +84,7 @@ def probe_layers(
             row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, away, k, seed)
             tables[name].append(row)
     protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, away, seed)}
+    protocol |= {"k_wanted": wanted} if k < wanted else {}
     return {"layers": tables, "best": {name: _best(table) for name, table in tables.items()}, "protocol": protocol}
 
 

@@ -95,14 +95,14 @@ def further(columns: Sequence[str], rows: int) -> dict[str, int]:
 
 
 def notes(source: Any) -> list[str]:
-    """Lines about a source for the start of a run: what it leaves out, and the splits that are taken together."""
+    """Lines about a source for the start of a run: what it leaves out, the splits that are taken together, remarks."""
     lines = []
     if found := listed(getattr(source, "left_out", {})):
         lines.append(f"{source.name}: left out {found}")
     if splits := getattr(source, "splits", None):
         named = ", ".join(f"{name} {count:,}" for name, count in splits.items())
         lines.append(f"{source.name}: all of its splits are taken ({named})")
-    return lines
+    return [*lines, *getattr(source, "remarks", [])]
 
 
 __all__ = [

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from remask.report.evaluations import HEADS, evaluations
 from remask.report.figures import curves
 from remask.report.reading import (
     Fact,
@@ -68,6 +69,8 @@ def write_task_report(run: Path) -> Path:
         "summary": summary(task, recipe, result),
         "results": _results(result),
         "tables": tables(task, result),
+        "heads": HEADS,
+        "evaluations": evaluations(run),
         "protocol": pretty(result.get("protocol", {})),
         "figures": _figures(task, recipe, metrics, result),
     }
