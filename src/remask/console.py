@@ -57,10 +57,10 @@ class Bar:
 
         rich = Rich(stderr=True)
         columns: list[Any] = [
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[words]}", markup=False),
         ]
         self.progress = Progress(*columns, console=rich)
         self.task = self.progress.add_task(title, total=total, words="")
@@ -69,7 +69,7 @@ class Bar:
         self.progress.update(self.task, completed=step, words=words)
 
     def say(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False)
+        self.progress.console.print(line, markup=False, highlight=False, emoji=False)
 
     def __enter__(self) -> "Bar":
         self.progress.start()

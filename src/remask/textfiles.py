@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.escaping import unmarked
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -54,8 +55,12 @@ def read_json(path: str | Path, where: str | None = None) -> Any:
 
 
 def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
-    """The content of a TOML file. Raises OSError, UserError for bytes that are no text, tomllib.TOMLDecodeError."""
-    return tomllib.loads(read_text(path, where))
+    """The content of a TOML file, with what `escaping.marked` wrote unescaped.
+
+    Raises OSError, UserError for bytes that are no text, tomllib.TOMLDecodeError.
+    """
+    content: dict[str, Any] = unmarked(tomllib.loads(read_text(path, where)))
+    return content
 
 
 def _line(before: str) -> int:

@@ -85,7 +85,7 @@ def tsne(
         part.write_bytes(picture(maps, labels, source.classes))
     where = [chosen.where(i) for i in range(len(chosen))]
     with whole(out.with_suffix(".csv")) as part:
-        part.write_text(table(maps, labels, chosen.numbers, where, source.classes))
+        part.write_text(table(maps, labels, chosen.numbers, where, source.classes), encoding="utf-8")
     settings = {"perplexity": asked.perplexity, "k": asked.k, "seed": asked.seed, "layer": asked.layer}
     content = summary(maps, {**settings, "data": data, "images": len(chosen)})
     RunFolder(out.parent).write(f"{out.stem}.json", content)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from remask.backbones import Backbone
+from remask.escaping import encodable, printable
 from remask.evaluation.features import Describe, Pool, Progress, evaluating, reader
 from remask.images import Source
 from remask.types import UserError
@@ -68,10 +69,10 @@ def embed(
     """
     check_file(file)
     describe = reader(backbone, layer=layer, pool=pool, dtype=dtype)
-    known = {"layer": layer, "pool": pool, "source": source.name, "classes": source.classes}
+    known = {"layer": layer, "pool": pool, "source": printable(source.name), "classes": source.classes}
     say = progress or (lambda done, total, words: None)
     rows = _rows(describe, backbone, batches, source, say)
-    metadata = json.dumps({**known, **(about or {})})
+    metadata = json.dumps(encodable({**known, **(about or {})}))
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole(file) as part:
         count = (_parquet if file.suffix == ".parquet" else _npz)(part, rows, metadata)
