@@ -3,9 +3,7 @@
 Nothing heavy is imported before a command needs it, so that `remask --help` answers at once.
 """
 
-import codecs
 import errno
-import io
 import os
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ import typer
 from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan, launcher
 from remask.cli_flags import Exclude
 from remask.errors import UserError
-from remask.escaping import in_error
+from remask.escaping import escape_on
 
 app = typer.Typer(
     name="remask",
@@ -256,10 +254,7 @@ def main() -> NoReturn:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # wait a fraction of a millisecond, then leave the core to others
     if said := launcher.left_over():
         print(f"remask: {said}", file=sys.stderr)
-    codecs.register_error("escape", in_error)
-    for stream in (sys.stdout, sys.stderr):  # a name may hold what a screen cannot show: no reason to stop
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="escape")
+    escape_on(sys.stdout, sys.stderr)
     debug = "--debug" in sys.argv
     arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
     try:

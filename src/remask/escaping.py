@@ -5,10 +5,13 @@ Such a byte is written as \\xe9, and a character that does not print as \\n, \\u
 reads them too. A backslash stays as it is, unless it could be taken for the begin of an escape: it is doubled then.
 """
 
+import codecs
+import io
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _ESCAPE = re.compile(r"\\(?:([nrt\\])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
@@ -20,8 +23,9 @@ MARK = "escaped:"
 """Begins a text in a TOML file that is escaped, for TOML cannot say a byte."""
 
 
-def printable(text: str) -> str:
+def printable(name: str | Path) -> str:
     """A name on one line that prints everywhere; no two names become the same."""
+    text = str(name)
     if text.isprintable() and "\\" not in text:
         return text
     found = ""
@@ -61,16 +65,24 @@ def _shown(char: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def quoted(text: str) -> str:
+def quoted(word: str | Path) -> str:
     """A word as a shell reads it, on one line that prints everywhere."""
+    text = str(word)
     if text.isprintable():
         return shlex.quote(text)
     inside = on_one_line(text.replace("\\", "\\\\").replace("'", "\\'"))
     return f"$'{inside}'"
 
 
-def in_error(error: UnicodeError) -> tuple[str, int]:
-    """What a stream writes where it cannot encode: a handler for `codecs.register_error`."""
+def escape_on(*streams: TextIO) -> None:
+    """Let streams escape what they cannot encode: a name on the screen is no reason to stop."""
+    codecs.register_error("escape", _instead)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="escape")
+
+
+def _instead(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     odd = error.object[error.start : error.end]
@@ -117,7 +129,7 @@ def unmarked(content: Any) -> Any:
 
 __all__ = [
     "encodable",
-    "in_error",
+    "escape_on",
     "in_utf8",
     "is_text",
     "literal",

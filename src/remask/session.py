@@ -75,7 +75,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         said += resumed(trainer, record, checked, care)
     notes["data"] = checked.digests
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
-    on, to = f"{len(source)} images of {printable(source.name)}", printable(str(path))
+    on, to = f"{len(source)} images of {printable(source.name)}", printable(path)
     screen[0].say(f"{method_label(recipe)} on {on}, {runtime.describe()} → {to}")
     for line in [*said, equation(method, ahead[0].recipe.data.image_size)]:
         screen[0].say(line)
@@ -185,7 +185,7 @@ class BadImages:
         if len(known) < SAID:
             self.say(f"{line}; it is used as it is")
         elif len(known) == SAID:
-            self.say(f"more pictures reach beyond data.range: {printable(str(file))} names them all")
+            self.say(f"more pictures reach beyond data.range: {printable(file)} names them all")
         with open(file, "a", encoding="utf-8") as out:
             out.write(line + "\n")
 

@@ -53,7 +53,7 @@ def data_pack(
     kept = f", {done.kept:,} of them untouched" if done.kept else ""
     bad = f"; {len(done.left_out)} could not be used and are left out" if done.left_out else ""
     other = f"; not taken: {found}" if (found := listed(pictures.left_out)) else ""
-    print(f"{done.pictures:,} pictures, {form.kind}{kept}, {_size(done.bytes)}{bad}{other} → {printable(str(out))}")
+    print(f"{done.pictures:,} pictures, {form.kind}{kept}, {_size(done.bytes)}{bad}{other} → {printable(out)}")
     return done
 
 

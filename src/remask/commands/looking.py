@@ -10,6 +10,7 @@ from remask.commands.paths import paths_or_texts
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.console import Watch
+from remask.escaping import printable
 from remask.evaluation import extract
 from remask.evaluation.attention import attention_maps, attention_sheet
 from remask.evaluation.embedding import check_file, whole
@@ -35,7 +36,7 @@ def embed(
         watch.say(line)
     batches = watch.over(seen.batches(source), len(source), "embed")
     rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
-    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}")
+    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {printable(out)}")
     return out
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.features import Labelled, evaluating
-from remask.evaluation.lettering import png, shown
+from remask.evaluation.lettering import labels, png
 from remask.types import UserError
 
 WHOLE = 100
@@ -130,9 +130,9 @@ def confusion_picture(confusion: Int[Tensor, "classes classes"], names: Sequence
     accuracy = 100 * float(confusion.diagonal().sum() / confusion.sum().clamp(min=1))
     axes.set_title(f"{accuracy:.1f} % of {int(confusion.sum())} images right", color=_INK, fontsize=10)
     if classes <= 30:
-        labels = [shown(_name(i, names)) for i in range(classes)]
-        axes.set_xticks(range(classes), labels, rotation=90, fontsize=7, parse_math=False)
-        axes.set_yticks(range(classes), labels, fontsize=7, parse_math=False)
+        texts = labels([_name(i, names) for i in range(classes)])
+        axes.set_xticks(range(classes), texts, rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(classes), texts, fontsize=7, parse_math=False)
     if classes <= 15:
         for row, column in (shares >= 0.5).nonzero().tolist():
             share = float(shares[row, column])

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from remask.evaluation.lettering import png, shown
+from remask.evaluation.lettering import labels, png
 from remask.images.masks import IGNORE
 
 _INK = "#1f2328"
@@ -96,7 +96,8 @@ def _legend(
 
     across, down = size
     step = (across - 2 * _EDGE) / columns
-    for number, (colour, name) in enumerate(named):
+    texts = labels([name for _, name in named])
+    for number, ((colour, _), text) in enumerate(zip(named, texts, strict=True)):
         left, base = _EDGE + number % columns * step, top - _LINE * (number // columns + 1)
         shade = tuple(part / 255 for part in colour)
         square = Rectangle(
@@ -104,7 +105,7 @@ def _legend(
         )
         figure.add_artist(square)
         at = (left + 0.2) / across, (base + 0.1) / down
-        figure.text(*at, shown(name), va="center", fontsize=7.5, color=_INK, parse_math=False)
+        figure.text(*at, text, va="center", fontsize=7.5, color=_INK, parse_math=False)
 
 
 __all__ = ["frames", "painted"]

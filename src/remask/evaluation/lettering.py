@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from remask.escaping import on_one_line
@@ -17,6 +19,13 @@ def shown(name: str, most: int = SHORT) -> str:
     return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
 
 
+def labels(names: Sequence[str]) -> list[str]:
+    """The names as `shown`, and their number behind those that look alike once they are short."""
+    short = [shown(name) for name in names]
+    count = Counter(short)
+    return [text if count[text] == 1 else f"{text} ({number})" for number, text in enumerate(short)]
+
+
 def png(figure: Any) -> bytes:
     """A figure as a PNG. Characters that the font lacks are boxes, without a warning for each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,4 +37,4 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["SHORT", "png", "shown"]
+__all__ = ["SHORT", "labels", "png", "shown"]

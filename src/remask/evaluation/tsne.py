@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from remask.evaluation.lettering import labels as short
 from remask.evaluation.lettering import png, shown
 from remask.types import UserError
 
@@ -154,9 +155,10 @@ def picture(
             figure.axes[0].collections, map(str, classes), loc="outside lower center",
             ncols=min(len(classes), COLUMNS * across), frameon=False, fontsize=8, markerscale=2,
         )  # fmt: skip
-        for text, label in zip(legend.get_texts(), classes, strict=True):  # a legend would drop names that begin with _
+        texts = short([named(label, names) for label in classes])
+        for text, label in zip(legend.get_texts(), texts, strict=True):  # a legend would drop names that begin with _
             text.set_parse_math(False)
-            text.set_text(shown(named(label, names)))
+            text.set_text(label)
     else:
         figure.supxlabel(f"{len(classes)} classes", fontsize=8)
     return png(figure)

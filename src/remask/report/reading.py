@@ -52,7 +52,7 @@ def shared(run: Path, recipe_text: str) -> dict[str, Any]:
     pictures = sorted((run / "pictures").glob("*.png"))
     return {
         "run": printable(run.name),
-        "path": quoted(str(run)),
+        "path": quoted(run),
         "status": read_json(run / "status.json"),
         "pictures": [(printable(path.stem).replace("-", " ").replace("_", " "), embedded(path)) for path in pictures],
         "cost": facts(read_json(run / "cost.json")),
