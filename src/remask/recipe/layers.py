@@ -47,6 +47,7 @@ def warmup_share(layers: Sequence[Layer], files: int) -> list[Layer]:
 
 
 def nest(path: str, value: Any) -> dict[str, Any]:
+    """A value under its dotted path: "a.b", 1 -> {"a": {"b": 1}}."""
     for key in reversed(path.split(".")):
         value = {key: value}
     return value
