@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import runpy
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from remask import commands
 from remask.escaping import literal, printable
 from remask.images import open_source
 from remask.recipe import load_recipe
+from remask.types import UserError
 
 NAMES = [
     "$x^2$", "$\\frac{$", "_hidden", "a\\b^{c}", "quote'\"`", "[red]", "[bold]", "line\nbreak", "עברית\u202ex",
@@ -167,3 +171,68 @@ def test_detection_of_any_names(root: Path, dense: Path) -> None:
     page = text_of(commands.report(run))
     assert "&lt;b&gt;&amp;amp;&lt;b&gt;" in page
     commands.export(run)
+
+
+def test_members_and_lists_of_any_name(root: Path) -> None:
+    """In a tar; and in a list, where a name has no line break and no comma."""
+    files = [root / "classes" / name / "b.png" for name in NAMES]
+    tar = root / "$ [x].tar"
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape") as shard:
+        for file in files:
+            shard.add(file, str(file.relative_to(root)))
+    source = open_source(str(tar))
+    found = {literal(source.where(i)).removeprefix(f"{tar.name}: ") for i in range(len(source))}
+    assert found == {str(file.relative_to(root)) for file in files}
+    kept = [file for file in files if not {"\n", ",", "\x1b"} & set(file.parent.name)]
+    lines = "".join(f"{file.relative_to(root)}\n" for file in kept)
+    (root / "list.txt").write_bytes(os.fsencode(lines))
+    listed = open_source(str(root / "list.txt"))
+    assert {Path(literal(listed.where(i))).parent.name for i in range(len(listed))} == {f.parent.name for f in kept}
+
+
+def test_data_of_a_name_that_is_no_utf8_on_a_screen_of_ascii(tmp_path: Path) -> None:
+    data = os.fsdecode(b"caf\xe9 $x \\n")
+    for name in ("_a$", "b[red]\n"):
+        (tmp_path / data / name).mkdir(parents=True)
+        for i in range(8):
+            picture(i).save(tmp_path / data / name / f"{i}.png")
+    command = [sys.executable, "-m", "remask", "pretrain", "--recipe", "demo", "--data", data, "--out", RUN]
+    command += [
+        "--image-size",
+        "16",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--model",
+        "vit_micro",
+        "--max-steps",
+        "2",
+    ]
+    command += ["--set", "runtime.workers=0", "--set", "runtime.threads=1"]
+    screen = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    run = subprocess.run(command, cwd=tmp_path, env=screen, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert rb"probe $'a$b_ [red] \'x\' \n\U0001f41c' --data" in run.stdout
+    kept = load_recipe(tmp_path / RUN / "recipe.toml", environment={}, strict=False)
+    assert kept.data.source == str(tmp_path / data)
+    assert printable(data) in text_of(commands.report(tmp_path / RUN))
+    odd = tmp_path / os.fsdecode(b"r\xff")
+    with pytest.raises(UserError, match=r"r\\xff holds bytes that are no UTF-8: choose another --out"):
+        commands.pretrain(kept, out=odd, quiet=True)
+    assert not odd.exists()
+    with pytest.raises(UserError, match="choose another --out"):
+        commands.export(tmp_path / RUN, odd)
+
+
+def test_files_of_the_longest_name(root: Path) -> None:
+    look = commands.Look(image_size=(16, 16))
+    out = root / ("e" * 251 + ".npz")
+    assert commands.embed("untrained:vit_micro", str(root / "classes"), out, look, limit=3, quiet=True).is_file()
+    packed = root / ("p" * 248 + ".remask")
+    commands.data_pack(str(root / "classes"), packed, commands.parse_form("raw", "0", 90, 3), limit=3, quiet=True)
+    assert len(open_source(str(packed))) == 3
+    with pytest.raises(UserError, match="choose a shorter one"):
+        commands.tsne(
+            ["untrained:vit_micro"], str(root / "classes"), root / ("t" * 251 + ".png"), look=look, quiet=True
+        )

@@ -1,6 +1,7 @@
 """Looking at features: `embed` into a file, `tsne` of several networks, `attention` over pictures."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from remask.evaluation.embedding import embed as write_features
 from remask.evaluation.tsne import choose_images, picture, summary, table, tsne_maps
 from remask.images import Subset, open_source
 from remask.images.left_out import notes
+from remask.textfiles import LONGEST
 from remask.types import UserError
 
 
@@ -72,6 +74,8 @@ def tsne(
         raise UserError(f"{len(asked.names)} names for {len(paths)} networks: give one for each")
     if out.suffix != ".png":
         raise UserError(f"{out}: the picture is a .png; choose a file name that ends so")
+    if len(os.fsencode(f"{out.stem}.json")) > LONGEST:
+        raise UserError(f"{out}: no room for the name of the .json beside it; choose a shorter one")
     source = open_source(data, labelled=True, exclude=exclude)
     chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
     features, labels = _features(paths, chosen, asked, look, quiet)

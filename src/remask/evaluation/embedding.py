@@ -16,6 +16,7 @@ from remask.backbones import Backbone
 from remask.escaping import encodable, printable
 from remask.evaluation.features import Describe, Pool, Progress, evaluating, reader
 from remask.images import Source
+from remask.textfiles import part_beside
 from remask.types import UserError
 
 KINDS = (".parquet", ".npz")
@@ -97,7 +98,7 @@ def check_file(file: Path) -> None:
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
     """A path beside `file` that takes its place at the end, and is deleted where that is not reached."""
-    part = file.with_name(f".{file.name}.part")
+    part = part_beside(file)
     try:
         yield part
         os.replace(part, file)

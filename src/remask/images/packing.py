@@ -24,6 +24,7 @@ from remask.images.each import each
 from remask.images.packed import HEAD_BYTES, SUFFIX, head, table
 from remask.images.sources import Source
 from remask.images.transforms import CentreCrop, resize
+from remask.textfiles import part_beside
 from remask.types import Size, UserError
 
 
@@ -98,7 +99,7 @@ def pack(
 def _part(out: Path) -> Iterator[BinaryIO]:
     """A file beside `out` that takes its name at the end, and is deleted where that is not reached."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
+    part = part_beside(out)
     with open(part, "ab+") as file:  # not emptied before it is locked
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
