@@ -28,13 +28,13 @@ TRIES = 10
 MEAN = (124, 116, 104)
 """Pixel values of padding: ImageNet's mean, which is 0 to a network that is used to it."""
 
-Pair: TypeAlias = tuple[UInt8[Tensor, "C y x"], UInt8[Tensor, "y x"]]
+Pair: TypeAlias = tuple[Num[Tensor, "C y x"], UInt8[Tensor, "y x"]]
 
 
 class PairBatch(NamedTuple):
     """Pictures, their masks (255: no class), and their numbers in the source."""
 
-    images: UInt8[Tensor, "B C H W"]
+    images: Num[Tensor, "B C H W"]
     labels: UInt8[Tensor, "B H W"]
     index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
 
