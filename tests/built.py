@@ -4,6 +4,7 @@ The commands' own code builds it and is stopped where training would begin. A re
 trace: of one that a function holds, only the keys count that the function's code reads.
 """
 
+import dis
 import hashlib
 import types
 from collections.abc import Iterator, Mapping
@@ -98,8 +99,8 @@ def _values(model: BaseModel, read: tuple[str, ...]) -> Iterator[str]:
 
 
 def _read(code: types.CodeType) -> Iterator[str]:
-    """The attributes that a function's code names, those of functions inside it too."""
-    yield from code.co_names
+    """The attributes that a function's code reads, those of functions inside it too."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD"))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _read(constant)

@@ -47,6 +47,7 @@ def warmup_share(layers: Sequence[Layer], files: int) -> list[Layer]:
 
 
 def nest(path: str, value: Any) -> dict[str, Any]:
+    """A value as a table of tables under its dotted path."""
     for key in reversed(path.split(".")):
         value = {key: value}
     return value
