@@ -78,7 +78,6 @@ VALUES: dict[str, list[Any]] = {
     "method.decoder_heads": [1],
     "backbone.heads": [1],
     "distill.cache": ["features"],
-    "distill.layers": [[0], [1]],
     "distill.teachers": [["untrained:vit_tiny"]],
     "progress.sizes": [[16, 32], [32, 64], [64, 128]],
     "progress.epochs": [[3, 1]],
@@ -241,6 +240,8 @@ def tried(key: str, schema: type[Any], recipe: Any, values: dict[str, list[Any]]
         return EVERY[key]
     if key == "backbone.patch_size" and recipe.backbone.name.startswith("swin"):
         return [4]
+    if key == "distill.layers":  # another than the default: three quarters of two blocks, or the last
+        return [[0 if recipe.method.name == "moma" else 1]]
     return candidates(key, schema, now, values)
 
 
@@ -336,7 +337,7 @@ def _silent_teacher(recipe: Recipe, key: str, build: Callable[..., str], before:
     assert recipe.distill
     first, *rest = [teacher.model_dump(exclude_none=True) for teacher in recipe.distill.teachers]
     values = {
-        "source": ["untrained:vit_tiny"], "weights": ["file"], "size": [[64, 64]], "heads": [2],
+        "source": ["untrained:vit_tiny"], "weights": ["file"], "size": [[64, 64]], "heads": [2], "layer": [1],
         "mean": [[0.1, 0.2, 0.3]], "std": [[0.1, 0.2, 0.3]],
     }  # fmt: skip
     extra = {"std": {"mean": [0.5, 0.5, 0.5]}, "mean": {"std": [0.5, 0.5, 0.5]}}.get(key, {})
@@ -487,3 +488,46 @@ def test_the_keys_that_must_be_given_are_enough_for_a_task(task: str, tmp_path: 
     for key in needed:
         with pytest.raises(UserError, match=f"optim.{key} is missing"):
             least([other for other in needed if other != key])
+
+
+# ------------------------------------------------------------------------------------------------- the test's own eyes
+
+
+def test_what_counts_as_silent_and_as_refused() -> None:
+    """One value without effect is a fault; an error is a refusal by the key's full name or flag alone."""
+
+    def refusing(line: str) -> Callable[[str, Any], str]:
+        def build(key: str, value: Any) -> str:
+            raise UserError(line)
+
+        return build
+
+    def unmoved(key: str, value: Any) -> str:
+        return "same"
+
+    assert silent("data.flip", True, [False], unmoved, "same") == "data.flip: [False] changes nothing"
+    assert silent("data.flip", True, [False], unmoved, "other") is None
+    for line, refused in {
+        "data.flip is for photographs": True,
+        "--flip is for photographs": True,
+        "flip is for photographs": False,
+        "data.flipped is for photographs": False,
+        "jd.data.flip is for photographs": False,
+        "--flip-all is for photographs": False,
+    }.items():
+        assert (silent("data.flip", True, [False], refusing(line), "same", "--flip") is None) is refused, line
+    three = lambda key, value: "same" if value == "cpu" else value  # noqa: E731
+    assert silent("data.decode", "auto", ["cpu", "cuda"], three, "same") is None  # auto stands for one
+    assert silent("data.decode", "fast", ["cpu", "cuda"], three, "same") == "data.decode: ['cpu'] changes nothing"
+
+
+def test_the_fingerprint_sees_what_a_function_reads_and_no_more() -> None:
+    """A recipe in a closure counts by the attributes that are read; a builtin of a key's name is none."""
+
+    def made(recipe: Recipe) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        return (lambda: recipe.data.range), (lambda: [*range(3)] and recipe.data.flip)
+
+    one, other = (load_recipe("demo", {"data.range": value}, environment={}) for value in ("full", [0, 100]))
+    (reads, passes), (reads_too, passes_too) = made(one), made(other)
+    assert fingerprint(reads) != fingerprint(reads_too)
+    assert fingerprint(passes) == fingerprint(passes_too)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.makers import maker
 from remask.build import build_method, checkpoint_blocks
 from remask.evaluation.segmenter import PixelLabels, Segmenter
 from remask.method import Method
 from remask.recipe import Recipe, choose
-from remask.recipe.downstream import SegmentModel
 from remask.runtime import generator, seeded
-from remask.tasks.network import network
 from remask.types import UserError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -99,9 +99,9 @@ def test_a_segmenter_of_a_network_with_drop_path(name: str, head: str) -> None:
     masks = torch.randint(0, 3, (2, 32, 32), dtype=torch.uint8, generator=generator(2))
     found = []
     for checkpointing in (False, True):
-        part = SegmentModel(source=f"untrained:{name}", drop_path=0.5, checkpointing=checkpointing)
         with seeded(0, "weights"):
-            backbone, _ = network(part, (32, 32))
+            backbone: Any = maker(name)(name, (32, 32), [0.5] * 3, [0.5] * 3, drop_path=0.5, overrides={})
+            set_checkpointing(backbone, checkpointing)
             segmenter = Segmenter(backbone, 3, head=head, width=16, aux=0.4, norm="group").train()  # type: ignore[arg-type]
         assert all(module.training for module in segmenter.modules())
         with seeded(0, "step"):

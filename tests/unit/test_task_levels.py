@@ -100,12 +100,8 @@ def test_byte_reads_as_runs_of_before_did(name: str) -> None:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", TASKS)
 def test_a_run_that_goes_on_is_tested_or_exported_keeps_its_range(name: str) -> None:
-    recipe, _ = task_of(name, "auto")
-    facts = {"classes": ["class0", "class1"], "pictures": [4, 4], "masks": None, "none": None, "range": [0.0, 5000.0]}
-    if name == "segment":
-        facts["classes"] = ["0", "1", "2"]
-    if name == "detect":
-        facts |= {"classes": ["dot"], "masks": False}
+    recipe, first = task_of(name, "auto")
+    facts = {**first.facts, "range": [0.0, 5000.0]}
     for part in ({"begun": facts}, {"facts": facts}):
         _, task = task_of(name, "auto", **part)
         assert task.model.backbone.normalise.levels == Levels(0.0, 5000.0)
