@@ -24,8 +24,6 @@ class Levels:
 
     low: float | None = None
     high: float | None = None
-    eight: bool = False
-    """Whether pictures become 8 bits by it, for augmentations that know no others."""
 
     @classmethod
     def of(cls, rule: str | Sequence[float] | None) -> "Levels | None":
@@ -67,12 +65,6 @@ class Levels:
         """Values [..., C, H, W] as a network takes them: of deviation 1 round 0, in float32."""
         shift, scale = self.affine(images.dtype, mean, std)
         return (images.float() - shift) * scale
-
-    def cut(self, image: Tensor) -> Tensor:
-        """The image, uint8 by this range where `eight` says so: values beyond it become black or white."""
-        if not self.eight or image.dtype == torch.uint8:
-            return image
-        return (255 * self.unit(image)).round().clamp(0, 255).to(torch.uint8)
 
     def beyond(self, image: Tensor) -> str | None:
         """Which values lie outside the range, in words; None where none does."""

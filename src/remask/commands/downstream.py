@@ -107,7 +107,7 @@ def evaluate(
     recipe = _anchored(_on(recipe, device))
     runtime = _runtime(recipe)
     bad = BadImages(path, (lambda line: None) if quiet else print)
-    task = build_task(recipe, runtime, report=bad, remark=bad.beyond, facts=run.read("task.json"))
+    task = build_task(recipe, runtime, report=bad, facts=run.read("task.json"))
     bad.keep(task.left_out)
     for line in task.notes if not quiet else ():
         print(line, file=sys.stderr)
@@ -164,7 +164,7 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
 def _go(recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say) -> None:
     runtime, bad = _runtime(recipe), BadImages(path, (lambda line: None) if quiet else print)
     begun = None if fresh else RunFolder.open(path).read("task.json")
-    task = build_task(recipe, runtime, report=bad, remark=bad.beyond, begun=begun)
+    task = build_task(recipe, runtime, report=bad, begun=begun)
     try:
         result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care)
     except TooManyBad as error:

@@ -19,7 +19,6 @@ from remask.images.decoding import BadImage, Reduction, decode
 from remask.images.loader import TooManyBad
 from remask.images.making import ORDER, Made, Maker, Task, as_it_is, mix, quiet
 from remask.images.placing import PAD, BoxTransform, Fit, ScaleJitter, around, fitting
-from remask.levels import Levels
 from remask.types import UserError
 
 
@@ -43,9 +42,7 @@ class BoxLoader:
     workers   processes that decode; 0: a thread of this process
     max_bad   share of pictures that may be unusable before `epoch` raises TooManyBad; up to 3 are, unless it is 0
     pin       page-locked memory, for copies to a GPU that do not wait
-    levels    by which pictures deeper than 8 bits become 8 bits; None: as `decode` does it
     report    gets a line for each unusable picture, once
-    remark    gets a line for each picture with values beyond `levels`, once; it is used as it is
     Raises UserError if there is nothing to train on.
     """
 
@@ -62,9 +59,7 @@ class BoxLoader:
         channels: int = 3,
         max_bad: float = 0.01,
         pin: bool = False,
-        levels: Levels | None = None,
         report: Callable[[str], None] | None = None,
-        remark: Callable[[str], None] | None = None,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise UserError(f"batch size {batch_size}, workers {workers}: need 1 or more, 0 or more")
@@ -74,13 +69,12 @@ class BoxLoader:
         if not self._numbers:
             raise UserError(f"no picture of {source.name} has an instance: there is nothing to train a detector on")
         self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
-        self._remark, self._beyond = remark or (lambda line: None), set[int]()
         self.bad: dict[str, str] = {}
         """Pictures that could not be used, and why."""
         self.unusable: set[int] = set()
         """Their numbers in the source."""
         allowed = max(3, math.ceil(max_bad * len(self._numbers))) if max_bad else 0
-        pictures, cut = _Boxed(source, self._numbers, channels, levels), _Cut(transform)
+        pictures, cut = _Boxed(source, self._numbers, channels), _Cut(transform)
         self._maker = Maker(pictures, cut, seed, skip=not shuffle, allowed=allowed)
 
     def __len__(self) -> int:
@@ -93,10 +87,6 @@ class BoxLoader:
         tasks = self._tasks(epoch)[start:]
         for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
             self._note(made.bad)
-            for place, outside in made.beyond.items():
-                if place not in self._beyond:
-                    self._remark(f"{self.source.where(self._numbers[place])}: {outside}")
-                self._beyond.add(place)
             batch = made.images
             if batch is not None:
                 yield batch._replace(images=batch.images.pin_memory()) if self._pin else batch
@@ -158,8 +148,8 @@ class BoxLoader:
 class _Boxed:
     """Pictures with what is on them, by their place among `numbers`: what a `Maker` takes, with targets beside."""
 
-    def __init__(self, source: CocoSource, numbers: Sequence[int], channels: int, levels: Levels | None) -> None:
-        self._source, self._numbers, self._channels, self._levels = source, numbers, channels, levels
+    def __init__(self, source: CocoSource, numbers: Sequence[int], channels: int) -> None:
+        self._source, self._numbers, self._channels = source, numbers, channels
         self.beyond = dict[int, str]()
 
     def __len__(self) -> int:
@@ -175,11 +165,7 @@ class _Boxed:
             data, target = self._source.read(number)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
-        image, size = decode(data, self._channels, levels=self._levels), target["size"]
-        if self._levels:
-            if outside := self._levels.beyond(image):
-                self.beyond[place] = outside
-            image = self._levels.cut(image)
+        image, size = decode(data, self._channels), target["size"]
         if tuple(image.shape[-2:]) != size:
             raise BadImage(f"{image.shape[-1]}x{image.shape[-2]} pixels, where the annotations say {size[1]}x{size[0]}")
         return image, target, number

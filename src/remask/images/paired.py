@@ -18,7 +18,6 @@ from remask.images.decoding import BadImage, decode
 from remask.images.loader import Loader
 from remask.images.masks import MaskSource
 from remask.images.transforms import resize
-from remask.levels import FULL, Levels
 from remask.types import Size, UserError
 
 TRIES = 10
@@ -198,12 +197,11 @@ class PairLoader:
         channels: int = 3,
         max_bad: float = 0.01,
         pin: bool = False,
-        levels: Levels | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         self.source = source
         self._loader = Loader(
-            _Joined(source.name, source, channels, levels), _Apart(transform), batch_size, seed=seed, shuffle=shuffle,
+            _Joined(source.name, source, channels), _Apart(transform), batch_size, seed=seed, shuffle=shuffle,
             drop_last=drop_last, workers=workers, channels=channels + 1, max_bad=max_bad, skip=not drop_last,
             pin=pin, cache_mb=0, report=report,
         )  # fmt: skip
@@ -230,13 +228,12 @@ def whole_pairs(
     workers: int = 0,
     channels: int = 3,
     max_bad: float = 0.01,
-    levels: Levels | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Iterator[PairBatch]:
     """Every usable pair once, whole and in the source's order, for evaluation; a batch holds pictures of one size."""
     loader = PairLoader(
         source, Whole(), 1, shuffle=False, drop_last=False, workers=workers, channels=channels, max_bad=max_bad,
-        levels=levels, report=report,
+        report=report,
     )  # fmt: skip
     waiting: list[PairBatch] = []
     for one in loader.epoch(0):
@@ -259,7 +256,6 @@ class _Joined:
     name: str
     source: MaskSource
     channels: int
-    levels: Levels | None = None
     labels: list[int] | None = None
     classes: list[str] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
@@ -269,8 +265,7 @@ class _Joined:
 
     def read(self, i: int) -> np.ndarray:
         data, mask = self.source.read(i)
-        pixels = (self.levels or FULL).cut(decode(data, self.channels, levels=self.levels))
-        image = pixels.permute(1, 2, 0).numpy()
+        image = decode(data, self.channels).permute(1, 2, 0).numpy()
         if image.shape[:2] != mask.shape:
             sizes = [f"{width}x{height}" for height, width in (image.shape[:2], mask.shape)]
             raise BadImage(f"its mask is of another size: {sizes[1]} and not {sizes[0]}")
@@ -291,4 +286,13 @@ class _Apart:
         return torch.cat([picture, mask[None]])
 
 
-__all__ = ["IGNORE", "PairBatch", "PairLoader", "PairTransform", "ScaleCropFlip", "Whole", "covering", "whole_pairs"]
+__all__ = [
+    "IGNORE",
+    "PairBatch",
+    "PairLoader",
+    "PairTransform",
+    "ScaleCropFlip",
+    "Whole",
+    "covering",
+    "whole_pairs",
+]

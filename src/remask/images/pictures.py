@@ -110,7 +110,7 @@ class Pictures:
         image = self.checked(decode(data, self.channels, reduction=reduction, levels=self._levels))
         if self._levels and (outside := self._levels.beyond(image)):
             self.beyond[i] = outside
-        return self._levels.cut(image) if self._levels else image, isinstance(data, bytes)
+        return image, isinstance(data, bytes)
 
     def _samples(self) -> dict[int, Num[Tensor, "C H W"]]:
         """A few encoded pictures from all over the source, by number; none where it yields arrays."""

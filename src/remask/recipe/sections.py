@@ -204,7 +204,9 @@ class MethodSection(Section):
         if value["name"] == "moma":
             return {key: inner for key, inner in value.items() if key != "target"}
         if value.get("target") is None:
-            raise ValueError(f"method.target is missing: what {value['name']} predicts, as pixels-norm or hog")
+            raise ValueError(
+                f"method.target is missing: what method.name {value['name']} predicts, as pixels-norm or hog"
+            )
         return value
 
     @field_validator("name")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from remask.downstream import Task
-from remask.levels import Levels
 from remask.recipe.downstream import Detect, Downstream, Finetune, Segment
 from remask.runtime import Runtime, seeded
 from remask.tasks.boxes import build_detect, detector_of
@@ -15,40 +14,32 @@ from remask.types import Size
 
 def build_task(
     recipe: Downstream, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
-    begun: Any = None, remark: Callable[[str], None] | None = None,
+    begun: Any = None,
 ) -> Task:  # fmt: skip
     """The task of a recipe. `facts` are those of a run that is only tested: nothing is opened to train on.
 
     report   gets a line for each unusable picture, once
-    remark   gets a line for each picture with values beyond data.range, once
     begun    the facts of a run that goes on: classes keep the numbers that they have there, by their names
     Raises UserError for sources that do not fit together, and all that a network may find fault with.
     """
     with seeded(recipe.seed, "weights"):
         if isinstance(recipe, Finetune):
-            return build_finetune(recipe, runtime, report, facts, begun, remark)
+            return build_finetune(recipe, runtime, report, facts, begun)
         if isinstance(recipe, Segment):
             return build_segment(recipe, runtime, report, facts, begun)
         assert isinstance(recipe, Detect)
-        return build_detect(recipe, runtime, report, facts, begun, remark)
+        return build_detect(recipe, runtime, report, facts, begun)
 
 
 def build_model(recipe: Downstream, facts: Mapping[str, Any]) -> tuple[Any, Size]:
     """The model of a run alone, without any picture, and the size of its pictures; `facts` are those of task.json."""
     with seeded(recipe.seed, "weights"):
-        found = _model(recipe, facts)
-    if "range" in facts:
-        found[0].backbone.normalise.read_by(Levels.of(facts["range"]))
-    return found
-
-
-def _model(recipe: Downstream, facts: Mapping[str, Any]) -> tuple[Any, Size]:
-    if isinstance(recipe, Finetune):
-        return classifier_of(recipe, facts["classes"])
-    if isinstance(recipe, Segment):
-        return segmenter_of(recipe, facts["classes"])
-    assert isinstance(recipe, Detect)
-    return detector_of(recipe, facts["classes"], facts["masks"])
+        if isinstance(recipe, Finetune):
+            return classifier_of(recipe, facts["classes"])
+        if isinstance(recipe, Segment):
+            return segmenter_of(recipe, facts["classes"])
+        assert isinstance(recipe, Detect)
+        return detector_of(recipe, facts["classes"], facts["masks"])
 
 
 __all__ = ["build_model", "build_task", "split"]

@@ -19,10 +19,9 @@ from remask.images.coco import CocoSource, open_coco
 from remask.images.files import printable
 from remask.images.labels import match
 from remask.images.left_out import notes
-from remask.levels import Levels
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
-from remask.tasks.network import check_all, eight_bits, freeze, gflops, network, opened_of, settle, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 SHOWN = 8
@@ -30,30 +29,26 @@ SHOWN = 8
 
 
 def build_detect(
-    recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None, begun: Any = None,
-    remark: Callable[[str], None] | None = None,
-) -> Task:  # fmt: skip
+    recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None, begun: Any = None
+) -> Task:
     """See `build_task`."""
     data = recipe.data
     source, val = opened(data, report, facts, begun)
     masks = facts["masks"] if facts else source.masks
     detector, size = detector_of(recipe, source.classes, masks)
     backbone = detector.backbone
-    rule, lines = settle(data, backbone, source, facts or begun)
-    levels = (scaling := eight_bits(backbone)) and scaling.levels
     train = None if facts else BoxLoader(
         source, ScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, max_bad=data.max_bad,
-        pin=runtime.device.type == "cuda", levels=levels, report=report, remark=remark,
+        pin=runtime.device.type == "cuda", report=report,
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
     usable = list[int]()
 
     def test(tested: Detector, watch: Watch) -> dict[str, Any]:
         loader = BoxLoader(
-            val, Fit(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, levels=levels,
-            report=report, remark=remark,
-        )  # fmt: skip
+            val, Fit(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, report=report
+        )
         batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
         results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
@@ -68,11 +63,11 @@ def build_detect(
         return flat | {"protocol": protocol | {"seed": recipe.seed}}
 
     def show(tested: Detector, folder: Path) -> None:
-        (folder / "detections.png").write_bytes(_drawn(tested, val, usable, levels, size, runtime))
+        (folder / "detections.png").write_bytes(_drawn(tested, val, usable, size, runtime))
 
-    told = {"classes": source.classes, "masks": masks, "range": rule}
+    told = {"classes": source.classes, "masks": masks}
     both = [val] if facts else [source, val]
-    said = list(dict.fromkeys(line for one in both for line in [*notes(one), *one.notes()])) + lines
+    said = list(dict.fromkeys(line for one in both for line in [*notes(one), *one.notes()]))
     left_out = [line for one in both for line in one.all_skipped()]
     cost = gflops(detector, detector.detect, size)
     return Task(
@@ -80,15 +75,12 @@ def build_detect(
     )
 
 
-def _drawn(
-    detector: Detector, val: CocoSource, usable: Sequence[int], levels: Levels | None, size: Size, runtime: Runtime
-) -> bytes:
+def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:
     """A PNG of some test pictures with what is found on them."""
     drawings, fit, channels = [], Fit(size), detector.backbone.channels
     for i in usable[:: max(1, len(usable) // SHOWN)]:
         encoded, target = val.read(i)
-        picture = decode(encoded, channels, levels=levels)
-        picture = levels.cut(picture) if levels else picture
+        picture = decode(encoded, channels)
         image, placed = fit(picture, target)
         found = on_picture(detector.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
         drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))

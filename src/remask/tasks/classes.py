@@ -21,13 +21,13 @@ from remask.images.sources import open_second
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
-from remask.tasks.network import check_all, eight_bits, freeze, gflops, network, opened_of, settle, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
 from remask.types import Size, UserError
 
 
 def build_finetune(
     recipe: Finetune, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
-    begun: Any = None, remark: Callable[[str], None] | None = None,
+    begun: Any = None,
 ) -> Task:  # fmt: skip
     """See `build_task`."""
     data, augment = recipe.data, recipe.augment
@@ -35,23 +35,19 @@ def build_finetune(
     names = source.classes or []
     classifier, size = classifier_of(recipe, names)
     backbone = classifier.backbone
-    rule, lines = settle(data, backbone, source, facts or begun)
-    scaling = eight_bits(backbone)
     crop = TrainAugment(
         size, *constants(backbone), data.crop_scale, data.crop_ratio, data.flip,
         augment.randaugment or "off", augment.jitter, augment.erasing,
     )  # fmt: skip
     train = None if facts else Loader(
         source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
-        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", scaling=scaling,
-        report=report, remark=remark,
+        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", report=report,
     )  # fmt: skip
 
     def batches() -> Iterable[Any]:
         return iterate(
-            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad, scaling=scaling,
-            report=report, remark=remark,
-        )  # fmt: skip
+            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad, report=report
+        )
 
     found: dict[str, Any] = {}
 
@@ -67,12 +63,19 @@ def build_finetune(
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
 
-    told = facts or {"classes": names, "pictures": counted(source), "range": rule}
-    said = list(dict.fromkeys([*notes(source), *notes(val), *lines]))
     return Task(
-        classifier, train, len(source), test, "top1", gflops(classifier, classifier.logits, size), show, told, said, (),
+        classifier,
+        train,
+        len(source),
+        test,
+        "top1",
+        gflops(classifier, classifier.logits, size),
+        show,
+        facts or {"classes": names, "pictures": counted(source)},
+        list(dict.fromkeys([*notes(source), *notes(val)])),
+        (),
         opened_of(data, source, val, facts),
-    )  # fmt: skip
+    )
 
 
 def _protocol(data: ClassesData, tested: Sequence[int], names: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """[model] of a downstream recipe → the backbone that is trained on."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +11,8 @@ from remask.build import auto_workers
 from remask.evaluation.features import evaluating
 from remask.images.files import printable
 from remask.images.labels import match
-from remask.images.measuring import measure
 from remask.interop.start import start
 from remask.ledger import forward_gflops
-from remask.levels import Levels, Scaling, rule_of
 from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection
 from remask.runtime import Runtime
@@ -33,52 +30,6 @@ def network(part: FinetuneModel | SegmentModel | DetectModel, size: Size | None)
     if part.checkpointing:
         set_checkpointing(found[0])
     return found
-
-
-def settle(data: ImagesSection, backbone: Any, source: Any, run: Mapping[str, Any] | None) -> tuple[Any, list[str]]:
-    """Say how pictures deeper than 8 bits are read, and tell the backbone: by data.range, as the run has it, as the
-    network was trained on its own, or by a sample of the source. Returns that rule, and lines for a person.
-
-    source   of pictures, or of pictures with what is on them
-    run      the facts of a run that goes on or is tested, whose "range" is the rule
-    """
-    own = rule_of(backbone.normalise.levels)
-    rule: Any = data.range if data.range != "auto" else (run or {}).get("range", "auto" if own == "full" else own)
-    lines = list[str]()
-    if run is None or rule == "auto":
-        found = measure(_Alone(source), backbone.channels, rule if isinstance(rule, str) else tuple(rule))
-        rule = found.rule
-        if found.deep and rule != "byte":
-            lines = [f"pixels: {found.describe(backbone.channels, data.range)}, in 256 steps"]
-    backbone.normalise.read_by(Levels.of(rule))
-    return rule, lines
-
-
-def eight_bits(backbone: Any) -> Scaling | None:
-    """How a loader reads pictures for augmentations, which know 8 bits: by the backbone's range."""
-    scaling: Scaling | None = backbone.normalise.scaling
-    return scaling and scaling._replace(levels=replace(scaling.levels, eight=True))
-
-
-class _Alone:
-    """A source without what is on its pictures."""
-
-    def __init__(self, source: Any) -> None:
-        self._source, self.name = source, str(source.name)
-        self.labels: list[int] | None = None
-        self.classes: list[str] | None = None
-        self.left_out = dict[str, int]()
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, i: int) -> Any:
-        """The picture, encoded or as an array."""
-        found = self._source.read(i)
-        return found[0] if isinstance(found, tuple) else found
-
-    def where(self, i: int) -> str:
-        return str(self._source.where(i))
 
 
 def freeze(model: Any, part: FinetuneModel | SegmentModel | DetectModel) -> None:
@@ -119,4 +70,4 @@ def opened_of(data: ImagesSection, source: Any, val: Any, facts: Any) -> dict[st
     return {"val": (val,)} if facts else {"data": (source,), "val": (val,)}
 
 
-__all__ = ["check_all", "eight_bits", "freeze", "gflops", "network", "opened_of", "settle", "workers"]
+__all__ = ["check_all", "freeze", "gflops", "network", "opened_of", "workers"]
