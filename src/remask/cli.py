@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command needs it, so that `remask --help` answers at once.
 """
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan, launcher
 from remask.cli_flags import Exclude
+from remask.cli_hints import explained as _explained
 from remask.errors import UserError
 
 app = typer.Typer(
@@ -99,10 +99,9 @@ def pretrain(
     from remask.recipe import choose
 
     flags: dict[str, Any] = {
-        "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs,
-        "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit,
-        "optim.max_steps": max_steps, "data.max_bad": max_bad, "probe.source": probe, "seed": seed,
-        "runtime.device": device, "data.exclude": exclude or None,
+        "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs, "seed": seed,
+        "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit, "data.max_bad": max_bad,
+        "optim.max_steps": max_steps, "probe.source": probe, "runtime.device": device, "data.exclude": exclude or None,
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
@@ -280,32 +279,6 @@ def _of_all(error: Exception) -> int:
     if speaks:
         print(line, file=sys.stderr)
     return code
-
-
-def _explained(error: Exception) -> tuple[str, int]:
-    """What went wrong, for a person, and the exit code."""
-    parsed = getattr(error, "format_message", None)
-    if parsed:  # the parser's: an unknown option, a missing argument
-        if "\n" in (text := parsed()):
-            return text, int(getattr(error, "exit_code", 2))
-        context = getattr(error, "ctx", None)
-        options = [name for part in context.command.params for name in part.opts] if context else []
-        return f"remask: {cli_hints.hint(text, sys.argv[1:], options)}", int(getattr(error, "exit_code", 2))
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
-    if isinstance(error, UserError):
-        return f"remask: {error}", 2
-    if isinstance(error, PermissionError):
-        return f"remask: no permission for {error.filename}; choose another --out, or another folder to read", 2
-    if isinstance(error, OSError) and error.filename and _was_named(str(error.filename)):
-        return f"remask: {error.filename}: {error.strerror}; choose another path", 2
-    return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
-
-
-def _was_named(path: str) -> bool:
-    """Whether an argument names a file, or a folder that lies in it or holds it."""
-    named = [os.path.abspath(word.partition("=")[2] or word) for word in sys.argv[1:] if not word.startswith("-")]
-    return any(word.startswith(os.path.abspath(path)) or os.path.abspath(path).startswith(word) for word in named)
 
 
 if __name__ == "__main__":

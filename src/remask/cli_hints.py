@@ -1,8 +1,13 @@
 """What to type after a command line that the parser refused: one sentence, guessed from the words that were given."""
 
 import difflib
+import errno
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from remask.errors import UserError
 
 ALIASES = {"help": "--help", "version": "--version"}
 """First words that other programs take."""
@@ -71,4 +76,30 @@ def _extra(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
     return "see "
 
 
-__all__ = ["aliased", "hint"]
+def explained(error: Exception) -> tuple[str, int]:
+    """What went wrong, for a person, and the exit code."""
+    parsed = getattr(error, "format_message", None)
+    if parsed:  # the parser's: an unknown option, a missing argument
+        if "\n" in (text := parsed()):
+            return text, int(getattr(error, "exit_code", 2))
+        context = getattr(error, "ctx", None)
+        options = [name for part in context.command.params for name in part.opts] if context else []
+        return f"remask: {hint(text, sys.argv[1:], options)}", int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
+    if isinstance(error, UserError):
+        return f"remask: {error}", 2
+    if isinstance(error, PermissionError):
+        return f"remask: no permission for {error.filename}; choose another --out, or another folder to read", 2
+    if isinstance(error, OSError) and error.filename and _was_named(str(error.filename)):
+        return f"remask: {error.filename}: {error.strerror}; choose another path", 2
+    return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
+
+
+def _was_named(path: str) -> bool:
+    """Whether an argument names a file, or a folder that lies in it or holds it."""
+    named = [os.path.abspath(word.partition("=")[2] or word) for word in sys.argv[1:] if not word.startswith("-")]
+    return any(word.startswith(os.path.abspath(path)) or os.path.abspath(path).startswith(word) for word in named)
+
+
+__all__ = ["aliased", "explained", "hint"]

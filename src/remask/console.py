@@ -143,4 +143,10 @@ class Watch:
         self.close()
 
 
-__all__ = ["Bar", "Console", "Lines", "Watch", "console"]
+def clock(hours: float) -> str:
+    """A time that is left, as in 1h05m or 3m20s."""
+    minutes, seconds = divmod(round(hours * 3600), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
+
+
+__all__ = ["Bar", "Console", "Lines", "Watch", "clock", "console"]

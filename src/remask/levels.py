@@ -4,6 +4,7 @@
 `Levels`, says for training, probes, embeddings and exports alike which value is 0 and which is 1.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -81,11 +82,15 @@ FULL = Levels()
 
 
 class Scaling(NamedTuple):
-    """How the pictures of a run are read and normalised; mean and std per channel are of values in 0..1."""
+    """How the pictures of a run are read and normalised; mean and std per channel are of values in 0..1.
+
+    deep   whether 8 bits do not hold the pictures of the set
+    """
 
     levels: Levels
     mean: Sequence[float]
     std: Sequence[float]
+    deep: bool = False
 
     def normalised(self, images: Tensor) -> Tensor:
         """Values [..., C, H, W] of any depth as a network takes them, float32."""
@@ -94,6 +99,16 @@ class Scaling(NamedTuple):
     def ready(self, images: Tensor) -> Tensor:
         """A batch as every network and target takes it: uint8, or floats that are normalised."""
         return self.normalised(images) if images.dtype == torch.uint16 else images
+
+    def shades(self, image: Tensor) -> Tensor:
+        """An image in 0..255, black to white: floats where the set is deep, which keeps every level, else uint8."""
+        if self.deep or image.dtype == torch.uint8:
+            return self.levels.unit(image) * 255 if self.deep else image
+        return (self.levels.unit(image) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def of_shades(self, image: Tensor) -> Tensor:
+        """What a network takes for an image in 0..255: uint8 as it is, floats normalised."""
+        return Levels(0, 255).normalised(image, self.mean, self.std) if image.is_floating_point() else image
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
         """Images of one size together: uint8 or uint16 where all are, which a network scales; else normalised."""
@@ -112,4 +127,14 @@ def rule_of(levels: Levels | None) -> str | list[float]:
     return "byte" if levels is None else levels.config
 
 
-__all__ = ["FULL", "Levels", "Scaling", "levels_of", "rule_of"]
+class Ready(Scaling):
+    """Of batches whose images are made ready one by one: they are read with the values that they have, and stacked."""
+
+    def batch(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(images))
+
+
+RAW = Levels(-math.inf, math.inf)
+"""Values as they are stored."""
+
+__all__ = ["FULL", "RAW", "Levels", "Ready", "Scaling", "levels_of", "rule_of"]

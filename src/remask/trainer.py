@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from remask.checkpoint import RunFolder, find, restore, save
-from remask.console import Console
+from remask.console import Console, clock
 from remask.fitting import attempted, fewest, fitted
 from remask.ledger import Ledger, Window
 from remask.optim import Schedule, set_lr
@@ -76,8 +76,8 @@ class Trainer:
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.tensorboard, self.step, self._draw = tensorboard, 0, draw or self._of_images
         self.learner, self.world, self.whole = learner or model, runtime.world, whole
-        self.saved, self.parts = time.monotonic(), schedule.accumulate
-        self.window, self.notes = Window(), dict[str, Any]()  # notes go into the state.json of every checkpoint
+        self.saved, self.parts, self.window = time.monotonic(), schedule.accumulate, Window()
+        self.notes: dict[str, Any] = {}  # they go into the state.json of every checkpoint
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
@@ -167,7 +167,7 @@ class Trainer:
         """
         self.model.train()
         images = batch.images.to(self.runtime.device, non_blocking=True)
-        if images.is_floating_point() and (backbone := getattr(self.model, "backbone", None)) is not None:
+        if backbone := images.is_floating_point() and getattr(self.model, "backbone", None):
             backbone.normalise.look(images)  # a compiled step cannot
         draw, whole = self._drawn(step, batch._replace(images=images)), self._whole(batch)
         rank = [] if self.world.main else [self.world.rank]  # drop path is each process's own
@@ -254,7 +254,7 @@ class Trainer:
             self.step,
             f"epoch {line['epoch']:.2f}/{self.schedule.epochs} | loss {line['loss/total']:.4f} | lr {line['lr']:.2e} | "
             f"{line['images_per_s']:.0f} images/s | {line['views_per_s']:.0f} views/s | wait {line['data_wait']:.0%} | "
-            f"eta {_clock(left)} | {hours} | ETE {cost['ete']:.2f}{extra}",
+            f"eta {clock(left)} | {hours} | ETE {cost['ete']:.2f}{extra}",
         )
         if writer:
             for name, value in line.items():
@@ -291,11 +291,6 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.step)
-
-
-def _clock(hours: float) -> str:
-    minutes, seconds = divmod(round(hours * 3600), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
 
 
 __all__ = ["Trainer"]

@@ -12,16 +12,15 @@ from torch import Generator, Tensor
 
 from remask.images import BadImage, TooManyBad
 from remask.images.paired import (
-    COLOURS,
     IGNORE,
     PairBatch,
     PairLoader,
     ScaleCropFlip,
     covering,
-    distorted,
     nearest,
     whole_pairs,
 )
+from remask.images.photometric import COLOURS, distorted
 from remask.types import UserError
 
 PLAIN = ScaleCropFlip((24, 32), photometric=False)

@@ -35,8 +35,9 @@ class Normalise(nn.Module):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self.read_by(FULL)
 
-    def read_by(self, levels: Levels | None) -> None:
-        """Say which values are black and white in pictures deeper than 8 bits."""
+    def read_by(self, levels: Levels | None, deep: bool = False) -> None:
+        """Say which values are black and white in pictures deeper than 8 bits, and whether pictures are that deep."""
+        self.deep_set = deep or (levels is not None and levels.low is not None)
         self.levels, (low, high) = levels, (levels or FULL).bounds(torch.uint16)
         unit = (high - low) / 255
         self.deep_shift, self.deep_scale = self.shift * unit + low, self.scale / unit
@@ -44,7 +45,7 @@ class Normalise(nn.Module):
     @property
     def scaling(self) -> Scaling | None:
         """How pictures for this network are read; None: as 8 bits."""
-        return None if self.levels is None else Scaling(self.levels, self.mean, self.std)
+        return None if self.levels is None else Scaling(self.levels, self.mean, self.std, self.deep_set)
 
     def forward(self, images: Images) -> Float[Tensor, "B C H W"]:
         images = self.deep(images)

@@ -12,8 +12,10 @@ from remask.images import open_source
 from remask.images.checking import Survey, survey
 from remask.images.files import printable
 from remask.images.left_out import listed, notes
+from remask.images.measuring import measure
 from remask.images.packing import Form, Written, pack
 from remask.images.splits import chosen
+from remask.levels import Levels
 from remask.recipe.values import image_size
 
 KEPT_MB = 1024
@@ -43,11 +45,16 @@ def data_pack(
         for line in notes(pictures):
             screen.say(line)
 
+        sample = measure(pictures, form.channels)
+        if sample.deep:
+            screen.say(f"pixels: {sample.describe(form.channels)}")
+            screen.say(f"a packed set has 8 bits: train from {printable(source)} itself for all levels")
+
         def progress(step: int, so_far: Written) -> None:
             screen.update(step, f"{_size(so_far.bytes)}, {len(so_far.left_out)} left out")
 
         done = pack(
-            pictures, out, form, workers=count, max_bad=max_bad, progress=progress,
+            pictures, out, form, workers=count, max_bad=max_bad, levels=Levels.of(sample.rule), progress=progress,
             skipped=lambda line: screen.say(f"skipped {line}"),
         )  # fmt: skip
     kept = f", {done.kept:,} of them untouched" if done.kept else ""

@@ -157,7 +157,8 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
         raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
-    given = {**rules_of(run.format, "data"), **(overrides or {})}
+    settled = run.read("task.json").get("range")
+    given = {**rules_of(run.format, "data"), **({"data.range": settled} if settled else {}), **(overrides or {})}
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
 
 

@@ -62,10 +62,8 @@ def _goes_on(path: Path, recipe: Recipe) -> bool:
     A machine that joins in anew counts no restarts, so that being allowed some is what decides. Raises UserError for
     anything else in the way.
     """
-    file, kept, run = path / "recipe.toml", recipe, RunFolder(path)
-    if recipe.method.target.unfitted:
-        kept = codebooks.with_file(recipe, codebooks.FILE)
-    begun = may_restart() and file.is_file() and file.read_text() == dump(kept)
+    file, run = path / "recipe.toml", RunFolder(path)
+    begun = may_restart() and file.is_file() and file.read_text() == dump(_as_kept(recipe, path))
     if begun and (restarted() or run.read("status.json").get("state") != "finished"):
         try:
             find(run)
@@ -75,6 +73,16 @@ def _goes_on(path: Path, recipe: Recipe) -> bool:
             return True
     refuse_existing(path)
     return False
+
+
+def _as_kept(recipe: Recipe, path: Path) -> Recipe:
+    """A recipe as the run in a folder keeps it, if it is its: with the codebook and pixel rule found at its start."""
+    if recipe.method.target.unfitted:
+        recipe = codebooks.with_file(recipe, codebooks.FILE)
+    data, found = recipe.data, open_run(path)[1].data
+    settled: dict[str, Any] = {"range": found.range} if data.range == "auto" else {}
+    settled |= {"mean": found.mean, "std": found.std} if data.measured else {}
+    return recipe.model_copy(update={"data": data.model_copy(update=settled)})
 
 
 @paths_or_texts

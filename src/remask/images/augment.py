@@ -14,15 +14,16 @@ from functools import cached_property, partial
 from typing import TypeAlias
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from remask.images.transforms import CentreCrop, RandomCropFlip
+from remask.levels import FULL, Levels
 from remask.types import Size, UserError
 
-Image: TypeAlias = UInt8[Tensor, "C H W"]
+Image: TypeAlias = Num[Tensor, "C H W"]
 Operation: TypeAlias = Callable[[Tensor, float, tuple[float, ...]], Tensor]
 """(image, strength, fill) -> image. Strength -1..1 is the level, 0..1, with a sign; fill is a colour, 0..255."""
 
@@ -163,6 +164,7 @@ class Erasing:
     std: tuple[float, ...]
     area: tuple[float, float] = (0.02, 1 / 3)
     aspect: float = 0.3
+    levels: Levels = FULL
 
     def __call__(self, image: Image, generator: Generator) -> Image:
         applied, row, column, *draws = torch.rand(3 + 2 * _TRIES, generator=generator, dtype=torch.float64).tolist()
@@ -173,8 +175,14 @@ class Erasing:
         top, left = int(row * (image.shape[-2] - height + 1)), int(column * (image.shape[-1] - width + 1))
         noise = torch.randn(len(image), height, width, generator=generator) * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
         erased = image.clone()
-        erased[:, top : top + height, left : left + width] = (255 * noise).round().clamp(0, 255).to(torch.uint8)
+        erased[:, top : top + height, left : left + width] = self._values(noise, image.dtype)
         return erased
+
+    def _values(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        """Noise in 0..1 as values of a picture's type; integers are rounded and clipped."""
+        low, high = self.levels.bounds(dtype)
+        values = noise * (high - low) + low
+        return values if dtype.is_floating_point else values.round().clamp(0, torch.iinfo(dtype).max).to(dtype)
 
     def _size(self, rows: int, columns: int, draws: list[float]) -> Size | None:
         """Height and width of the first box drawn that is smaller than the picture both ways."""
@@ -208,6 +216,7 @@ class TrainAugment:
     randaugment: str | None = POLICY
     jitter: float = 0.0
     erasing: float = 0.25
+    levels: Levels = FULL
     crop: RandomCropFlip = field(init=False)
 
     def __post_init__(self) -> None:
@@ -227,10 +236,10 @@ class TrainAugment:
         fill = tuple(float(min(255, round(255 * value))) for value in self.mean)
         policy = rand_augment(self.randaugment or "off", fill)
         jitter = PictureJitter(self.jitter) if self.jitter and policy is None else None
-        erasing = Erasing(self.erasing, self.mean, self.std) if self.erasing else None
+        erasing = Erasing(self.erasing, self.mean, self.std, levels=self.levels) if self.erasing else None
         return [step for step in (policy, jitter, erasing) if step is not None]
 
-    def __call__(self, image: Image, generator: Generator) -> UInt8[Tensor, "C h w"]:
+    def __call__(self, image: Image, generator: Generator) -> Num[Tensor, "C h w"]:
         image = self.crop(image, generator)
         for step in self.steps:
             image = step(image, generator)
@@ -247,7 +256,7 @@ class EvalCrop:
     size: Size
     crop_pct: float | None = None
 
-    def __call__(self, image: Image, generator: Generator | None = None) -> UInt8[Tensor, "C h w"]:
+    def __call__(self, image: Image, generator: Generator | None = None) -> Num[Tensor, "C h w"]:
         ratio = self.crop_pct or (224 / 256 if max(self.size) <= 224 else 1.0)
         return CentreCrop(self.size, ratio)(image)
 

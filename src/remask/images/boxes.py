@@ -10,15 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from remask.images.coco import CocoSource, Target
-from remask.images.decoding import BadImage, Reduction, decode
+from remask.images.decoding import BadImage, Reduction
 from remask.images.loader import TooManyBad
 from remask.images.making import ORDER, Made, Maker, Task, as_it_is, mix, quiet
+from remask.images.pictures import decoded
 from remask.images.placing import PAD, BoxTransform, Fit, ScaleJitter, around, fitting
+from remask.levels import Scaling
 from remask.types import UserError
 
 
@@ -28,7 +30,7 @@ class BoxBatch(NamedTuple):
     A label also says "shown", rows and columns of the part that is picture and no padding; it starts at the top left.
     """
 
-    images: UInt8[Tensor, "B C H W"]
+    images: Num[Tensor, "B C H W"]
     labels: list[Target]
     index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
 
@@ -42,6 +44,7 @@ class BoxLoader:
     workers   processes that decode; 0: a thread of this process
     max_bad   share of pictures that may be unusable before `epoch` raises TooManyBad; up to 3 are, unless it is 0
     pin       page-locked memory, for copies to a GPU that do not wait
+    scaling   how pictures deeper than 8 bits are read and normalised; None: all become uint8
     report    gets a line for each unusable picture, once
     Raises UserError if there is nothing to train on.
     """
@@ -59,6 +62,7 @@ class BoxLoader:
         channels: int = 3,
         max_bad: float = 0.01,
         pin: bool = False,
+        scaling: Scaling | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         if batch_size < 1 or workers < 0:
@@ -74,7 +78,7 @@ class BoxLoader:
         self.unusable: set[int] = set()
         """Their numbers in the source."""
         allowed = max(3, math.ceil(max_bad * len(self._numbers))) if max_bad else 0
-        pictures, cut = _Boxed(source, self._numbers, channels), _Cut(transform)
+        pictures, cut = _Boxed(source, self._numbers, channels, scaling), _Cut(transform, scaling)
         self._maker = Maker(pictures, cut, seed, skip=not shuffle, allowed=allowed)
 
     def __len__(self) -> int:
@@ -148,8 +152,10 @@ class BoxLoader:
 class _Boxed:
     """Pictures with what is on them, by their place among `numbers`: what a `Maker` takes, with targets beside."""
 
-    def __init__(self, source: CocoSource, numbers: Sequence[int], channels: int) -> None:
-        self._source, self._numbers, self._channels = source, numbers, channels
+    def __init__(
+        self, source: CocoSource, numbers: Sequence[int], channels: int, scaling: Scaling | None = None
+    ) -> None:
+        self._source, self._numbers, self._channels, self._scaling = source, numbers, channels, scaling
         self.beyond = dict[int, str]()
 
     def __len__(self) -> int:
@@ -158,14 +164,14 @@ class _Boxed:
     def ahead(self, numbers: Sequence[int]) -> None:
         """Nothing to prepare."""
 
-    def get(self, place: int, reduction: Reduction | None = None) -> tuple[UInt8[Tensor, "C H W"], Target, int]:
+    def get(self, place: int, reduction: Reduction | None = None) -> tuple[Num[Tensor, "C H W"], Target, int]:
         """A decoded picture, its target and its number. Raises BadImage."""
         number = self._numbers[place]
         try:
             data, target = self._source.read(number)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from None
-        image, size = decode(data, self._channels), target["size"]
+        image, size = decoded(data, self._channels, self._scaling), target["size"]
         if tuple(image.shape[-2:]) != size:
             raise BadImage(f"{image.shape[-1]}x{image.shape[-2]} pixels, where the annotations say {size[1]}x{size[0]}")
         return image, target, number
@@ -174,14 +180,16 @@ class _Boxed:
 class _Cut:
     """The batch of some pictures, each placed by its own seed."""
 
-    def __init__(self, transform: BoxTransform) -> None:
-        self._transform = transform
+    def __init__(self, transform: BoxTransform, scaling: Scaling | None = None) -> None:
+        self._transform, self._scaling = transform, scaling
 
     def __call__(self, images: Sequence[tuple[Tensor, Target, int]], seeds: Sequence[int]) -> BoxBatch:
         pairs = zip(images, seeds, strict=True)
         placed = [self._transform(one[0], one[1], Generator().manual_seed(seed)) for one, seed in pairs]
         numbers = torch.tensor([number for *_, number in images])
-        return BoxBatch(torch.stack([image for image, _ in placed]), [target for _, target in placed], numbers)
+        stacked = torch.stack([image for image, _ in placed])
+        ready = self._scaling.of_shades(stacked) if self._scaling else stacked
+        return BoxBatch(ready, [target for _, target in placed], numbers)
 
 
 __all__ = ["PAD", "BoxBatch", "BoxLoader", "Fit", "ScaleJitter", "around", "fitting"]

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int, Num
@@ -112,7 +112,8 @@ class Loader:
         pictures: Numbered
         cut: Cut
         scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
-        decoded = Pictures(source, channels=channels, min_side=min_side, cache_mb=0, levels=levels)
+        asked: dict[str, Any] = {"channels": channels, "min_side": min_side, "levels": levels}
+        decoded = Pictures(source, cache_mb=0, **asked)
         if keep == "auto" and cropped and not (reduced or on_device) and fits(decoded, device, cache_mb):
             keep = "device"
         if keep == "device" or on_device:
@@ -121,10 +122,7 @@ class Loader:
         else:
             budgets = {"never": 0, "ram": half_of_memory_mb()}
             cut, budget = OneByOne(transform, scaling), 0 if scaled else budgets.get(keep, cache_mb)
-            pictures = Pictures(
-                source, channels=channels, min_side=min_side, cache_mb=budget, shared=workers > 0, must=keep == "ram",
-                levels=levels,
-            )  # fmt: skip
+            pictures = Pictures(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **asked)
         self._maker = Maker(pictures, cut, seed, skip=skip, allowed=self._allowed, crops=crops, reduced=scaled)
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ deviation. What is found is written into the run, so that everything that follow
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from remask.images.decoding import BadImage, decode
 from remask.images.sources import Source
 from remask.images.stored import stored
-from remask.levels import Levels
+from remask.levels import RAW, Levels
 from remask.types import UserError
 
 SAMPLE = 100
@@ -21,10 +21,26 @@ SAMPLE = 100
 PIXELS = 1 << 16
 """Pixels of a picture that its mean is taken over, at least, evenly spread."""
 
-RAW = Levels(-math.inf, math.inf)
-"""Values as they are stored."""
-
 Rule = str | tuple[float, float]
+
+
+class FirstOf:
+    """A source of pictures with masks or boxes as one of pictures alone."""
+
+    def __init__(self, source: Any) -> None:
+        self.name, self._source = source.name, source
+        self.labels: list[int] | None = None
+        self.classes: list[str] | None = None
+        self.left_out: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, i: int) -> bytes:
+        return self._source.read(i)[0]
+
+    def where(self, i: int) -> str:
+        return self._source.where(i)
 
 
 class Measured(NamedTuple):
@@ -155,4 +171,4 @@ def _check_contrast(found: Measured, name: str) -> None:
             )
 
 
-__all__ = ["Measured", "Rule", "measure"]
+__all__ = ["FirstOf", "Measured", "Rule", "measure"]

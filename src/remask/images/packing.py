@@ -18,11 +18,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from remask.images.decoding import BadImage, decode
+from remask.images.decoding import BadImage
 from remask.images.each import each
 from remask.images.packed import HEAD_BYTES, SUFFIX, head, table
+from remask.images.pictures import decoded
 from remask.images.sources import Source
 from remask.images.transforms import CentreCrop, resize
+from remask.levels import Levels, Scaling
 from remask.types import Size, UserError
 
 
@@ -79,18 +81,22 @@ def pack(
     *,
     workers: int = 0,
     max_bad: float = 0.01,
+    levels: Levels | None = None,
     progress: Callable[[int, Written], None] = lambda done, so_far: None,
     skipped: Callable[[str], None] = lambda line: None,
 ) -> Written:
     """Write `out`, which ends in .remask, and nothing else: a run that is stopped leaves at most a .part, which the
     next one writes over. Unusable pictures are left out. Raises UserError, also for more of them than `max_bad`.
+
+    levels   which values of pictures deeper than 8 bits become 0 and 255; None: see `decode`
     """
     if out.suffix != SUFFIX:
         raise UserError(f"{out}: a packed set ends in {SUFFIX}; choose such a name")
     if out.exists():
         raise UserError(f"{out} exists already; choose another --out")
     with _part(out) as file:
-        return _write(source, file, form, workers, max_bad, progress, skipped)
+        prepare = Prepare(source, form, levels)
+        return _write(source, file, form, prepare, workers, max_bad, progress, skipped)
 
 
 @contextlib.contextmanager
@@ -122,6 +128,7 @@ def _write(
     source: Source,
     file: BinaryIO,
     form: Form,
+    prepare: "Prepare",
     workers: int,
     max_bad: float,
     progress: Callable[[int, Written], None],
@@ -130,7 +137,7 @@ def _write(
     done, columns, stored, numbers = Written(), _Columns(), dict[bytes, int](), list[int]()
     allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
     file.write(bytes(HEAD_BYTES))
-    for i, item in enumerate(each(Prepare(source, form), len(source), workers)):
+    for i, item in enumerate(each(prepare, len(source), workers)):
         if isinstance(item, str):
             done.left_out[source.where(i)] = item
             skipped(f"{source.where(i)}: {item}")
@@ -188,8 +195,8 @@ class _Columns:
 class Prepare:
     """What is written of the i-th picture of a source, or why there is nothing to be."""
 
-    def __init__(self, source: Source, form: Form) -> None:
-        self._source, self._form = source, form
+    def __init__(self, source: Source, form: Form, levels: Levels | None = None) -> None:
+        self._source, self._form, self._scaling = source, form, Scaling(levels, (), ()) if levels else None
 
     def __call__(self, i: int) -> Item | str:
         try:
@@ -197,7 +204,7 @@ class Prepare:
         except OSError as error:
             return error.strerror or str(error)
         try:
-            whole = decode(data, self._form.channels)
+            whole = decoded(data, self._form.channels, self._scaling)
         except BadImage as bad:
             return str(bad)
         image = fitted(whole, self._form)

@@ -10,14 +10,17 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, Num, UInt8
 from torch import Generator, Tensor
 
 from remask.images.classes import IGNORE
-from remask.images.decoding import BadImage, decode
+from remask.images.decoding import BadImage
 from remask.images.loader import Loader
 from remask.images.masks import MaskSource
+from remask.images.photometric import COLOURS, distorted
+from remask.images.pictures import decoded
 from remask.images.transforms import resize
+from remask.levels import RAW, Ready, Scaling
 from remask.types import Size, UserError
 
 TRIES = 10
@@ -25,13 +28,13 @@ TRIES = 10
 MEAN = (124, 116, 104)
 """Pixel values of padding: ImageNet's mean, which is 0 to a network that is used to it."""
 
-Pair: TypeAlias = tuple[UInt8[Tensor, "C y x"], UInt8[Tensor, "y x"]]
+Pair: TypeAlias = tuple[Num[Tensor, "C y x"], UInt8[Tensor, "y x"]]
 
 
 class PairBatch(NamedTuple):
     """Pictures, their masks (255: no class), and their numbers in the source."""
 
-    images: UInt8[Tensor, "B C H W"]
+    images: Num[Tensor, "B C H W"]
     labels: UInt8[Tensor, "B H W"]
     index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
 
@@ -39,14 +42,14 @@ class PairBatch(NamedTuple):
 class PairTransform(Protocol):
     """What the loader does to each pair; all that is random comes from the generator."""
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair: ...
+    def __call__(self, image: Num[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair: ...
 
 
 @dataclass(frozen=True)
 class Whole:
     """The pair as it is, for evaluation."""
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
+    def __call__(self, image: Num[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
         return image, mask
 
 
@@ -76,7 +79,7 @@ class ScaleCropFlip:
         if not 0 < self.cat_max_ratio <= 1:
             raise UserError(f"cat_max_ratio {self.cat_max_ratio:g}: needs 0 < ratio <= 1")
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
+    def __call__(self, image: Num[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
         # one call, and as many numbers whatever the picture: see RandomCropFlip
         draws = torch.rand(2 + 2 * TRIES + COLOURS, generator=generator, dtype=torch.float64).tolist()
         low, high = self.scale
@@ -107,13 +110,13 @@ class ScaleCropFlip:
                 break
         return top, left
 
-    def _padded(self, image: UInt8[Tensor, "C h w"], mask: UInt8[Tensor, "h w"]) -> Pair:
+    def _padded(self, image: Num[Tensor, "C h w"], mask: UInt8[Tensor, "h w"]) -> Pair:
         height, width = mask.shape
         if (height, width) == tuple(self.size):
             return image.contiguous(), mask.contiguous()
         channels = image.shape[0]
         fill = self.fill if len(self.fill) == channels else (round(sum(self.fill) / len(self.fill)),) * channels
-        canvas = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *self.size)
+        canvas = torch.tensor(fill, dtype=image.dtype).view(-1, 1, 1).repeat(1, *self.size)
         labels = torch.full(self.size, IGNORE, dtype=torch.uint8)
         canvas[:, :height, :width], labels[:height, :width] = image, mask
         return canvas, labels
@@ -142,41 +145,6 @@ def _extent(side: int, crop: int, times: float) -> tuple[int, int]:
     return (wanted, crop) if wanted <= side else (side, max(1, min(crop, round(side * times))))
 
 
-COLOURS = 9
-"""Numbers that `distorted` takes."""
-
-
-def distorted(image: UInt8[Tensor, "C H W"], draws: list[float]) -> UInt8[Tensor, "C H W"]:
-    """SSD's photometric distortion (1512.02325), each part with probability one half.
-
-    Brightness by up to ±32 levels, contrast by .5 to 1.5 (before the others or after, at even odds), saturation by
-    .5 to 1.5 and hue by up to ±18 of 180; the last two on 3 channels only.
-    draws   nine numbers in 0..1: whether and how much of each, and when contrast comes
-    # official: rounded down to integers after each part, here once at the end
-    """
-    x, contrast = image.float(), 0.5 + draws[3] if draws[2] < 0.5 else 1.0
-    if draws[0] < 0.5:
-        x = (x + (64 * draws[1] - 32)).clamp(0, 255)
-    if draws[4] < 0.5:
-        x = (x * contrast).clamp(0, 255)
-    if len(image) == 3 and draws[5] < 0.5:
-        x = _saturated(x, 0.5 + draws[6])
-    if len(image) == 3 and draws[7] < 0.5:
-        from torchvision.transforms.v2.functional import adjust_hue
-
-        x = adjust_hue(x / 255, (36 * draws[8] - 18) / 180) * 255
-    if draws[4] >= 0.5:
-        x = (x * contrast).clamp(0, 255)
-    return x.round().to(torch.uint8)
-
-
-def _saturated(x: Float[Tensor, "3 H W"], times: float) -> Float[Tensor, "3 H W"]:
-    """HSV's saturation (V - min) / V times a factor, at most 1: channels move from V = max in proportion."""
-    low, high = torch.aminmax(x, dim=0)
-    most = high / (high - low).clamp(min=1e-6)
-    return high - (high - x) * most.clamp(max=times)
-
-
 class PairLoader:
     """Batches of pairs, epoch by epoch; `Loader` says what the arguments mean, and when TooManyBad is raised.
 
@@ -197,13 +165,15 @@ class PairLoader:
         channels: int = 3,
         max_bad: float = 0.01,
         pin: bool = False,
+        scaling: Scaling | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         self.source = source
         self._loader = Loader(
-            _Joined(source.name, source, channels), _Apart(transform), batch_size, seed=seed, shuffle=shuffle,
-            drop_last=drop_last, workers=workers, channels=channels + 1, max_bad=max_bad, skip=not drop_last,
-            pin=pin, cache_mb=0, report=report,
+            _Joined(source.name, source, channels, scaling), _Apart(transform, scaling), batch_size, seed=seed,
+            shuffle=shuffle, drop_last=drop_last, workers=workers, channels=channels + 1, max_bad=max_bad,
+            skip=not drop_last,
+            pin=pin, cache_mb=0, scaling=scaling and Ready(RAW, (), ()), report=report,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -218,7 +188,7 @@ class PairLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
         """The batches of one epoch from number `start` on. Raises TooManyBad."""
         for batch in self._loader.epoch(epoch, start):
-            yield PairBatch(batch.images[:, :-1], batch.images[:, -1], batch.index)
+            yield PairBatch(batch.images[:, :-1], batch.images[:, -1].to(torch.uint8), batch.index)
 
 
 def whole_pairs(
@@ -228,12 +198,13 @@ def whole_pairs(
     workers: int = 0,
     channels: int = 3,
     max_bad: float = 0.01,
+    scaling: Scaling | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Iterator[PairBatch]:
     """Every usable pair once, whole and in the source's order, for evaluation; a batch holds pictures of one size."""
     loader = PairLoader(
         source, Whole(), 1, shuffle=False, drop_last=False, workers=workers, channels=channels, max_bad=max_bad,
-        report=report,
+        scaling=scaling, report=report,
     )  # fmt: skip
     waiting: list[PairBatch] = []
     for one in loader.epoch(0):
@@ -256,6 +227,7 @@ class _Joined:
     name: str
     source: MaskSource
     channels: int
+    scaling: Scaling | None = None
     labels: list[int] | None = None
     classes: list[str] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
@@ -265,7 +237,7 @@ class _Joined:
 
     def read(self, i: int) -> np.ndarray:
         data, mask = self.source.read(i)
-        image = decode(data, self.channels).permute(1, 2, 0).numpy()
+        image = decoded(data, self.channels, self.scaling).permute(1, 2, 0).numpy()
         if image.shape[:2] != mask.shape:
             sizes = [f"{width}x{height}" for height, width in (image.shape[:2], mask.shape)]
             raise BadImage(f"its mask is of another size: {sizes[1]} and not {sizes[0]}")
@@ -280,10 +252,12 @@ class _Apart:
     """A transform of pairs for a loader of pictures that carry their masks."""
 
     transform: PairTransform
+    scaling: Scaling | None = None
 
-    def __call__(self, image: UInt8[Tensor, "C H W"], generator: Generator) -> UInt8[Tensor, "C h w"]:
-        picture, mask = self.transform(image[:-1], image[-1], generator)
-        return torch.cat([picture, mask[None]])
+    def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]:
+        picture, mask = self.transform(image[:-1], image[-1].to(torch.uint8), generator)
+        ready = self.scaling.of_shades(picture) if self.scaling else picture
+        return torch.cat([ready, mask[None].to(ready.dtype)])
 
 
 __all__ = [

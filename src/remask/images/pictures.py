@@ -14,7 +14,7 @@ from torch import Tensor
 
 from remask.images.decoding import BadImage, Reduction, decode
 from remask.images.sources import Source
-from remask.levels import Levels
+from remask.levels import Levels, Scaling
 from remask.types import UserError
 
 Keep = Literal["auto", "never", "ram", "device"]
@@ -124,6 +124,11 @@ class Pictures:
                 return {}
             found[i] = image
         return found
+
+
+def decoded(data: bytes | np.ndarray, channels: int, scaling: Scaling | None) -> Num[Tensor, "C H W"]:
+    """Pixels in 0..255, black to white: uint8, or floats of a set that is deeper. Raises BadImage."""
+    return scaling.shades(decode(data, channels, levels=scaling.levels)) if scaling else decode(data, channels)
 
 
 class _Cache(Protocol):

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num
 from torch import Generator, Tensor
 
 from remask.images.coco import Target
@@ -42,8 +42,8 @@ class ScaleJitter:
             raise UserError(f"scale {list(self.scale)}: needs 0 < low <= high <= 16")
 
     def __call__(
-        self, image: UInt8[Tensor, "C H W"], target: Target, generator: Generator
-    ) -> tuple[UInt8[Tensor, "C h w"], Target]:
+        self, image: Num[Tensor, "C H W"], target: Target, generator: Generator
+    ) -> tuple[Num[Tensor, "C h w"], Target]:
         draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         share = self.scale[0] + draws[0] * (self.scale[1] - self.scale[0])
         size = image.shape[-2], image.shape[-1]
@@ -63,8 +63,8 @@ class Fit:
         _check(self.size)
 
     def __call__(
-        self, image: UInt8[Tensor, "C H W"], target: Target, generator: Generator | None = None
-    ) -> tuple[UInt8[Tensor, "C h w"], Target]:
+        self, image: Num[Tensor, "C H W"], target: Target, generator: Generator | None = None
+    ) -> tuple[Num[Tensor, "C h w"], Target]:
         size = image.shape[-2], image.shape[-1]
         return Placed(size, fitting(size, self.size), (0, 0), self.size)(image, target, flip=False)
 
@@ -78,8 +78,8 @@ class Placed(NamedTuple):
     canvas: Size
 
     def __call__(
-        self, image: UInt8[Tensor, "C H W"], target: Target, *, flip: bool
-    ) -> tuple[UInt8[Tensor, "C h w"], Target]:
+        self, image: Num[Tensor, "C H W"], target: Target, *, flip: bool
+    ) -> tuple[Num[Tensor, "C h w"], Target]:
         (top, left), (rows, columns) = self.corner, self.shown
         part = resize(image, self.resized)[:, top : top + rows, left : left + columns]
         boxes, cut = self._boxes(target["boxes"])
@@ -121,12 +121,12 @@ class Placed(NamedTuple):
         places = torch.arange(self.shown[axis], dtype=torch.float64) + self.corner[axis] + 0.5
         return (places * self.size[axis] / self.resized[axis]).long().clamp_(max=self.size[axis] - 1)
 
-    def _padded(self, image: UInt8[Tensor, "_ _ _"], value: int) -> UInt8[Tensor, "_ _ _"]:
+    def _padded(self, image: Num[Tensor, "_ _ _"], value: int) -> Num[Tensor, "_ _ _"]:
         (rows, columns), (height, width) = image.shape[-2:], self.canvas
         return F.pad(image, (0, width - columns, 0, height - rows), value=value).contiguous()
 
 
-def around(masks: UInt8[Tensor, "n H W"]) -> Float[Tensor, "n 4"]:
+def around(masks: Num[Tensor, "n H W"]) -> Float[Tensor, "n 4"]:
     """The tightest boxes x0 y0 x1 y1, in pixels, round masks that are not empty."""
     sides = []
     for lit in (masks.amax(1), masks.amax(2)):

@@ -47,7 +47,7 @@ def warmup_share(layers: Sequence[Layer], files: int) -> list[Layer]:
 
 
 def nest(path: str, value: Any) -> dict[str, Any]:
-    """A value as a table of tables under its dotted path."""
+    """A value under its dotted path: "a.b", 1 -> {"a": {"b": 1}}."""
     for key in reversed(path.split(".")):
         value = {key: value}
     return value

@@ -9,6 +9,7 @@ from remask.runtime import Runtime, seeded
 from remask.tasks.boxes import build_detect, detector_of
 from remask.tasks.classes import build_finetune, classifier_of, split
 from remask.tasks.masks import build_segment, segmenter_of
+from remask.tasks.network import settle
 from remask.types import Size
 
 
@@ -33,13 +34,17 @@ def build_task(
 
 def build_model(recipe: Downstream, facts: Mapping[str, Any]) -> tuple[Any, Size]:
     """The model of a run alone, without any picture, and the size of its pictures; `facts` are those of task.json."""
+    model: Any
     with seeded(recipe.seed, "weights"):
         if isinstance(recipe, Finetune):
-            return classifier_of(recipe, facts["classes"])
-        if isinstance(recipe, Segment):
-            return segmenter_of(recipe, facts["classes"])
-        assert isinstance(recipe, Detect)
-        return detector_of(recipe, facts["classes"], facts["masks"])
+            model, size = classifier_of(recipe, facts["classes"])
+        elif isinstance(recipe, Segment):
+            model, size = segmenter_of(recipe, facts["classes"])
+        else:
+            assert isinstance(recipe, Detect)
+            model, size = detector_of(recipe, facts["classes"], facts["masks"])
+        settle(model.backbone, None, recipe.data, facts)
+    return model, size
 
 
 __all__ = ["build_model", "build_task", "split"]

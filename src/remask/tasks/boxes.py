@@ -13,15 +13,16 @@ from remask.downstream import Task
 from remask.evaluation.average_precision import average_precision, detections
 from remask.evaluation.detector import Detector, on_picture
 from remask.evaluation.drawing import Drawing, sheet_of_boxes
-from remask.images import decode
 from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, open_coco
 from remask.images.files import printable
 from remask.images.labels import match
 from remask.images.left_out import notes
+from remask.images.measuring import FirstOf
+from remask.images.pictures import decoded
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
-from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.types import Size, UserError
 
 SHOWN = 8
@@ -37,18 +38,21 @@ def build_detect(
     masks = facts["masks"] if facts else source.masks
     detector, size = detector_of(recipe, source.classes, masks)
     backbone = detector.backbone
+    pixels, told_pixels = settle(backbone, FirstOf(source), data, facts or begun)
+    scaling = backbone.normalise.scaling
     train = None if facts else BoxLoader(
         source, ScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, max_bad=data.max_bad,
-        pin=runtime.device.type == "cuda", report=report,
+        pin=runtime.device.type == "cuda", scaling=scaling, report=report,
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
     usable = list[int]()
 
     def test(tested: Detector, watch: Watch) -> dict[str, Any]:
         loader = BoxLoader(
-            val, Fit(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, report=report
-        )
+            val, Fit(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, scaling=scaling,
+            report=report,
+        )  # fmt: skip
         batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
         results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
@@ -65,9 +69,9 @@ def build_detect(
     def show(tested: Detector, folder: Path) -> None:
         (folder / "detections.png").write_bytes(_drawn(tested, val, usable, size, runtime))
 
-    told = {"classes": source.classes, "masks": masks}
+    told = {"classes": source.classes, "masks": masks, **pixels}
     both = [val] if facts else [source, val]
-    said = list(dict.fromkeys(line for one in both for line in [*notes(one), *one.notes()]))
+    said = told_pixels + list(dict.fromkeys(line for one in both for line in [*notes(one), *one.notes()]))
     left_out = [line for one in both for line in one.all_skipped()]
     cost = gflops(detector, detector.detect, size)
     return Task(
@@ -80,10 +84,12 @@ def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Siz
     drawings, fit, channels = [], Fit(size), detector.backbone.channels
     for i in usable[:: max(1, len(usable) // SHOWN)]:
         encoded, target = val.read(i)
-        picture = decode(encoded, channels)
+        scaling = detector.backbone.normalise.scaling
+        picture = decoded(encoded, channels, scaling)
         image, placed = fit(picture, target)
+        image = scaling.of_shades(image) if scaling else image
         found = on_picture(detector.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
-        drawings.append(Drawing(picture[:3].expand(3, -1, -1), found, Path(val.where(i)).name))
+        drawings.append(Drawing(picture[:3].to(torch.uint8).expand(3, -1, -1), found, Path(val.where(i)).name))
     return sheet_of_boxes(drawings[:SHOWN], val.classes)
 
 

@@ -19,9 +19,10 @@ from remask.images.files import printable
 from remask.images.left_out import notes
 from remask.images.sources import open_second
 from remask.interop.start import constants
+from remask.levels import FULL
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
-from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.types import Size, UserError
 
 
@@ -30,24 +31,25 @@ def build_finetune(
     begun: Any = None,
 ) -> Task:  # fmt: skip
     """See `build_task`."""
-    data, augment = recipe.data, recipe.augment
+    data = recipe.data
     source, val = labelled(data, recipe.seed, facts, begun)
     names = source.classes or []
     classifier, size = classifier_of(recipe, names)
     backbone = classifier.backbone
-    crop = TrainAugment(
-        size, *constants(backbone), data.crop_scale, data.crop_ratio, data.flip,
-        augment.randaugment or "off", augment.jitter, augment.erasing,
-    )  # fmt: skip
+    pixels, said = settle(backbone, source, data, facts or begun)
+    scaling = backbone.normalise.scaling
+    crop = _crop(recipe, backbone, size)
     train = None if facts else Loader(
         source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
-        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", report=report,
+        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda",
+        scaling=scaling, report=report,
     )  # fmt: skip
 
     def batches() -> Iterable[Any]:
         return iterate(
-            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad, report=report
-        )
+            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad,
+            scaling=scaling, report=report,
+        )  # fmt: skip
 
     found: dict[str, Any] = {}
 
@@ -63,19 +65,24 @@ def build_finetune(
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
 
-    return Task(
-        classifier,
-        train,
-        len(source),
-        test,
-        "top1",
-        gflops(classifier, classifier.logits, size),
-        show,
-        facts or {"classes": names, "pictures": counted(source)},
-        list(dict.fromkeys([*notes(source), *notes(val)])),
-        (),
-        opened_of(data, source, val, facts),
-    )
+    told = facts or {"classes": names, "pictures": counted(source), **pixels}
+    lines, cost = [*said, *dict.fromkeys([*notes(source), *notes(val)])], gflops(classifier, classifier.logits, size)
+    opened = opened_of(data, source, val, facts)
+    return Task(classifier, train, len(source), test, "top1", cost, show, told, lines, (), opened)
+
+
+def _crop(recipe: Finetune, backbone: Any, size: Size) -> TrainAugment:
+    """[augment] and the crops of [data]. Raises UserError for what knows 8 bits alone, where pictures are deeper."""
+    data, augment = recipe.data, recipe.augment
+    if backbone.normalise.deep_set and ((augment.randaugment or "off") != "off" or augment.jitter):
+        raise UserError(
+            "augment.randaugment and augment.jitter change pictures of 8 bits, and these are deeper: set randaugment "
+            'to "off" and jitter to 0, or data.range=byte'
+        )
+    return TrainAugment(
+        size, *constants(backbone), data.crop_scale, data.crop_ratio, data.flip,
+        augment.randaugment or "off", augment.jitter, augment.erasing, levels=backbone.normalise.levels or FULL,
+    )  # fmt: skip
 
 
 def _protocol(data: ClassesData, tested: Sequence[int], names: Sequence[str]) -> dict[str, Any]:

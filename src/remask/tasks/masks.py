@@ -15,11 +15,12 @@ from remask.images.classes import Declared
 from remask.images.files import printable
 from remask.images.left_out import notes
 from remask.images.masks import IGNORE, MaskFiles, open_masks
+from remask.images.measuring import FirstOf
 from remask.images.paired import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
-from remask.tasks.network import check_all, freeze, gflops, network, opened_of, workers
+from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.types import Size, UserError
 
 SHOWN = 6
@@ -36,11 +37,14 @@ def build_segment(
     names, palette = source.classes, source.palette
     segmenter, size = segmenter_of(recipe, names, source.ignore)
     backbone = segmenter.backbone
+    pixels, told_pixels = settle(backbone, FirstOf(source), data, facts or begun)
+    scaling = backbone.normalise.scaling
     fill = tuple(round(255 * value) for value in constants(backbone)[0])
     crop = ScaleCropFlip(size, data.scale, fill=fill, flip=data.flip, photometric=data.photometric)
     train = None if facts else PairLoader(
         source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
-        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", report=report,
+        channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", scaling=scaling,
+        report=report,
     )  # fmt: skip
     step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
     asked: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
@@ -49,7 +53,7 @@ def build_segment(
 
     def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
         usable.clear()
-        batches = watch.over(_noted(val, backbone.channels, data.max_bad, report, usable), len(val), "test")
+        batches = watch.over(_noted(val, backbone, data.max_bad, report, usable), len(val), "test")
         result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **asked)
         result["bad_images"] = len(val) - result["images"]
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
@@ -59,26 +63,28 @@ def build_segment(
         shown = min(SHOWN, len(usable))
         some = val.subset([usable[i * len(usable) // shown] for i in range(shown)])
         images, truths, guesses = list[Tensor](), list[Tensor](), list[Tensor]()
-        for batch in whole_pairs(some, channels=backbone.channels):
+        for batch in whole_pairs(some, channels=backbone.channels, scaling=scaling):
             with torch.inference_mode():
                 guess = tested.predict(batch.images.to(runtime.device), **asked).cpu()
-            images, truths, guesses = [*images, *batch.images], [*truths, *batch.labels.long()], [*guesses, *guess]
+            seen = backbone.normalise.shown(batch.images.to(runtime.device)).cpu()
+            images, truths, guesses = [*images, *seen], [*truths, *batch.labels.long()], [*guesses, *guess]
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
     said = source.said._asdict() if source.said.names else None
-    told = facts or {"classes": names, "none": source.none, "masks": said}
-    lines = list(dict.fromkeys([*notes(source), *notes(val)]))
+    told = facts or {"classes": names, "none": source.none, "masks": said, **pixels}
+    lines = told_pixels + list(dict.fromkeys([*notes(source), *notes(val)]))
     return Task(
         segmenter, train, len(source), test, "mIoU", cost, show, told, lines, (), opened_of(data, source, val, facts)
     )
 
 
 def _noted(
-    val: MaskFiles, channels: int, max_bad: float, report: Callable[[str], None] | None, usable: list[int]
+    val: MaskFiles, backbone: Any, max_bad: float, report: Callable[[str], None] | None, usable: list[int]
 ) -> Iterator[PairBatch]:
     """Whole test pairs; the numbers of those that can be used are added to `usable`."""
-    for batch in whole_pairs(val, 4, channels=channels, max_bad=max_bad, report=report):
+    scaling = backbone.normalise.scaling
+    for batch in whole_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
         usable.extend(batch.index.tolist())
         yield batch
 

@@ -1,6 +1,6 @@
 """[model] of a downstream recipe → the backbone that is trained on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from remask.build import auto_workers
 from remask.evaluation.features import evaluating
 from remask.images.files import printable
 from remask.images.labels import match
+from remask.images.measuring import measure
 from remask.interop.start import start
 from remask.ledger import forward_gflops
+from remask.levels import Levels, rule_of
 from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection
 from remask.runtime import Runtime
@@ -60,6 +62,28 @@ def check_all(learned: Sequence[str], names: Sequence[str], where: str) -> None:
         )
 
 
+def settle(
+    backbone: Any, source: Any, data: ImagesSection, run: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Say how the backbone's pictures are read; returns that for task.json, and a line for the start of a run.
+
+    run   task.json of a run that is tested or goes on, which has it; None for a new one, whose source is looked at. A
+          backbone that comes from a run of deep pictures keeps that run's range under "auto"
+    Raises UserError for a source without contrast.
+    """
+    normalise = backbone.normalise
+    if run is not None:
+        normalise.read_by(Levels.of(run.get("range", data.range)), bool(run.get("deep")))
+        return {}, []
+    own = rule_of(normalise.levels)
+    rule = data.range if data.range != "auto" or isinstance(own, str) else (own[0], own[1])
+    found = measure(source, backbone.channels, rule)
+    normalise.read_by(Levels.of(found.rule), found.deep)
+    return {"range": found.rule, "deep": normalise.deep_set}, [
+        f"pixels: {found.describe(backbone.channels, data.range)}"
+    ]
+
+
 def opened_of(data: ImagesSection, source: Any, val: Any, facts: Any) -> dict[str, tuple[Any, ...]]:
     """The sources that were opened, as `Task` has them: of a run that is only tested those that it is tested on.
 
@@ -70,4 +94,4 @@ def opened_of(data: ImagesSection, source: Any, val: Any, facts: Any) -> dict[st
     return {"val": (val,)} if facts else {"data": (source,), "val": (val,)}
 
 
-__all__ = ["check_all", "freeze", "gflops", "network", "opened_of", "workers"]
+__all__ = ["check_all", "freeze", "gflops", "network", "opened_of", "settle", "workers"]
