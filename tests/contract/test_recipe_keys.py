@@ -59,7 +59,7 @@ VALUES: dict[str, list[Any]] = {
     "data.crops": [2],
     "data.share": [0.5],
     "data.ignore": [1],
-    "data.classes": [5],
+    "data.classes": [9],
     "backbone.name": ["deit_tiny_patch16_224"],
     "backbone.weights": ["mae:missing.pth"],
     "backbone.patch_size": [2],
@@ -191,14 +191,14 @@ def _opened(kept: dict[str, Any], *given: Any, **named: Any) -> Any:
 def _toys(folder: Path) -> None:
     """Two folders of pictures, of masks, two files of boxes; pictures that EXIF turns; pictures of 12 bits."""
     random = np.random.default_rng(0)
-    for pixels, masks, boxes, lines in (("pictures", "masks", "boxes", 40), ("others", "other_masks", "others", 41)):
+    for pixels, masks, boxes in (("pictures", "masks", "boxes"), ("others", "other_masks", "others")):
         for name in (pixels, masks):
             (folder / name).mkdir()
         content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "dot"}]}
         for i in range(8):
-            Image.fromarray(random.integers(0, 255, (40, lines, 3), np.uint8)).save(folder / pixels / f"{i}.png")
-            Image.fromarray(random.integers(0, 3, (40, lines), np.uint8)).save(folder / masks / f"{i}.png")
-            content["images"].append({"id": i, "file_name": f"{i}.png", "height": 40, "width": lines})
+            Image.fromarray(random.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / pixels / f"{i}.png")
+            Image.fromarray(random.integers(0, 6, (40, 40), np.uint8)).save(folder / masks / f"{i}.png")
+            content["images"].append({"id": i, "file_name": f"{i}.png", "height": 40, "width": 40})
             content["annotations"].append(
                 {"id": i, "image_id": i, "category_id": 1, "bbox": [2, 2, 20, 20], "area": 400, "iscrowd": 0}
             )
