@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
@@ -56,6 +57,9 @@ def _inside(thing: Any) -> Iterator[tuple[str, Any]]:
         ends = [thing.where(i) for i in (0, len(thing) - 1)] if len(thing) else []
         plain = {key: value for key, value in vars(thing).items() if isinstance(value, PLAIN)}
         yield "pictures", f"{len(thing)} {ends} {getattr(thing, 'classes', None)} {plain}"
+        yield "first", thing.read(0) if len(thing) else None
+    elif isinstance(thing, np.ndarray):
+        yield "array", f"{thing.shape} {thing.dtype} {hashlib.sha1(thing.tobytes()).hexdigest()}"
     elif isinstance(thing, Mapping):
         yield from ((str(key), value) for key, value in thing.items())
     elif isinstance(thing, list | tuple | set | frozenset):
