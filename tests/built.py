@@ -4,6 +4,7 @@ The commands' own code builds it and is stopped where training would begin. A re
 trace: of one that a function holds, only the keys count that the function's code reads.
 """
 
+import dis
 import hashlib
 import types
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
@@ -55,6 +57,9 @@ def _inside(thing: Any) -> Iterator[tuple[str, Any]]:
         ends = [thing.where(i) for i in (0, len(thing) - 1)] if len(thing) else []
         plain = {key: value for key, value in vars(thing).items() if isinstance(value, PLAIN)}
         yield "pictures", f"{len(thing)} {ends} {getattr(thing, 'classes', None)} {plain}"
+        yield "first", thing.read(0) if len(thing) else None
+    elif isinstance(thing, np.ndarray):
+        yield "array", f"{thing.shape} {thing.dtype} {hashlib.sha1(thing.tobytes()).hexdigest()}"
     elif isinstance(thing, Mapping):
         yield from ((str(key), value) for key, value in thing.items())
     elif isinstance(thing, list | tuple | set | frozenset):
@@ -98,8 +103,8 @@ def _values(model: BaseModel, read: tuple[str, ...]) -> Iterator[str]:
 
 
 def _read(code: types.CodeType) -> Iterator[str]:
-    """The attributes that a function's code names, those of functions inside it too."""
-    yield from code.co_names
+    """The attributes that a function's code reads, those of functions inside it too."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD"))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _read(constant)

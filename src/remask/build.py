@@ -16,6 +16,7 @@ from remask.backbones.makers import maker
 from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
+from remask.errors import naming
 from remask.heads import Decoder, TokenDecoder
 from remask.images import Loader, RandomCropFlip, Source
 from remask.images.device import no_decoder
@@ -55,10 +56,11 @@ def build_backbone(recipe: Recipe) -> Backbone:
         create = partial(create_vit, positions=part.positions)
     if create is create_hierarchical and recipe.method.name != "fastmim" and known(part.name):
         refuse_tokens(part.name, recipe.method.name)
+    sized = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)]
     if overrides and create is create_hierarchical:
-        keys = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)]
-        raise UserError(f"{part.name} has its own sizes: leave out {' and '.join(keys)}, or choose a vit")
-    network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
+        raise UserError(f"{part.name} has its own sizes: leave out {' and '.join(sized)}, or choose a vit")
+    with naming(sized):
+        network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
     network.normalise.read_by(Levels.of(data.range))
     return network
 
@@ -97,6 +99,11 @@ def build_target(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     return kinds[part.kind]()
 
 
+def _given(part: TargetRecipe, section: str) -> list[str]:
+    """The keys of a target that name what is opened."""
+    return [f"{section}.{key}" for key in ("file", "teacher", "weights") if getattr(part, key)]
+
+
 def _tokenizer(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     if part.file is None:
         features = build_target(codebook_features(part), recipe, patch)
@@ -121,7 +128,8 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
     with seeded(recipe.seed, "weights"):
         backbone, part = build_backbone(recipe), recipe.method
         masking, unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
-        target = build_target(part.target, recipe, unit)
+        with naming(_given(part.target, "method.target")):
+            target = build_target(part.target, recipe, unit)
         size = recipe.data.image_size
         decoder = (part.decoder_width, part.decoder_depth, part.decoder_heads, part.decoder_mlp_ratio)
         bases: dict[str, Callable[[], Method]] = {
@@ -141,7 +149,8 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:
             shared = recipe.jd.target == part.target
-            visible = target if shared else build_target(recipe.jd.target, recipe, unit)
+            with naming(_given(recipe.jd.target, "jd.target")):
+                visible = target if shared else build_target(recipe.jd.target, recipe, unit)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
     counts(method, recipe)
     return method
@@ -189,24 +198,13 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
     data, workers = recipe.data, recipe.runtime.workers
     crop = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
     return Loader(
-        source,
-        crop,
-        recipe.optim.batch_size,
-        seed=recipe.seed,
+        source, crop, recipe.optim.batch_size, seed=recipe.seed,
         workers=auto_workers(runtime) if workers == "auto" else workers,
-        channels=data.channels,
-        min_side=min(method.backbone.patch),
-        max_bad=data.max_bad,
-        reduced=data.reduced,
-        crops=data.crops,
-        keep=data.keep,
-        device=runtime.device,
+        channels=data.channels, min_side=min(method.backbone.patch), max_bad=data.max_bad, reduced=data.reduced,
+        crops=data.crops, keep=data.keep, device=runtime.device,
         on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
-        pin=runtime.device.type == "cuda",
-        part=runtime.world.share,
-        scaling=scaling_of(data),
-        **report,
-    )
+        pin=runtime.device.type == "cuda", part=runtime.world.share, scaling=scaling_of(data), **report,
+    )  # fmt: skip
 
 
 def auto_workers(runtime: Runtime) -> int:

@@ -14,6 +14,7 @@ from remask.checkpoint import RunFolder, find, load_weights, save
 from remask.console import Watch, console
 from remask.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.data_sources import of_task
+from remask.escaping import printable
 from remask.evaluation.keeping import keep
 from remask.images import TooManyBad
 from remask.images.differences import of_classes
@@ -88,7 +89,8 @@ def fit(
         lines = [loaded.line, *lines]
     trainer.notes["data"] = checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
-    for line in (f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}", *task.notes, *lines):
+    first = f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {printable(path)}"
+    for line in (first, *task.notes, *lines):
         screen.say(line)
     found = dict[str, Any]()
 

@@ -1,8 +1,19 @@
 """The one error a user ever sees; a module of its own, so that a mistake is answered before torch is imported."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from remask.escaping import on_one_line
+
 
 class UserError(Exception):
-    """A mistake that one line explains: what, where, and what to do. The command line prints it and exits with 2."""
+    """A mistake that one line explains: what, where, and what to do. The command line prints it and exits with 2.
+
+    Names that stand in it may hold anything: line ends, and bytes that are no UTF-8, are escaped.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__(on_one_line(line))
 
 
 def first_line(error: BaseException) -> str:
@@ -10,4 +21,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["UserError", "first_line"]
+@contextmanager
+def naming(keys: Sequence[str]) -> Iterator[None]:
+    """A UserError from inside that names none of these keys of a recipe begins with them."""
+    try:
+        yield
+    except UserError as error:
+        if not keys or any(key in str(error) for key in keys):
+            raise
+        raise UserError(f"{', '.join(keys)}: {error}") from error
+
+
+__all__ = ["UserError", "first_line", "naming"]

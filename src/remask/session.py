@@ -13,6 +13,7 @@ from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.data_sources import CODEBOOK, of_pretraining
+from remask.escaping import on_one_line, printable
 from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
 from remask.images.device import no_decoder
@@ -76,7 +77,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         said += resumed(trainer, record, checked, care)
     notes["data"] = checked.digests
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
-    screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
+    on, to = f"{len(source)} images of {printable(source.name)}", printable(path)
+    screen[0].say(f"{method_label(recipe)} on {on}, {runtime.describe()} → {to}")
     for line in [*said, equation(method, ahead[0].recipe.data.image_size)]:
         screen[0].say(line)
     try:
@@ -161,31 +163,32 @@ class BadImages:
 
     def __init__(self, path: Path, say: Callable[[str], None], writes: bool = True) -> None:
         self.path, self.say, self.writes = path / "bad_images.txt", say, writes
-        self.known = set(self.path.read_text().splitlines()) if self.path.is_file() else set[str]()
+        self.known = set(self.path.read_text(encoding="utf-8").splitlines()) if self.path.is_file() else set[str]()
 
     def __call__(self, line: str) -> None:
-        if self.writes and line not in self.known:
+        if self.writes and (line := on_one_line(line)) not in self.known:
             self.say(f"skipped {line}")
             self.keep([line])
 
     def keep(self, lines: Iterable[str]) -> None:
         """Write them into the file alone."""
-        fresh = [line for line in dict.fromkeys(lines) if line not in self.known]
+        fresh = [line for line in dict.fromkeys(map(on_one_line, lines)) if line not in self.known]
         self.known.update(fresh)
         if fresh and self.writes:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in fresh))
 
     def beyond(self, line: str) -> None:
         """A picture with values outside data.range, which is used as it is: named in RUN/beyond_range.txt."""
         file = self.path.with_name("beyond_range.txt")
-        if not self.writes or line in (known := file.read_text().splitlines() if file.is_file() else []):
+        known, line = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], on_one_line(line)
+        if not self.writes or line in known:
             return
         if len(known) < SAID:
             self.say(f"{line}; it is used as it is")
         elif len(known) == SAID:
-            self.say(f"more pictures reach beyond data.range: {file} names them all")
-        with open(file, "a") as out:
+            self.say(f"more pictures reach beyond data.range: {printable(file)} names them all")
+        with open(file, "a", encoding="utf-8") as out:
             out.write(line + "\n")
 
     def write(self, bad: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from remask.backbones.makers import tag_of
 from remask.backbones.tables import resize_state
+from remask.errors import naming
 from remask.heads import Decoder
 from remask.interop import convmae, mae
 from remask.interop.encoder_files import LAYOUT_OF
@@ -43,12 +44,16 @@ def start_from(method: Method, recipe: Recipe) -> None:
         if tag_of(recipe.backbone.name):
             _named_weights(backbone, recipe)
         return
-    spec, stated = split_spec(spec)
-    source = _source(spec, stated, backbone, recipe)
+    with naming(["backbone.weights"]):
+        spec, stated = split_spec(spec)
+        source = _source(spec, stated, backbone, recipe)
     if not hasattr(source, "built_for"):
         raise UserError(f"backbone.weights {spec} is a {type(source.network).__name__}: start from a ViT or a ConViT")
     if source.patch != backbone.patch:
-        raise UserError(f"{spec} has patches of {source.patch[0]} px, the student of {backbone.patch[0]}; change one")
+        raise UserError(
+            f"backbone.weights {spec} has patches of {source.patch[0]} px, the student of {backbone.patch[0]}; change "
+            "one"
+        )
     before, after = (source.built_for[0] * source.patch[0], source.built_for[1] * source.patch[1]), _size(recipe)
     state = resize_state(source.network.state_dict(), backbone.network, before, after, backbone.patch)
     check(state, backbone.network.state_dict(), spec)

@@ -8,6 +8,7 @@ import timm
 
 from remask.backbones import Backbone
 from remask.backbones.vit import SMALL
+from remask.errors import naming
 from remask.interop.encoder_files import NORMALISATIONS
 from remask.interop.encoders import open_encoder
 from remask.interop.loaded import loaded_of, remember
@@ -27,7 +28,10 @@ MAPS = ("torchvision", "clip", "open_clip", "tae")
 def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
     """The teachers of [distill]: for dmae of the view that the student sees, for moma of the whole image."""
     assert recipe.distill
-    teachers, cache = [_teacher(teacher, recipe, patch) for teacher in recipe.distill.teachers], recipe.distill.cache
+    teachers, cache = list[Target](), recipe.distill.cache
+    for teacher in recipe.distill.teachers:
+        with naming([f"distill.teachers.{key}" for key in teacher.model_fields_set]):
+            teachers.append(_teacher(teacher, recipe, patch))
     return [Cached(teacher, Path(cache)) for teacher in teachers] if cache else teachers
 
 
@@ -63,7 +67,8 @@ def _constants(teacher: TeacherSection) -> tuple[Sequence[float] | None, Sequenc
 def _refuse(teacher: TeacherSection, keys: tuple[str, ...], why: str) -> None:
     """Raise UserError for what was stated and would be passed over."""
     if stated := [key for key in keys if getattr(teacher, key) != TeacherSection.model_fields[key].default]:
-        raise UserError(f"the teacher {teacher.source} {why}: leave out {' and '.join(stated)}")
+        vain = " and ".join(f"distill.teachers.{key}" for key in stated)
+        raise UserError(f"the teacher {teacher.source} {why}: leave out {vain}")
 
 
 def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, patch: Size) -> Teacher:

@@ -1,7 +1,8 @@
 """No key of a recipe is silent: every one of every shipped recipe, changed, changes what is built, or is refused.
 
-Recipes are made small first, and those that then differ in nothing but numbers are tried once. What is built is what
-the commands' own code hands to its trainer (tests/built.py).
+Recipes are made small first. A key does in two recipes the same where what decides about it is the same (`context`):
+it is then tried in the first of them. What is built is what the commands' own code hands to its trainer
+(tests/built.py).
 
 A new key fails here until it is known how to change it: VALUES below has what to try where the type does not tell. If
 it changes nothing for some methods, say whose it is in src/remask/recipe/used.py.
@@ -10,21 +11,19 @@ it changes nothing for some methods, say whose it is in src/remask/recipe/used.p
 import functools
 import json
 import tomllib
-import types
-import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import BaseModel
 
 import remask.build
 import remask.codebook
+import remask.data_sources
 import remask.downstream
 import remask.interop.encoders
 import remask.session
@@ -33,20 +32,21 @@ import remask.tasks.classes
 import remask.tasks.masks
 import remask.teaching
 from remask.errors import UserError
-from remask.recipe import Recipe, dump, load_recipe, method_label, recipe_keys, recipe_names, shrink
+from remask.recipe import Recipe, dump, load_recipe, recipe_names, shrink
 from remask.recipe.distill import TeacherSection
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import FOLDER, load
+from remask.recipe.sections import DISTILLING, METHODS
 from remask.recipe.used import unused
+from remask.recipe.values import SHORTHANDS, Target
 from remask.runtime import resolve
 from remask.tasks import build_task
 from tests.built import fingerprint
-
-SAID = ("name", "title", "paper", "table", "expected", "command", "cost", "notes", "task")
-"""What a recipe says of itself, and nothing is built from."""
+from tests.tried import SAID, candidates, leaves, silent, value_of
 
 VALUES: dict[str, list[Any]] = {
-    "data.source": ["digits:val", "photos"],
+    "data.source": ["digits:val"],
+    "data.val": ["digits:train"],
     "data.image_size": [[64, 128]],
     "data.mean": [[0.4]],
     "data.std": [[0.3]],
@@ -55,19 +55,18 @@ VALUES: dict[str, list[Any]] = {
     "data.scale": [[0.4, 1.9]],
     "data.channels": [1],
     "data.limit": [16],
-    "data.range": ["full", [0, 100], "auto"],
     "data.exclude": [["3*"], ["*3*"]],
     "data.crops": [2],
     "data.share": [0.5],
     "data.ignore": [1],
-    "data.classes": [5],
-    "backbone.name": ["vit_tiny", "beit_tiny", "swin_micro", "convvit_micro", "resnet18"],
+    "data.classes": [9],
+    "backbone.name": ["deit_tiny_patch16_224"],
     "backbone.weights": ["mae:missing.pth"],
-    "backbone.patch_size": [2, 8, 16],
+    "backbone.patch_size": [2],
     "masking.ratio": [0.5],
     "masking.cell": [2, 1],
-    "masking.cell_pixels": [8, 16, 32],
-    "method.name": ["mae", "simmim", "fastmim"],
+    "masking.cell_pixels": [8, 16],
+    "method.name": ["mae", "simmim"],
     "method.target": ["hog", "pixels"],
     "jd.target": ["pixels", "hog-l2"],
     "method.target.file": ["missing.safetensors"],
@@ -79,22 +78,41 @@ VALUES: dict[str, list[Any]] = {
     "method.decoder_heads": [1],
     "backbone.heads": [1],
     "distill.cache": ["features"],
-    "distill.layers": [[0], [1]],
     "distill.teachers": [["untrained:vit_tiny"]],
     "progress.sizes": [[16, 32], [32, 64], [64, 128]],
     "progress.epochs": [[3, 1]],
     "probe.source": ["digits:val"],
     "runtime.device": ["cuda:7"],
-    "runtime.compile": [True],
     "runtime.workers": [1],
     "optim.betas": [[0.8, 0.9]],
     "optim.drops": [[0.5]],
     "model.source": ["untrained:vit_tiny"],
     "model.heads": [2],
-    "model.normalise": ["clip", "half"],
     "augment.randaugment": ["rand-m5-mstd0.5-inc1", "rand-m4-mstd0.5-inc1"],
 }  # fmt: skip
-"""What to try for keys whose types do not tell, in turn until one of them is new."""
+"""What to try for keys whose types do not tell: the first that is new."""
+
+EVERY: dict[str, list[Any]] = {
+    "method.name": list(METHODS),
+    "method.target": [word for word in SHORTHANDS if word != "clip"],  # which is fetched
+    "jd.target": [word for word in SHORTHANDS if word != "clip"],
+    "data.range": ["full", "byte", [0, 5000]],
+}
+"""Enumerations that are no Literal: all members but the one at hand."""
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "data.range": {"data.source": "deep", "data.range": "auto"},
+    "data.keep": {"data.source": "others", "data.keep": "auto"},
+    "data.exclude": {"data.source": "others"},
+    "data.channels": {"data.mean": "off", "data.std": "off"},
+}
+"""What a key is tried with, where the small recipe's other values would hide it: pictures of a kind."""
+
+FLAGS = {"data.source": "--data", "data.exclude": "--exclude", "runtime.device": "--device"}
+"""What a message may say in place of the key: the flag that a person types."""
+
+ALIKE = {"masking.pattern": ("random", "cells")}
+"""Members of an enumeration that say the same: what differs is masking.cell, a key of its own."""
 
 NEUTRAL = {
     "data.crop_scale": [0.2, 1.0], "optim.epochs": 4, "optim.warmup_epochs": 1.0, "optim.batch_size": 8,
@@ -104,7 +122,7 @@ NEUTRAL = {
     "data.flip": True, "masking.ratio": 0.75, "backbone.drop_path": 0.1, "dm.prediction": 1.0, "jd.beta": 2.0,
     "jd.weight": 1.0,
 }  # fmt: skip
-"""Numbers that are the same in all small recipes, so that equal ones are found."""
+"""Numbers that are the same in all small recipes."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -119,38 +137,42 @@ def _stop(*given: Any, **named: Any) -> None:
     raise Stopped(*given, **named)
 
 
-@pytest.fixture(autouse=True)
-def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Commands stop where training would begin; what costs time and tells nothing of a key is left out or kept."""
-    threads, open_source = torch.get_num_threads(), functools.partial(_source, remask.session.open_source, {})
-    monkeypatch.setattr(remask.build, "Trainer", _stop)
-    monkeypatch.setattr(remask.downstream, "Trainer", _stop)
-    monkeypatch.setattr(remask.session, "build_method", functools.partial(_kept, {}))
-    monkeypatch.setattr(remask.session, "open_source", open_source)
-    monkeypatch.setattr(remask.tasks.classes, "open_source", open_source)
-    monkeypatch.setattr(remask.build, "gflops_per_image", lambda recipe: 0.0)
-    monkeypatch.setattr(remask.teaching, "open_encoder", functools.partial(_opened, {}))
-    monkeypatch.setattr(remask.codebook, "fit", lambda *_: None)
-    for module in (remask.build, remask.session):  # as on a machine whose GPU decodes
-        monkeypatch.setattr(module, "no_decoder", lambda device, channels: None)
-    for task in (remask.tasks.classes, remask.tasks.masks, remask.tasks.boxes):
-        monkeypatch.setattr(task, "gflops", lambda *_: 0.0)
-    yield
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("keys"))
+        _toys(Path())
+        patch.setattr(remask.build, "Trainer", _stop)
+        patch.setattr(remask.downstream, "Trainer", _stop)
+        patch.setattr(remask.session, "build_method", functools.partial(_method, {}))
+        for module in (remask.session, remask.tasks.classes):
+            for name in ("open_source", "open_second"):
+                patch.setattr(module, name, functools.partial(_kept, getattr(module, name), {}))
+        patch.setattr(remask.data_sources, "inventory", functools.partial(_kept, remask.data_sources.inventory, {}))
+        patch.setattr(remask.build, "gflops_per_image", lambda recipe: 0.0)
+        patch.setattr(remask.teaching, "open_encoder", functools.partial(_opened, {}))
+        patch.setattr(remask.codebook, "fit", lambda *_: None)
+        for module in (remask.build, remask.session):  # as on a machine whose GPU decodes
+            patch.setattr(module, "no_decoder", lambda device, channels: None)
+        for task in (remask.tasks.classes, remask.tasks.masks, remask.tasks.boxes):
+            patch.setattr(task, "gflops", lambda *_: 0.0)
+        yield
     torch.set_num_threads(threads)
 
 
-def _kept(kept: dict[str, Any], recipe: Recipe) -> Any:
+def _method(kept: dict[Any, Any], recipe: Recipe, start: bool = True) -> Any:
     """A copy of the method that a recipe with the same sections had; schedules and runtimes do not shape it."""
     if torch.get_default_device().type == "meta":
-        return remask.build.build_method(recipe)
-    shape = {"optim", "runtime", "probe", *SAID}
-    key = recipe.model_dump_json(exclude=shape)
+        return remask.build.build_method(recipe, start)
+    key = recipe.model_dump_json(exclude={"optim", "runtime", "probe", *SAID}), start
     if key not in kept:
-        kept[key] = remask.build.build_method(recipe)
+        kept[key] = remask.build.build_method(recipe, start)
     return deepcopy(kept[key])
 
 
-def _source(opens: Any, kept: dict[str, Any], *given: Any, **named: Any) -> Any:
+def _kept(opens: Any, kept: dict[str, Any], *given: Any, **named: Any) -> Any:
     """The pictures that were opened with the same arguments."""
     key = repr((given, named))
     if key not in kept:
@@ -166,80 +188,63 @@ def _opened(kept: dict[str, Any], *given: Any, **named: Any) -> Any:
     return deepcopy(kept[key])
 
 
-# ------------------------------------------------------------------------------------------------- what is tried
+def _toys(folder: Path) -> None:
+    """Two folders of pictures, of masks, two files of boxes; pictures that EXIF turns; pictures of 12 bits."""
+    random = np.random.default_rng(0)
+    sets = (("pictures", "masks", "boxes", 2), ("others", "other_masks", "others", 4))
+    for pixels, masks, boxes, corner in sets:
+        for name in (pixels, masks):
+            (folder / name).mkdir()
+        content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "dot"}]}
+        for i in range(8):
+            Image.fromarray(random.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / pixels / f"{i}.png")
+            Image.fromarray(random.integers(0, 6, (40, 40), np.uint8)).save(folder / masks / f"{i}.png")
+            content["images"].append({"id": i, "file_name": f"{i}.png", "height": 40, "width": 40})
+            content["annotations"].append(
+                {"id": i, "image_id": i, "category_id": 1, "bbox": [corner, 2, 20, 20], "area": 400, "iscrowd": 0}
+            )
+        (folder / f"clean_{boxes}.json").write_text(json.dumps(content))
+        content["annotations"].append({**content["annotations"][0], "id": 8, "bbox": [2, 2, 0, 0], "area": 0})
+        (folder / f"{boxes}.json").write_text(json.dumps(content))
+    for name in ("turned", "deep", "deep_pictures"):
+        (folder / name).mkdir()
+    for i in range(8):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / "turned" / f"{i}.png", exif=exif)
+        for name in ("deep/a", "deep/b", "deep_pictures"):
+            (folder / name).mkdir(exist_ok=True)
+            Image.fromarray(random.integers(0, 4000, (40, 40), np.uint16)).save(folder / name / f"{i}.png")
 
 
-def candidates(key: str, schema: type[BaseModel], now: Any) -> list[Any]:
-    """Other values than the one at hand."""
-    if key in VALUES:
-        return [value for value in VALUES[key] if value != now]
-    found = _by_type(_annotation(key, schema), now)
-    assert found, f"{key}: say in VALUES of {Path(__file__).name} what to try for it"
-    return found
+def fault_of(
+    key: str, recipe: Any, tries: list[Any], build: Callable[..., str], before: str,
+    others: Mapping[str, dict[str, Any]] = BESIDE,
+) -> str | None:  # fmt: skip
+    """Why a key is silent, tried with what stands beside it."""
+    beside, now, flag = others.get(key), value_of(recipe, key), FLAGS.get(key, "")
+    if key == "progress.epochs" and not recipe.progress:
+        height, width = recipe.data.image_size
+        beside = {"progress.sizes": [[height // 2, width // 2], [height, width]]}
+    if beside is not None:
+        before, now = build(beside), beside.get(key, now)
+    alike = ALIKE.get(key, ())
+    tries = [value for value in tries if value != now and not (value in alike and now in alike)]
+    return silent(key, now, tries, lambda key, value: build({**(beside or {}), key: value}), before, flag)
 
 
-def _by_type(annotation: Any, now: Any) -> list[Any]:
-    arms = _arms(annotation)
-    choices = [choice for arm in arms if typing.get_origin(arm) is Literal for choice in typing.get_args(arm)]
-    if bool in arms:
-        return [not now]
-    if int in arms:
-        return [now + 1 if isinstance(now, int) else 3]
-    if choices:
-        return [choice for choice in choices if choice != now]
-    if float in arms:
-        return [now / 2 if now else 0.25, 0.7]
-    return []
-
-
-def _arms(annotation: Any) -> list[Any]:
-    """The plain types of an annotation: of a union, of Annotated."""
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return [arm for part in typing.get_args(annotation) for arm in _arms(part)]
-    return _arms(typing.get_args(annotation)[0]) if origin is typing.Annotated else [annotation]
-
-
-def _annotation(key: str, schema: type[BaseModel]) -> Any:
-    first, _, rest = key.partition(".")
-    annotation = schema.model_fields[first].annotation
-    if not rest:
-        return annotation
-    return _annotation(rest, next(arm for arm in _arms(annotation) if isinstance(arm, type) and arm is not type(None)))
-
-
-def value_of(recipe: Any, key: str) -> Any:
-    for name in key.split("."):
-        recipe = getattr(recipe, name, None)
-    return recipe
-
-
-def leaves(schema: type[BaseModel]) -> list[str]:
-    """The keys that hold values, and none that holds keys; a target and teachers are given as a whole too."""
-    known = [key for key in recipe_keys(schema) if not key.startswith("distill.teachers.")]
-    sections = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
-    return [key for key in known if key not in sections - {"method.target", "jd.target"}]
-
-
-def silent(key: str, tries: list[Any], build: Any, before: str) -> str | None:
-    """Why a key is silent; None where a change of it is seen, or refused by its name."""
-    said = []
-    for value in tries:
-        try:
-            if build(key, value) != before:
-                return None
-            said.append(f"{value!r} changes nothing")
-        except UserError as error:
-            if any(word in str(error) for word in _names(key, value)):
-                return None
-            said.append(f"{value!r}: {error}")
-    return f"{key}: {'; '.join(said)}"
-
-
-def _names(key: str, value: Any) -> tuple[str, ...]:
-    """What an error may say so that a user knows which key it means."""
-    section, _, last = key.rpartition(".")
-    return key, last.split("_")[0], last.split("_")[-1], f"[{section}]", f"{section}.sizes is missing", str(value)
+def tried(key: str, schema: type[Any], recipe: Any, values: dict[str, list[Any]]) -> list[Any]:
+    """The values that are tried for a key."""
+    now = value_of(recipe, key)
+    if key.endswith("target"):
+        return [word for word in EVERY[key] if Target.model_validate(word) != now]
+    if key in EVERY:
+        return EVERY[key]
+    if key == "backbone.patch_size" and recipe.backbone.name.startswith("swin"):
+        return [4]
+    if key == "distill.layers":  # another than the default: three quarters of two blocks, or the last
+        return [[0 if recipe.method.name == "moma" else 1]]
+    return candidates(key, schema, now, values)
 
 
 # ------------------------------------------------------------------------------------------------- pre-training
@@ -275,62 +280,72 @@ def _network(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-GROUPS: dict[str, list[str]] = {}
-LABELS: dict[str, str] = {}
+def context(key: str, recipe: Recipe) -> tuple[Any, ...]:
+    """What decides about a key, so that it does the same in two recipes where this is the same.
+
+    A section's keys are read by the method, for its kind of network; by the section's own switches, which are the
+    deciding keys of remask.recipe.used; and the loader's and the trainer's, whatever the method, by neither.
+    """
+    method, network = recipe.method.name, recipe.backbone.name.partition("_")[0]
+    masking, dm, jd, optim = recipe.masking, recipe.dm, recipe.jd, recipe.optim
+
+    def kind(target: Any) -> tuple[Any, ...]:
+        return target.kind, target.tokenizer, target.over, target.file is None
+
+    deciding: dict[str, tuple[Any, ...]] = {
+        "data": (bool(recipe.progress),),
+        "backbone": (method, network),
+        "masking": (method, network, masking.pattern, masking.cell_pixels is None),
+        "method": (method, network, *kind(recipe.method.target)),
+        "dm": (method, dm and dm.independent),
+        "jd": (method, *((*kind(jd.target), jd.layers > 1) if jd else ())),
+        "optim": (method, optim.lr is None, optim.drop_epoch is None, bool(dm)),
+        "distill": (method, recipe.distill and len(recipe.distill.teachers)),
+        "progress": (network, bool(recipe.progress)),
+    }
+    return deciding.get(key.partition(".")[0], ())
+
+
+SEEN: set[tuple[Any, ...]] = set()
+KEYS: dict[str, list[str]] = {}
+"""The keys that are tried in each recipe."""
 for _name in recipe_names():
-    GROUPS.setdefault(small(_name), []).append(_name)
-    LABELS.setdefault(method_label(load_recipe(_name, environment={})), small(_name))
-
-SHARED = (
-    "optim.",
-    "runtime.",
-    "probe.",
-    "data.crop",
-    "data.max",
-    "data.keep",
-    "data.decode",
-    "data.reduced",
-    "data.fl",
-)
-"""Keys that the loader and the trainer read, whatever the backbone and target are: tried once for each method."""
+    _recipe = Recipe.model_validate(tomllib.loads(small(_name)))
+    for _key in leaves(Recipe):
+        if (_context := (_key, *context(_key, _recipe))) not in SEEN:
+            SEEN.add(_context)
+            KEYS.setdefault(_name, []).append(_key)
 
 
-@pytest.mark.parametrize("text", GROUPS, ids=lambda text: GROUPS[text][0])
-def test_no_key_of_pretraining_is_silent(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("name", KEYS)
+def test_no_key_of_pretraining_is_silent(name: str, tmp_path: Path) -> None:
     file = tmp_path / "small.toml"
-    file.write_text(text)
+    file.write_text(small(name))
 
-    def build(key: str = "seed", value: Any = 0) -> str:
+    def build(values: dict[str, Any]) -> str:
         torch.set_num_threads(1)
-        return pretraining(load_recipe(file, {key: value}, environment={}))
+        return pretraining(load_recipe(file, values, environment={}))
 
-    recipe, before = load_recipe(file, environment={}), build()
-    assert build() == before, "the fingerprint is not its own"
-    shared = text in LABELS.values()
-    keys = [key for key in leaves(Recipe) if key not in SAID and (shared or not key.startswith(SHARED))]
-    faults = [silent(key, candidates(key, Recipe, value_of(recipe, key)), build, before) for key in keys]
-    keys = [*TeacherSection.model_fields] if recipe.distill else []
-    faults += [_silent_teacher(recipe, key, build, before) for key in keys]
-    assert not [fault for fault in faults if fault], GROUPS[text]
+    recipe, before = load_recipe(file, environment={}), build({})
+    assert build({"seed": 0}) == before, "the fingerprint is not its own"
+    faults = [fault_of(key, recipe, tried(key, Recipe, recipe, VALUES), build, before) for key in KEYS[name]]
+    if recipe.distill and "distill.teachers" in KEYS[name]:
+        faults += [_silent_teacher(recipe, key, build, before) for key in TeacherSection.model_fields]
+    assert not (found := [fault for fault in faults if fault]), found
 
 
-def _silent_teacher(recipe: Recipe, key: str, build: Any, before: str) -> str | None:
+def _silent_teacher(recipe: Recipe, key: str, build: Callable[..., str], before: str) -> str | None:
     """A key of the first teacher."""
     assert recipe.distill
     first, *rest = [teacher.model_dump(exclude_none=True) for teacher in recipe.distill.teachers]
-    tries = {
-        "source": ["untrained:vit_tiny"], "weights": ["file"], "normalise": ["clip"], "size": [[64, 64]],
+    values = {
+        "source": ["untrained:vit_tiny"], "weights": ["file"], "size": [[64, 64]], "heads": [2], "layer": [1],
         "mean": [[0.1, 0.2, 0.3]], "std": [[0.1, 0.2, 0.3]],
-    }.get(key) or _by_type(TeacherSection.model_fields[key].annotation, first.get(key))  # fmt: skip
-    other = {"std": "mean", "mean": "std"}.get(key)
-    extra = {other: [0.5, 0.5, 0.5]} if other else {}
+    }  # fmt: skip
+    extra = {"std": {"mean": [0.5, 0.5, 0.5]}, "mean": {"std": [0.5, 0.5, 0.5]}}.get(key, {})
+    tries = candidates(key, TeacherSection, first.get(key), values)
     tables = [[{**first, **extra, key: value}, *rest] for value in tries]
-
-    def teachers(_: str, value: Any) -> str:
-        return build("distill.teachers", value)
-
-    return silent(key, tables, teachers, before)
+    return silent(f"distill.teachers.{key}", None, tables, lambda _, value: build({"distill.teachers": value}), before)
 
 
 def pretraining(recipe: Recipe) -> str:
@@ -353,10 +368,13 @@ def test_small_recipes_stand_for_the_shipped_ones(name: str) -> None:
 
 TOY: dict[str, dict[str, Any]] = {
     "finetune": {"data.source": "digits:train", "data.val": "digits:val", "data.limit": 40, "data.image_size": 32},
-    "segment": {"data.source": "pictures", "data.masks": "masks", "data.val": "pictures", "data.val_masks": "masks"},
+    "segment": {
+        "data.source": "pictures", "data.masks": "masks", "data.val": "pictures", "data.val_masks": "masks",
+        "model.width": 16,
+    },
     "detect": {
         "data.source": "pictures", "data.annotations": "boxes.json", "data.val": "pictures",
-        "data.val_annotations": "boxes.json",
+        "data.val_annotations": "boxes.json", "model.width": 16, "data.skip_bad": True,
     },
 }  # fmt: skip
 ALL = {
@@ -365,58 +383,66 @@ ALL = {
 }  # fmt: skip
 OTHERS = {
     "data.source": ["others"], "data.val": ["others"], "data.masks": ["other_masks"], "data.val_masks": ["other_masks"],
-    "data.skip_bad": [False], "data.annotations": ["others.json"], "data.val_annotations": ["others.json"],
-    "data.limit": [6],
-    "data.image_size": [[64, 32]],
+    "data.annotations": ["others.json"], "data.val_annotations": ["others.json"],
+    "data.limit": [6], "data.image_size": [[64, 32]],
 }  # fmt: skip
 
 
-@pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two folders of pictures, of masks, two files of boxes."""
-    random = np.random.default_rng(0)
-    for pixels, masks, boxes, count in (("pictures", "masks", "boxes", 8), ("others", "other_masks", "others", 7)):
-        for folder in (pixels, masks):
-            (tmp_path / folder).mkdir()
-        content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "dot"}]}
-        for i in range(count):
-            Image.fromarray(random.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / pixels / f"{i}.png")
-            Image.fromarray(random.integers(0, 3, (40, 40), np.uint8)).save(tmp_path / masks / f"{i}.png")
-            content["images"].append({"id": i, "file_name": f"{i}.png", "height": 40, "width": 40})
-            content["annotations"].append(
-                {"id": i, "image_id": i, "category_id": 1, "bbox": [2, 2, 20, 20], "area": 400, "iscrowd": 0}
-            )
-        content["annotations"].append({**content["annotations"][0], "id": count, "bbox": [2, 2, 0, 0], "area": 0})
-        (tmp_path / f"{boxes}.json").write_text(json.dumps(content))
-    monkeypatch.chdir(tmp_path)
+DEEP = {"data.source": "deep_pictures", "data.val": "deep_pictures", "data.range": "auto"}
+BESIDE_TASKS: dict[str, dict[str, dict[str, Any]]] = {
+    "finetune": {
+        "data.range": {"data.source": "deep", "data.val": "deep", "data.range": "auto", "augment.randaugment": "off"},
+    },
+    "segment": {"data.range": DEEP, "data.exif": {"data.source": "turned", "data.exif": "stored"}},
+    "detect": {"data.range": DEEP, "data.exif": {"data.source": "turned", "data.exif": "stored"}},
+}  # fmt: skip
 
 
-@pytest.mark.usefixtures("pictures")
-@pytest.mark.parametrize("task", TASKS)
-def test_no_key_of_a_task_is_silent(task: str, tmp_path: Path) -> None:
-    schema, texts = TASKS[task], dict[str, list[str]]()
-    narrow = {"model.width": 16} if task != "finetune" else {}
-    narrow |= {"data.skip_bad": True} if task == "detect" else {}
-    for name in recipe_names(FOLDER / task):
-        recipe = load(schema, FOLDER / task, name, {**TOY[task], **ALL, **narrow}, environment={})
-        said = {key: "" for key in SAID if key not in ("notes", "task")}
-        texts.setdefault(dump(recipe.model_copy(update={**said, "notes": []})), []).append(name)
-    file = tmp_path / "small.toml"
-    for text in texts:
-        file.write_text(text)
+def of_task(task: str, recipe: str | Path, values: Mapping[str, Any] = {}) -> Downstream:
+    """A shipped recipe of a task, made small, or a file."""
+    small = {} if isinstance(recipe, Path) else {**ALL, **TOY[task]}
+    found: Downstream = load(TASKS[task], FOLDER / task, recipe, {**small, **values}, environment={})
+    return found
 
-        def build(key: str = "seed", value: Any = 0) -> str:
-            torch.set_num_threads(1)
-            return downstream(load(schema, FOLDER / task, file, {key: value}, environment={}))
 
-        recipe, before = load(schema, FOLDER / task, file, environment={}), build()
-        assert build() == before, "the fingerprint is not its own"
-        keys = [key for key in leaves(schema) if key not in SAID]
-        tries = {key: OTHERS.get(key) or candidates(key, schema, value_of(recipe, key)) for key in keys}
-        own = {"data.source": ["digits:val"], "data.val": ["digits:train"], "data.limit": [36]}
-        tries |= own if task == "finetune" else {}
-        faults = [silent(key, tries[key], build, before) for key in keys]
-        assert not [fault for fault in faults if fault], texts[text]
+def context_of_task(key: str, recipe: Any) -> tuple[Any, ...]:
+    """As `context`: the switches of a key's own section."""
+    optim, model, augment = recipe.optim, recipe.model, getattr(recipe, "augment", None)
+    deciding: dict[str, tuple[Any, ...]] = {
+        "optim": (optim.schedule, optim.lr is None),
+        "model": (getattr(model, "head", None), model.frozen),
+        "augment": augment and (augment.randaugment in (None, "off"), augment.mixup > 0, augment.cutmix > 0),
+    }
+    return deciding.get(key.partition(".")[0], ())
+
+
+TASK_KEYS: dict[tuple[str, str], list[str]] = {}
+for _task in TASKS:
+    for _name in recipe_names(FOLDER / _task):
+        for _key in leaves(TASKS[_task]):
+            if (_context := (_task, _key, *context_of_task(_key, of_task(_task, _name)))) not in SEEN:
+                SEEN.add(_context)
+                TASK_KEYS.setdefault((_task, _name), []).append(_key)
+
+
+@pytest.mark.parametrize(("task", "name"), TASK_KEYS)
+def test_no_key_of_a_task_is_silent(task: str, name: str, tmp_path: Path) -> None:
+    file, schema, keys = tmp_path / "small.toml", TASKS[task], TASK_KEYS[task, name]
+    recipe = of_task(task, name)
+    said = {key: "" for key in SAID if key not in ("notes", "task")}
+    file.write_text(dump(recipe.model_copy(update={**said, "notes": []})))
+
+    def build(values: dict[str, Any]) -> str:
+        torch.set_num_threads(1)
+        return downstream(of_task(task, file, values))
+
+    before = build({})
+    assert build({"seed": 0}) == before, "the fingerprint is not its own"
+    values = {**VALUES, **(OTHERS if task != "finetune" else {"data.limit": [36]})}
+    faults = [
+        fault_of(key, recipe, tried(key, schema, recipe, values), build, before, BESIDE_TASKS[task]) for key in keys
+    ]
+    assert not (found := [fault for fault in faults if fault]), found
 
 
 def downstream(recipe: Downstream) -> str:
@@ -429,3 +455,117 @@ def downstream(recipe: Downstream) -> str:
     except Stopped as stop:
         return fingerprint(stop.given, task, torch.get_num_threads())
     raise AssertionError("the trainer was not reached")
+
+
+# ------------------------------------------------------------------------------------------------- the fewest keys
+
+
+MINIMAL = """
+[data]
+image_size = 32
+[backbone]
+name = "{network}"
+[masking]
+pattern = "random"
+ratio = 0.5
+[method]
+name = "{method}"
+{target}
+[optim]
+epochs = 2
+warmup_epochs = 0
+batch_size = 4
+base_lr = 1e-3
+{distill}
+"""
+NETWORKS = {"beit": "beit_micro", "convmae": "convvit_micro"}
+TARGETS = {"beit": 'target = "tokens"', "moma": ""}
+TEACHERS = """
+[distill]
+teachers = ["untrained:vit_micro"]
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_keys_that_must_be_given_are_enough_to_train(method: str, tmp_path: Path) -> None:
+    """What a schema has by default is taken by the command: no default is refused."""
+    file = tmp_path / "least.toml"
+    file.write_text(
+        MINIMAL.format(
+            method=method,
+            network=NETWORKS.get(method, "vit_micro"),
+            target=TARGETS.get(method, 'target = "pixels"'),
+            distill=TEACHERS if method in DISTILLING else "",
+        )
+    )
+    given = {"data.source": "digits:train", "runtime.device": "cpu"}
+    assert pretraining(load_recipe(file, given, environment={}))
+
+
+PLACES = {
+    "finetune": {"data.source": "digits:train"},
+    "segment": {"data.source": "pictures", "data.masks": "masks"},
+    "detect": {
+        "data.source": "pictures", "data.annotations": "clean_boxes.json",
+        "data.val": "others", "data.val_annotations": "clean_others.json",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_keys_that_must_be_given_are_enough_for_a_task(task: str, tmp_path: Path) -> None:
+    needed = {"epochs": "1", "batch_size": "4", "lr": "1e-3"}
+    given = {**PLACES[task], "model.source": "untrained:vit_micro", "runtime.device": "cpu"}
+
+    def least(keys: list[str]) -> Downstream:
+        lines = [f"{key} = {needed[key]}" for key in keys]
+        (tmp_path / "least.toml").write_text("\n".join([f'task = "{task}"', "[optim]", *lines, ""]))
+        return of_task(task, tmp_path / "least.toml", given)
+
+    assert downstream(least([*needed]))
+    for key in needed:
+        with pytest.raises(UserError, match=f"optim.{key} is missing"):
+            least([other for other in needed if other != key])
+
+
+# ------------------------------------------------------------------------------------------------- the test's own eyes
+
+
+def test_what_counts_as_silent_and_as_refused() -> None:
+    """One value without effect is a fault; an error is a refusal by the key's full name or flag alone."""
+
+    def refusing(line: str) -> Callable[[str, Any], str]:
+        def build(key: str, value: Any) -> str:
+            raise UserError(line)
+
+        return build
+
+    def unmoved(key: str, value: Any) -> str:
+        return "same"
+
+    assert silent("data.flip", True, [False], unmoved, "same") == "data.flip: [False] changes nothing"
+    assert silent("data.flip", True, [False], unmoved, "other") is None
+    for line, refused in {
+        "data.flip is for photographs": True,
+        "--flip is for photographs": True,
+        "flip is for photographs": False,
+        "data.flipped is for photographs": False,
+        "jd.data.flip is for photographs": False,
+        "--flip-all is for photographs": False,
+    }.items():
+        assert (silent("data.flip", True, [False], refusing(line), "same", "--flip") is None) is refused, line
+    three = lambda key, value: "same" if value == "cpu" else value  # noqa: E731
+    assert silent("data.decode", "auto", ["cpu", "cuda"], three, "same") is None  # auto stands for one
+    assert silent("data.decode", "fast", ["cpu", "cuda"], three, "same") == "data.decode: ['cpu'] changes nothing"
+
+
+def test_the_fingerprint_sees_what_a_function_reads_and_no_more() -> None:
+    """A recipe in a closure counts by the attributes that are read; a builtin of a key's name is none."""
+
+    def made(recipe: Recipe) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        return (lambda: recipe.data.range), (lambda: [*range(3)] and recipe.data.flip)
+
+    one, other = (load_recipe("demo", {"data.range": value}, environment={}) for value in ("full", [0, 100]))
+    (reads, passes), (reads_too, passes_too) = made(one), made(other)
+    assert fingerprint(reads) != fingerprint(reads_too)
+    assert fingerprint(passes) == fingerprint(passes_too)

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from remask import cli
 
@@ -57,18 +59,46 @@ def test_one_line_exit_2_and_nothing_created(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "taken", "thesis.txt"]
 
 
+def stopped(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on the error stream of a command that ends with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_too_many_bad_pictures_stop_the_run_and_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(12):
-        (folder / f"{i}.jpg").write_bytes(b"not a picture")
+        (folder / f"{i:02}.jpg").write_bytes(b"not a picture")
+    for i in range(2):
+        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"good{i}.png")
     monkeypatch.setattr(sys, "argv", ["remask", *RUN, "--data", str(folder), "--out", str(tmp_path / "run")])
     for _ in range(2):  # nothing was trained, so the same command may be tried again
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 2
-        assert capsys.readouterr().err.strip().splitlines()[-1].startswith("remask: ")
-    assert ".jpg" in (tmp_path / "run" / "bad_images.txt").read_text()
+        line = stopped(capsys)
+        assert line.startswith("remask: ")
+        assert "of 14 images cannot be used" in line
+    listed = (tmp_path / "run" / "bad_images.txt").read_text()
+    assert ".jpg" in listed
+    assert ".png" not in listed
+
+
+@pytest.mark.parametrize("content", [b"not a picture", b"", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_a_source_without_a_usable_picture_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Before anything is created, by the name of the first and its fault."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i:02}.png").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["remask", *RUN, "--data", str(folder), "--out", str(tmp_path / "run")])
+    line = stopped(capsys)
+    assert line.startswith(f"remask: none of 12 pictures of {folder} can be used; ")
+    assert "00.png: " in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.makers import maker
 from remask.build import build_method, checkpoint_blocks
+from remask.evaluation.segmenter import PixelLabels, Segmenter
 from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.runtime import generator, seeded
@@ -85,6 +88,31 @@ def test_a_decoder_is_checkpointed_too() -> None:
     _, _, kept = learned(method, images)
     method.branches[0].head.checkpointing = True  # type: ignore[attr-defined]
     assert learned(method, images)[2] < 0.8 * kept
+
+
+@pytest.mark.parametrize("name", ["vit_micro", "beit_micro", "convvit_micro", "swin_micro"])
+@pytest.mark.parametrize("head", ["upernet", "linear"])
+def test_a_segmenter_of_a_network_with_drop_path(name: str, head: str) -> None:
+    """It is tried out on an empty image to see its maps, and its blocks are computed again there too; it then learns
+    the same with and without."""
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator(1))
+    masks = torch.randint(0, 3, (2, 32, 32), dtype=torch.uint8, generator=generator(2))
+    found = []
+    for checkpointing in (False, True):
+        with seeded(0, "weights"):
+            backbone: Any = maker(name)(name, (32, 32), [0.5] * 3, [0.5] * 3, drop_path=0.5, overrides={})
+            set_checkpointing(backbone, checkpointing)
+            segmenter = Segmenter(backbone, 3, head=head, width=16, aux=0.4, norm="group").train()  # type: ignore[arg-type]
+        assert all(module.training for module in segmenter.modules())
+        with seeded(0, "step"):
+            loss = segmenter(images, PixelLabels(masks.long()))["total"]
+            loss.backward()
+        found.append((loss, {key: p.grad for key, p in segmenter.named_parameters() if p.grad is not None}))
+    (plain, slopes), (again, same) = found
+    assert torch.equal(plain, again)
+    assert slopes.keys() == same.keys()
+    assert any(key.startswith("backbone.") for key in slopes)
+    assert all(torch.allclose(slopes[key], same[key], rtol=1e-5, atol=1e-6) for key in slopes)
 
 
 @pytest.mark.parametrize("name", ["cmt_micro", "resnet18"])

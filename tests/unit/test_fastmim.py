@@ -100,7 +100,7 @@ def test_masks_finer_than_tokens(unit: tuple[int, int] | None) -> None:
     ("method", "line"),
     [
         ("fastmim", r"resnet18 has its own sizes: leave out backbone.width and .*depth and"),
-        ("mae", "method mae drops or replaces masked tokens, and resnet18 can do neither; choose method fastmim"),
+        ("mae", "method.name mae drops or replaces masked tokens, and resnet18 can do neither; choose method fastmim"),
     ],
 )
 def test_a_network_that_only_fastmim_trains(method: str, line: str) -> None:

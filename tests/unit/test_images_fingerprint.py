@@ -169,7 +169,9 @@ def test_parquet(tmp_path: Path) -> None:
     assert differences(before, write(7)) == ["6 pictures became 7"]
     assert "1 size differs, first x.parquet" in differences(before, write(6, side=9))
     (tmp_path / "x.parquet").rename(tmp_path / "y.parquet")
-    assert differences(before, seen(tmp_path / "y.parquet")) == ["1 gone, first x.parquet, 1 new, first y.parquet"]
+    assert differences(before, seen(tmp_path / "y.parquet", labelled=True)) == [
+        "1 gone, first x.parquet, 1 new, first y.parquet"
+    ]
 
 
 def test_packed_sees_contents_by_its_checksums(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_boxes(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     assert before.digest() == of_boxes(open_coco(str(tmp_path), str(file))).digest()
     assert differences(text, of_file(str(file), whole=True)) == ["the content is another"]
-    (tmp_path / "b.png").write_bytes(png(1, 12))
+    (tmp_path / "b.png").write_bytes(png(200, 6) + b" ")  # as large a picture, in another file
     assert differences(before, of_boxes(open_coco(str(tmp_path), str(file)))) == ["1 size differs, first b.png"]
 
 

@@ -31,6 +31,7 @@ class Fake:
     labels: list[int] | None = None
     classes: list[str] | None = None
     name: str = "fake"
+    left_out: dict[str, int] = field(default_factory=dict)
     sizes: bool = False
     reads: list[int] = field(default_factory=list)
 

@@ -31,7 +31,8 @@ def tar(path: Path, members: list[tuple[str, bytes | Link]], mode: str = "w", **
 def read(spec: str, **given: Any) -> dict[str, tuple[bytes, int | None]]:
     """Content and class of every picture by its name."""
     source = open_source(spec, **given)
-    labels = source.labels or [None] * len(source)
+    names_of, numbers = source.classes or [], source.labels
+    labels = [None] * len(source) if numbers is None else [int(names_of[number]) for number in numbers]
     content = [source.read(i) for i in range(len(source))]
     names = [source.where(i).partition(": ")[2] for i in range(len(source))]
     return dict(zip(names, zip(content, labels, strict=True), strict=True))  # type: ignore[arg-type]
@@ -143,7 +144,8 @@ def test_a_limit_leaves_the_classes_that_come_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"\xef\xbb\xbf3\r\n", "3\n".encode("utf-16"), b"3\r", b"\n3"])
 def test_class_numbers_as_tools_write_them(tmp_path: Path, text: bytes) -> None:
-    assert open_source(tar(tmp_path / "x.tar", [("a.jpg", b"A"), ("a.cls", text)])).labels == [3]
+    source = open_source(tar(tmp_path / "x.tar", [("a.jpg", b"A"), ("a.cls", text)]))
+    assert (source.labels, source.classes) == ([0], ["3"])
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_round_trip_is_bit_equal_and_sizes_are_read(kind: str) -> None:
     loaded = load(kind, state)
     assert same(loaded.state_dict(), method.state_dict())
     assert same(interop.to_official(loaded), state)
-    images = torch.rand(2, 3, *SIZE)
+    images = torch.randn(2, 3, *SIZE)
     views = method.draw(images, torch.Generator().manual_seed(0))
     assert torch.equal(loaded.draw(images, torch.Generator().manual_seed(0)).mask, views.mask)
     assert torch.equal(loaded(images, views)["total"], method(images, views)["total"])
@@ -169,9 +169,9 @@ def test_another_image_size(kind: str) -> None:
     changed = {key for key in before if not torch.equal(before[key], network[key])}
     assert all("pos" in key for key in changed)
     assert bool(changed) == (kind != "pvt")
-    assert other(torch.rand(1, 3, 96, 96)).tokens.shape[1] == (96 // other.patch[0]) ** 2
+    assert other(torch.randn(1, 3, 96, 96)).tokens.shape[1] == (96 // other.patch[0]) ** 2
     method = load(kind, state, size=(96, 96), cell_pixels=None if kind != "pvt" else 16)
-    assert method(torch.rand(2, 3, 96, 96))["total"].isfinite()
+    assert method(torch.randn(2, 3, 96, 96))["total"].isfinite()
 
 
 def test_windows_that_do_not_tile_give_way() -> None:

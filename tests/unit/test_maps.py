@@ -67,7 +67,7 @@ def test_what_is_trainable_is_trained(kind: str, single: bool) -> None:
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
     maps = Maps(network, single=single)
     assert network.training
-    sum(m.square().mean() for m in maps(network, torch.rand(2, 3, 64, 64))).backward()
+    sum(m.square().mean() for m in maps(network, torch.randn(2, 3, 64, 64))).backward()
     for module in (network, maps):
         for name, parameter in module.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -109,7 +109,7 @@ def test_the_neck_for_patches_of_16_is_beits() -> None:
 
 def test_maps_of_a_plain_network_are_its_blocks_through_the_neck() -> None:
     network = backbone("vit16").eval()
-    maps, images = Maps(network).eval(), torch.rand(1, 3, 64, 96)
+    maps, images = Maps(network).eval(), torch.randn(1, 3, 64, 96)
     inner = network.encode(network.embed(images), layers=(1, 2, 3, 5))
     found = maps(network, images)
     assert torch.equal(found[2], inner[3].tokens.transpose(1, 2).reshape(1, 48, 4, 6))

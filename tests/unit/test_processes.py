@@ -11,7 +11,10 @@ from remask import cli, processes
 from remask.processes import World, ended, joined, may_restart, restarted
 from remask.types import UserError
 
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -63,6 +66,7 @@ def test_restarts_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 def test_before_they_join_the_first_speaks(launched: pytest.MonkeyPatch) -> None:
     assert ended(2) == (False, 2)
     launched.setenv("RANK", "0")
+    launched.setenv("LOCAL_RANK", "0")
     assert ended(2) == (True, 2)
 
 
@@ -76,6 +80,7 @@ def test_after_that_the_first_to_fail_speaks_and_all_end_with_its_code(launched:
     assert ended(2) == (True, 2)
     assert handlers == {signal.SIGTERM: signal.SIG_IGN}
     launched.setenv("RANK", "0")
+    launched.setenv("LOCAL_RANK", "0")
     assert ended(1) == (False, 2)
 
 

@@ -207,7 +207,8 @@ def test_processes_share_a_cpu() -> None:
 
 
 def test_what_one_process_does_is_not_done_by_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="only pretrain and resume run in several processes"):
         resolve("cpu", "fp32")

@@ -96,7 +96,7 @@ def test_a_normalisation_that_nobody_stated_is_no_guess(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
-        ({"source": "untrained:resnet18", "normalise": "half"}, "in its own way: leave out normalise"),
+        ({"source": "untrained:resnet18", "normalise": "half"}, "in its own way: leave out distill.teachers.normalise"),
         ({"source": "timm:vit_tiny_patch16_224", "mean": [0.5] * 3, "std": [0.5] * 3}, "brings its own mean and std"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_network_without_tokens_teaches_moma_alone() -> None:
     assert isinstance(target, Teacher)
     assert target.norm == "layer"
     named = {"teachers": [{"source": "untrained:resnet18", "layer": 0, "heads": 4}]}
-    with pytest.raises(UserError, match="leave out heads and layer"):
+    with pytest.raises(UserError, match=r"leave out distill\.teachers\.heads and distill\.teachers\.layer"):
         build_method(recipe("moma", distill=named))
     with pytest.raises(UserError, match="use method moma"):
         build_method(recipe("dmae", distill={"teachers": ["untrained:resnet18"]}))
@@ -199,7 +199,11 @@ def load_written(text: str) -> Recipe:
         ("dmae", {"distill": {"teachers": [{"source": "untrained:vit_micro", "weight": 0.0}]}}, "above 0"),
         ("moma", {"distill": {"teachers": ["untrained:vit_micro"], "jitter": 1.5}}, "at most 1"),
         ("moma", {"distill": {"teachers": ["untrained:vit_micro"], "cache": "x"}}, "these are random: leave it out"),
-        ("moma", {"distill": {"teachers": [{"source": "dino:x", "mean": [0.5]}]}}, "one of mean and std"),
+        (
+            "moma",
+            {"distill": {"teachers": [{"source": "dino:x", "mean": [0.5]}]}},
+            "teachers.mean of dino:x is there without",
+        ),
         ("moma", {"distill": {"teachers": [{"source": "dino:x", "normalise": "minmax"}]}}, "imagenet"),
         (
             "moma",
@@ -221,7 +225,7 @@ def test_mistakes_are_one_line(name: str, keys: dict[str, Any], words: str) -> N
         ({"teachers": [{"source": "untrained:vit_micro", "layer": 6}]}, "no block 6"),
         ({"teachers": ["mae:nowhere.pth"]}, "does not exist"),
         ({"teachers": ["magic:x"]}, "names no encoder"),
-        ({"teachers": [{"source": "untrained:vit_micro", "weights": "x"}]}, "leave out weights"),
+        ({"teachers": [{"source": "untrained:vit_micro", "weights": "x"}]}, "leave out distill.teachers.weights"),
     ],
 )
 def test_teachers_that_do_not_fit_are_one_line(distill: dict[str, Any], words: str) -> None:

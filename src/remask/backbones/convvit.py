@@ -254,7 +254,7 @@ def _overridden(sizes: Sizes, overrides: Mapping[str, Any]) -> Sizes:
         changed["depths"] = (*sizes.depths[:2], depth)
     if (patch := changed.pop("patch_size", None)) is not None:
         if patch < 4 or patch % 4:
-            raise UserError(f"ConvViT's patch size is a multiple of 4, not {patch}; or set backbone.strides")
+            raise UserError(f"backbone.patch_size {patch}: the patches of a ConvViT are a multiple of 4 pixels")
         changed["strides"] = (patch // 4, 2, 2)
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
     return _checked(Sizes(**{**sizes._asdict(), **given}))

@@ -37,8 +37,8 @@ def refuse_unless(network: object, kind: type[nn.Module], own: tuple[str, ...] =
 def refuse_tokens(name: str, method: str) -> None:
     """Raise UserError: a method that drops or replaces tokens was given a network, by name, that can do neither."""
     raise UserError(
-        f"method {method} drops or replaces masked tokens, and {name} can do neither; choose method fastmim, which "
-        f"hides pixels, or a ViT ({name}: {why_named(name)})"
+        f"method.name {method} drops or replaces masked tokens, and {name} can do neither; choose method fastmim, "
+        f"which hides pixels, or a ViT as backbone.name ({name}: {why_named(name)})"
     )
 
 

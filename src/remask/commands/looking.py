@@ -1,6 +1,7 @@
 """Looking at features: `embed` into a file, `tsne` of several networks, `attention` over pictures."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable
 from remask.console import Watch
+from remask.escaping import printable
 from remask.evaluation import extract
 from remask.evaluation.attention import attention_maps, attention_sheet
 from remask.evaluation.embedding import check_file, whole
@@ -20,6 +22,7 @@ from remask.evaluation.embedding import embed as write_features
 from remask.evaluation.tsne import choose_images, picture, summary, table, tsne_maps
 from remask.images import Subset, open_source
 from remask.images.left_out import notes
+from remask.textfiles import LONGEST
 from remask.types import UserError
 
 
@@ -40,7 +43,7 @@ def embed(
     batches = watch.over(seen.batches(source, report=bad), len(source), "embed")
     rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
     without = f", without {len(bad.lines)} of {len(source)} pictures, which cannot be used" if bad.lines else ""
-    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}{without}")
+    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {printable(out)}{without}")
     return out
 
 
@@ -76,6 +79,8 @@ def tsne(
         raise UserError(f"{len(asked.names)} names for {len(paths)} networks: give one for each")
     if out.suffix != ".png":
         raise UserError(f"{out}: the picture is a .png; choose a file name that ends so")
+    if len(os.fsencode(f"{out.stem}.json")) > LONGEST:
+        raise UserError(f"{out}: no room for the name of the .json beside it; choose a shorter one")
     source = open_source(data, labelled=True, exclude=exclude)
     chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
     bad = Unusable(Watch("t-SNE", quiet).say)
@@ -93,7 +98,7 @@ def tsne(
         part.write_bytes(picture(maps, labels, source.classes))
     where = [chosen.where(i) for i in range(len(chosen))]
     with whole(out.with_suffix(".csv")) as part:
-        part.write_text(table(maps, labels, chosen.numbers, where, source.classes))
+        part.write_text(table(maps, labels, chosen.numbers, where, source.classes), encoding="utf-8")
     settings = {"perplexity": asked.perplexity, "k": asked.k, "seed": asked.seed, "layer": asked.layer}
     content = summary(maps, {**settings, "data": data, "images": len(chosen), "bad_images": left_out, "bad": bad.lines})
     RunFolder(out.parent).write(f"{out.stem}.json", content)

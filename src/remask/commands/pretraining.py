@@ -10,10 +10,11 @@ import torch
 
 from remask import codebook as codebooks
 from remask.build import build_method
-from remask.checkpoint import RunFolder, find, refuse_existing
+from remask.checkpoint import RunFolder, find, refuse_bytes, refuse_existing
 from remask.commands.paths import anchored, paths_or_texts
 from remask.commands.unusable import Unusable, bounded
 from remask.data_record import CARE, Care
+from remask.escaping import printable, quoted
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.images import Subset, open_source
 from remask.interop.export import export_backbone
@@ -65,7 +66,7 @@ def _goes_on(path: Path, recipe: Recipe) -> bool:
     anything else in the way.
     """
     file, run = path / "recipe.toml", RunFolder(path)
-    begun = may_restart() and file.is_file() and file.read_text() == dump(_as_kept(recipe, path))
+    begun = may_restart() and file.is_file() and file.read_text(encoding="utf-8") == dump(_as_kept(recipe, path))
     if begun and (restarted() or run.read("status.json").get("state") != "finished"):
         try:
             find(run)
@@ -95,7 +96,7 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False, care: 
     """
     run, recipe = open_run(path)
     if run.read("status.json").get("state") == "finished" and not restarted():
-        raise UserError(f"{path} is finished: probe it with remask probe {path} --data SRC, or start a new run")
+        raise UserError(f"{path} is finished: probe it with remask probe {quoted(path)} --data SRC, or start a new run")
     if device:
         recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
     with joined(recipe.runtime.device) as world:
@@ -111,8 +112,8 @@ def _finish(path: Path, quiet: bool, world: World) -> Path:
     reconstruct(path, quiet=True)  # what cannot be used was named in training
     page = report(path)
     if not quiet:
-        print(f"backbone  {exported} (load_example.py shows how to use it)\nreport    {page}")
-        print(f"next      remask probe {path} --data LABELLED --val LABELLED")
+        print(f"backbone  {printable(exported)} (load_example.py shows how to use it)\nreport    {printable(page)}")
+        print(f"next      remask probe {quoted(path)} --data LABELLED --val LABELLED")
     return path
 
 
@@ -121,6 +122,7 @@ def export(path: Path, out: Path | None = None, *, image_size: Size | None = Non
     """Write a run's backbone for images of `image_size` pixels, by default the run's own; returns the folder."""
     run, recipe = open_run(path)
     size, folder = image_size or recipe.data.image_size, out or run.path / "export"
+    refuse_bytes(folder)
     backbone = trained(run, recipe, checkpoint, size).backbone
     export_backbone(backbone, folder, size, recipe.data.mean, recipe.data.std)
     return folder

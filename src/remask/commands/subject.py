@@ -10,6 +10,7 @@ import torch
 from remask.backbones import Backbone
 from remask.checkpoint import why_no_run
 from remask.commands.unusable import bounded
+from remask.escaping import quoted
 from remask.images import Batch, CentreCrop, Source, iterate
 from remask.images.measuring import Rule, measure
 from remask.interop.loaded import loaded_of
@@ -117,7 +118,9 @@ def _refuse_without_export(path: Path) -> None:
     if any((folder / "backbone.safetensors").is_file() for folder in (path, path / "export")):
         return
     if (path / "task.json").is_file():
-        raise UserError(f"{path} is fine-tuned and is read from its export: write that first with remask export {path}")
+        raise UserError(
+            f"{path} is fine-tuned and is read from its export: write that first with remask export {quoted(path)}"
+        )
     if not (path / "recipe.toml").is_file():
         raise UserError(f"{path} is no run: {why_no_run(path)}; pictures go to --data")
 

@@ -135,6 +135,7 @@ class Loader:
         """The batches of one epoch from number `start` on. Raises TooManyBad."""
         tasks = self._tasks(epoch, start)
         self._note({})
+        self._note_beyond(self._maker.beyond)  # pictures that were looked at to see how large they are
         for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
             self._note(made.bad)
             self._note_beyond(made.beyond)

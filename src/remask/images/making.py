@@ -89,6 +89,11 @@ class Maker(Dataset[Made]):
         self._skip, self._allowed, self._crops, self._reduced = skip, allowed, crops, reduced
         self.bad: dict[int, str] = {}
 
+    @property
+    def beyond(self) -> dict[int, str]:
+        """Pictures with values outside the range that this process has met."""
+        return self._pictures.beyond
+
     def too_many(self, bad: dict[int, str]) -> bool:
         return len(bad) > self._allowed or len(bad) == len(self._pictures)
 

@@ -31,9 +31,10 @@ class TeacherSection(Section):
     @model_validator(mode="after")
     def _fits(self) -> "TeacherSection":
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"the teacher {self.source} has one of mean and std: give both, or normalise")
+            one, other = ("mean", "std") if self.std is None else ("std", "mean")
+            raise ValueError(f"{one} of {self.source} is there without {other}: give both, or normalise")
         if self.normalise and self.mean is not None:
-            raise ValueError(f"the teacher {self.source} has normalise and mean and std: give one or the other")
+            raise ValueError(f"normalise of {self.source} stands beside mean and std: give one or the other")
         return self
 
 

@@ -68,7 +68,8 @@ def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapp
         line = f'{path} is missing: {known[path]} Add it, or start from a recipe with extends = "mae-vit-b"'
     elif first["type"] == "value_error":
         sentence = str(first["ctx"]["error"])
-        line = f"{path}: {sentence}" if "." in path else sentence  # a section's sentence names its keys itself
+        own = f"{path}.{sentence.partition(' ')[0].rstrip(',')}" in known  # it begins with a key of its section
+        line = f"{path}.{sentence}" if own else f"{path}: {sentence}" if "." in path else sentence
     elif all(arm["type"] in WANTED for arm in arms):
         wanted = " or ".join(dict.fromkeys(WANTED[arm["type"]].format(**arm.get("ctx", {})) for arm in arms))
         wanted = f"on, off or {wanted}" if path in OPTIONAL else wanted

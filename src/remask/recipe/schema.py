@@ -48,8 +48,10 @@ class Recipe(About):
         method = value.get("method") if isinstance(value, dict) else None
         name = method.get("name") if isinstance(method, dict) else None
         if name in METHODS and name not in DISTILLING and isinstance(value.get("distill"), dict):
+            keys = ", ".join(f"distill.{key}" for key in value["distill"]) or "distill"
             raise ValueError(
-                f"[distill] belongs to dmae and moma, and method {name} has no teachers: choose one of those"
+                f"{keys}: [distill] belongs to dmae and moma, and method.name {name} has no teachers: choose one "
+                "of those"
             )
         return value
 
@@ -91,26 +93,37 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
     method, name = recipe.method, recipe.backbone.name
     replacing = name.startswith(("beit", "swin"))
     if method.name == "convmae" and not name.startswith("convvit"):
-        yield f"method convmae masks the convolutions of a ConViT; {name} has none: use mae, or backbone convvit_base"
+        yield (
+            f"method.name convmae masks the convolutions of a ConViT; backbone.name {name} has none: use mae, or "
+            "backbone convvit_base"
+        )
     elif method.name == "mae" and name.startswith("convvit"):
-        yield f"method mae on {name} is ConvMAE: set method.name convmae"
+        yield f"method mae on backbone.name {name} is ConvMAE: set method.name convmae"
     elif method.name in DROPPING and replacing:
         yield (
-            f"method {method.name} drops masked tokens, and {name} needs the whole grid for its relative positions "
-            "and windows; use simmim, maskfeat or beit, or a vit"
+            f"method.name {method.name} drops masked tokens, and backbone.name {name} needs the whole grid for its "
+            "relative positions and windows; use simmim, maskfeat or beit, or a vit"
         )
     elif method.name in DISTILLING and not recipe.distill:
-        yield f"method {method.name} learns from teachers: name one with --teacher mae:FILE, or in [distill]"
+        yield f"method.name {method.name} learns from teachers: name one with --teacher mae:FILE, or in [distill]"
     elif method.name not in (*DROPPING, "fastmim") and name.startswith("convvit"):
-        yield f"method {method.name} replaces masked tokens, and ConViT's masked convolutions drop them; use convmae"
+        yield (
+            f"method.name {method.name} replaces masked tokens, and the masked convolutions of backbone.name {name} "
+            "drop them; use convmae"
+        )
     if (method.name == "beit") != (method.target.kind == "tokens"):
         yield (
-            f"method beit classifies token ids, {method.target.kind} are none: set method.target tokens"
+            f"method.name beit classifies token ids, method.target.kind {method.target.kind} are none: set "
+            "method.target tokens"
             if method.name == "beit"
-            else f"method {method.name} regresses vectors, and tokens are ids: use method beit, or another target"
+            else f"method.name {method.name} regresses vectors, and method.target.kind tokens are ids: use method "
+            "beit, or another target"
         )
     if recipe.jd and recipe.jd.target.kind == "tokens":
-        yield "jd regresses vectors with smooth-l1, and tokens are ids: choose hog, pixels-norm or a teacher's features"
+        yield (
+            "jd regresses vectors with smooth-l1, and jd.target.kind tokens are ids: choose hog, pixels-norm or a "
+            "teacher's features"
+        )
 
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:

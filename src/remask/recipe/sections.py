@@ -109,7 +109,7 @@ class DataSection(Section):
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ValueError(
-                    f"data.{key} has {len(values)} numbers for {self.channels} channels; give 1 or that many"
+                    f"data.{key} has {len(values)} numbers for data.channels {self.channels}; give 1 or that many"
                 )
         if self.decode == "cuda" and self.keep in ("ram", "device"):
             raise ValueError(f'data.decode "cuda" keeps no pictures: leave it out, or data.keep "{self.keep}"')
@@ -204,7 +204,9 @@ class MethodSection(Section):
         if value["name"] == "moma":
             return {key: inner for key, inner in value.items() if key != "target"}
         if value.get("target") is None:
-            raise ValueError(f"method.target is missing: what {value['name']} predicts, as pixels-norm or hog")
+            raise ValueError(
+                f"method.target is missing: what method.name {value['name']} predicts, as pixels-norm or hog"
+            )
         return value
 
     @field_validator("name")

@@ -182,7 +182,7 @@ class Target(Section):
     @model_validator(mode="after")
     def _fits(self) -> "Target":
         if self.norm not in NORMS[self.kind]:
-            raise ValueError(f'{self.kind} takes one of the norms {", ".join(NORMS[self.kind])}, not "{self.norm}"')
+            raise ValueError(f'norm of {self.kind} is one of {", ".join(NORMS[self.kind])}, not "{self.norm}"')
         given = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
         foreign = [key for key, kinds in KEYS.items() if key in given and self.kind not in kinds]
         if foreign:
@@ -192,6 +192,8 @@ class Target(Section):
             raise ValueError('kind = "features" needs a teacher, as in teacher = "timm:vit_small_patch16_224.dino"')
         if self.kind == "tokens" and self.tokenizer != "codebook" and self.file is None:
             raise ValueError(f'tokenizer = "{self.tokenizer}" needs a file: its weights or its ids')
-        if self.kind == "tokens" and (self.over == "features") != (self.teacher is not None):
-            raise ValueError('a teacher belongs to a codebook over features: over = "features", teacher = "timm:NAME"')
+        if self.kind == "tokens" and self.over == "features" and self.teacher is None:
+            raise ValueError('over = "features" needs a teacher, as in teacher = "timm:vit_small_patch16_224.dino"')
+        if self.kind == "tokens" and self.over != "features" and self.teacher is not None:
+            raise ValueError('teacher belongs to a codebook over features: set over = "features", or leave it out')
         return self

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from remask.escaping import printable
 from remask.report.evaluations import HEADS, evaluations, part_of, percent
 from remask.report.figures import curves
 from remask.report.reading import (
@@ -50,7 +51,7 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
     recipe = read_toml(recipe_text)
     return {
         **shared(run, recipe_text),
-        "title": str(recipe.get("title") or "") or run.name,
+        "title": str(recipe.get("title") or "") or printable(run.name),
         "summary": summary(recipe, cost, metrics),
         "equation": equation,
         "figures": _figures(metrics),
@@ -80,7 +81,7 @@ def summary(recipe: Mapping[str, Any], cost: Mapping[str, Any], metrics: list[di
         name += " and joint distillation" if section["dm"] else " with joint distillation"
     words = [name or "A run", f"on {section['backbone']['name']}" if section["backbone"].get("name") else ""]
     if section["data"].get("source"):
-        words.append(f"trained on {section['data']['source']}")
+        words.append(f"trained on {printable(section['data']['source'])}")
     if metrics and "epoch" in metrics[-1]:
         words.append(f"for {metrics[-1]['epoch']:g} of {section['optim'].get('epochs', '?')} epochs")
     if cost:

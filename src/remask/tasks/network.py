@@ -8,6 +8,7 @@ from torch import Tensor
 
 from remask.backbones.checkpointing import set_checkpointing
 from remask.build import auto_workers
+from remask.errors import naming
 from remask.evaluation.features import evaluating
 from remask.images.files import printable
 from remask.images.labels import match
@@ -25,10 +26,11 @@ def network(part: FinetuneModel | SegmentModel | DetectModel, size: Size | None)
     """The backbone, and the size of the images that it was asked for or, without one, built for."""
     if part.source is None:
         raise UserError("no network to start from: give a RUN, or mae:FILE, timm:NAME, untrained:NAME")
-    found = start(
-        part.source, size, heads=part.heads, normalise=part.normalise, drop_path=part.drop_path,
-        untrained=part.untrained,
-    )  # fmt: skip
+    with naming([f"model.{key}" for key in ("heads", "normalise") if getattr(part, key)]):
+        found = start(
+            part.source, size, heads=part.heads, normalise=part.normalise, drop_path=part.drop_path,
+            untrained=part.untrained,
+        )  # fmt: skip
     if part.checkpointing:
         set_checkpointing(found[0])
     return found
