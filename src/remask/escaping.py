@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _ESCAPE = re.compile(r"\\(?:([nrt\\])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
@@ -74,7 +74,7 @@ def quoted(word: str | Path) -> str:
     return f"$'{inside}'"
 
 
-def escape_on(*streams: TextIO) -> None:
+def escape_on(*streams: object) -> None:
     """Let streams escape what they cannot encode: a name on the screen is no reason to stop."""
     codecs.register_error("escape", _instead)
     for stream in streams:
