@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from remask.escaping import encodable, is_text, printable, quoted
 from remask.parallel import cut_like, like, whole
 from remask.tensor_files import refuse_non_finite
 from remask.types import UserError
@@ -41,7 +42,7 @@ class RunFolder:
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path} cannot be made: {error.strerror}; choose another --out") from error
-        (path / "recipe.toml").write_text(recipe)
+        (path / "recipe.toml").write_text(recipe, encoding="utf-8")
         run.write("env.json", {"format": FORMAT, **env})
         return run
 
@@ -69,12 +70,13 @@ class RunFolder:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=None if isinstance(content, list) else 2) + "\n")
+        text = json.dumps(encodable(content), indent=None if isinstance(content, list) else 2)
+        part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, path)
 
     def read(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -117,13 +119,20 @@ def why_no_run(path: Path) -> str:
     return f"it holds no recipe.toml{inside or '; give the folder that --out named'}"
 
 
+def refuse_bytes(path: Path) -> None:
+    """Raise UserError for a folder of weights whose path is no UTF-8: the readers of weights do not open it."""
+    if not is_text(str(path)):
+        raise UserError(f"{printable(path)} holds bytes that are no UTF-8: choose another --out for weights")
+
+
 def refuse_existing(path: Path) -> None:
     """Raise UserError unless `path` is free: absent, an empty folder, or a run that failed before its first step."""
+    refuse_bytes(path)
     status = RunFolder(path).read("status.json") if (path / "recipe.toml").is_file() else {}
     if (status.get("state"), status.get("step")) == ("failed", 0):
         return
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        resume = f"continue it with: remask resume {path}; or " if (path / "recipe.toml").is_file() else ""
+        resume = f"continue it with: remask resume {quoted(path)}; or " if (path / "recipe.toml").is_file() else ""
         raise UserError(f"{path} already exists and is not empty: {resume}choose another --out")
 
 
@@ -226,6 +235,7 @@ __all__ = [
     "find",
     "load_weights",
     "position",
+    "refuse_bytes",
     "refuse_existing",
     "restore",
     "save",

@@ -14,6 +14,7 @@ from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan, laun
 from remask.cli_flags import Exclude
 from remask.cli_hints import explained as _explained
 from remask.errors import UserError
+from remask.escaping import escape_on
 
 app = typer.Typer(
     name="remask",
@@ -252,6 +253,7 @@ def main() -> NoReturn:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # wait a fraction of a millisecond, then leave the core to others
     if said := launcher.left_over():
         print(f"remask: {said}", file=sys.stderr)
+    escape_on(sys.stdout, sys.stderr)
     debug = "--debug" in sys.argv
     arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
     try:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, TextIO, TypeVar
 
+from remask.escaping import on_one_line
+
 T = TypeVar("T")
 
 
@@ -29,13 +31,13 @@ class Lines:
     def __init__(
         self, total: int, title: str, quiet: bool = False, seconds: float = 5.0, out: TextIO | None = None
     ) -> None:
-        self.total, self.title, self.quiet, self.seconds = total, title, quiet, seconds
+        self.total, self.title, self.quiet, self.seconds = total, on_one_line(title), quiet, seconds
         self.out, self.shown = out or sys.stderr, 0.0
 
     def update(self, step: int, words: str) -> None:
         if step == self.total or time.monotonic() - self.shown >= self.seconds:
             self.shown = time.monotonic()
-            self.say(f"{self.title} {step}/{self.total}" + (f" | {words}" if words else ""))
+            self.say(f"{self.title} {step}/{self.total}" + (f" | {on_one_line(words)}" if words else ""))
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -57,19 +59,19 @@ class Bar:
 
         rich = Rich(stderr=True)
         columns: list[Any] = [
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[words]}", markup=False),
         ]
         self.progress = Progress(*columns, console=rich)
-        self.task = self.progress.add_task(title, total=total, words="")
+        self.task = self.progress.add_task(on_one_line(title), total=total, words="")
 
     def update(self, step: int, words: str) -> None:
-        self.progress.update(self.task, completed=step, words=words)
+        self.progress.update(self.task, completed=step, words=on_one_line(words))
 
     def say(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False)
+        self.progress.console.print(line, markup=False, highlight=False, emoji=False)
 
     def __enter__(self) -> "Bar":
         self.progress.start()

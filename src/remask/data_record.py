@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remask.checkpoint import RunFolder, position
+from remask.escaping import quoted
 from remask.images.differences import differences
 from remask.images.files import printable
 from remask.images.fingerprint import Inventory, packed_names
@@ -181,7 +182,7 @@ def refused(path: Path, changes: Sequence[str]) -> UserError:
     """What stops a run whose data changed, in a line."""
     return UserError(
         f"{path} was trained on other data than is there now: {'; '.join(changes)}; put it back, or go on with "
-        f"remask resume {path} --accept-changed-data"
+        f"remask resume {quoted(path)} --accept-changed-data"
     )
 
 

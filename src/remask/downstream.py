@@ -12,8 +12,10 @@ from torch import nn
 
 from remask.checkpoint import RunFolder, find, load_weights, save
 from remask.console import Watch, console
-from remask.data_record import CARE, Care, Checked, DataRecord, resumed
+from remask.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.data_sources import of_task
+from remask.escaping import printable
+from remask.evaluation.keeping import keep
 from remask.images import TooManyBad
 from remask.images.differences import of_classes
 from remask.interop.loaded import loaded_of
@@ -87,7 +89,8 @@ def fit(
         lines = [loaded.line, *lines]
     trainer.notes["data"] = checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
-    for line in (f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {path}", *task.notes, *lines):
+    first = f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {printable(path)}"
+    for line in (first, *task.notes, *lines):
         screen.say(line)
     found = dict[str, Any]()
 
@@ -122,21 +125,45 @@ def _same_classes(task: Task, recipe: Downstream, run: RunFolder) -> None:
 
 
 def conclude(
-    task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True, changed: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Test what was learned, write eval/TASK.json and pictures. `changed` says how the test pictures did."""
+    task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True, changed: Sequence[str] = (),
+    checkpoint: str = "last",
+) -> dict[str, Any]:  # fmt: skip
+    """Test what was learned, write eval/TASK.json, beside results on other data, and pictures.
+
+    changed      how the test pictures did, since the run was trained
+    checkpoint   the weights that are tested
+    """
     tested = learned(model).eval()
     result = task.test(tested, Watch("test", quiet))
-    for name, content in result.pop("files", {}).items():
-        run.write(f"eval/{name}", content)
+    files = result.pop("files", {})
     result["cost"] = run.read("cost.json")
     if changed:
         result["protocol"]["changed"] = list(changed)
-    run.write(f"eval/{recipe.task}.json", result)
+    result["protocol"] |= {"checkpoint": checkpoint, "pictures": _pictures(task, result)}
+    data, about = _told(task, recipe)
+    keep(run, recipe.task, result, data, about | {"checkpoint": checkpoint}, files)
     folder = run.path / "pictures"
     folder.mkdir(exist_ok=True)
     task.show(tested, folder)
     return result
+
+
+def _pictures(task: Task, result: Mapping[str, Any]) -> dict[str, Any]:
+    """How many were learned from and tested on, and what was left out; the first is null where it is not known."""
+    learned_from = task.pictures if task.train else sum(task.facts.get("pictures", [])) or None
+    left_out = {role: dict(getattr(group[0], "left_out", {})) for role, group in task.sources.items()}
+    counts = {"train": learned_from, "test": result["images"], "bad": {"test": result["bad_images"]}}
+    return {**counts, "left_out": left_out}
+
+
+def _told(task: Task, recipe: Downstream) -> tuple[str, dict[str, Any]]:
+    """The address of the test pictures, and all that tells them from others."""
+    role = "val" if "val" in task.sources else "data"
+    sources = of_task(recipe, {role: task.sources[role]}, lambda line: None)
+    digests = {name: one.digest() for name, one in sources.found.items() if name != FIRST}
+    data: Any = recipe.data  # type: ignore[attr-defined]
+    address = str(data.val or data.source)
+    return address, {"address": address, "exclude": list(data.exclude), "sources": digests}
 
 
 def tested_on_other(task: Task, run: RunFolder, recipe: Downstream) -> list[str]:

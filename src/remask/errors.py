@@ -3,9 +3,17 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from remask.escaping import on_one_line
+
 
 class UserError(Exception):
-    """A mistake that one line explains: what, where, and what to do. The command line prints it and exits with 2."""
+    """A mistake that one line explains: what, where, and what to do. The command line prints it and exits with 2.
+
+    Names that stand in it may hold anything: line ends, and bytes that are no UTF-8, are escaped.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__(on_one_line(line))
 
 
 def first_line(error: BaseException) -> str:

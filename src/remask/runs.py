@@ -4,6 +4,7 @@ from pathlib import Path
 
 from remask.build import build_method
 from remask.checkpoint import RunFolder, find, load_weights, position
+from remask.escaping import quoted
 from remask.method import Method
 from remask.progressive import at_size, grow, phase_of, phases
 from remask.recipe import Recipe, load_recipe
@@ -16,8 +17,8 @@ def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     run = RunFolder.open(path)
     if (path / "task.json").is_file():
         raise UserError(
-            f"{path} is a run of a downstream task, and this is for pre-training; remask report {path} shows its "
-            f"result, and after remask export {path} remask embed and attention take it"
+            f"{path} is a run of a downstream task, and this is for pre-training; remask report {quoted(path)} shows "
+            f"its result, and after remask export {quoted(path)} remask embed and attention take it"
         )
     return run, _beside(load_recipe(path / "recipe.toml", rules_of(run.format), environment={}, strict=False), path)
 

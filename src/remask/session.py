@@ -13,10 +13,12 @@ from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.data_sources import CODEBOOK, of_pretraining
+from remask.escaping import on_one_line, printable
 from remask.evaluation import extract, weighted_knn
 from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
 from remask.images.device import no_decoder
 from remask.images.fingerprint import of_file
+from remask.images.hold_out import hold_out, parts
 from remask.images.left_out import notes as left_out
 from remask.images.sources import open_second
 from remask.listing import environment
@@ -45,7 +47,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     source, probed = _opened(recipe, world)
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
-    screen, said, notes = list[Console](), [*left_out(source)], dict[str, Any]()
+    parted, why = (None, []) if probed is None else _parted(recipe, probed, older=not fresh and run.format == 1)
+    screen, said, notes = list[Console](), [*left_out(source), *why], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
         said.append(line)
@@ -60,7 +63,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
             codebooks.install(words, method)
         loader = build_loader(phase.recipe, source, runtime, method, report=bad, remark=bad.beyond)
         hooks = [] if world.alone else [_bad_of_all(loader, world)]
-        hooks += [_knn_hook(phase.recipe, probed, method, runtime)] if probed is not None else []
+        hooks += [_knn_hook(phase.recipe, method, runtime, *parted, bad)] if parted else []
         made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
         made.notes = notes
         if phase.recipe.runtime.accumulate == "auto":
@@ -74,7 +77,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         said += resumed(trainer, record, checked, care)
     notes["data"] = checked.digests
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
-    screen[0].say(f"{method_label(recipe)} on {len(source)} images of {source.name}, {runtime.describe()} → {path}")
+    on, to = f"{len(source)} images of {printable(source.name)}", printable(path)
+    screen[0].say(f"{method_label(recipe)} on {on}, {runtime.describe()} → {to}")
     for line in [*said, equation(method, ahead[0].recipe.data.image_size)]:
         screen[0].say(line)
     try:
@@ -159,31 +163,32 @@ class BadImages:
 
     def __init__(self, path: Path, say: Callable[[str], None], writes: bool = True) -> None:
         self.path, self.say, self.writes = path / "bad_images.txt", say, writes
-        self.known = set(self.path.read_text().splitlines()) if self.path.is_file() else set[str]()
+        self.known = set(self.path.read_text(encoding="utf-8").splitlines()) if self.path.is_file() else set[str]()
 
     def __call__(self, line: str) -> None:
-        if self.writes and line not in self.known:
+        if self.writes and (line := on_one_line(line)) not in self.known:
             self.say(f"skipped {line}")
             self.keep([line])
 
     def keep(self, lines: Iterable[str]) -> None:
         """Write them into the file alone."""
-        fresh = [line for line in dict.fromkeys(lines) if line not in self.known]
+        fresh = [line for line in dict.fromkeys(map(on_one_line, lines)) if line not in self.known]
         self.known.update(fresh)
         if fresh and self.writes:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in fresh))
 
     def beyond(self, line: str) -> None:
         """A picture with values outside data.range, which is used as it is: named in RUN/beyond_range.txt."""
         file = self.path.with_name("beyond_range.txt")
-        if not self.writes or line in (known := file.read_text().splitlines() if file.is_file() else []):
+        known, line = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], on_one_line(line)
+        if not self.writes or line in known:
             return
         if len(known) < SAID:
             self.say(f"{line}; it is used as it is")
         elif len(known) == SAID:
-            self.say(f"more pictures reach beyond data.range: {file} names them all")
-        with open(file, "a") as out:
+            self.say(f"more pictures reach beyond data.range: {printable(file)} names them all")
+        with open(file, "a", encoding="utf-8") as out:
             out.write(line + "\n")
 
     def write(self, bad: Mapping[str, str]) -> None:
@@ -204,16 +209,30 @@ def _bad_of_all(loader: Loader, world: World) -> Hook:
     return hook
 
 
-def _knn_hook(recipe: Recipe, source: Source, method: Method, runtime: Runtime) -> Hook:
-    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked. 5,000 images at most.
+def _parted(recipe: Recipe, source: Source, older: bool) -> tuple[tuple[Subset, Subset], list[str]]:
+    """The pictures of [probe] that vote and those that are asked, 5,000 at most, and lines for the start.
+
+    older   a run that was started before classes were looked at
+    """
+    assert recipe.probe
+    order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
+    held_out = hold_out(order, None if older else source.labels)
+    voters, asked = parts(source, held_out, "another set to --probe")
+    said, k = [*asked.remarks], recipe.probe.k
+    if len(voters) < k:
+        said.append(f"kNN on the way: {len(voters)} pictures of {source.name} vote, not {k}, as there are no more")
+    return (voters, asked), said
+
+
+def _knn_hook(
+    recipe: Recipe, method: Method, runtime: Runtime, voters: Subset, asked: Subset, report: Callable[[str], None]
+) -> Hook:
+    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked.
 
     Of many processes the main one asks; where weights are in pieces, of a whole copy.
     """
     assert recipe.probe
     part = recipe.probe
-    order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
-    cut = max(len(order) // 5, 1)
-    asked, voters = Subset(source, order[:cut]), Subset(source, order[cut:])
 
     def hook(epoch: int) -> dict[str, float]:
         if epoch % part.every_epochs and epoch != recipe.optim.epochs:
@@ -221,8 +240,8 @@ def _knn_hook(recipe: Recipe, source: Source, method: Method, runtime: Runtime) 
         asked_method = method if runtime.world.alone or runtime.parallel == "ddp" else _copy(recipe, method, runtime)
         if not runtime.world.main:
             return {}
-        known, query = (_features(asked_method, subset, recipe, runtime) for subset in (voters, asked))
-        return {"probe/knn": weighted_knn(*known, *query, k=part.k)}
+        known, query = (_features(asked_method, subset, recipe, runtime, report) for subset in (voters, asked))
+        return {"probe/knn": weighted_knn(*known, *query, k=min(part.k, len(known[1])))}
 
     return hook
 
@@ -235,18 +254,22 @@ def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
     return copy.to(runtime.device)
 
 
-def _features(method: Method, source: Source, recipe: Recipe, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
-    features, labels = extract(method.backbone, batches(recipe, source), device=runtime.device)
+def _features(
+    method: Method, source: Source, recipe: Recipe, runtime: Runtime, report: Callable[[str], None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    features, labels = extract(method.backbone, batches(recipe, source, report=report), device=runtime.device)
     assert labels is not None
     return features, labels
 
 
-def batches(recipe: Recipe, source: Source, size: int = 256) -> Iterator[Batch]:
-    """Centre crops of a source, in order, as a recipe's backbone sees them."""
+def batches(
+    recipe: Recipe, source: Source, size: int = 256, report: Callable[[str], None] | None = None
+) -> Iterator[Batch]:
+    """Centre crops of a source, in order, as a recipe's backbone sees them; `report` gets a line for each bad one."""
     data = recipe.data
     return iterate(
         source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01),
-        scaling=scaling_of(data),
+        scaling=scaling_of(data), report=report,
     )  # fmt: skip
 
 

@@ -1,12 +1,18 @@
 """Small text files as people's tools write them: any Unicode encoding that states itself, any line ends, JSON, TOML."""
 
 import codecs
+import hashlib
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.escaping import unmarked
+
+LONGEST = 255
+"""Bytes of a file's name at most, on all usual systems."""
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -54,8 +60,20 @@ def read_json(path: str | Path, where: str | None = None) -> Any:
 
 
 def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
-    """The content of a TOML file. Raises OSError, UserError for bytes that are no text, tomllib.TOMLDecodeError."""
-    return tomllib.loads(read_text(path, where))
+    """The content of a TOML file, with what `escaping.marked` wrote unescaped.
+
+    Raises OSError, UserError for bytes that are no text, tomllib.TOMLDecodeError.
+    """
+    content: dict[str, Any] = unmarked(tomllib.loads(read_text(path, where)))
+    return content
+
+
+def part_beside(file: Path) -> Path:
+    """The hidden file beside `file` that takes its name once it is complete; no longer than a name may be."""
+    name = f".{file.name}.part"
+    if len(os.fsencode(name)) > LONGEST:
+        name = f".{hashlib.blake2b(os.fsencode(file.name), digest_size=16).hexdigest()}.part"
+    return file.with_name(name)
 
 
 def _line(before: str) -> int:
@@ -63,4 +81,4 @@ def _line(before: str) -> int:
     return 1 + before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
 
 
-__all__ = ["decoded", "read_json", "read_text", "read_toml"]
+__all__ = ["LONGEST", "decoded", "part_beside", "read_json", "read_text", "read_toml"]

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console, clock
+from remask.escaping import quoted
 from remask.fitting import attempted, fewest, fitted
 from remask.ledger import Ledger, Window
 from remask.optim import Schedule, set_lr
@@ -282,7 +283,8 @@ class Trainer:
 
     def _status(self, state: str, why: str = "") -> None:
         status = {"state": state, "step": self.step, "steps": self.schedule.steps}
-        status |= {"resume_command": f"remask resume {self.run.path}", "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        command, now = f"remask resume {quoted(self.run.path)}", time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        status |= {"resume_command": command, "updated": now}
         self.run.write("status.json", status | ({"error": why} if why else {}))
 
     def _tensorboard(self) -> Any:

@@ -11,6 +11,7 @@ from tests.architecture.source import Edge, Module, exists, modules
 ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(step.split())
     for step in (
+        "escaping",
         "errors",
         "textfiles",
         "launcher types",

@@ -99,7 +99,7 @@ def test_too_many_end_the_run_and_resuming_tests_it(pictures: Path, task: str) -
     weights = (pictures / "run" / "checkpoints" / "last" / "model.safetensors").read_bytes()
     shutil.rmtree(whole)
     (pictures / "whole").rename(whole)
-    commands.resume(pictures / "run", quiet=True)
+    commands.resume(pictures / "run", quiet=True, accept_changed_data=True)
     found = json.loads((pictures / "run" / "eval" / f"{task}.json").read_text())
     assert (found["images"], found["bad_images"]) == (COUNT, 0)
     assert json.loads((pictures / "run" / "status.json").read_text())["state"] == "finished"
@@ -116,7 +116,7 @@ def test_a_test_on_the_way_ends_the_run_with_its_weights_kept(pictures: Path) ->
     assert state["step"] == 4
     shutil.rmtree(pictures / "test-images")
     shutil.copytree(pictures / "images", pictures / "test-images")
-    done = commands.resume(pictures / "run", quiet=True)
+    done = commands.resume(pictures / "run", quiet=True, accept_changed_data=True)
     assert json.loads((done / "status.json").read_text())["step"] == 10
 
 

@@ -1,5 +1,6 @@
 """console.py: lines at their own pace, nothing when quiet, and a bar that takes words as they are."""
 
+import io
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 
 from remask import console as module
 from remask.console import Bar, Lines, Watch, console
+from remask.escaping import on_one_line
 
 
 @pytest.fixture
@@ -91,3 +93,19 @@ def test_a_watch_shows_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -
     quiet(1, 1, "nothing")
     list(quiet.over(batches, 6))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["[/bold]", "[red]", ":smile:", "line\nbreak", "\udce9"])
+def test_names_are_no_markup(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    with Bar(2, f"title {name}") as bar:
+        bar.update(1, f"words {name}")
+        bar.say(f"line {name}")
+    for word in ("title", "words"):
+        assert f"{word} {on_one_line(name)}" in out.getvalue()
+    assert f"line {name}" in out.getvalue()
+    monkeypatch.setattr(sys, "stderr", plain := io.StringIO())
+    with Lines(1, name) as lines:
+        lines.update(1, name)
+    assert plain.getvalue() == f"{on_one_line(name)} 1/1 | {on_one_line(name)}\n"

@@ -120,7 +120,6 @@ def test_progress_is_told() -> None:
         (stripes(40), stripes(10, labelled=False), "validation images have no labels"),
         (stripes(40, (3,)), stripes(10, (3,)), "one class"),
         (stripes(40), stripes(10, (3, 9)), "class 9 "),
-        (stripes(12), stripes(10), "12 training images are fewer than the 20 neighbours"),
         ([], stripes(10), "no image"),
     ],
 )

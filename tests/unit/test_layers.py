@@ -116,7 +116,6 @@ def test_picture_has_a_line_for_each_network_and_classifier(result: dict[str, An
     [
         ([Some(part.images, None) for part in boards(40, 0)], {}, "no labels"),
         (boards(40, 0, (3,)), {}, "of one class"),
-        (boards(8, 0), {"k": 20}, "8 training images are fewer than the 20 neighbours"),
         (boards(40, 0), {"layers": [3]}, "layer 3 does not exist"),
         (boards(40, 0), {"layers": [1, 1]}, "each layer once"),
         (boards(40, 0), {"layers": []}, "at least one"),

@@ -62,7 +62,9 @@ def test_json_files_are_replaced_whole(run: RunFolder, monkeypatch: pytest.Monke
     with pytest.raises(TypeError):
         run.write("cost.json", {"images": object()})
     assert run.read("cost.json") == {"images": 1}
-    monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         run.write("cost.json", {"images": 2})
     assert run.read("cost.json") == {"images": 1}

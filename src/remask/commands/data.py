@@ -2,17 +2,17 @@
 
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from remask.commands.paths import paths_or_texts
 from remask.console import console
+from remask.escaping import encodable, printable, quoted
 from remask.images import open_source
 from remask.images.checking import Survey, survey
-from remask.images.files import printable
 from remask.images.left_out import listed, notes
 from remask.images.measuring import measure
+from remask.images.packed import SUFFIX
 from remask.images.packing import Form, Written, pack
 from remask.images.splits import chosen
 from remask.levels import Levels
@@ -60,7 +60,7 @@ def data_pack(
     kept = f", {done.kept:,} of them untouched" if done.kept else ""
     bad = f"; {len(done.left_out)} could not be used and are left out" if done.left_out else ""
     other = f"; not taken: {found}" if (found := listed(pictures.left_out)) else ""
-    print(f"{done.pictures:,} pictures, {form.kind}{kept}, {_size(done.bytes)}{bad}{other} → {out}")
+    print(f"{done.pictures:,} pictures, {form.kind}{kept}, {_size(done.bytes)}{bad}{other} → {printable(out)}")
     return done
 
 
@@ -93,7 +93,7 @@ def data_check(
             progress=lambda step, so_far: screen.update(step, f"{len(so_far.unusable)} unusable"),
         )  # fmt: skip
     if as_json:
-        print(json.dumps({**found.as_dict(), "cores": cores()}, indent=2))
+        print(json.dumps(encodable({**found.as_dict(), "cores": cores()}), indent=2))
     else:
         print("\n".join(_lines(found, source, channels, patch, size)))
     return found
@@ -153,7 +153,7 @@ def _classes(found: Survey) -> str:
         line = f"no labels: the splits {named} are taken together"
         if os.path.isfile(os.path.expanduser(found.source)):
             return line
-        train, val = (shlex.quote(printable(os.path.join(found.source, name))) for name in chosen(found.splits))
+        train, val = (quoted(os.path.join(found.source, name)) for name in chosen(found.splits))
         return f"{line}; for one of them name {train} or {val}"
     if classes is None:
         return "no labels"
@@ -167,7 +167,7 @@ def _advice(found: Survey, spec: str, channels: int) -> str:
     if found.decoded_bytes <= KEPT_MB << 20:
         return f"data.keep auto keeps it decoded ({_size(found.decoded_bytes)}): nothing to do"
     name = Path(spec.split(":")[-1]).stem.strip("*{}") or "pictures"
-    command = f"remask data pack {shlex.quote(spec)} --out {shlex.quote(name)}.remask"
+    command = f"remask data pack {quoted(spec)} --out {quoted(name + SUFFIX)}"
     if found.shorter > 256 * 1.25:
         share = (256 / found.shorter) ** 2
         return f"{command}: a shorter side of 256 for {found.shorter} decodes {share:.0%} of the pixels"

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.checkpoint import RunFolder, refuse_existing
+from remask.checkpoint import RunFolder, refuse_bytes, refuse_existing
 from remask.commands.paths import absolute, anchored_spec, paths_or_texts, relative_to
 from remask.commands.saying import Say, sayer
 from remask.data_record import CARE, Care
 from remask.downstream import conclude, fit, learned, restored, tested_on_other
+from remask.escaping import printable, quoted
 from remask.images import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.formats import rules_of
@@ -99,7 +100,7 @@ def evaluate(
     path: Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = "last", device: str | None = None,
     quiet: bool = False, say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Test the model of a downstream run, on other pictures where `overrides` name some; replaces eval/TASK.json.
+    """Test the model of a downstream run, on other pictures where `overrides` name some, into eval/TASK.json.
 
     Its own test pictures may have changed since it was trained: that is said, and stands in the result's protocol.
     """
@@ -117,7 +118,7 @@ def evaluate(
     for line in [] if quiet else changed:
         print(line, file=sys.stderr)
     try:
-        found = conclude(task, model, run, recipe, quiet, changed)
+        found = conclude(task, model, run, recipe, quiet, changed, checkpoint)
     except TooManyBad as error:
         bad.write(error.bad)
         raise
@@ -135,6 +136,7 @@ def export(path: Path, out: Path | None = None, *, checkpoint: str = "last") -> 
     """
     run, recipe = open_task(path)
     facts, folder = run.read("task.json"), out or path / "export"
+    refuse_bytes(folder)
     model, size = build_model(recipe, facts)
     trained = learned(restored(model, recipe, run, checkpoint))
     export_model(trained, recipe, size, facts, folder)
@@ -156,7 +158,9 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
     if kind not in TASKS:
-        raise UserError(f"{path} is a run of pre-training: train it further with remask finetune {path} --data DIR")
+        raise UserError(
+            f"{path} is a run of pre-training: train it further with remask finetune {quoted(path)} --data DIR"
+        )
     settled = run.read("task.json").get("range")
     given = {**rules_of(run.format, "data"), **({"data.range": settled} if settled else {}), **(overrides or {})}
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
@@ -186,7 +190,7 @@ def _line(headline: str, result: Mapping[str, Any], path: Path) -> str:
     )
     if bad:
         said += f", without {bad} of {bad + result['images']} test pictures that cannot be used (bad_images.txt)"
-    return f"{said}  →  {path}/report.html"
+    return f"{said}  →  {printable(path)}/report.html"
 
 
 def _runtime(recipe: Downstream) -> Runtime:

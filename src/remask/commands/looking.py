@@ -1,15 +1,20 @@
 """Looking at features: `embed` into a file, `tsne` of several networks, `attention` over pictures."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from remask.checkpoint import RunFolder
 from remask.commands.paths import paths_or_texts
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
+from remask.commands.unusable import Unusable
 from remask.console import Watch
+from remask.escaping import printable
 from remask.evaluation import extract
 from remask.evaluation.attention import attention_maps, attention_sheet
 from remask.evaluation.embedding import check_file, whole
@@ -17,6 +22,7 @@ from remask.evaluation.embedding import embed as write_features
 from remask.evaluation.tsne import choose_images, picture, summary, table, tsne_maps
 from remask.images import Subset, open_source
 from remask.images.left_out import notes
+from remask.textfiles import LONGEST
 from remask.types import UserError
 
 
@@ -31,11 +37,13 @@ def embed(
     source, seen = open_source(data, limit=limit, exclude=exclude), subject(str(path), look, quiet)
     about = {"model": seen.name, "checkpoint": look.checkpoint, "image_size": list(seen.size)}
     watch = Watch("embed", quiet)
+    bad = Unusable(watch.say)
     for line in notes(source):
         watch.say(line)
-    batches = watch.over(seen.batches(source), len(source), "embed")
+    batches = watch.over(seen.batches(source, report=bad), len(source), "embed")
     rows = write_features(seen.backbone, batches, source, out, layer=layer, pool=pool, about=about)
-    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {out}")
+    without = f", without {len(bad.lines)} of {len(source)} pictures, which cannot be used" if bad.lines else ""
+    sayer(say, quiet)(f"{rows} × {seen.backbone.width} features → {printable(out)}{without}")
     return out
 
 
@@ -71,9 +79,14 @@ def tsne(
         raise UserError(f"{len(asked.names)} names for {len(paths)} networks: give one for each")
     if out.suffix != ".png":
         raise UserError(f"{out}: the picture is a .png; choose a file name that ends so")
+    if len(os.fsencode(f"{out.stem}.json")) > LONGEST:
+        raise UserError(f"{out}: no room for the name of the .json beside it; choose a shorter one")
     source = open_source(data, labelled=True, exclude=exclude)
     chosen = Subset(source, choose_images(source.labels, asked.classes, asked.per_class, asked.seed))
-    features, labels = _features(paths, chosen, asked, look, quiet)
+    bad = Unusable(Watch("t-SNE", quiet).say)
+    features, usable = _features(paths, chosen, asked, look, quiet, bad)
+    left_out, chosen = len(chosen) - len(usable), Subset(source, [chosen.numbers[i] for i in usable])
+    labels = torch.tensor(chosen.labels)
     with Watch("t-SNE", quiet) as watch:
         mapped = itertools.count()
         maps = tsne_maps(
@@ -85,33 +98,45 @@ def tsne(
         part.write_bytes(picture(maps, labels, source.classes))
     where = [chosen.where(i) for i in range(len(chosen))]
     with whole(out.with_suffix(".csv")) as part:
-        part.write_text(table(maps, labels, chosen.numbers, where, source.classes))
+        part.write_text(table(maps, labels, chosen.numbers, where, source.classes), encoding="utf-8")
     settings = {"perplexity": asked.perplexity, "k": asked.k, "seed": asked.seed, "layer": asked.layer}
-    content = summary(maps, {**settings, "data": data, "images": len(chosen)})
+    content = summary(maps, {**settings, "data": data, "images": len(chosen), "bad_images": left_out, "bad": bad.lines})
     RunFolder(out.parent).write(f"{out.stem}.json", content)
     return out
 
 
 def _features(
-    paths: Sequence[Path | str], chosen: Subset, asked: Mapped, look: Look, quiet: bool
-) -> tuple[dict[str, Any], Any]:
-    """Features of the same pictures in each network, by title, and their labels."""
+    paths: Sequence[Path | str], chosen: Subset, asked: Mapped, look: Look, quiet: bool, bad: Unusable
+) -> tuple[dict[str, Any], list[int]]:
+    """Features in each network, by title, of the pictures that all of them can use, and the numbers of these."""
     features: dict[str, Any] = {}
+    numbers: dict[str, list[int]] = {}
+
+    def read(seen: Subject, backbone: Any, title: str) -> None:
+        numbers[title] = []
+        batches = _passed(seen, chosen, title, quiet, bad, numbers[title])
+        features[title], _ = extract(backbone, batches, layer=asked.layer)
+
     for number, path in enumerate(paths):
         seen = subject(str(path), look, quiet)
         title = asked.names[number] if asked.names else seen.name
         title = title if title not in features else f"{title} ({number + 1})"
         seen.settle(chosen)
         if asked.untrained and not features:
-            features["untrained"], _ = extract(
-                seen.twin(), _passed(seen, chosen, "untrained", quiet), layer=asked.layer
-            )
-        features[title], labels = extract(seen.backbone, _passed(seen, chosen, title, quiet), layer=asked.layer)
-    return features, labels
+            read(seen, seen.twin(), "untrained")
+        read(seen, seen.backbone, title)
+    usable = sorted(set.intersection(*map(set, numbers.values())))
+    for title, found in features.items():
+        places = {number: place for place, number in enumerate(numbers[title])}
+        features[title] = found[[places[number] for number in usable]]
+    return features, usable
 
 
-def _passed(seen: Subject, source: Subset, title: str, quiet: bool) -> Iterator[Any]:
-    return Watch(title, quiet).over(seen.batches(source), len(source), title)
+def _passed(seen: Subject, source: Subset, title: str, quiet: bool, bad: Unusable, numbers: list[int]) -> Iterator[Any]:
+    """Batches of a source; the numbers of the pictures in them are added to `numbers`."""
+    for batch in Watch(title, quiet).over(seen.batches(source, report=bad), len(source), title):
+        numbers.extend(batch.index.tolist())
+        yield batch
 
 
 @paths_or_texts
@@ -126,7 +151,8 @@ def attention(
         raise UserError(f"{path} is no run, in whose folder the picture would go: give --out PNG")
     source = open_source(images, exclude=exclude)
     some = Subset(source, [i * len(source) // min(count, len(source)) for i in range(min(count, len(source)))])
-    batch = next(seen.batches(some, count))
+    bad = Unusable(Watch("attention", quiet).say)
+    batch = next(seen.batches(some, count, report=bad))  # where none can be used, that is raised
     maps = attention_maps(seen.backbone, batch.images, block)
     shown = seen.backbone.normalise.shown(batch.images.to(seen.backbone.normalise.shift.device)).cpu()
     target.parent.mkdir(parents=True, exist_ok=True)

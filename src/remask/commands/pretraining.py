@@ -1,5 +1,6 @@
 """Pre-training and what a run of it leaves: pictures, report, export."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ import torch
 
 from remask import codebook as codebooks
 from remask.build import build_method
-from remask.checkpoint import RunFolder, find, refuse_existing
+from remask.checkpoint import RunFolder, find, refuse_bytes, refuse_existing
 from remask.commands.paths import anchored, paths_or_texts
+from remask.commands.unusable import Unusable, bounded
 from remask.data_record import CARE, Care
+from remask.escaping import printable, quoted
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.images import Subset, open_source
 from remask.interop.export import export_backbone
@@ -63,7 +66,7 @@ def _goes_on(path: Path, recipe: Recipe) -> bool:
     anything else in the way.
     """
     file, run = path / "recipe.toml", RunFolder(path)
-    begun = may_restart() and file.is_file() and file.read_text() == dump(_as_kept(recipe, path))
+    begun = may_restart() and file.is_file() and file.read_text(encoding="utf-8") == dump(_as_kept(recipe, path))
     if begun and (restarted() or run.read("status.json").get("state") != "finished"):
         try:
             find(run)
@@ -93,7 +96,7 @@ def resume(path: Path, *, device: str | None = None, quiet: bool = False, care: 
     """
     run, recipe = open_run(path)
     if run.read("status.json").get("state") == "finished" and not restarted():
-        raise UserError(f"{path} is finished: probe it with remask probe {path} --data SRC, or start a new run")
+        raise UserError(f"{path} is finished: probe it with remask probe {quoted(path)} --data SRC, or start a new run")
     if device:
         recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
     with joined(recipe.runtime.device) as world:
@@ -106,11 +109,11 @@ def _finish(path: Path, quiet: bool, world: World) -> Path:
     if not world.main:
         return path
     exported = export(path)
-    reconstruct(path)
+    reconstruct(path, quiet=True)  # what cannot be used was named in training
     page = report(path)
     if not quiet:
-        print(f"backbone  {exported} (load_example.py shows how to use it)\nreport    {page}")
-        print(f"next      remask probe {path} --data LABELLED --val LABELLED")
+        print(f"backbone  {printable(exported)} (load_example.py shows how to use it)\nreport    {printable(page)}")
+        print(f"next      remask probe {quoted(path)} --data LABELLED --val LABELLED")
     return path
 
 
@@ -119,6 +122,7 @@ def export(path: Path, out: Path | None = None, *, image_size: Size | None = Non
     """Write a run's backbone for images of `image_size` pixels, by default the run's own; returns the folder."""
     run, recipe = open_run(path)
     size, folder = image_size or recipe.data.image_size, out or run.path / "export"
+    refuse_bytes(folder)
     backbone = trained(run, recipe, checkpoint, size).backbone
     export_backbone(backbone, folder, size, recipe.data.mean, recipe.data.std)
     return folder
@@ -134,6 +138,7 @@ def reconstruct(
     seed: int = 0,
     checkpoint: str = "last",
     exclude: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Path:
     """Draw originals, masked views, predictions and covered unions of some pictures into a PNG; returns its path."""
     run, recipe = open_run(path)
@@ -144,7 +149,8 @@ def reconstruct(
     else:
         source = open_source(images, exclude=exclude)
     some = Subset(source, _spread(len(source), count))
-    batch = next(iter(batches(recipe, some, count)))
+    bad = Unusable(lambda line: None if quiet else print(line, file=sys.stderr))
+    batch = next(bounded(some, batches(recipe, some, count, report=bad)))  # where none can be used, that is raised
     views = method.draw(batch.images, generator(seed, "pictures"))
     target = out or run.path / "pictures" / "reconstruction.png"
     target.parent.mkdir(parents=True, exist_ok=True)

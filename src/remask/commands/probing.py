@@ -10,14 +10,16 @@ import torch
 
 from remask.checkpoint import RunFolder
 from remask.commands.partial import Partial, key_of
-from remask.commands.paths import paths_or_texts
+from remask.commands.paths import absolute, paths_or_texts
 from remask.commands.pretraining import report
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
+from remask.commands.unusable import Unusable, bounded
 from remask.console import Watch
 from remask.evaluation import probe as fast_probe
 from remask.evaluation.attentive import Settings as Attentive
 from remask.evaluation.attentive import attentive_probe
+from remask.evaluation.keeping import keep
 from remask.evaluation.layers import layers_figure, probe_layers
 from remask.evaluation.linprobe import ProbeCrop, linprobe
 from remask.evaluation.linprobe import Settings as Linear
@@ -82,8 +84,11 @@ def probe(
     part = Partial(out or seen.folder, asked.protocol, key)
     name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
-    result["protocol"]["image_size"] = list(seen.size)
-    _keep(seen, name, result, out)
+    result["protocol"] |= {"image_size": list(seen.size), "network": seen.name}
+    told = [absolute(data), absolute(val), limit, list(exclude), *pictures]
+    network = "" if out is None else str(seen.folder or seen.name)  # of a run that goes on the latest is kept
+    about = {"network": network, "look": look, "asked": asked, "size": seen.size, "pictures": told}
+    _keep(seen, name, result, out, val or data, about)
     part.forget()
     sayer(say, quiet)(shown)
     return result
@@ -94,16 +99,27 @@ def _probed(
 ) -> tuple[str, dict[str, Any], str]:
     """The name of the file, its content, and a table for a person."""
     with Watch("probe", quiet) as watch:
-        return _watched(asked, seen, nets, source, test, part, watch)
+        bad = Unusable(watch.say), Unusable(watch.say)
+        name, result, shown = _watched(asked, seen, nets, source, test, part, watch, bad)
+    lines, left_out = [one.lines for one in bad], [getattr(one, "left_out", {}) for one in (source, test)]
+    result["protocol"]["pictures"] = {
+        "train": len(source) - len(lines[0]),
+        "test": len(test) - len(lines[1]),
+        "bad": dict(zip(("train", "test"), lines, strict=True)),
+        "left_out": dict(zip(("train", "test"), map(dict, left_out), strict=True)),
+    }
+    for number, said in ((len(lines[0]), "training"), (len(lines[1]), "test")):
+        shown += f"\n\nwithout {number} of the {said} pictures, which cannot be used" if number else ""
+    return name, result, shown
 
 
 def _watched(
     asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, part: Partial,
-    watch: Watch,
+    watch: Watch, bad: tuple[Unusable, Unusable],
 ) -> tuple[str, dict[str, Any], str]:  # fmt: skip
-    """`_probed`, with a bar."""
-    train = partial(_passed, watch, seen, source, "training pictures")
-    val = partial(_passed, watch, seen, test, "test pictures")
+    """`_probed`, with a bar; `bad` are told of training and test pictures that cannot be used."""
+    train = partial(_passed, watch, seen, source, "training pictures", bad[0])
+    val = partial(_passed, watch, seen, test, "test pictures", bad[1])
     say, k, seed = watch.say, asked.k, asked.seed
     for line in dict.fromkeys([*notes(source), *notes(test)]):
         say(line)
@@ -112,7 +128,7 @@ def _watched(
         result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
         return "layers", result, layer_table(result)
     if asked.protocol == "mae":
-        result = _linear(asked, seen, nets, source, val, watch, part)
+        result = _linear(asked, seen, nets, source, val, watch, part, bad[0])
         return "linprobe", result, two_rows("linear probe as MAE's", result)
     if asked.protocol == "attentive":
         settings, counts = Attentive(layer=asked.layer, seed=seed), (len(source), len(test))
@@ -127,12 +143,17 @@ def _watched(
     return "probe", result, probe_table(result)
 
 
-def _keep(seen: Subject, name: str, result: dict[str, Any], out: Path | None) -> None:
-    """Into the run's eval folder and its report, or into a folder of the user's choice."""
+def _keep(
+    seen: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any]
+) -> None:
+    """Into the run's eval folder and its report, or into a folder of the user's choice; beside results on other data.
+
+    data, about   as `evaluation.keeping` has them
+    """
     folder = out or seen.folder
     if folder is None:
         return
-    RunFolder(folder).write(f"eval/{name}.json", result)
+    keep(RunFolder(folder), name, result, data, about)
     if name == "layers":
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         (folder / "pictures" / "layers.png").write_bytes(layers_figure(result))
@@ -141,8 +162,9 @@ def _keep(seen: Subject, name: str, result: dict[str, Any], out: Path | None) ->
 
 
 def _linear(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, val: Factory, watch: Watch, part: Partial
-) -> dict[str, Any]:
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, val: Factory, watch: Watch, part: Partial,
+    bad: Unusable,
+) -> dict[str, Any]:  # fmt: skip
     """MAE's linear probe of both networks, on the same crops; what each reached is kept after every epoch."""
     settings, reached = Linear(layer=asked.layer, seed=asked.seed), part.read()
     found: dict[str, Any] = reached.get("found", {})
@@ -155,10 +177,10 @@ def _linear(
         state, keep = reached.get("states", {}).get(name), partial(_keep_state, part, found, name)
         crops = Loader(
             source, ProbeCrop(seen.size), 256, seed=asked.seed, drop_last=False, channels=seen.channels,
-            scaling=seen.backbone.normalise.scaling,
+            scaling=seen.backbone.normalise.scaling, max_bad=seen.max_bad, report=bad,
         )  # fmt: skip
         found[name] = linprobe(
-            backbone, crops.epoch, val, labels, settings, progress=watch,
+            backbone, partial(_cropped, source, crops), val, labels, settings, progress=watch,
             state=state, keep=keep,
         )  # fmt: skip
         part.write({"found": found})
@@ -166,12 +188,16 @@ def _linear(
     return {name: result["top1"] for name, result in found.items()} | {"runs": found, "protocol": protocol}
 
 
+def _cropped(source: Source, crops: Loader, epoch: int) -> Iterable[Any]:
+    return bounded(source, crops.epoch(epoch))
+
+
 def _keep_state(part: Partial, found: Mapping[str, Any], name: str, state: Mapping[str, Any]) -> None:
     part.write({"found": dict(found), "states": {name: state}})
 
 
-def _passed(watch: Watch, seen: Subject, source: Source, title: str) -> Iterable[Any]:
-    return watch.over(seen.batches(source), len(source), title)
+def _passed(watch: Watch, seen: Subject, source: Source, title: str, bad: Unusable) -> Iterable[Any]:
+    return watch.over(seen.batches(source, report=bad), len(source), title)
 
 
 def layer_table(result: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What a command looks at: a run, with its untrained twin, or any backbone that a specification names."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,8 @@ import torch
 
 from remask.backbones import Backbone
 from remask.checkpoint import why_no_run
+from remask.commands.unusable import bounded
+from remask.escaping import quoted
 from remask.images import Batch, CentreCrop, Source, iterate
 from remask.images.measuring import Rule, measure
 from remask.interop.loaded import loaded_of
@@ -49,13 +51,14 @@ class Subject(NamedTuple):
     look: Look
     max_bad: float = 0.01
 
-    def batches(self, source: Source, count: int = 256) -> Iterator[Batch]:
-        """Centre crops of a source, in order, as the backbone sees them."""
+    def batches(self, source: Source, count: int = 256, report: Callable[[str], None] | None = None) -> Iterator[Batch]:
+        """Centre crops of a source, in order, as the backbone sees them; `report` gets a line for each bad picture."""
         self.settle(source)
-        return iterate(
+        found = iterate(
             source, CentreCrop(self.size), count, channels=self.channels, max_bad=self.max_bad,
-            scaling=self.backbone.normalise.scaling,
+            scaling=self.backbone.normalise.scaling, report=report,
         )  # fmt: skip
+        return bounded(source, found)
 
     def settle(self, source: Source) -> None:
         """Say how pictures deeper than 8 bits are read: as the run reads its own, or by a sample of this source."""
@@ -115,7 +118,9 @@ def _refuse_without_export(path: Path) -> None:
     if any((folder / "backbone.safetensors").is_file() for folder in (path, path / "export")):
         return
     if (path / "task.json").is_file():
-        raise UserError(f"{path} is fine-tuned and is read from its export: write that first with remask export {path}")
+        raise UserError(
+            f"{path} is fine-tuned and is read from its export: write that first with remask export {quoted(path)}"
+        )
     if not (path / "recipe.toml").is_file():
         raise UserError(f"{path} is no run: {why_no_run(path)}; pictures go to --data")
 

@@ -1,6 +1,5 @@
 """What a fine-tuned classifier gets right: top-1 and top-5, by class, and what it takes for what (confusion matrix)."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.features import Labelled, evaluating
+from remask.evaluation.lettering import labels, png
 from remask.types import UserError
 
 WHOLE = 100
@@ -118,7 +118,6 @@ def evaluate(
 
 def confusion_picture(confusion: Int[Tensor, "classes classes"], names: Sequence[str] | None = None) -> bytes:
     """A PNG: rows are true classes, columns predictions, in percent of the row's images. Names where there is room."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     classes, shares = len(confusion), _shares(confusion)
@@ -131,17 +130,15 @@ def confusion_picture(confusion: Int[Tensor, "classes classes"], names: Sequence
     accuracy = 100 * float(confusion.diagonal().sum() / confusion.sum().clamp(min=1))
     axes.set_title(f"{accuracy:.1f} % of {int(confusion.sum())} images right", color=_INK, fontsize=10)
     if classes <= 30:
-        labels = [_name(i, names)[:18] for i in range(classes)]
-        axes.set_xticks(range(classes), labels, rotation=90, fontsize=7)
-        axes.set_yticks(range(classes), labels, fontsize=7)
+        texts = labels([_name(i, names) for i in range(classes)])
+        axes.set_xticks(range(classes), texts, rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(classes), texts, fontsize=7, parse_math=False)
     if classes <= 15:
         for row, column in (shares >= 0.5).nonzero().tolist():
             share = float(shares[row, column])
             colour = _PAPER if share > 55 else _INK
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _shares(confusion: Int[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:

@@ -1,6 +1,5 @@
 """Pictures with what was found on them: boxes, masks, names, scores, several to a sheet. No global plotting state."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,8 +9,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from remask.evaluation.detector import Found
+from remask.evaluation.lettering import png, shown
 from remask.types import UserError
 
+CAPTION = 48
+"""Characters of a picture's name that fit above it."""
 _INK, _PAPER, _BLEND = "#1f2328", "white", 0.45
 
 
@@ -39,7 +41,6 @@ def sheet_of_boxes(
     """
     if not drawings:
         raise UserError("there is no picture to draw boxes on: the source gave none")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(columns, len(drawings))
@@ -51,9 +52,7 @@ def sheet_of_boxes(
         _draw(axes, drawing, classes, score)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.22 / (rows * (width * tall + 0.25)))
     figure.subplots_adjust(wspace=0.03, hspace=0.25 / (width * tall))
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _draw(axes: Any, drawing: Drawing, classes: Sequence[str], score: float) -> None:
@@ -70,10 +69,11 @@ def _draw(axes: Any, drawing: Drawing, classes: Sequence[str], score: float) -> 
     ):
         x, y, right, bottom = box
         axes.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=colour, linewidth=1.2))
-        words = classes[label - 1] if value is None else f"{classes[label - 1]} {value:.2f}"
+        name = shown(classes[label - 1])
+        words = name if value is None else f"{name} {value:.2f}"
         plate = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        axes.text(x, y, words, fontsize=5.5, color=_PAPER, va="bottom", bbox=plate, clip_on=True)
-    axes.set_title(drawing.caption, fontsize=7, color=_INK, pad=3)
+        axes.text(x, y, words, fontsize=5.5, color=_PAPER, va="bottom", bbox=plate, clip_on=True, parse_math=False)
+    axes.set_title(shown(drawing.caption, CAPTION), fontsize=7, color=_INK, pad=3, parse_math=False)
     axes.set_axis_off()
 
 

@@ -13,8 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from remask.backbones import Backbone
+from remask.escaping import encodable, printable
 from remask.evaluation.features import Describe, Pool, Progress, evaluating, reader
 from remask.images import Source
+from remask.textfiles import part_beside
 from remask.types import UserError
 
 KINDS = (".parquet", ".npz")
@@ -68,10 +70,10 @@ def embed(
     """
     check_file(file)
     describe = reader(backbone, layer=layer, pool=pool, dtype=dtype)
-    known = {"layer": layer, "pool": pool, "source": source.name, "classes": source.classes}
+    known = {"layer": layer, "pool": pool, "source": printable(source.name), "classes": source.classes}
     say = progress or (lambda done, total, words: None)
     rows = _rows(describe, backbone, batches, source, say)
-    metadata = json.dumps({**known, **(about or {})})
+    metadata = json.dumps(encodable({**known, **(about or {})}))
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole(file) as part:
         count = (_parquet if file.suffix == ".parquet" else _npz)(part, rows, metadata)
@@ -96,7 +98,7 @@ def check_file(file: Path) -> None:
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
     """A path beside `file` that takes its place at the end, and is deleted where that is not reached."""
-    part = file.with_name(f".{file.name}.part")
+    part = part_beside(file)
     try:
         yield part
         os.replace(part, file)

@@ -1,6 +1,5 @@
 """A picture a person looks at: image, true classes and predicted classes side by side, with a legend."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
+from remask.evaluation.lettering import labels, png
 from remask.images.masks import IGNORE
 
 _INK = "#1f2328"
@@ -33,7 +33,6 @@ def frames(
     palette, classes   a colour and a name for every class number; the legend names those that occur
     truths             None where nobody knows
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [
@@ -63,9 +62,7 @@ def frames(
                 axes.imshow(panel, aspect="auto")
         top -= _GAP
     _legend(figure, named, columns, top, (across, down))
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def painted(
@@ -99,15 +96,16 @@ def _legend(
 
     across, down = size
     step = (across - 2 * _EDGE) / columns
-    for number, (colour, name) in enumerate(named):
+    texts = labels([name for _, name in named])
+    for number, ((colour, _), text) in enumerate(zip(named, texts, strict=True)):
         left, base = _EDGE + number % columns * step, top - _LINE * (number // columns + 1)
         shade = tuple(part / 255 for part in colour)
         square = Rectangle(
             (left / across, (base + 0.03) / down), 0.14 / across, 0.14 / down, color=shade, transform=figure.transFigure
         )
         figure.add_artist(square)
-        short = name if len(name) <= 18 else name[:17] + "…"
-        figure.text((left + 0.2) / across, (base + 0.1) / down, short, va="center", fontsize=7.5, color=_INK)
+        at = (left + 0.2) / across, (base + 0.1) / down
+        figure.text(*at, text, va="center", fontsize=7.5, color=_INK, parse_math=False)
 
 
 __all__ = ["frames", "painted"]

@@ -4,7 +4,6 @@ One pass over the images reads all layers. The best layer is chosen on a held-ou
 accuracies of all are told beside it. SimMIM's best lies in the middle (its repository's issue 14).
 """
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,12 +14,15 @@ from torch import Tensor
 from remask.backbones import Backbone
 from remask.evaluation.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
 from remask.evaluation.knn import weighted_knn
+from remask.evaluation.lettering import png, shown
 from remask.evaluation.linear import linear_probe, stratified
-from remask.evaluation.probe import TEMPERATURE, Factory, checked, numbered
+from remask.evaluation.probe import TEMPERATURE, Factory, checked, neighbours, numbered
 from remask.types import UserError
 
 HELD_OUT = 0.2
 """Share of each class's training images on which the best layer is chosen."""
+TITLE = 64
+"""Characters of a title that fit above the picture."""
 _COLOURS = {"linear": "#3f83c8", "knn": "#d9822b"}
 _LABELS = {"linear": "linear", "knn": "kNN"}
 
@@ -69,7 +71,8 @@ def probe_layers(
         raise UserError(f"layers {chosen}: name each layer once, at least one, or all of them")
     say(f"features of the training images at {len(chosen)} layers")
     train = collect_layers(backbones, train_batches(), chosen, pool, memory_gb, dtype)
-    known = checked(train.y, k)
+    known = checked(train.y)
+    k, wanted = neighbours(k, len(known), say), k
     say(f"features of the validation images ({len(known)} training images)")
     val = collect_layers(backbones, val_batches(), chosen, pool, memory_gb, dtype)
     train_y, val_y = numbered(known, val.y)
@@ -83,6 +86,7 @@ def probe_layers(
             row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, away, k, seed)
             tables[name].append(row)
     protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, away, seed)}
+    protocol |= {"k_wanted": wanted} if k < wanted else {}
     return {"layers": tables, "best": {name: _best(table) for name, table in tables.items()}, "protocol": protocol}
 
 
@@ -176,7 +180,6 @@ def _best(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
     """A PNG of the result of `probe_layers`: test accuracy over depth, a circle at the layer that was chosen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), dpi=150, facecolor="white", layout="constrained")
@@ -201,13 +204,11 @@ def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
         "block, counted from 0 (end: after the final norm); circled: best on held-out training images", fontsize=9
     )
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(shown(title, TITLE), fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.15)
     axes.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 __all__ = ["HELD_OUT", "Layered", "collect_layers", "every_layer", "layers_figure", "probe_layers"]

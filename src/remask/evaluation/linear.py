@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Generator, Tensor
+
+from remask.types import UserError
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Weight decays: each fit starts from the solution of the next stronger one."""
@@ -18,6 +20,8 @@ GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 _SMALL = 2**23
 """Feature values up to which one thread is as fast as several."""
+_ROWS = 2**14
+"""Images whose features are held in double precision at once."""
 
 
 class LinearResult(NamedTuple):
@@ -54,7 +58,11 @@ def linear_probe(
     grid        weight decays to choose from; the loss is mean cross-entropy + decay/2 · |matrix|², bias not decayed
     held_out    share of each class's training images on which the decay is chosen; the last fit has them all
     iterations  of L-BFGS per fit, at most
+    Raises UserError for features that are not finite.
     """
+    for images, x in (("training", train_x), ("validation", test_x)):
+        if not bool(x.isfinite().all()):
+            raise UserError(f"features of the {images} images are not finite: the network overflows on these pictures")
     classes, away = int(train_y.max()) + 1, stratified(train_y, held_out, seed)
     with _threads_for(train_x.numel()):
         train_x, test_x = spanned(*standardised(train_x, test_x))
@@ -122,7 +130,7 @@ def fit(
     start: Weights,
     decay: float,
     iterations: int = 100,
-    covariance: Float[Tensor, "D D"] | None = None,
+    covariance: Float64[Tensor, "D D"] | None = None,
 ) -> Weights:
     """The minimum of mean cross-entropy + decay/2 · |matrix|², from `start`. Features have mean 0.
 
@@ -153,14 +161,25 @@ def fit(
     return Weights((inner @ inverse).detach(), bias.detach())
 
 
-def _covariance(x: Float[Tensor, "n D"]) -> Float[Tensor, "D D"]:
-    return x.T @ x / len(x)
+def _covariance(x: Float[Tensor, "n D"]) -> Float64[Tensor, "D D"]:
+    """In double precision: where features depend on one another, rounding to single precision leaves eigenvalues below
+    0 that exceed a weak decay.
+    """
+    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for rows in x.split(_ROWS):
+        total.addmm_(rows.double().T, rows.double())
+    return total / len(x)
 
 
-def _conditioner(covariance: Float[Tensor, "D D"], classes: int, decay: float) -> Float[Tensor, "D D"]:
-    """The lower triangular Uᵀ with UᵀU = covariance / classes + decay, in double precision."""
-    hessian = covariance.double() / classes
-    hessian.diagonal().add_(max(decay, 1e-6))
+def _conditioner(covariance: Float64[Tensor, "D D"], classes: int, decay: float) -> Float64[Tensor, "D D"]:
+    """The lower triangular Uᵀ with UᵀU = covariance / classes + decay, in double precision.
+
+    A ridge of what rounding may take away, D · ε · trace, keeps it positive definite. It changes the path to the
+    minimum alone: any such matrix would do.
+    """
+    hessian = covariance / classes
+    rounding = len(hessian) * torch.finfo(hessian.dtype).eps * float(hessian.trace())
+    hessian.diagonal().add_(max(decay, 1e-6, rounding))
     return torch.linalg.cholesky(hessian)
 
 

@@ -54,11 +54,11 @@ def probe(
     backbones   {"top1": trained, "untrained": the same network untrained}; "pixels" is added here
     few         labels a class in the second half of the table
     fractions   shares of every class's labels, such as .01 and .1; each adds a table under "fractions"
-    k           neighbours that vote
+    k           neighbours that vote; fewer where there are fewer training images, which `progress` and the protocol say
     progress    gets a line before each longer step
     fitted      told (classifiers done, of how many, words)
-    Raises UserError for a source without labels, with one class, with fewer images than neighbours, or where a class
-    of the validation images is not among the training images.
+    Raises UserError for a source without labels or with one class, no neighbour, features that are not finite, or
+    where a class of the validation images is not among the training images.
     """
     say = progress or (lambda line: None)
     for fraction in fractions:
@@ -67,12 +67,13 @@ def probe(
     readers["pixels"] = flat
     say("features of the training images")
     train, labels = collect(readers, backbones, train_batches())
-    known = checked(labels, k)
+    known = checked(labels)
+    voters = neighbours(k, len(known), say)
     say(f"features of the validation images ({len(known)} training images)")
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = numbered(known, labels)
     fits = _Fits(fitted, len(readers) * (1 + DRAWS * (1 + len(fractions))))
-    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, k, seed, say, fits)
+    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, voters, seed, say, fits)
     result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
@@ -80,6 +81,7 @@ def probe(
         "classes": len(train_y.unique()),
         "seed": seed,
         **result["protocol"],
+        **({"k_wanted": k} if voters < k else {}),
     }
     return result
 
@@ -215,13 +217,20 @@ def _knn(train: Split, val: Split, name: str, k: int) -> float:
     return weighted_knn(train.x[name], train.y, val.x[name], val.y, k, TEMPERATURE)
 
 
-def checked(labels: Int[Tensor, "n"] | None, k: int = 0) -> Int[Tensor, "n"]:
-    """Labels that a probe can learn from; `k` neighbours need as many. Raises UserError."""
+def neighbours(k: int, images: int, say: Callable[[str], None]) -> int:
+    """How many can vote: `k`, or all training images where there are fewer, which `say` is told. UserError below 1."""
+    if k < 1:
+        raise UserError(f"kNN with k = {k}: at least one neighbour votes; give --k 1 or more")
+    if images < k:
+        say(f"kNN: there are {images} training images and not {k}, so that all of them vote: k = {images}")
+    return min(k, images)
+
+
+def checked(labels: Int[Tensor, "n"] | None) -> Int[Tensor, "n"]:
+    """Labels that a probe can learn from. Raises UserError."""
     labels = labelled(labels)
     if len(labels.unique()) < 2:
         raise UserError(f"all {len(labels)} training images are of one class: a probe needs at least two to tell apart")
-    if len(labels) < k:
-        raise UserError(f"{len(labels)} training images are fewer than the {k} neighbours of kNN; lower k or give more")
     return labels
 
 
@@ -246,4 +255,4 @@ def numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int
     return renumbered, torch.searchsorted(classes, val)
 
 
-__all__ = ["DRAWS", "checked", "draw_few", "draw_fraction", "labelled", "numbered", "probe"]
+__all__ = ["DRAWS", "checked", "draw_few", "draw_fraction", "labelled", "neighbours", "numbered", "probe"]

@@ -1,16 +1,18 @@
 """A sheet of labelled pictures as a PNG: a row an image, a heading a column, notes below. No global plotting state."""
 
-import io
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from remask.evaluation.lettering import png
+
 SHORT_SIDE = 224
 """Pictures are enlarged by a whole factor to at least this many pixels a side."""
 _INK, _FAINT = "#1f2328", "#59636e"
+_PLAIN: dict[str, Any] = {"color": _INK, "parse_math": False}
 
 
 class Panel(NamedTuple):
@@ -38,7 +40,6 @@ def rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
 
 def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) -> bytes:
     """A PNG. `width` of a panel in inches; its height follows from the picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = reconstruction.rows
@@ -60,17 +61,15 @@ def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) ->
             if r == 0:
                 middle = (left + width / 2) / total_x
                 at = (bottom + height + 0.05) / total_y
-                figure.text(middle, at, panel.heading, ha="center", va="bottom", fontsize=8, color=_INK)
+                figure.text(middle, at, panel.heading, ha="center", va="bottom", fontsize=8, **_PLAIN)
             if panel.caption:
                 at = (bottom - 0.04) / total_y
-                figure.text(
-                    (left + width / 2) / total_x, at, panel.caption, ha="center", va="top", fontsize=7.5, color=_INK
-                )
+                middle = (left + width / 2) / total_x
+                figure.text(middle, at, panel.caption, ha="center", va="top", fontsize=7.5, **_PLAIN)
     for number, line in enumerate(reversed(notes)):
-        figure.text(edge / total_x, (edge + 0.17 * number) / total_y, line, va="bottom", fontsize=7.5, color=_FAINT)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+        at = (edge + 0.17 * number) / total_y
+        figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, color=_FAINT, parse_math=False)
+    return png(figure)
 
 
 __all__ = ["SHORT_SIDE", "Panel", "Reconstruction", "rgb", "sheet"]

@@ -15,11 +15,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from remask.evaluation.lettering import labels as short
+from remask.evaluation.lettering import png, shown
 from remask.types import UserError
 
 COMPONENTS = 50
 LEGEND = 20
 """Most classes that a legend names, and that have colours of their own."""
+COLUMNS = 3
+"""Columns of the legend below each panel."""
+TITLE = 40
+"""Characters of a network's name that fit above its panel."""
 
 
 class Map(NamedTuple):
@@ -126,7 +132,6 @@ def picture(
 
     names   of the class numbers
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     classes, y = labels.unique().tolist(), labels.numpy()
@@ -139,24 +144,24 @@ def picture(
         points, size = found.points.numpy(), max(2.0, min(18.0, 9000 / len(y)))
         for label, colour in zip(classes, colours, strict=True):
             of = y == label
-            axes.scatter(
-                points[of, 0], points[of, 1], s=size, color=colour, label=named(label, names), linewidths=0, alpha=0.8
-            )
-        axes.set_title(f"{name}\nkNN {found.knn_features:.1f} % in features, {found.knn_map:.1f} % in map", fontsize=9)
+            axes.scatter(points[of, 0], points[of, 1], s=size, color=colour, linewidths=0, alpha=0.8)
+        numbers = f"kNN {found.knn_features:.1f} % in features, {found.knn_map:.1f} % in map"
+        axes.set_title(f"{shown(name, TITLE)}\n{numbers}", fontsize=9, parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_aspect("equal", "datalim")
     if len(classes) <= LEGEND:
-        handles, texts = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, texts, loc="outside lower center", ncols=min(len(classes), 3 * across), frameon=False, fontsize=8,
-            markerscale=2,
+        legend = figure.legend(
+            figure.axes[0].collections, map(str, classes), loc="outside lower center",
+            ncols=min(len(classes), COLUMNS * across), frameon=False, fontsize=8, markerscale=2,
         )  # fmt: skip
+        texts = short([named(label, names) for label in classes])
+        for text, label in zip(legend.get_texts(), texts, strict=True):  # a legend would drop names that begin with _
+            text.set_parse_math(False)
+            text.set_text(label)
     else:
         figure.supxlabel(f"{len(classes)} classes", fontsize=8)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _colours(count: int) -> list[Any]:

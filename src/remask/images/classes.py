@@ -90,7 +90,7 @@ def declared(
             break
         if os.path.isfile(path := os.path.join(folder, "objectInfo150.txt")):  # ADE20K: tabs, and a line of headings
             lines = [line for line in read_text(path, printable(path)).split("\n") if line.strip()]
-            said = Declared([line.split("\t")[-1].split(",")[0].strip() for line in lines][1:])
+            said = Declared([printable(line.split("\t")[-1].split(",")[0].strip()) for line in lines][1:])
             break
     if classes is not None:
         said = said._replace(names=_generic(classes) if isinstance(classes, int) else list(classes))
@@ -101,7 +101,7 @@ def _from_json(path: str) -> Declared:
     try:
         found = read_json(path, printable(path))
         fields = found if isinstance(found, dict) else {"classes": found}
-        names, palette = [str(name) for name in fields["classes"]], fields.get("palette")
+        names, palette = [printable(str(name)) for name in fields["classes"]], fields.get("palette")
         colour = None if palette is None else [_colour(entry) for entry in palette]
         said = Declared(names, fields.get("ignore_index"), colour, numbers="palette" in fields and palette is None)
     except (OSError, ValueError, TypeError, KeyError) as error:

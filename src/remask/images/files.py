@@ -1,11 +1,12 @@
 """Pictures that lie in files: a folder of any shape, or one picture."""
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from remask.escaping import printable as printable
+from remask.escaping import quoted
 from remask.images import heif
 from remask.images.left_out import AGAIN, HIDDEN_FILES, HIDDEN_FOLDERS, SPECIAL, Patterns, is_hidden, kind_of
 from remask.images.splits import are_splits, chosen, kinds_of, parts_below, shared_by, split_of
@@ -39,16 +40,6 @@ class Files:
 
     def where(self, i: int) -> str:
         return printable(self.shown[i])
-
-
-def printable(path: str) -> str:
-    """A path on one line that any terminal prints: odd bytes and control characters are escaped."""
-    try:
-        encoded = path.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a pair, which a JSON file may hold
-        encoded = path.encode("utf-8", "backslashreplace")
-    text = encoded.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_picture(path: str) -> bool:
@@ -107,7 +98,7 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
 
 def _unlisted(root: str, folder: str, error: OSError) -> str:
     line = f"cannot list {printable(os.path.join(root, folder) if folder else root)}: {error.strerror}"
-    return f"{line}; to go on without it, give --exclude {shlex.quote(printable(folder))}" if folder else line
+    return f"{line}; to go on without it, give --exclude {quoted(folder)}" if folder else line
 
 
 def open_files(
@@ -155,7 +146,7 @@ def of_splits(name: str, splits: Sequence[str]) -> str:
     line = f"{printable(name)} has no labels of its own, it holds the splits {named}"
     if os.path.isfile(os.path.expanduser(name)):  # a list or a tar
         return f"{line}: make a file of each, for --data and --val"
-    train, val = (shlex.quote(printable(os.path.join(name, split))) for split in chosen(splits))
+    train, val = (quoted(os.path.join(name, split)) for split in chosen(splits))
     return f"{line}: give --data {train} --val {val}"
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from remask.escaping import printable
+
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
 NOWHERE = "links to nothing"
 AGAIN = "folders that a second link names"
@@ -28,7 +30,7 @@ class Patterns:
 
     def __init__(self, patterns: Sequence[str] = (), root: str = "") -> None:
         self.patterns = {pattern: relative_pattern(pattern, root) for pattern in patterns}
-        self.counts = Counter({f"excluded by {pattern}": 0 for pattern in self.patterns})
+        self.counts = Counter({f"excluded by {printable(pattern)}": 0 for pattern in self.patterns})
 
     def __bool__(self) -> bool:
         return bool(self.patterns)
@@ -37,7 +39,7 @@ class Patterns:
         """Whether the file or folder of this relative path is left out; it is counted then."""
         for pattern, wanted in self.patterns.items():
             if any(_matches(step, wanted) for step in _steps(path)):
-                self.counts[f"excluded by {pattern}"] += 1
+                self.counts[f"excluded by {printable(pattern)}"] += 1
                 return True
         return False
 
@@ -95,14 +97,14 @@ def further(columns: Sequence[str], rows: int) -> dict[str, int]:
 
 
 def notes(source: Any) -> list[str]:
-    """Lines about a source for the start of a run: what it leaves out, and the splits that are taken together."""
+    """Lines about a source for the start of a run: what it leaves out, the splits that are taken together, remarks."""
     lines = []
     if found := listed(getattr(source, "left_out", {})):
-        lines.append(f"{source.name}: left out {found}")
+        lines.append(f"{printable(source.name)}: left out {found}")
     if splits := getattr(source, "splits", None):
-        named = ", ".join(f"{name} {count:,}" for name, count in splits.items())
-        lines.append(f"{source.name}: all of its splits are taken ({named})")
-    return lines
+        named = ", ".join(f"{printable(name)} {count:,}" for name, count in splits.items())
+        lines.append(f"{printable(source.name)}: all of its splits are taken ({named})")
+    return [*lines, *getattr(source, "remarks", [])]
 
 
 __all__ = [

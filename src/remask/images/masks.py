@@ -257,7 +257,7 @@ def _open_panoptic(
     _check_segments(pairs, tables, path, exif)
     palette = [c.get("color") for c in content["categories"]]
     chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
-    titles = [str(c["name"]) for c in content["categories"]]
+    titles = [printable(str(c["name"])) for c in content["categories"]]
     if twice := repeated(titles):
         raise UserError(f"{printable(path)} has two categories of the name {twice!r}: give each its own")
     found = {**left_out, **patterns.counts}

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from remask.escaping import in_utf8, printable
 from remask.images.decoding import BadImage
 from remask.images.each import each
 from remask.images.packed import HEAD_BYTES, SUFFIX, head, table
@@ -25,6 +26,7 @@ from remask.images.pictures import decoded
 from remask.images.sources import Source
 from remask.images.transforms import CentreCrop, resize
 from remask.levels import Levels, Scaling
+from remask.textfiles import part_beside
 from remask.types import Size, UserError
 
 
@@ -103,7 +105,7 @@ def pack(
 def _part(out: Path) -> Iterator[BinaryIO]:
     """A file beside `out` that takes its name at the end, and is deleted where that is not reached."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
+    part = part_beside(out)
     with open(part, "ab+") as file:  # not emptied before it is locked
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +157,7 @@ def _write(
     if not numbers:
         raise UserError(_too_many(source, done.left_out, max_bad))
     labels = None if source.labels is None else [source.labels[i] for i in numbers]
-    about = {**asdict(form), "source": source.name, "classes": source.classes, "left_out": done.left_out}
+    about = {**asdict(form), "source": printable(source.name), "classes": source.classes, "left_out": done.left_out}
     about["source_left_out"] = source.left_out
     file.write(bytes(-file.tell() % 8))
     start, content = file.tell(), table(about, columns.arrays(labels, form.kind == "raw"))
@@ -177,7 +179,7 @@ class _Columns:
     def add(self, start: int, item: Item, name: str) -> None:
         self._facts.append((start, len(item.data), item.checksum))
         self._shapes.append(item.shape)
-        self._names.append(name.encode("utf-8", "backslashreplace"))
+        self._names.append(in_utf8(name).encode())
 
     def arrays(self, labels: list[int] | None, raw: bool) -> dict[str, np.ndarray]:
         """By name, those of 8 bytes a number first, so that all are aligned."""

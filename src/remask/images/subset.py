@@ -10,10 +10,11 @@ from remask.images.sources import Source
 
 
 class Subset:
-    """The pictures of `source` with the given numbers, in that order."""
+    """The pictures of `source` with the given numbers, in that order. `remarks` are lines for the start of a run."""
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.source, self.numbers = source, list(numbers)
+        self.remarks: list[str] = []
         self.name, self.classes, self.left_out = source.name, source.classes, source.left_out
         self.labels = None if source.labels is None else [source.labels[i] for i in self.numbers]
 

@@ -26,6 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from remask.backbones import Backbone
 from remask.backbones.makers import maker, refuse_tag
 from remask.backbones.vit import SMALL, ViT, create_vit
+from remask.escaping import quoted
 from remask.interop.encoder_files import KINDS as FILES
 from remask.interop.encoder_files import NORMALISATIONS, Asked, open_file
 from remask.interop.fetching import counting, fetched
@@ -163,7 +164,7 @@ def _exported(asked: Asked, path: Path) -> Backbone:
     if not weights.is_file() or not config.is_file():
         raise UserError(
             f"{path} holds no export, which a run has once it is finished: "
-            f"finish it with remask resume {path}, or write one with remask export {path}"
+            f"finish it with remask resume {quoted(path)}, or write one with remask export {quoted(path)}"
         )
     try:
         content = read_json(config)
@@ -172,7 +173,7 @@ def _exported(asked: Asked, path: Path) -> Backbone:
         arguments = {key: v for key, v in content["arguments"].items() if key not in FIXED}
         levels = levels_of(content.get("range"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{config} is damaged: export the run again with remask export {path}") from error
+        raise UserError(f"{config} is damaged: export the run again with remask export {quoted(path)}") from error
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     make = maker(model)
     keys = {"positions": "learned"} if make is create_vit else {}
@@ -181,7 +182,7 @@ def _exported(asked: Asked, path: Path) -> Backbone:
     with torch.device("cpu"):
         state = content_of(weights)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(f"{weights} is damaged: export the run again with remask export {path}")
+        raise UserError(f"{weights} is damaged: export the run again with remask export {quoted(path)}")
     check(state, backbone.network.state_dict(), str(weights))
     if not counting():
         backbone.network.load_state_dict(dict(state))

@@ -31,7 +31,7 @@ here = Path(__file__).parent
 sys.path.insert(0, str(here))
 from read_pixels import normalised, read_picture
 
-config = json.loads((here / "config.json").read_text())
+config = json.loads((here / "config.json").read_text(encoding="utf-8"))
 model = timm.create_model(config["model"], **config["arguments"]).eval()
 model.load_state_dict(load_file(here / "backbone.safetensors"), strict=True)
 
@@ -74,9 +74,9 @@ def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence
     model, arguments = origin
     config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}
     config |= {"range": rule_of(backbone.normalise.levels), "crop_pct": CROP}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "load_example.py").write_text(example(backbone))
-    (folder / NAME).write_text(reader_text())
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "load_example.py").write_text(example(backbone), encoding="utf-8")
+    (folder / NAME).write_text(reader_text(), encoding="utf-8")
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.network.state_dict().items()}
     save_file(state, folder / "backbone.safetensors", metadata={"format": "pt"})
 

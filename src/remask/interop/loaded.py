@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from remask.backbones.tables import BIASES, POSITIONS
+from remask.escaping import printable
 from remask.tokens import grid_of
 from remask.types import Size, UserError
 
@@ -39,7 +40,7 @@ class Loaded(NamedTuple):
         """mae:FILE: 28 tensors of its entry "model"; …; left out: decoder (30 tensors), head (2 tensors)."""
         what = f"{self.tensors} tensors" + (f" of {self.entry}" if self.entry not in ("", "it") else "")
         left = (f"left out: {groups(self.left_out)}",) if self.left_out else ()
-        return f"{self.spec}: " + "; ".join((what, *self.said, *left))
+        return f"{printable(self.spec)}: " + "; ".join((what, *self.said, *left))
 
 
 def groups(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from remask.escaping import marked
 from remask.recipe.used import unused
 from remask.recipe.values import Section
 
@@ -30,7 +31,7 @@ def _table(values: Mapping[str, Any], path: str) -> str:
 
 def _literal(value: Any) -> str:
     if isinstance(value, str):  # JSON's escapes are TOML's; DEL is the one character that only TOML refuses
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return json.dumps(marked(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, Mapping):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from remask.escaping import printable
+from remask.report.evaluations import HEADS, evaluations, part_of, percent
 from remask.report.figures import curves
 from remask.report.reading import (
     Figure,
@@ -49,17 +51,23 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
     recipe = read_toml(recipe_text)
     return {
         **shared(run, recipe_text),
-        "title": str(recipe.get("title") or "") or run.name,
+        "title": str(recipe.get("title") or "") or printable(run.name),
         "summary": summary(recipe, cost, metrics),
         "equation": equation,
         "figures": _figures(metrics),
         "knn": _knn(metrics),
         "probe": _bars(probe),
-        "protocol": pretty(probe.get("protocol", {})),
+        "probed": probed_on(probe),
+        "heads": HEADS,
+        "evaluations": evaluations(run),
+        "protocol": pretty(part_of(probe, "protocol")),
     }
 
 
-NAMES = {"mae": "MAE", "simmim": "SimMIM", "maskfeat": "MaskFeat", "beit": "BEiT", "convmae": "ConvMAE"}
+NAMES = {
+    "mae": "MAE", "simmim": "SimMIM", "maskfeat": "MaskFeat", "beit": "BEiT", "convmae": "ConvMAE",
+    "fastmim": "FastMIM", "dmae": "DMAE", "moma": "MOMA",
+}  # fmt: skip
 """Methods as their papers write them."""
 
 
@@ -73,7 +81,7 @@ def summary(recipe: Mapping[str, Any], cost: Mapping[str, Any], metrics: list[di
         name += " and joint distillation" if section["dm"] else " with joint distillation"
     words = [name or "A run", f"on {section['backbone']['name']}" if section["backbone"].get("name") else ""]
     if section["data"].get("source"):
-        words.append(f"trained on {section['data']['source']}")
+        words.append(f"trained on {printable(section['data']['source'])}")
     if metrics and "epoch" in metrics[-1]:
         words.append(f"for {metrics[-1]['epoch']:g} of {section['optim'].get('epochs', '?')} epochs")
     if cost:
@@ -112,16 +120,25 @@ def _knn(metrics: list[dict[str, Any]]) -> Figure | None:
     return Figure(title, curves(title, {"kNN": curve}, "epoch", markers=True)) if curve[0] else None
 
 
+def probed_on(probe: Mapping[str, Any]) -> str:
+    """What eval/probe.json was tested on; "" where it does not say."""
+    val, data = (str(part_of(probe, "protocol").get(key) or "") for key in ("val", "data"))
+    return f"{val} ({data})" if val.startswith("a fifth of") else val
+
+
 def _bars(probe: Mapping[str, Any]) -> list[tuple[str, list[Bar]]]:
     """Each protocol's accuracies: trained, untrained, raw pixels."""
-    few = probe.get("few_labels", {})
-    count, k = few.get("per_class", 10), probe.get("knn", {}).get("k", 20)
+    few, knn = part_of(probe, "few_labels"), part_of(probe, "knn")
+    count, k = few.get("per_class", 10), knn.get("k", 20)
     rows = {
-        "Linear, all labels": probe.get("linear", {}),
-        f"kNN (k = {k}), all labels": probe.get("knn", {}),
+        "Linear, all labels": part_of(probe, "linear"),
+        f"kNN (k = {k}), all labels": knn,
         f"Linear, {count} labels a class": few,
-        f"kNN, {count} labels a class": few.get("knn", {}),
+        f"kNN, {count} labels a class": part_of(few, "knn"),
     }
+    for share in (shares := part_of(probe, "fractions")):
+        found = part_of(shares, share)
+        rows |= {f"Linear, {percent(share)}": found, f"kNN, {percent(share)}": part_of(found, "knn")}
     who = {"top1": "trained", "untrained": "untrained", "pixels": "raw pixels"}
     return [
         (name, [Bar(who[key], key, float(scores[key])) for key in who if isinstance(scores.get(key), int | float)])

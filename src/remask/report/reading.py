@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from remask.errors import UserError
+from remask.escaping import in_utf8, printable, quoted, unmarked
 from remask.report.figures import Curve
 from remask.textfiles import read_text as text_of
 
@@ -40,7 +41,8 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
     )
     path = run / "report.html"
     part = path.with_suffix(".part")
-    part.write_text(page.get_template(template).render(style=load("style.css"), **content), encoding="utf-8")
+    text = in_utf8(page.get_template(template).render(style=load("style.css"), **content))
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
 
@@ -49,10 +51,10 @@ def shared(run: Path, recipe_text: str) -> dict[str, Any]:
     """What every page shows: the folder, its state, pictures, cost, recipe, machine, bad pictures, changed data."""
     pictures = sorted((run / "pictures").glob("*.png"))
     return {
-        "run": run.name,
-        "path": str(run),
+        "run": printable(run.name),
+        "path": quoted(run),
         "status": read_json(run / "status.json"),
-        "pictures": [(path.stem.replace("-", " ").replace("_", " "), embedded(path)) for path in pictures],
+        "pictures": [(printable(path.stem).replace("-", " ").replace("_", " "), embedded(path)) for path in pictures],
         "cost": facts(read_json(run / "cost.json")),
         "recipe": recipe_text,
         "environment": pretty(read_json(run / "env.json")),
@@ -118,9 +120,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_toml(text: str) -> dict[str, Any]:
     """A TOML text; {} where it is damaged."""
     try:
-        return tomllib.loads(text)
+        content: dict[str, Any] = unmarked(tomllib.loads(text))
     except tomllib.TOMLDecodeError:
         return {}
+    return content
 
 
 def read_text(path: Path) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from remask.escaping import printable
+from remask.report.evaluations import HEADS, evaluations
 from remask.report.figures import curves
 from remask.report.reading import (
     Fact,
@@ -63,11 +65,13 @@ def write_task_report(run: Path) -> Path:
     result = read_json(run / "eval" / f"{task}.json")
     content = {
         **shared(run, text),
-        "title": str(recipe.get("title") or "") or run.name,
+        "title": str(recipe.get("title") or "") or printable(run.name),
         "task": task,
         "summary": summary(task, recipe, result),
         "results": _results(result),
         "tables": tables(task, result),
+        "heads": HEADS,
+        "evaluations": evaluations(run),
         "protocol": pretty(result.get("protocol", {})),
         "figures": _figures(task, recipe, metrics, result),
     }
@@ -81,9 +85,9 @@ def summary(task: str, recipe: Mapping[str, Any], result: Mapping[str, Any]) -> 
     if source := model.get("source"):
         kind, _, name = str(source).partition(":")
         named = f"{kind}:{Path(name).name}" if "/" in name else source
-        words.append(f"from {named}" + (", untrained" if model.get("untrained") else ""))
+        words.append(f"from {printable(named)}" + (", untrained" if model.get("untrained") else ""))
     if data.get("source"):
-        words.append(f"on {data['source']}")
+        words.append(f"on {printable(data['source'])}")
     if optim.get("epochs"):
         words.append(f"for {optim['epochs']} epochs")
     if images := result.get("protocol", {}).get("images"):

@@ -16,6 +16,7 @@ from remask.evaluation.mixing import Mixing
 from remask.images import Loader, Source, Subset, by_classes, iterate, open_source
 from remask.images.augment import EvalCrop, TrainAugment
 from remask.images.files import printable
+from remask.images.hold_out import BY_CLASS, fifth, hold_out, parts
 from remask.images.left_out import notes
 from remask.images.sources import open_second
 from remask.interop.start import constants
@@ -59,13 +60,14 @@ def build_finetune(
         )
         summary = scores.summary(names)
         summary["bad_images"] = len(val) - summary["images"]
-        protocol = _protocol(data, counted(val), names) | {"images": len(source), "seed": recipe.seed}
+        images = (sum(facts.get("pictures", [])) or None) if facts else len(source)
+        protocol = _protocol(data, counted(val), names) | {"images": images, "seed": recipe.seed}
         return summary | {"protocol": protocol}
 
     def show(tested: Classifier, folder: Path) -> None:
         (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
 
-    told = facts or {"classes": names, "pictures": counted(source), **pixels}
+    told = facts or {**_facts(source, begun), **pixels}
     lines, cost = [*said, *dict.fromkeys([*notes(source), *notes(val)])], gflops(classifier, classifier.logits, size)
     opened = opened_of(data, source, val, facts)
     return Task(classifier, train, len(source), test, "top1", cost, show, told, lines, (), opened)
@@ -83,6 +85,12 @@ def _crop(recipe: Finetune, backbone: Any, size: Size) -> TrainAugment:
         size, *constants(backbone), data.crop_scale, data.crop_ratio, data.flip,
         augment.randaugment or "off", augment.jitter, augment.erasing, levels=backbone.normalise.levels or FULL,
     )  # fmt: skip
+
+
+def _facts(source: Source, begun: Any) -> dict[str, Any]:
+    """What a later test must know; a run that goes on holds out what it held out before."""
+    held_out = {"held_out": BY_CLASS} if begun is None else {key: begun[key] for key in begun if key == "held_out"}
+    return {"classes": source.classes or [], "pictures": counted(source)} | held_out
 
 
 def _protocol(data: ClassesData, tested: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
@@ -121,24 +129,28 @@ def labelled(data: ClassesData, seed: int, facts: Any = None, begun: Any = None)
     source = open_source(data.source, limit=data.limit, labelled=True, exclude=data.exclude)
     if facts or begun:
         source = of_run(source, facts or begun)
-    source, val = split(source, data.val, seed, data.exclude)
+    before = facts or begun
+    older = bool(before) and before.get("held_out") != BY_CLASS
+    source, val = split(source, data.val, seed, data.exclude, older=older)
     source = some_of(source, data.share, seed) if data.share else source
     if not facts:
         check_classes(source, begun)
     return source, val
 
 
-def split(source: Source, val: str | None, seed: int, exclude: Sequence[str] = ()) -> tuple[Source, Source]:
+def split(
+    source: Source, val: str | None, seed: int, exclude: Sequence[str] = (), *, older: bool = False
+) -> tuple[Source, Source]:
     """Training and test pictures by the same classes; without a test source, a random fifth is held out.
 
-    Raises UserError for a class of the test source that has no picture to learn from.
+    older   as runs of older versions did, whatever the classes
+    Raises UserError for a class of the test source that has no picture to learn from, or nothing that can be held out.
     """
     if val is not None:
         test = open_second(val, labelled=True, exclude=exclude, one_class=True)
         return source, by_classes(test, source.classes or [], printable(source.name), source.labels)
     order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
-    cut = len(order) // 5
-    return Subset(source, order[cut:]), Subset(source, order[:cut])
+    return parts(source, fifth(order) if older else hold_out(order, source.labels), "test pictures with --val")
 
 
 def some_of(source: Source, share: float, seed: int) -> Source:

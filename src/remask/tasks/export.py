@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from remask.checkpoint import load_weights
+from remask.escaping import encodable
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.timm_classifier import as_timm
 from remask.interop.export import export_backbone
@@ -59,7 +60,7 @@ from safetensors.torch import load_file
 here = Path(__file__).parent
 """
     + READER
-    + """config = json.loads((here / "model.json").read_text())
+    + """config = json.loads((here / "model.json").read_text(encoding="utf-8"))
 model = timm.create_model(config["model"], **config["arguments"]).eval()
 model.load_state_dict(load_file(here / "model.safetensors"), strict=True)
 """
@@ -79,7 +80,7 @@ from remask.tasks.export import load_export
 here = Path(__file__).parent
 """
     + READER
-    + """config = json.loads((here / "model.json").read_text())
+    + """config = json.loads((here / "model.json").read_text(encoding="utf-8"))
 model, _ = load_export(here)
 """
 )
@@ -132,9 +133,9 @@ def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str,
         what, end = SCRIPTS[recipe.task]
         content["loader"] = "remask"
         script, state = OPENING.format(what=what, loader="remask") + REMASK + PICTURE + end, model.state_dict()
-        (folder / "recipe.toml").write_text(dump(recipe))
-    (folder / "model.json").write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "load_example.py").write_text(script)
+        (folder / "recipe.toml").write_text(dump(recipe), encoding="utf-8")
+    (folder / "model.json").write_text(json.dumps(encodable(content), indent=2) + "\n", encoding="utf-8")
+    (folder / "load_example.py").write_text(script, encoding="utf-8")
     save_file(_plain(state), folder / "model.safetensors", metadata={"format": "pt"})
     return str(content["loader"])
 

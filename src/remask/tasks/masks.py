@@ -13,6 +13,7 @@ from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
 from remask.images.classes import Declared
 from remask.images.files import printable
+from remask.images.hold_out import hold_out
 from remask.images.left_out import notes
 from remask.images.masks import IGNORE, MaskFiles, open_masks
 from remask.images.measuring import FirstOf
@@ -123,8 +124,13 @@ def pairs(data: MasksData, seed: int, facts: Any, begun: Any = None) -> tuple[Ma
         source = source.by_classes(run["classes"], "the run")
     if data.val is None:
         order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
-        cut = max(1, len(order) // 5)
-        return source.subset(order[cut:]), source.subset(order[:cut])
+        held_out = hold_out(order)
+        if not held_out.train:
+            raise UserError(
+                f"{printable(source.name)} has a single picture with a mask: none can be held out for the test; give "
+                "more pictures, or test pictures with --val and --val-masks"
+            )
+        return source.subset(held_out.train), source.subset(held_out.test)
     val = open_masks(data.val, data.val_masks, otherwise=source.said, **given)
     return source, val.by_classes(source.classes, printable(source.name))
 

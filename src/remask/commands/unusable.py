@@ -1,0 +1,34 @@
+"""Pictures that an evaluation cannot use: left out, named once, counted with its result."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from remask.images import Batch, Source, TooManyBad
+from remask.images.files import printable
+from remask.types import UserError
+
+
+class Unusable:
+    """Gets a line for each unusable picture of some sources, and says it, once; `lines` are all of them."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.lines = say, list[str]()
+
+    def __call__(self, line: str) -> None:
+        if line not in self.lines:
+            self.lines.append(line)
+            self.say(f"skipped {line}")
+
+
+def bounded(source: Source, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of an evaluation. Raises UserError where more pictures cannot be used than is allowed."""
+    try:
+        yield from batches
+    except TooManyBad as error:
+        first = "; ".join(f"{where}: {reason}" for where, reason in list(error.bad.items())[:3])
+        raise UserError(
+            f"{len(error.bad)} of {len(source)} pictures of {printable(source.name)} cannot be used, more than is "
+            f"allowed ({first}): remask data check names them all; repair them, or leave them out with --exclude"
+        ) from None
+
+
+__all__ = ["Unusable", "bounded"]
