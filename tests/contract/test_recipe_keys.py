@@ -65,7 +65,7 @@ VALUES: dict[str, list[Any]] = {
     "backbone.patch_size": [2],
     "masking.ratio": [0.5],
     "masking.cell": [2, 1],
-    "masking.cell_pixels": [8, 16],
+    "masking.cell_pixels": [16, 8],
     "method.name": ["mae", "simmim"],
     "method.target": ["hog", "pixels"],
     "jd.target": ["pixels", "hog-l2"],
