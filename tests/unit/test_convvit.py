@@ -212,7 +212,10 @@ def test_overrides_and_what_rebuilds_the_network() -> None:
         (lambda: made({}, "resnet"), "did you mean convvit_base, convvit_base_wide"),
         (lambda: made({"heads": 2}), "did you mean num_heads"),
         (lambda: made({"width": 96, "dims": (1, 2, 3)}), "both width and dims"),
-        (lambda: made({"patch_size": 14}), "multiple of 4, not 14"),
+        (
+            lambda: made({"patch_size": 14}),
+            "backbone.patch_size 14: the patches of a ConvViT are a multiple of 4 pixels",
+        ),
         (lambda: made({"depths": (1, 2)}), r"depths cannot be \(1, 2\)"),
         (lambda: made({"strides": (4, 0, 2)}), "strides cannot be"),
         (lambda: made({"num_heads": 7}), "7 heads do not divide ConvViT's width 768"),
