@@ -179,7 +179,11 @@ class Masking:
             return cells, hidden, [None] * self.views if self.prediction is None else [hidden]
         # DMJD Eq. (3): the share of new tokens, min(m_pred - m_corr, (K-1) m_corr), spread evenly over views 2..K
         later = self.views - 1
-        fresh = min(int(min(self.prediction - self.ratio, later * self.ratio) * n), later * hidden, visible)
+        share = min(self.prediction - self.ratio, later * self.ratio)
+        everything = (
+            self.prediction == 1 and 1 - self.ratio <= later * self.ratio
+        )  # all that view 1 sees, however counted
+        fresh = min(visible if everything else int(share * n), later * hidden, visible)
         if fresh < later:
             raise UserError(
                 f"{self.views} views are more than the tokens allow: at ratio {self.ratio} and prediction "

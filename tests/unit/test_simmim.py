@@ -169,3 +169,14 @@ def test_other_replacing_methods_hide_whole_tokens(method: str) -> None:
     keys = {**SWIN_MICRO, "method.target": target}
     with pytest.raises(UserError, match=f"method {method} hides whole patches; only fastmim hides parts of one"):
         load_recipe("simmim-vit-micro-cifar", {**keys, "method.name": method, "masking.cell_pixels": 4}, environment={})
+
+
+@pytest.mark.parametrize("count", ["mae", "simmim", "maskfeat"])
+@pytest.mark.parametrize(("side", "ratio"), [(5, 0.8), (7, 0.6), (6, 0.6), (14, 0.75), (9, 0.55), (13, 0.9)])
+def test_two_views_hide_everything_however_cells_are_counted(count: Count, side: int, ratio: float) -> None:
+    masking = Masking(ratio=ratio, views=2, count=count)
+    counts = masking.counts((side, side))
+    mask = masking(3, (side, side), torch.Generator().manual_seed(0)).mask
+    assert counts.predicted == side**2
+    assert mask.any(0).all()
+    assert (mask.sum(-1) == counts.hidden).all()
