@@ -39,7 +39,12 @@ class Levels:
         return "full" if self.low is None or self.high is None else [self.low, self.high]
 
     def values(self, image: Tensor) -> Tensor:
-        """An 8-bit image as uint16 where the numbers are meant for 8 bits too: they lie in 0..255 and are not both."""
+        """An 8-bit image as uint16 where the numbers are meant for 8 bits too: they lie in 0..255 and are not both.
+
+        Values as they are stored (`RAW`) are floats where 8 bits do not hold them: torch computes little with uint16.
+        """
+        if self.low == -math.inf and image.dtype == torch.uint16:
+            return image.float()
         if image.dtype != torch.uint8 or self.low is None or self.high is None:
             return image
         meant = self.low >= 0 and self.high <= 255 and (self.low, self.high) != FULL_RANGE[torch.uint8]

@@ -113,7 +113,8 @@ def test_no_level_of_12_bits_is_lost_and_nothing_changes_without_levels() -> Non
     image = decode(stream.getvalue(), 1, levels=Levels(0, 4095))
     assert image.dtype == torch.uint16
     assert len(np.unique(image.numpy())) == 4096
-    assert len(decode(stream.getvalue(), 1).unique()) == 16  # as runs before had it
+    assert len(decode(stream.getvalue(), 1).unique()) == 4096  # as they are stored, in floats
+    assert len(decode(stream.getvalue(), 1, levels=None).unique()) == 16  # as runs before had it
 
 
 @pytest.mark.parametrize(

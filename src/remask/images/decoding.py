@@ -14,7 +14,7 @@ from torch import Tensor
 
 from remask.images.deep import EXTRA, TIFF, Deep, Unread, read_deep
 from remask.images.heif import NoHeifReader, heif_formats, holds_heif
-from remask.levels import Levels
+from remask.levels import RAW, Levels
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
@@ -34,16 +34,16 @@ def decode(
     *,
     max_pixels: int = 100_000_000,
     reduction: Reduction | None = None,
-    levels: Levels | None = None,
+    levels: Levels | None = RAW,
 ) -> Num[Tensor, "C H W"]:
     """Pixels of an encoded picture, or of an array HW or HWC, with `channels` bands.
 
     Encoded: turned as EXIF says, first frame or page, CMYK and palette as Pillow converts them, alpha dropped unless
     it is wanted. Gray is repeated to 3 channels, RGB becomes luma for 1; other numbers of bands must be the picture's.
 
-    levels   8-bit pictures give uint8, 16-bit ones uint16, all others float32, with the values that they have. None:
-             everything becomes uint8: 16 bits keep their high byte, 32-bit integers beyond 16 bits and floats are
-             scaled from their own minimum..maximum; of arrays, floats are 0..1
+    levels   8-bit pictures give uint8, all others float32 with the values that they have. With a range, 16 bits give
+             uint16, which networks scale. None: everything becomes uint8: 16 bits keep their high byte, 32-bit integers
+             beyond 16 bits and floats are scaled from their own minimum..maximum; of arrays, floats are 0..1
 
     The size is read from the header first: a picture of more than `max_pixels` is refused before a pixel is decoded,
     and one within it takes at most 20 bytes a pixel and band while it is decoded (2 GB at the default).

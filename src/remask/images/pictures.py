@@ -128,7 +128,11 @@ class Pictures:
 
 def decoded(data: bytes | np.ndarray, channels: int, scaling: Scaling | None) -> Num[Tensor, "C H W"]:
     """Pixels in 0..255, black to white: uint8, or floats of a set that is deeper. Raises BadImage."""
-    return scaling.shades(decode(data, channels, levels=scaling.levels)) if scaling else decode(data, channels)
+    return (
+        scaling.shades(decode(data, channels, levels=scaling.levels))
+        if scaling
+        else decode(data, channels, levels=None)
+    )
 
 
 class _Cache(Protocol):
