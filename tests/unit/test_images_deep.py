@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images import open_source
+from remask.images import CentreCrop, Loader, open_source
 from remask.images.decoding import BadImage, decode
 from remask.images.stored import stored
-from remask.levels import FULL, Levels
+from remask.levels import FULL, Levels, Scaling
 from remask.types import UserError
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
@@ -236,3 +236,22 @@ def test_tars_and_parquet_hold_deep_pictures_and_arrays(tmp_path: Path) -> None:
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([array.transpose(2, 0, 1).copy()] * 2))
     parquet.write_table(pa.table({"bands": tensors}), tmp_path / "z.parquet")
     assert same(open_source(str(tmp_path / "z.parquet")).read(0), array)
+
+
+@pytest.mark.parametrize(("workers", "cache_mb"), [(0, 0), (0, 64), (2, 0)])
+def test_a_picture_beyond_the_range_is_named_once_and_used_as_it_is(
+    tmp_path: Path, workers: int, cache_mb: int
+) -> None:
+    for i in range(6):
+        Image.fromarray(np.full((8, 8), 5000 if i == 4 else 100 * i, np.uint16)).save(tmp_path / f"{i}.png")
+    said: list[str] = []
+    loader = Loader(
+        open_source(str(tmp_path)), CentreCrop((8, 8)), 6, shuffle=False, drop_last=False, channels=1,
+        workers=workers, cache_mb=cache_mb, scaling=Scaling(Levels(0, 4095), (0.5,), (0.25,)), remark=said.append,
+    )  # fmt: skip
+    for _ in range(2):
+        (batch,) = loader.epoch(0)
+        assert int(batch.images[4, 0, 0, 0]) == 5000, "it is not clipped"
+    assert [line.rpartition("/")[2] for line in said] == [
+        "4.png: values reach from 5000 to 5000, beyond 0 to 4095 of data.range"
+    ]
