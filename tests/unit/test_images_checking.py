@@ -37,7 +37,7 @@ def test_counts(folder: Path, workers: int) -> None:
     assert found.shorter == 16
     assert found.kinds == {"PNG RGB, 8 bits": 3, "JPEG RGB, 8 bits": 1, "PNG I, 16 bits": 1}
     assert found.classes == {"a": 2, "b": 4}
-    assert found.decoded_bytes == 3 * (800 + 2048 + 240 + 240 + 256)
+    assert found.decoded_bytes == 3 * (800 + 2048 + 240 + 240 + 2 * 256)  # the last one has 16 bits
     assert found.decode_rate >= found.loader_rate > 0
 
 
@@ -67,3 +67,10 @@ def test_hostile_files(shared: Path) -> None:
     assert found.usable + len(found.unusable) == found.pictures == 45
     assert all(reason and "\n" not in reason for reason in found.unusable.values())
     assert any("bomb" in where for where in found.unusable)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("uint8", 1), ("uint16", 2), ("float32", 4)])
+def test_decoded_bytes_are_those_of_the_values(tmp_path: Path, kind: str, size: int) -> None:
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", (np.arange(60).reshape(6, 10) + i).astype(kind))
+    assert survey(open_source(str(tmp_path)), channels=1, patch=1).decoded_bytes == 3 * 60 * size

@@ -83,6 +83,7 @@ class Facts(NamedTuple):
     frames: int
     size: Size
     stored: int
+    decoded: int
     digest: bytes
     mean: np.ndarray
     square: np.ndarray
@@ -120,11 +121,11 @@ def survey(
         counts = sorted(Counter(source.labels).items())
         found.classes = {names[n] if 0 <= n < len(names) else str(n): count for n, count in counts}
     if facts:
-        _summarise(found, facts, channels, patch)
+        _summarise(found, facts, patch)
     return found
 
 
-def _summarise(found: Survey, facts: list[Facts], channels: int, patch: int) -> None:
+def _summarise(found: Survey, facts: list[Facts], patch: int) -> None:
     heights, widths = [fact.size[0] for fact in facts], [fact.size[1] for fact in facts]
     found.kinds = dict(Counter(fact.kind for fact in facts).most_common())
     found.height, found.width = _spread(heights), _spread(widths)
@@ -137,7 +138,7 @@ def _summarise(found: Survey, facts: list[Facts], channels: int, patch: int) -> 
     found.mean = [round(float(value), 4) for value in mean]
     found.std = [round(float(value), 4) for value in np.sqrt(np.maximum(variance, 0))]
     found.stored_bytes = sum(fact.stored for fact in facts)
-    found.decoded_bytes = sum(height * width * channels for height, width in zip(heights, widths, strict=True))
+    found.decoded_bytes = sum(fact.decoded for fact in facts)
     decoding = statistics.fmean(fact.decoding for fact in facts)
     cropping = [fact.cropping for fact in facts if fact.cropping is not None]
     found.decode_rate = round(1 / max(decoding, 1e-6), 1)
@@ -177,7 +178,9 @@ class Look:
         digest = hashlib.blake2b(content, digest_size=16).digest()
         shape = int(image.shape[1]), int(image.shape[2])
         header = stored(data, self._channels)
-        return Facts(header.kind, header.frames, shape, len(content), digest, mean, square, decoding, cropping)
+        return Facts(
+            header.kind, header.frames, shape, len(content), image.nbytes, digest, mean, square, decoding, cropping
+        )
 
 
 @functools.cache
