@@ -257,13 +257,22 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
     try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
+        _end(app(arguments, standalone_mode=False) or 0)
     except Exception as error:
         if debug:
             raise
-        sys.exit(_of_all(error))
+        _end(_of_all(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end(code: int) -> NoReturn:
+    """Exit, and where other processes were joined without waiting for the threads that served them."""
+    if "remask.processes" in sys.modules:
+        from remask.processes import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 def _of_all(error: Exception) -> int:

@@ -6,12 +6,14 @@ is the special case in which every exchange returns what it was given.
 """
 
 import contextlib
+import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,9 @@ from remask.launcher import count, place
 from remask.types import UserError
 
 T = TypeVar("T")
+
+_JOINED = list["World"]()
+"""What this process has been one of: empty until it is joined with others."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,11 @@ def joined(device: str = "auto") -> Iterator[World]:
     start = f"remask/start-{count('TORCHELASTIC_RESTART_COUNT')}"
     store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
+    _JOINED.append(world)
     yield world
     world.wait()
     dist.destroy_process_group()  # not after an error: it could wait for those that are gone
+    gc.collect()  # DistributedDataParallel, kept by reference cycles, keeps gloo's threads alive: see `leave`
 
 
 def launched() -> bool:
@@ -173,6 +180,19 @@ def ended(code: int) -> tuple[bool, int]:
     return said == own, int(said.partition(":")[2])
 
 
+def leave(code: int) -> NoReturn:
+    """Exit, and at once where this process was joined with others: all that it writes must be closed.
+
+    Gloo's threads outlive the process group (DTensor's caches keep it), or the failure of another process. One that
+    waits for the interpreter's lock while the interpreter ends is unwound through compiled code, which aborts.
+    """
+    if not _JOINED:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 ALONE = World()
 
-__all__ = ["ALONE", "World", "ended", "joined", "launched", "may_restart", "restarted"]
+__all__ = ["ALONE", "World", "ended", "joined", "launched", "leave", "may_restart", "restarted"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from remask import cli
 from remask.images import Loader
-from remask.processes import joined
+from remask.processes import joined, leave
 from remask.recipe import Recipe, choose
 from remask.session import train
 from remask.trainer import Trainer
@@ -50,6 +50,7 @@ def equal(pictures: Path, folder: Path) -> None:
         train(begun, folder / "begun", True, True, world)
         train(recipe(pictures, "optim.max_steps=7"), folder / "changed", True, True, world)
         train(recipe(pictures, "runtime.parallel=fsdp"), folder / "changed", True, False, world)
+    leave(0)  # as the command line does
 
 
 def killed(step: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from remask import cli, processes
-from remask.processes import World, ended, joined, may_restart, restarted
+from remask.processes import World, ended, joined, leave, may_restart, restarted
 from remask.types import UserError
 
 TORCHRUN = {
@@ -82,6 +82,22 @@ def test_after_that_the_first_to_fail_speaks_and_all_end_with_its_code(launched:
     launched.setenv("RANK", "0")
     launched.setenv("LOCAL_RANK", "0")
     assert ended(1) == (False, 2)
+
+
+def test_one_of_many_ends_without_waiting_for_threads_that_the_others_may_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The interpreter's own way out frees gloo's threads while they run: seen to abort, three times in some hundred."""
+
+    def at_once(code: int) -> None:
+        raise KeyboardInterrupt(code)
+
+    monkeypatch.setattr(processes.os, "_exit", at_once)
+    with pytest.raises(SystemExit, match="2"):
+        leave(2)
+    monkeypatch.setattr(processes, "_JOINED", [World(1, 2)])
+    with pytest.raises(KeyboardInterrupt, match="2"):
+        leave(2)
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("3", 0)])
