@@ -10,7 +10,9 @@ from typing import Any
 
 from benchmarks.gpu_steps import Case, Rows, Session, Step, ours
 from remask.build import build_loader
-from remask.images import RandomCropFlip, decode, open_source
+from remask.images.decoding import decode
+from remask.images.sources import open_source
+from remask.images.transforms import RandomCropFlip
 from remask.runtime import generator
 
 

@@ -21,9 +21,12 @@ from PIL import Image
 from benchmarks import entrants
 from benchmarks.step import RANDOM
 from remask.build import build_method
-from remask.images import Loader, RandomCropFlip, Source, decode, open_source
+from remask.images.decoding import decode
+from remask.images.loader import Loader
 from remask.images.packing import Form, pack
 from remask.images.pictures import Pictures
+from remask.images.sources import Source, open_source
+from remask.images.transforms import RandomCropFlip
 from remask.recipe import load_recipe
 from remask.runtime import keep_freed_memory
 

@@ -26,8 +26,13 @@ def probes(method: Any, data: Path, size: tuple[int, int], held_out: bool = Fals
     """
     import torch
 
-    from remask.evaluation import extract, linear_probe, weighted_knn
-    from remask.images import CentreCrop, Subset, iterate, open_source
+    from remask.evaluation.features import extract
+    from remask.evaluation.knn import weighted_knn
+    from remask.evaluation.linear import linear_probe
+    from remask.images.loader import iterate
+    from remask.images.sources import open_source
+    from remask.images.subset import Subset
+    from remask.images.transforms import CentreCrop
 
     torch.set_num_threads(1)
     sources: list[Any] = [open_source(str(data / "train.parquet"), labelled=True)]

@@ -16,12 +16,14 @@ from remask.backbones.makers import maker
 from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
 from remask.checkpoint import RunFolder
-from remask.errors import naming
+from remask.errors import UserError, naming
 from remask.heads import Decoder, TokenDecoder
-from remask.images import Loader, RandomCropFlip, Source
 from remask.images.device import no_decoder
+from remask.images.levels import Levels, Scaling
+from remask.images.loader import Loader
+from remask.images.sources import Source
+from remask.images.transforms import RandomCropFlip
 from remask.ledger import Ledger, forward_gflops
-from remask.levels import Levels, Scaling
 from remask.masking import Blocks, Counts, Masking, Score, count_of, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
@@ -39,7 +41,7 @@ from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.teaching import build_teachers, map_teacher, student_layers, weight_of
 from remask.tokens import cell_of
 from remask.trainer import Hook, Trainer
-from remask.types import Size, UserError
+from remask.types import Size
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")

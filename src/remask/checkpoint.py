@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from remask.escaping import encodable, is_text, printable, quoted
+from remask.errors import UserError
+from remask.files.escaping import encodable, is_text, printable, quoted
+from remask.files.tensors import refuse_non_finite
 from remask.parallel import cut_like, like, whole
-from remask.tensor_files import refuse_non_finite
-from remask.types import UserError
 
 FORMAT = 2
 """Of run folders, in env.json: 1 is what says none. recipe/formats.py has the rules that each was started with."""

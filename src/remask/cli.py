@@ -14,7 +14,7 @@ from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan, laun
 from remask.cli_flags import Exclude
 from remask.cli_hints import explained as _explained
 from remask.errors import UserError
-from remask.escaping import escape_on
+from remask.files.escaping import escape_on
 
 app = typer.Typer(
     name="remask",

@@ -158,7 +158,7 @@ def _run(
     out: Path | None, eval_only: bool, device: str | None, quiet: bool, verify_data: bool,
 ) -> None:  # fmt: skip
     from remask import commands
-    from remask.types import UserError
+    from remask.errors import UserError
 
     given = {key: value for key, value in flags.items() if value is not None}
     if not eval_only:

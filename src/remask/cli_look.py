@@ -52,7 +52,7 @@ def probe(
     chosen: Any = "all" if layers == "all" else _numbers("--layers", layers, int)
     shares = _numbers("--fractions", fractions, float) or []
     from remask import commands
-    from remask.types import UserError
+    from remask.errors import UserError
 
     if protocol not in ("fast", "mae", "attentive"):
         raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
@@ -78,7 +78,7 @@ def embed(
 ) -> None:
     """Write a feature vector for every picture."""
     from remask import commands
-    from remask.types import UserError
+    from remask.errors import UserError
 
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")

@@ -9,13 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from remask.build import build_backbone, build_target, codebook_features, scaling_of
-from remask.images import CentreCrop, Source, Subset, iterate, open_source
+from remask.errors import UserError
+from remask.images.loader import iterate
+from remask.images.sources import Source, open_source
+from remask.images.subset import Subset
+from remask.images.transforms import CentreCrop
 from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.recipe import Target as TargetRecipe
 from remask.runtime import generator
 from remask.targets.tokens import Codebook, fit_codebook, save_codebook
-from remask.types import UserError
 
 FILE = "codebook.safetensors"
 ROWS = 200_000

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, TextIO, TypeVar
 
-from remask.escaping import on_one_line
+from remask.files.escaping import on_one_line
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from remask.data_record import FIRST, Sources
-from remask.images import Source
 from remask.images.coco import CocoSource
 from remask.images.fingerprint import Inventory, inventory, of_boxes, of_file, of_masks
 from remask.images.masks import MaskFiles
+from remask.images.sources import Source
 from remask.recipe import Recipe
 from remask.recipe.downstream import Downstream
 

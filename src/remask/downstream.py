@@ -14,10 +14,11 @@ from remask.checkpoint import RunFolder, find, load_weights, save
 from remask.console import Watch, console
 from remask.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.data_sources import of_task
-from remask.escaping import printable
+from remask.errors import UserError
 from remask.evaluation.keeping import keep
-from remask.images import TooManyBad
+from remask.files.escaping import printable
 from remask.images.differences import of_classes
+from remask.images.loader import TooManyBad
 from remask.interop.loaded import loaded_of
 from remask.ledger import Ledger
 from remask.listing import environment
@@ -26,7 +27,6 @@ from remask.recipe import dump
 from remask.recipe.downstream import Downstream
 from remask.runtime import Runtime
 from remask.trainer import Batches, Trainer
-from remask.types import UserError
 
 
 class Task(NamedTuple):

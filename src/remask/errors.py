@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from remask.escaping import on_one_line
+from remask.files.escaping import on_one_line
 
 
 class UserError(Exception):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from remask.types import UserError
+from remask.errors import UserError
 
 Result = TypeVar("Result")
 

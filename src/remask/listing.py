@@ -138,7 +138,9 @@ def _decode_speed(seconds: float = 1.0) -> float:
     import torch
     from PIL import Image
 
-    from remask.images import RandomCropFlip, decode, open_source
+    from remask.images.decoding import decode
+    from remask.images.sources import open_source
+    from remask.images.transforms import RandomCropFlip
 
     buffer = io.BytesIO()
     photo = decode(open_source("photos").read(0))

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from remask.types import Grid, UserError
+from remask.errors import UserError
+from remask.types import Grid
 from remask.views import Views
 
 WHOLE = slice(None)

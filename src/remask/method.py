@@ -13,13 +13,14 @@ from jaxtyping import Float, Num
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
+from remask.color_jitter import Jitter
 from remask.distances import Distance
+from remask.errors import UserError
 from remask.heads import Head
-from remask.images import Jitter
 from remask.masking import WHOLE, Masking
 from remask.targets import Target, per_view
 from remask.tokens import grid_of, whole_grid
-from remask.types import Features, Grid, Images, Size, UserError
+from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
 Region = Literal["masked", "visible", "seen"]

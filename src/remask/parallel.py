@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from remask.errors import UserError
 from remask.processes import World
-from remask.types import UserError
 
 Parallel = Literal["ddp", "fsdp"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from remask.images import Source
+from remask.errors import UserError
 from remask.images.measuring import measure
+from remask.images.sources import Source
 from remask.recipe import Recipe
-from remask.types import UserError
 
 
 def with_pixel_rule(recipe: Recipe, source: Source) -> tuple[Recipe, str]:

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from remask.errors import UserError
 from remask.launcher import count, place
-from remask.types import UserError
 
 T = TypeVar("T")
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from remask.build import build_method
 from remask.checkpoint import RunFolder, find, load_weights, position
-from remask.escaping import quoted
+from remask.errors import UserError
+from remask.files.escaping import quoted
 from remask.method import Method
 from remask.progressive import at_size, grow, phase_of, phases
 from remask.recipe import Recipe, load_recipe
 from remask.recipe.formats import rules_of
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
+from remask.errors import UserError
 from remask.parallel import Parallel, Plan, spread
 from remask.processes import ALONE, World
-from remask.types import UserError
 
 
 def generator(seed: int, *parts: int | str) -> Generator:

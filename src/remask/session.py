@@ -13,14 +13,18 @@ from remask.checkpoint import RunFolder, position
 from remask.console import Console, console
 from remask.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.data_sources import CODEBOOK, of_pretraining
-from remask.escaping import on_one_line, printable
-from remask.evaluation import extract, weighted_knn
-from remask.images import Batch, CentreCrop, Loader, Source, Subset, TooManyBad, iterate, open_source
+from remask.errors import UserError
+from remask.evaluation.features import extract
+from remask.evaluation.knn import weighted_knn
+from remask.files.escaping import on_one_line, printable
 from remask.images.device import no_decoder
 from remask.images.fingerprint import of_file
 from remask.images.hold_out import hold_out, parts
 from remask.images.left_out import notes as left_out
-from remask.images.sources import open_second
+from remask.images.loader import Batch, Loader, TooManyBad, iterate
+from remask.images.sources import Source, open_second, open_source
+from remask.images.subset import Subset
+from remask.images.transforms import CentreCrop
 from remask.listing import environment
 from remask.method import Method
 from remask.parallel import whole
@@ -33,7 +37,6 @@ from remask.report.equation import equation
 from remask.runtime import Runtime, generator, resolve
 from remask.starting import loaded_lines
 from remask.trainer import Hook, Trainer
-from remask.types import UserError
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from remask.backbones.makers import tag_of
 from remask.backbones.tables import resize_state
-from remask.errors import naming
+from remask.errors import UserError, naming
+from remask.files.tensors import refuse_non_finite
 from remask.heads import Decoder
 from remask.interop import convmae, mae
 from remask.interop.encoder_files import LAYOUT_OF
@@ -22,8 +23,6 @@ from remask.interop.state_dicts import read
 from remask.method import Method
 from remask.recipe import Recipe
 from remask.targets.cached import Cached
-from remask.tensor_files import refuse_non_finite
-from remask.types import UserError
 
 DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}
 """Kinds of files that hold a decoder, and the methods that have such a one."""

@@ -8,7 +8,7 @@ import timm
 
 from remask.backbones import Backbone
 from remask.backbones.vit import SMALL
-from remask.errors import naming
+from remask.errors import UserError, naming
 from remask.interop.encoder_files import NORMALISATIONS
 from remask.interop.encoders import open_encoder
 from remask.interop.loaded import loaded_of, remember
@@ -19,7 +19,7 @@ from remask.runtime import seeded
 from remask.targets import Encoded, Target
 from remask.targets.cached import Cached
 from remask.targets.teacher import Teacher
-from remask.types import Size, UserError
+from remask.types import Size
 
 MAPS = ("torchvision", "clip", "open_clip", "tae")
 """Kinds of teachers that give a map of features and no tokens."""

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from remask.types import Grid, Size, UserError
+from remask.errors import UserError
+from remask.types import Grid, Size
 
 
 def grid_of(size: Size, patch: Size) -> Grid:

@@ -16,13 +16,13 @@ from torch import Generator, Tensor, nn
 
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Console, clock
-from remask.escaping import quoted
+from remask.errors import UserError
+from remask.files.escaping import quoted
 from remask.fitting import attempted, fewest, fitted
 from remask.ledger import Ledger, Window
 from remask.optim import Schedule, set_lr
 from remask.parallel import exchanging
 from remask.runtime import Runtime, StopRequest, generator, seeded
-from remask.types import UserError
 
 
 class Draw(Protocol):

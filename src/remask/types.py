@@ -13,8 +13,6 @@ from typing import NamedTuple, TypeAlias
 from jaxtyping import Float, Int, UInt8, UInt16
 from torch import Tensor
 
-from remask.errors import UserError
-
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of the token grid, N = rows · columns."""
 
@@ -35,4 +33,4 @@ class Features(NamedTuple):
     tokens: Float[Tensor, "R N D"]
 
 
-__all__ = ["Features", "Grid", "Ids", "Images", "Size", "UserError"]
+__all__ = ["Features", "Grid", "Ids", "Images", "Size"]

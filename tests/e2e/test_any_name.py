@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from remask import commands
-from remask.escaping import literal, printable
-from remask.images import open_source
+from remask.errors import UserError
+from remask.files.escaping import literal, printable
+from remask.images.sources import open_source
 from remask.recipe import load_recipe
-from remask.types import UserError
 
 NAMES = [
     "$x^2$", "$\\frac{$", "_hidden", "a\\b^{c}", "quote'\"`", "[red]", "[bold]", "line\nbreak", "עברית\u202ex",

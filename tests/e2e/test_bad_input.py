@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from remask import commands
+from remask.errors import UserError
 from remask.images.masks import open_masks
 from remask.recipe.downstream import MasksData
 from remask.tasks.masks import pairs
-from remask.types import UserError
 from tests.e2e.test_dense import NETWORK, SETTINGS, drawn, of_boxes, of_masks
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from remask import commands
-from remask.images import TooManyBad
+from remask.errors import UserError
+from remask.images.loader import TooManyBad
 from remask.report.reading import Fact
 from remask.report.task import _results
-from remask.types import UserError
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0", "optim.batch_size=4"]
 TASKS = ("finetune", "segment", "detect")

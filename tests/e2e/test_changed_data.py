@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from remask import codebook, commands
 from remask.checkpoint import RunFolder
-from remask.types import UserError
+from remask.errors import UserError
 from tests.e2e.test_dense import drawn
 
 SMALL = [

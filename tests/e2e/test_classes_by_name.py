@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from remask import cli, commands
+from remask.errors import UserError
 from remask.recipe.downstream import BoxesData, MasksData
 from remask.tasks.boxes import opened
 from remask.tasks.masks import pairs
 from remask.trainer import Trainer
-from remask.types import UserError
 
 NAMES = ("ant", "bee", "cow", "dog")
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 60, 220), (220, 210, 30), (200, 40, 210), (30, 210, 210),
@@ -295,7 +295,8 @@ def test_a_run_of_an_older_version_goes_on_with_its_numbers(tmp_path: Path, monk
 
 def older(monkeypatch: pytest.MonkeyPatch, classes: list[str]) -> Any:
     """`open_source` with labels as numbers of more classes than there are."""
-    from remask.images import by_classes, open_source
+    from remask.images.sources import open_source
+    from remask.images.subset import by_classes
 
     return lambda *arguments, **more: by_classes(open_source(*arguments, **more), classes, "the old run")
 

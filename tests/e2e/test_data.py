@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from remask import cli, commands
+from remask.errors import UserError
 from remask.recipe import load_recipe
-from remask.types import UserError
 
 
 def remask(

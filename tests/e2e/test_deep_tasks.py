@@ -12,9 +12,9 @@ from PIL import Image
 from remask import commands
 from remask.images.boxes import BoxLoader, Fit
 from remask.images.coco import open_coco
+from remask.images.levels import Levels, Scaling
 from remask.images.masks import open_masks
 from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
-from remask.levels import Levels, Scaling
 from remask.tasks.export import load_export
 
 STEPS: dict[str, Any] = {
@@ -69,7 +69,7 @@ def test_a_classifier_keeps_its_range(classes: Path, tmp_path: Path) -> None:
 
 
 def test_what_knows_8_bits_alone_is_refused(classes: Path, tmp_path: Path) -> None:
-    from remask.types import UserError
+    from remask.errors import UserError
 
     given = {**STEPS, "data.source": str(classes), "augment.randaugment": "rand-m9-mstd0.5-inc1"}
     with pytest.raises(UserError, match=r"randaugment.*8 bits, and these are deeper.*data.range=byte"):

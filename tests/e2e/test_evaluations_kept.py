@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from remask import commands
+from remask.errors import UserError
 from remask.report.evaluations import evaluations
-from remask.types import UserError
 from tests.e2e.test_probe_small import cut, pictures
 
 TASK = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0", "optim.batch_size=4", "optim.epochs=1"]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from remask import commands
-from remask.types import UserError
+from remask.errors import UserError
 
 LOOK = commands.Look(image_size=(16, 16))
 NET = "untrained:vit_micro"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from remask import commands
-from remask.types import UserError
+from remask.errors import UserError
 
 NET, LOOK = "untrained:vit_micro", commands.Look(image_size=(16, 16))
 PROBES = {

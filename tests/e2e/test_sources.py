@@ -16,8 +16,8 @@ from PIL import Image
 
 from remask import cli, commands
 from remask.commands import Asked, Look
+from remask.errors import UserError
 from remask.recipe import load_recipe
-from remask.types import UserError
 
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 60, 220)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remask import cli
-from remask.images import Loader
+from remask.images.loader import Loader
 from remask.processes import joined, leave
 from remask.recipe import Recipe, choose
 from remask.session import train

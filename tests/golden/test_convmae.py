@@ -13,6 +13,7 @@ from torch import Tensor
 
 from remask.backbones.convvit import ConvViT, create_convvit
 from remask.backbones.convvit_network import ConvViTNetwork
+from remask.errors import UserError
 from remask.interop import convmae as interop
 from remask.interop.mae import MEAN, STD
 from remask.masking import Masking
@@ -20,7 +21,6 @@ from remask.method import Method
 from remask.methods.convmae import convmae
 from remask.targets import Pixels
 from remask.tokens import sincos_positions, take
-from remask.types import UserError
 from remask.views import Views
 from tests.dense_convvit import dense
 from tests.golden.convvit import (

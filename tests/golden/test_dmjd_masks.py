@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.interop import dmjd as interop
 from remask.masking import Masking
-from remask.types import Grid, UserError
+from remask.types import Grid
 from tests.golden.vectors import File, Folder, some
 
 SYSTEM = "dmjd"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.interop import mae as interop
 from remask.masking import Masking
 from remask.method import Method
@@ -20,7 +21,6 @@ from remask.methods import mae
 from remask.optim import adamw, parameter_groups
 from remask.targets import Pixels
 from remask.tokens import patchify, sincos_positions, take, unpatchify
-from remask.types import UserError
 from remask.views import Views
 from tests.golden.vectors import Entries, File, Folder, activations, gradients, losses, norms, some, trajectory
 

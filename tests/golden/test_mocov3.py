@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remask.backbones.vit import ViT
+from remask.errors import UserError
 from remask.interop import mocov3 as interop
 from remask.tokens import sincos_positions
-from remask.types import UserError
 from tests.golden.vectors import Entries, Folder, activations, some, trajectory
 
 SYSTEM = "mocov3"

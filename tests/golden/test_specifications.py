@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from remask.backbones import Backbone
+from remask.errors import UserError
 from remask.interop import beit, convmae, dmae, dmjd, fastmim, mae, maskfeat, mocov3, simmim
 from remask.interop.start import constants, start
-from remask.types import UserError
 from tests.golden.vectors import Folder, roots
 
 IMAGENET = (0.485, 0.456, 0.406)

@@ -8,8 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from remask.errors import UserError
 from remask.masking import Blocks, Masking, random
-from remask.types import Grid, UserError
+from remask.types import Grid
 
 # The same examples on every run: a suite that fails at random is not believed when it fails.
 FEW = settings(max_examples=40, derandomize=True, deadline=None)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.evaluation.accuracy import Scores, confusion_picture, evaluate, score
 from remask.evaluation.classifier import Classifier
-from remask.images import Batch
-from remask.types import UserError
+from remask.images.loader import Batch
 
 CLASSES = 7
 

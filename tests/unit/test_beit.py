@@ -11,8 +11,8 @@ from torch import Tensor
 
 from remask.backbones.beit import SMALL, BeitViT, create_beit
 from remask.backbones.tables import resize_table, spline
+from remask.errors import UserError
 from remask.masking import Masking
-from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

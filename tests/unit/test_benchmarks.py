@@ -17,8 +17,8 @@ from benchmarks import __main__ as bench
 from benchmarks import entrants, gpu, gpu_steps, results, step
 from benchmarks.apart import Maker, apart
 from benchmarks.entrants import Seconds
+from remask.errors import UserError
 from remask.recipe import load_recipe
-from remask.types import UserError
 
 VIT = {"backbone.name": "vit_micro", "backbone.width": 32, "backbone.depth": 1, "backbone.heads": 2}
 SMALL = {**VIT, "data.image_size": 32, "method.decoder_width": 32, "method.decoder_depth": 2, "method.decoder_heads": 4}

@@ -13,7 +13,8 @@ from remask.backbones.vit import create_vit
 from remask.build import build_loader, build_method, build_trainer
 from remask.checkpoint import RunFolder
 from remask.console import Lines
-from remask.images import open_source
+from remask.errors import UserError
+from remask.images.sources import open_source
 from remask.masking import Masking
 from remask.methods import moma
 from remask.recipe import load_recipe
@@ -22,7 +23,6 @@ from remask.targets import Encoded
 from remask.targets import cached as module
 from remask.targets.cached import Cached, Shelf, fingerprint
 from remask.targets.teacher import Teacher
-from remask.types import UserError
 
 MEAN, STD = [0.5], [0.25]
 SIZE, PATCH = (16, 16), (4, 4)

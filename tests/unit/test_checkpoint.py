@@ -15,7 +15,7 @@ from torch import nn
 
 from remask import checkpoint
 from remask.checkpoint import RunFolder, find, load_weights, restore, save
-from remask.types import UserError
+from remask.errors import UserError
 
 
 def pair(seed: int = 0, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -10,11 +10,11 @@ from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.makers import maker
 from remask.build import build_method, checkpoint_blocks
+from remask.errors import UserError
 from remask.evaluation.segmenter import PixelLabels, Segmenter
 from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.runtime import generator, seeded
-from remask.types import UserError
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dmjd-vit-micro-cifar": {},

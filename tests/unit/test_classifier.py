@@ -17,11 +17,11 @@ from remask.backbones.convvit_network import ConvViTNetwork
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.evaluation.classifier import Classifier, MixedLabels
 from remask.evaluation.mixing import Mixing, soft_targets
 from remask.masking import Masking
 from remask.optim import parameter_groups
-from remask.types import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLASSES = 5

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from remask.backbones.cmt_network import VARIANTS, Cmt, resize_relative
-from remask.types import UserError
+from remask.errors import UserError
 
 # config.json of the vectors
 GOLDEN: Any = {"stem_width": 8, "embed_dims": (16, 32, 48, 64), "depths": (1, 2, 1, 1), "num_heads": (1, 2, 3, 4)}

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from remask import codebook, commands, session
 from remask.build import build_method
-from remask.images import open_source
+from remask.errors import UserError
+from remask.images.sources import open_source
 from remask.progressive import hand_over
 from remask.recipe import Recipe, load_recipe
 from remask.runs import open_run
 from remask.targets.tokens import Codebook, StoredIds, content_key, read_codebook, save_ids
 from remask.trainer import Trainer
-from remask.types import UserError
 
 
 def beit(**target: Any) -> Recipe:

@@ -9,7 +9,7 @@ import pytest
 
 from remask import console as module
 from remask.console import Bar, Lines, Watch, console
-from remask.escaping import on_one_line
+from remask.files.escaping import on_one_line
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from torch import Generator, nn
 from remask.backbones.convvit import create_convvit
 from remask.backbones.vit import create_vit
 from remask.distances import squared
+from remask.errors import UserError
 from remask.heads import Decoder
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.convmae import convmae
 from remask.methods.dmjd import dm, jd
 from remask.targets import Hog, Pixels
-from remask.types import UserError
 
 MEAN, STD, SIZE = [0.5] * 3, [0.25] * 3, (32, 32)
 OVERRIDES = {"dims": (64, 96, 128), "depths": (1, 1, 1), "num_heads": 2}

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from remask.backbones.convvit import ConvViT
 from remask.backbones.convvit_network import ConvBlock, ConvViTNetwork, Sizes
+from remask.errors import UserError
 from remask.tokens import sincos_positions
-from remask.types import UserError
 from remask.views import Views
 from tests.dense_convvit import dense
 

@@ -11,8 +11,8 @@ import pytest
 from remask import data_record
 from remask.checkpoint import RunFolder
 from remask.data_record import FIRST, Care, DataRecord, Sources
+from remask.errors import UserError
 from remask.images.fingerprint import Inventory
-from remask.types import UserError
 
 AT = {"step": 96, "epoch": 12.0}
 

@@ -15,7 +15,7 @@ from remask.distances import (
     smooth_l1_with,
     squared,
     squared_unit,
-)  # fmt: skip
+)
 
 A = [[0.5, -3.0, 2.0, 1.0], [1.0, 1.0, 0.0, -4.0]]
 B = [[0.0, 3.0, 2.5, -1.0], [1.0, 0.0, 0.5, 2.0]]

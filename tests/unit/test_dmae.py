@@ -6,12 +6,12 @@ from torch import Generator, Tensor, nn
 
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1_unit, squared, squared_unit
+from remask.errors import UserError
 from remask.heads import Align, Decoder
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, dmae, jd, mae
 from remask.targets import Encoded, Hog, Pixels
-from remask.types import UserError
 from tests.flops import flops_of
 
 MEAN, STD = [0.5], [0.25]

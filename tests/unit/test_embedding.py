@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
-from remask.evaluation import embedding, extract
+from remask.errors import UserError
+from remask.evaluation import embedding
 from remask.evaluation.embedding import UNKNOWN, embed
-from remask.types import UserError
+from remask.evaluation.features import extract
 
 
 class Some(NamedTuple):

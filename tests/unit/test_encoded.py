@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
+from remask.errors import UserError
 from remask.masking import Masking
 from remask.targets import Encoded, Pixels, per_view, prefix
 from remask.targets.teacher import resized
-from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

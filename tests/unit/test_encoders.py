@@ -15,6 +15,7 @@ from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import ViT, create_vit
+from remask.errors import UserError
 from remask.interop import convmae, dmjd, encoders, mae
 from remask.interop.encoders import KINDS, open_encoder
 from remask.interop.export import export_backbone
@@ -24,7 +25,6 @@ from remask.methods import mae as build_mae
 from remask.methods.convmae import convmae as build_convmae
 from remask.methods.dmjd import dm, jd
 from remask.targets import Pixels
-from remask.types import UserError
 
 SIZE = (32, 32)
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}

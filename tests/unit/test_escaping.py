@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remask.errors import UserError
-from remask.escaping import encodable, in_utf8, is_text, literal, marked, on_one_line, printable, quoted, unmarked
+from remask.files.escaping import encodable, in_utf8, is_text, literal, marked, on_one_line, printable, quoted, unmarked
 
 ANY = st.text(st.characters(exclude_categories=()) | st.sampled_from("\\\\\\nrtxuU0aA8e9'\"$\n\udcff\x85\u202e"))
 

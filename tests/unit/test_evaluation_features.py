@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from remask.backbones.vit import ViT, create_vit
-from remask.evaluation import extract, pixels
-from remask.types import UserError
+from remask.errors import UserError
+from remask.evaluation.features import extract, pixels
 
 
 class Some(NamedTuple):

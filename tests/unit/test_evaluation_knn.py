@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from remask.evaluation import knn, knn_classes, weighted_knn
-from remask.types import UserError
+from remask.errors import UserError
+from remask.evaluation import knn
+from remask.evaluation.knn import knn_classes, weighted_knn
 
 
 def blobs(n: int, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:

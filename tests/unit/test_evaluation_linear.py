@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remask.evaluation import linear_probe
-from remask.evaluation.linear import Weights, fit, spanned, standardised, stratified
-from remask.types import UserError
+from remask.errors import UserError
+from remask.evaluation.linear import Weights, fit, linear_probe, spanned, standardised, stratified
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:

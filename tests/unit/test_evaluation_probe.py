@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
-from remask.evaluation import probe
-from remask.evaluation.probe import DRAWS, draw_few
-from remask.types import UserError
+from remask.errors import UserError
+
+from remask.evaluation.probe import DRAWS, draw_few, probe
 
 
 class Some(NamedTuple):

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 
 from remask.backbones.vit import create_vit
-from remask.evaluation import extract
-from remask.images import CentreCrop, iterate, open_source
+from remask.evaluation.features import extract
+from remask.images.levels import FULL, Levels
+from remask.images.loader import iterate
+from remask.images.sources import open_source
+from remask.images.transforms import CentreCrop
 from remask.interop.export import export_backbone
-from remask.levels import FULL, Levels
 
 SIZE = (24, 32)
 ORIENTATION = 0x0112

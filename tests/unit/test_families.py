@@ -12,9 +12,9 @@ from remask.backbones.hierarchical import Hierarchical
 from remask.backbones.swin import Swin
 from remask.backbones.vit import ViT
 from remask.build import build_method
+from remask.errors import UserError
 from remask.interop.start import start
 from remask.recipe import choose
-from remask.types import UserError
 
 FAMILIES = (
     "beit_base_patch16_224", "cait_xxs24_224", "coat_tiny", "cpubone_nano", "crossvit_tiny_240",

@@ -9,12 +9,12 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import create_vit
 from remask.build import build_backbone
 from remask.distances import squared
+from remask.errors import UserError
 from remask.heads import TokenDecoder
 from remask.masking import Masking
 from remask.methods import fastmim
 from remask.recipe import load_recipe
 from remask.targets import Hog, Pixels
-from remask.types import UserError
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 

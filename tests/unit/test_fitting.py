@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from remask.console import Lines
+from remask.errors import UserError
 from remask.fitting import attempted, fewest, fitted
-from remask.types import UserError
 from tests.toy import BATCH, Batch, Noise, Toy, losses, train, trainer, weights
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.hierarchical import Hierarchical, create_hierarchical
+from remask.errors import UserError
 from remask.masking import Masking
-from remask.types import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SIZE = (64, 96)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.hog import plain
+from remask.errors import UserError
 from remask.targets import Hog
 from remask.targets.hog import Flavour, central_gradient, gradient_index, gradient_table, pixel_values, sobel_gradient
-from remask.types import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 FLAVOURS: list[Flavour] = ["central", "sobel"]

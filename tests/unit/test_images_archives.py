@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from remask.images import open_source
+from remask.errors import UserError
 from remask.images.archives import HELD_GROUPS
-from remask.types import UserError
+from remask.images.sources import open_source
 
 
 def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:

@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import Generator, Tensor
 
-from remask.images import CentreCrop, Loader, RandomCropFlip, open_source
+from remask.errors import UserError
 from remask.images.augment import (
     OPERATIONS,
     POLICY,
@@ -21,7 +21,9 @@ from remask.images.augment import (
     TrainAugment,
     rand_augment,
 )
-from remask.types import UserError
+from remask.images.loader import Loader
+from remask.images.sources import open_source
+from remask.images.transforms import CentreCrop, RandomCropFlip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (124.0, 116.0, 104.0)

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from remask.errors import UserError
 from remask.images.boxes import PAD, BoxBatch, BoxLoader, Fit, ScaleJitter, around, fitting
 from remask.images.coco import CocoSource, encode_mask, open_coco
 from remask.images.loader import TooManyBad
-from remask.types import UserError
 
 SIZE = (48, 80)
 WHITE = (10, 20, 40, 36)

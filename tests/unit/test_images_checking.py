@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images import decode, open_source
 from remask.images.checking import survey
+from remask.images.decoding import decode
 from remask.images.named import Arrays
+from remask.images.sources import open_source
 
 
 @pytest.fixture

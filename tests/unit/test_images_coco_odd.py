@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from remask.errors import UserError
 from remask.evaluation.average_precision import average_precision
 from remask.images.boxes import BoxLoader, Fit, ScaleJitter
 from remask.images.coco import CocoSource, encode_mask, open_coco
 from remask.images.coco_masks import faults_of_strings
-from remask.types import UserError
 
 mask_api = pytest.importorskip("faster_coco_eval.core").mask
 Change = Callable[[dict[str, Any]], object]

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from remask.images import BadImage, decoding
+from remask.images import decoding
+from remask.images.decoding import BadImage
 
 decode = partial(decoding.decode, levels=None)
 """Everything becomes 8 bits; test_images_deep.py has the pictures that keep their values."""
@@ -214,7 +215,7 @@ def test_the_size_is_refused_before_a_pixel_is_decoded(shared: Path) -> None:
 
 MEASURE = """
 import sys
-from remask.images import BadImage, decode
+from remask.images.decoding import BadImage, decode
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 decode(open(sys.argv[1], "rb").read())
 for path in sys.argv[2:]:

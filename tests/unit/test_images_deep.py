@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images import CentreCrop, Loader, open_source
+from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
+from remask.images.levels import FULL, Levels, Scaling
+from remask.images.loader import Loader
+from remask.images.sources import open_source
 from remask.images.stored import stored
-from remask.levels import FULL, Levels, Scaling
-from remask.types import UserError
+from remask.images.transforms import CentreCrop
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
 SEED = np.random.default_rng(0)

@@ -8,12 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images import CentreCrop, Loader, RandomCropFlip, Subset, decode, device, open_source
+from remask.errors import UserError
+from remask.images import device
+from remask.images.decoding import decode
 from remask.images.device import Held, cut, decode_there, is_plain, no_decoder
+from remask.images.loader import Loader
 from remask.images.named import Arrays
 from remask.images.pictures import Pictures
-from remask.images.transforms import Box, resize
-from remask.types import UserError
+from remask.images.sources import open_source
+from remask.images.subset import Subset
+from remask.images.transforms import Box, CentreCrop, RandomCropFlip, resize
 
 CPU = torch.device("cpu")
 with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from remask.images import open_source
+from remask.errors import UserError
 from remask.images.files import files_under, printable
-from remask.types import UserError
+from remask.images.sources import open_source
 
 
 def put(root: Path, *names: str) -> Path:

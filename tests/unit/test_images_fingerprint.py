@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images import Subset, open_source
 from remask.images.coco import open_coco
 from remask.images.differences import differences
 from remask.images.fingerprint import BLOCK, GONE, Inventory, inventory, of_boxes, of_file, of_masks, sampled
 from remask.images.masks import open_masks
 from remask.images.packing import Form, pack
+from remask.images.sources import open_source
+from remask.images.subset import Subset
 
 
 def png(colour: int, side: int = 6) -> bytes:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images import BadImage, decode, heif, open_source
-from remask.types import UserError
+from remask.errors import UserError
+from remask.images import heif
+from remask.images.decoding import BadImage, decode
+from remask.images.sources import open_source
 
 FAKE = b"\0\0\0\x18ftypheic" + bytes(200)
 

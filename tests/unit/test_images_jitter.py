@@ -5,8 +5,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from remask.images import Jitter
-from remask.images.jitter import HUE, SHARE, turned
+from remask.color_jitter import HUE, SHARE, Jitter, turned
 
 
 def pictures(batch: int = 4, channels: int = 3) -> Tensor:

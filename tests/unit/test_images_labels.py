@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remask.images import by_classes, open_source
+from remask.errors import UserError
 from remask.images.labels import match, numbered, repeated, united
 from remask.images.named import Arrays
-from remask.types import UserError
+from remask.images.sources import open_source
+from remask.images.subset import by_classes
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 

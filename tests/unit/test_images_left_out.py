@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images import Subset, open_source
+from remask.errors import UserError
 from remask.images.coco import open_coco
 from remask.images.left_out import Patterns, listed, notes, relative_pattern
 from remask.images.masks import open_masks
 from remask.images.packing import Form, pack
-from remask.types import UserError
+from remask.images.sources import open_source
+from remask.images.subset import Subset
 
 
 def put(root: Path, *names: str) -> Path:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from remask.images import open_source
+from remask.errors import UserError
 from remask.images.files import Files
 from remask.images.lists import Row, read_rows
-from remask.types import UserError
+from remask.images.sources import open_source
 
 
 def put(root: Path, *names: str) -> Path:

@@ -11,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images import Batch, CentreCrop, Loader, RandomCropFlip, Source, Subset, TooManyBad, iterate, open_source
+from remask.errors import UserError
+from remask.images.loader import Batch, Loader, TooManyBad, iterate
 from remask.images.making import mix
 from remask.images.pictures import Pictures
+from remask.images.sources import Source, open_source
+from remask.images.subset import Subset
+from remask.images.transforms import CentreCrop, RandomCropFlip
 from remask.processes import World
-from remask.types import UserError
 
 CROP = RandomCropFlip((16, 16))
 

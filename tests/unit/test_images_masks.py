@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images import BadImage
+from remask.errors import UserError
 from remask.images.classes import COLOUR, IGNORE, colours, read_ids
+from remask.images.decoding import BadImage
 from remask.images.masks import MaskFiles, open_masks
-from remask.types import UserError
 
 
 def png(array: Any, mode: str | None = None, kind: str = "PNG") -> bytes:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images import open_source
+from remask.errors import UserError
 from remask.images.measuring import measure
-from remask.types import UserError
+from remask.images.sources import open_source
 
 
 def folder(path: Path, arrays: list[np.ndarray], kind: str = "png") -> str:

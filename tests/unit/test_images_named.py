@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remask.images import decode, open_source
-from remask.types import UserError
+from remask.errors import UserError
+from remask.images.decoding import decode
+from remask.images.sources import open_source
 
 
 def test_digits_and_their_split() -> None:

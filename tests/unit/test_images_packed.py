@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images import CentreCrop, Loader, RandomCropFlip, Source, decode, open_source, resize
-from remask.images.decoding import BadImage
+from remask.errors import UserError
+from remask.images.decoding import BadImage, decode
+from remask.images.loader import Loader
 from remask.images.named import Arrays
 from remask.images.packed import HEAD, HEAD_BYTES, Packed
 from remask.images.packing import Form, Prepare, Written, pack
 from remask.images.pictures import Pictures
-from remask.types import UserError
+from remask.images.sources import Source, open_source
+from remask.images.transforms import CentreCrop, RandomCropFlip, resize
 
 SIDES = ((300, 420), (420, 300), (200, 256), (32, 32), (257, 900))
 

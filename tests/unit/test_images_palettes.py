@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images import BadImage
+from remask.errors import UserError
+from remask.images.decoding import BadImage
 from remask.images.masks import MaskFiles, open_masks
-from remask.types import UserError
 
 GROUND, RED, GREEN = (0, 0, 0), (128, 0, 0), (0, 128, 0)
 PALETTE = [GROUND, RED, GREEN]

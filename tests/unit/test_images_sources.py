@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from remask.images import open_source
-from remask.types import UserError
+from remask.errors import UserError
+from remask.images.sources import open_source
 
 
 @pytest.mark.parametrize(

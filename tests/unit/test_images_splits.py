@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images import open_source
+from remask.errors import UserError
 from remask.images.left_out import notes
 from remask.images.masks import open_masks
+from remask.images.sources import open_source
 from remask.images.splits import are_splits, chosen, split_of
-from remask.types import UserError
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from remask.images import open_source
+from remask.errors import UserError
+from remask.images.sources import open_source
 from remask.images.tar_index import index
-from remask.types import UserError
 
 Link = tuple[bytes, str]
 

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
-from remask.images import CentreCrop, RandomCropFlip, decode, open_source, resize
-from remask.types import UserError
+from remask.errors import UserError
+from remask.images.decoding import decode
+from remask.images.sources import open_source
+from remask.images.transforms import CentreCrop, RandomCropFlip, resize
 
 
 def seeded(seed: int) -> torch.Generator:

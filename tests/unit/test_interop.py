@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.heads import Decoder, Projector
 from remask.interop import dmjd, mae
 from remask.masking import Masking
@@ -18,7 +19,6 @@ from remask.methods import jd
 from remask.methods import mae as build
 from remask.targets import Pixels
 from remask.tokens import take
-from remask.types import UserError
 from remask.views import Views
 
 SIZE, PATCH = (32, 32), 8

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from remask.backbones.convvit import create_convvit
 from remask.backbones.convvit_network import ConvViTNetwork
+from remask.errors import UserError
 from remask.interop import convmae, dmjd, mae
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.convmae import convmae as build
 from remask.methods.dmjd import dm, jd
 from remask.targets import Hog, Pixels
-from remask.types import UserError
 
 SIZE = (32, 32)
 OVERRIDES: dict[str, Any] = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.interop import dmae as interop
 from remask.interop import mae
 from remask.masking import Masking
@@ -17,7 +18,6 @@ from remask.methods import mae as build_mae
 from remask.methods.dmae import dmae as build
 from remask.targets import Pixels
 from remask.targets.encoded import Encoded
-from remask.types import UserError
 
 SIZE, PATCH = (32, 32), 8
 SIZES = {"patch_size": PATCH, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}

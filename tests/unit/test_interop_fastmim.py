@@ -13,12 +13,12 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.tables import resize_table
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.interop import fastmim as interop
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import fastmim, jd
 from remask.targets import Hog, Pixels
-from remask.types import UserError
 
 MEAN, STD, SIZE = interop.MEAN, interop.STD, (64, 64)
 VIT = {"patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}

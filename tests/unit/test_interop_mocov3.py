@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
+from remask.errors import UserError
 from remask.interop import mocov3 as interop
-from remask.types import UserError
 
 SIZE, PATCH = (32, 32), 8
 BASE, MOMENTUM = "module.base_encoder.", "module.momentum_encoder."

@@ -15,6 +15,7 @@ from remask.backbones.beit import create_beit
 from remask.backbones.swin import create_swin
 from remask.backbones.tables import resize_table
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.interop import beit, maskfeat, simmim
 from remask.masking import Masking
 from remask.method import Method
@@ -24,7 +25,6 @@ from remask.methods import maskfeat as build_maskfeat
 from remask.methods import simmim as build_simmim
 from remask.targets import Hog, Pixels
 from remask.tokens import patchify
-from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = simmim.MEAN, simmim.STD

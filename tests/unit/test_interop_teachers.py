@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.interop import fetching
 from remask.interop.teachers import (
     KINDS,
@@ -26,7 +27,6 @@ from remask.interop.teachers import (
     torchvision_teacher,
 )
 from remask.targets.teacher import Teacher
-from remask.types import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 WEIGHTS = SHARED / "data" / "weights"

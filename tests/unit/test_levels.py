@@ -6,12 +6,12 @@ from torch import Tensor
 
 from remask.backbones.normalise import Normalise
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.evaluation.classifier import Classifier
-from remask.levels import FULL, Levels, Scaling, levels_of, rule_of
+from remask.images.levels import FULL, Levels, Scaling, levels_of, rule_of
 from remask.masking import Masking
 from remask.methods import mae
 from remask.targets import Pixels
-from remask.types import UserError
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.25, 0.5, 0.2)
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from remask.backbones.convvit import create_convvit
 from remask.backbones.vit import ViT, create_vit
+from remask.errors import UserError
 from remask.evaluation.linprobe import MAE, LinearProbe, ProbeCrop, Settings, describer, joined, linprobe
 from remask.evaluation.probe import draw_fraction, probe
 from remask.optim import Lars, Schedule
-from remask.types import UserError
 
 
 class Some(NamedTuple):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from remask.errors import UserError
 from remask.masking import Blocks, Masking, disjoint, random
-from remask.types import UserError
 from remask.views import Views
 
 GRID = (14, 14)

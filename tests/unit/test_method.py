@@ -9,12 +9,12 @@ from torch import Generator, Tensor, nn
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1, smooth_l1, squared
+from remask.errors import UserError
 from remask.heads import Align, Decoder, Linear, Projector, TokenDecoder
 from remask.masking import Masking
 from remask.method import Branch, Method, Region, Replace
 from remask.methods import dm, jd, mae
 from remask.targets import Hog, Pixels
-from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = [0.5], [0.25]

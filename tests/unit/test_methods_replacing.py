@@ -12,12 +12,12 @@ from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.masking import Blocks, Masking
 from remask.method import Method
 from remask.methods import beit, dm, jd, maskfeat, simmim
 from remask.targets import Hog, Pixels
 from remask.tokens import unpatchify
-from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

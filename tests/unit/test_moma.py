@@ -10,14 +10,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from remask.backbones.vit import ViT, create_vit
+from remask.color_jitter import Jitter
 from remask.distances import smooth_l1
+from remask.errors import UserError
 from remask.heads import Align
-from remask.images import Jitter
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, jd, moma
 from remask.targets import Encoded, Hog
-from remask.types import UserError
 from tests.flops import flops_of
 
 MEAN, STD = [0.5], [0.25]

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remask.build import build_loader, build_method, build_trainer
 from remask.checkpoint import RunFolder
-from remask.images import Batch, open_source
+from remask.images.loader import Batch
+from remask.images.sources import open_source
 from remask.recipe import choose
 from remask.runtime import resolve
 from remask.trainer import Trainer

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from remask.build import build_method, plan
 from remask.checkpoint import RunFolder, find, restore, save
 from remask.console import Lines
+from remask.errors import UserError
 from remask.method import Method
 from remask.optim import adamw, parameter_groups
 from remask.parallel import Plan, cut_like, exchanging, rehearse, spread, whole
@@ -19,7 +20,6 @@ from remask.processes import World
 from remask.progressive import hand_over, phases
 from remask.recipe import Recipe, choose
 from remask.runtime import generator
-from remask.types import UserError
 from tests.unit.test_progressive import on, trainer
 
 TINY = ["backbone.width=32", "backbone.depth=2", "backbone.heads=2"]

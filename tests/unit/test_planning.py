@@ -10,7 +10,8 @@ from torch import nn
 
 from remask.build import build_loader, build_method, gflops_per_image, parameters
 from remask.commands.plan import IMAGENET, Asked, plan, text
-from remask.images import open_source
+from remask.errors import UserError
+from remask.images.sources import open_source
 from remask.planning import DEVICES, Forecast, Rehearsed, anatomy, device, held
 from remask.planning import parts as parts_module
 from remask.planning.anatomy import Live
@@ -18,7 +19,6 @@ from remask.planning.rehearsal import kept_mb
 from remask.planning.steps import rehearsed
 from remask.recipe import Recipe, choose
 from remask.runtime import Runtime
-from remask.types import UserError
 from tests.toy import trainer
 
 LINE = Forecast(Rehearsed(10, 2.0, 1.0, 700.0), Rehearsed(30, 4.0, 2.6, 900.0), image_mb=0.5)

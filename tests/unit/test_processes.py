@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from remask import cli, processes
+from remask.errors import UserError
 from remask.processes import World, ended, joined, leave, may_restart, restarted
-from remask.types import UserError
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",

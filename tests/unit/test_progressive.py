@@ -10,7 +10,7 @@ from remask.build import build_loader, build_method, build_trainer
 from remask.checkpoint import RunFolder
 from remask.console import Lines
 from remask.heads import Decoder
-from remask.images import open_source
+from remask.images.sources import open_source
 from remask.method import Method
 from remask.progressive import at_size, grow, hand_over, phase_of, phases
 from remask.recipe import Recipe, load_recipe

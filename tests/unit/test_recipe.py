@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from remask.errors import UserError
 from remask.recipe import (
     Recipe,
     dump,
@@ -21,7 +22,6 @@ from remask.recipe import (
     recipe_names,
     shrink,
 )
-from remask.types import UserError
 
 NAMES = recipe_names()
 MINIMAL = """

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from remask.errors import UserError
 from remask.recipe import load_recipe
 from remask.recipe.values import image_size
-from remask.types import UserError
 
 
 def problem(name: str = "mae-vit-b", *settings: str, **environment: str) -> str:

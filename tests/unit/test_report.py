@@ -13,13 +13,13 @@ from PIL import Image
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import create_vit
 from remask.distances import smooth_l1, smooth_l1_with, squared
+from remask.errors import UserError
 from remask.masking import Blocks, Masking
 from remask.methods import dm, fastmim, jd, mae
 from remask.report import equation, write_report
 from remask.report.equation import distance_name
 from remask.report.figures import averaged, curves
 from remask.targets import Hog, Pixels
-from remask.types import UserError
 
 RECIPE = """title = "Of <b>bold</b> things"
 [data]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from remask.errors import UserError
 from remask.report import write_task_report
 from remask.report.task import tables
-from remask.types import UserError
 from tests.unit.test_report import Page
 
 RECIPE = """title = "Of <b>bold</b> things"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from remask.checkpoint import FORMAT, RunFolder, refuse_existing
-from remask.types import UserError
+from remask.errors import UserError
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 
 from remask import runtime
+from remask.errors import UserError
 from remask.processes import World
 from remask.runtime import Runtime, StopRequest, derive, generator, resolve, seeded
-from remask.types import UserError
 
 
 def test_derived_seeds_are_pure_and_distinct() -> None:

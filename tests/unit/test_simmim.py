@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from remask.backbones.beit import create_beit
 from remask.backbones.swin import create_swin
 from remask.build import build_method, counts
+from remask.errors import UserError
 from remask.interop import simmim as interop
 from remask.masking import COUNTS, Count, Masking
 from remask.method import Method
@@ -18,7 +19,6 @@ from remask.recipe import load_recipe
 from remask.recipe.formats import rules_of
 from remask.targets import Pixels
 from remask.tokens import cell_of
-from remask.types import UserError
 
 MEAN, STD, SIZE = interop.MEAN, interop.STD, (48, 48)
 SWIN = {"patch_size": 2, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 4), "window_size": 3}

@@ -11,7 +11,7 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.simple_pyramid import SimplePyramid, TopDownPyramid, create_pyramid, maps_of
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from remask.types import UserError
+from remask.errors import UserError
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from remask.build import build_method
+from remask.errors import UserError
 from remask.interop import convmae, mae
 from remask.interop.encoders import open_encoder
 from remask.interop.start import start
@@ -18,7 +19,6 @@ from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.runs import untrained
 from remask.starting import loaded_lines
-from remask.types import UserError
 
 TOY: dict[str, Any] = {
     "backbone.name": "vit_micro", "backbone.width": 32, "backbone.depth": 2, "backbone.heads": 2,

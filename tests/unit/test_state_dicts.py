@@ -15,13 +15,13 @@ from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.errors import UserError
 from remask.interop import convmae, fastmim, mae
 from remask.interop.encoders import open_encoder
 from remask.interop.fastmim_encoders import encoder_state
 from remask.interop.loaded import loaded_of, split_spec
 from remask.interop.mae import MEAN, STD
 from remask.interop.state_dicts import find
-from remask.types import UserError
 
 SIZE = (32, 32)
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from remask.backbones.swin import SMALL, Swin, create_swin
+from remask.errors import UserError
 from remask.masking import Masking
 from remask.tokens import unpatchify
-from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

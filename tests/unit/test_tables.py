@@ -15,7 +15,7 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.tables import offsets, resize_positions, resize_state, resize_table, spline, window_before
 from remask.backbones.vit import create_vit
-from remask.types import UserError
+from remask.errors import UserError
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 TOY = {"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}

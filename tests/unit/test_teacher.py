@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.targets.teacher import Frozen, Teacher, resized
-from remask.types import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 OWN_MEAN, OWN_STD = [0.5, 0.4, 0.3], [0.25, 0.5, 0.2]

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from remask.backbones.vit import create_vit
 from remask.build import build_method, gflops_per_image
-from remask.images import Jitter
+from remask.color_jitter import Jitter
+from remask.errors import UserError
 from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import Recipe, choose, dump, load_recipe
@@ -17,7 +18,6 @@ from remask.runs import untrained
 from remask.targets import Encoded
 from remask.targets.cached import Cached
 from remask.targets.teacher import Teacher
-from remask.types import UserError
 
 TOY = {"backbone.width": 16, "backbone.depth": 4, "backbone.heads": 2, "data.image_size": "16x24"}
 

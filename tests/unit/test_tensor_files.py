@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from remask.tensor_files import Foreign, content_of, described, refuse_non_finite
-from remask.types import UserError
+from remask.errors import UserError
+from remask.files.tensors import Foreign, content_of, described, refuse_non_finite
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.zeros(3)}
 

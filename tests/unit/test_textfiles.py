@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from remask.errors import UserError
+from remask.files.text import decoded, read_json, read_text, read_toml
 from remask.images.classes import declared
 from remask.images.coco import open_coco
 from remask.images.masks import open_masks
 from remask.recipe import load_recipe
-from remask.textfiles import decoded, read_json, read_text, read_toml
 
 ENCODINGS = {
     "utf-8": b"", "utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE,

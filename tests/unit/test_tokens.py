@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from remask.errors import UserError
 from remask.tokens import finer, grid_of, patchify, scatter, sincos_positions, take, unpatchify, whole_grid
-from remask.types import UserError
 
 
 def test_grid_is_rows_then_columns() -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.targets import Hog, Pixels
 from remask.targets.tokens import (
     Codebook,
@@ -23,7 +24,6 @@ from remask.targets.tokens import (
     save_codebook,
     save_ids,
 )
-from remask.types import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -13,9 +13,9 @@ from torch import Generator
 
 from remask.checkpoint import find, load_weights
 from remask.console import Lines
+from remask.errors import UserError
 from remask.runtime import generator
 from remask.trainer import Window
-from remask.types import UserError
 from tests.toy import BATCH, PER_EPOCH, Batches, Toy, losses, train, trainer, weights
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from remask.backbones.vit import SMALL, ViT, create_vit
-from remask.errors import first_line
+from remask.errors import UserError, first_line
 from remask.masking import Masking
 from remask.tokens import sincos_positions, unpatchify
-from remask.types import UserError
 from remask.views import Views
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

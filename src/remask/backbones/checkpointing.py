@@ -3,7 +3,7 @@
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from remask.backbones import Backbone
-from remask.types import UserError
+from remask.errors import UserError
 
 
 def set_checkpointing(backbone: Backbone, enable: bool = True, key: str = "model.checkpointing") -> None:

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from remask.types import Grid, Size, UserError
+from remask.errors import UserError
+from remask.types import Grid, Size
 
 STAGES = "abcd"
 STRIDE = 32  # of the last stage; the stem halves, and then every stage does

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from remask.backbones import Mode
 from remask.backbones.convvit_network import ConvViTNetwork, Mix, Sizes, nest
 from remask.backbones.normalise import Normalise
-from remask.types import Features, Grid, Images, Size, UserError
+from remask.errors import UserError
+from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
 SIZES: dict[str, Sizes] = {

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from remask.backbones.tables import resize_positions
+from remask.errors import UserError
 from remask.tokens import grid_of, sincos_positions
-from remask.types import Grid, Size, UserError
+from remask.types import Grid, Size
 
 Mix: TypeAlias = Callable[[nn.Conv2d, Float[Tensor, "..."]], Float[Tensor, "..."]]
 """How the depth-wise convolution of a block sees its input: a dense map, or the visible positions of one."""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from remask.backbones import Mode
 from remask.backbones.cmt_network import VARIANTS, Cmt
 from remask.backbones.normalise import Normalise
-from remask.errors import first_line
+from remask.errors import UserError, first_line
 from remask.tokens import whole_grid
-from remask.types import Features, Grid, Images, Size, UserError
+from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
 

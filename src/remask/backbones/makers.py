@@ -11,7 +11,7 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.refusals import is_plain
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from remask.types import UserError
+from remask.errors import UserError
 
 NETWORKS: Mapping[str, Callable[..., Backbone]] = {
     "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,

@@ -14,7 +14,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from remask.backbones import Backbone
-from remask.types import Images, Size, UserError
+from remask.errors import UserError
+from remask.types import Images, Size
 
 Norm: TypeAlias = Literal["batch", "group"]
 

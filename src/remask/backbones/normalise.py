@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from remask.levels import FULL, Levels, Scaling
-from remask.types import Images, UserError
+from remask.errors import UserError
+from remask.images.levels import FULL, Levels, Scaling
+from remask.types import Images
 
 
 class Normalise(nn.Module):

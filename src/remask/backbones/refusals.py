@@ -7,7 +7,7 @@ import torch
 from timm.models.beit import Beit
 from torch import nn
 
-from remask.types import UserError
+from remask.errors import UserError
 
 PLAIN = ("vision_transformer", "deit")
 """Modules of timm whose `vit_…` and `deit…` are plain vision transformers."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from remask.backbones import Backbone
 from remask.backbones.beit import BeitViT
 from remask.backbones.vit import ViT
-from remask.types import Images, Size, UserError
+from remask.errors import UserError
+from remask.types import Images, Size
 
 STRIDES = (4, 8, 16, 32)
 """Pixels of a cell of each map of the simple pyramid."""

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless
-from remask.errors import first_line
+from remask.errors import UserError, first_line
 from remask.tokens import grid_of, patchify
-from remask.types import Features, Grid, Images, Size, UserError
+from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
 # A size for small images and CPUs (32 px: 16, 8 and 4 tokens a side), as overrides of a timm model.

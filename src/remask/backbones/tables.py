@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.tokens import grid_of
-from remask.types import Grid, Size, UserError
+from remask.types import Grid, Size
 
 POSITIONS, BIASES = "pos_embed", "relative_position_bias_table"
 

@@ -17,9 +17,9 @@ from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless, why_named
 from remask.backbones.tables import resize_positions
-from remask.errors import first_line
+from remask.errors import UserError, first_line
 from remask.tokens import patchify, sincos_positions, whole_grid
-from remask.types import Features, Grid, Images, Size, UserError
+from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
 # Sizes for small images and CPUs, as overrides of a timm model, so that timm.create_model rebuilds them.

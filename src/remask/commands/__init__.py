@@ -11,7 +11,7 @@ from remask.commands.pretraining import pretrain, reconstruct
 from remask.commands.probing import Asked, probe, probe_table
 from remask.commands.subject import Look
 from remask.data_record import Care
-from remask.types import UserError
+from remask.errors import UserError
 
 
 @paths_or_texts

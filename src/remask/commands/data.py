@@ -7,15 +7,15 @@ from pathlib import Path
 
 from remask.commands.paths import paths_or_texts
 from remask.console import console
-from remask.escaping import encodable, printable, quoted
-from remask.images import open_source
+from remask.files.escaping import encodable, printable, quoted
 from remask.images.checking import Survey, survey
 from remask.images.left_out import listed, notes
+from remask.images.levels import Levels
 from remask.images.measuring import measure
 from remask.images.packed import SUFFIX
 from remask.images.packing import Form, Written, pack
+from remask.images.sources import open_source
 from remask.images.splits import chosen
-from remask.levels import Levels
 from remask.recipe.values import image_size
 
 KEPT_MB = 1024

@@ -12,8 +12,10 @@ from remask.commands.paths import absolute, anchored_spec, paths_or_texts, relat
 from remask.commands.saying import Say, sayer
 from remask.data_record import CARE, Care
 from remask.downstream import conclude, fit, learned, restored, tested_on_other
-from remask.escaping import printable, quoted
-from remask.images import TooManyBad
+from remask.errors import UserError
+from remask.files.escaping import printable, quoted
+from remask.files.text import read_toml
+from remask.images.loader import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.formats import rules_of
 from remask.recipe.load import load, parse_settings
@@ -23,8 +25,6 @@ from remask.runtime import Runtime, resolve
 from remask.session import BadImages
 from remask.tasks import build_model, build_task
 from remask.tasks.export import export_model
-from remask.textfiles import read_toml
-from remask.types import UserError
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
 DEFAULTS = {"finetune": "small", "segment": "small", "detect": "small"}

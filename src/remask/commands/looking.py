@@ -14,16 +14,17 @@ from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable
 from remask.console import Watch
-from remask.escaping import printable
-from remask.evaluation import extract
+from remask.errors import UserError
 from remask.evaluation.attention import attention_maps, attention_sheet
 from remask.evaluation.embedding import check_file, whole
 from remask.evaluation.embedding import embed as write_features
+from remask.evaluation.features import extract
 from remask.evaluation.tsne import choose_images, picture, summary, table, tsne_maps
-from remask.images import Subset, open_source
+from remask.files.escaping import printable
+from remask.files.text import LONGEST
 from remask.images.left_out import notes
-from remask.textfiles import LONGEST
-from remask.types import UserError
+from remask.images.sources import open_source
+from remask.images.subset import Subset
 
 
 @paths_or_texts

@@ -14,9 +14,11 @@ from remask.checkpoint import RunFolder, find, refuse_bytes, refuse_existing
 from remask.commands.paths import anchored, paths_or_texts
 from remask.commands.unusable import Unusable, bounded
 from remask.data_record import CARE, Care
-from remask.escaping import printable, quoted
+from remask.errors import UserError
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
-from remask.images import Subset, open_source
+from remask.files.escaping import printable, quoted
+from remask.images.sources import open_source
+from remask.images.subset import Subset
 from remask.interop.export import export_backbone
 from remask.processes import World, joined, may_restart, restarted
 from remask.recipe import Recipe, choose, dump
@@ -25,7 +27,7 @@ from remask.report.equation import equation
 from remask.runs import open_run, trained
 from remask.runtime import generator
 from remask.session import batches, train
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 @paths_or_texts

@@ -16,7 +16,7 @@ from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable, bounded
 from remask.console import Watch
-from remask.evaluation import probe as fast_probe
+from remask.errors import UserError
 from remask.evaluation.attentive import Settings as Attentive
 from remask.evaluation.attentive import attentive_probe
 from remask.evaluation.keeping import keep
@@ -25,11 +25,12 @@ from remask.evaluation.linprobe import ProbeCrop, linprobe
 from remask.evaluation.linprobe import Settings as Linear
 from remask.evaluation.memory import Memory
 from remask.evaluation.probe import Factory
-from remask.images import Loader, Source, open_source
+from remask.evaluation.probe import probe as fast_probe
 from remask.images.fingerprint import inventory
 from remask.images.left_out import notes
+from remask.images.loader import Loader
+from remask.images.sources import Source, open_source
 from remask.tasks import split
-from remask.types import UserError
 
 Protocol = Literal["fast", "mae", "attentive"]
 

@@ -10,15 +10,18 @@ import torch
 from remask.backbones import Backbone
 from remask.checkpoint import why_no_run
 from remask.commands.unusable import bounded
-from remask.escaping import quoted
-from remask.images import Batch, CentreCrop, Source, iterate
+from remask.errors import UserError
+from remask.files.escaping import quoted
+from remask.images.levels import FULL, Levels, rule_of
+from remask.images.loader import Batch, iterate
 from remask.images.measuring import Rule, measure
+from remask.images.sources import Source
+from remask.images.transforms import CentreCrop
 from remask.interop.loaded import loaded_of
 from remask.interop.start import start
-from remask.levels import FULL, Levels, rule_of
 from remask.runs import open_run, trained, untrained
 from remask.runtime import resolve, seeded
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 class Look(NamedTuple):

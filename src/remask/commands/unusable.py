@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from remask.images import Batch, Source, TooManyBad
+from remask.errors import UserError
 from remask.images.files import printable
-from remask.types import UserError
+from remask.images.loader import Batch, TooManyBad
+from remask.images.sources import Source
 
 
 class Unusable:

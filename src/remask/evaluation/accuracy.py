@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.features import Labelled, evaluating
 from remask.evaluation.lettering import labels, png
-from remask.types import UserError
 
 WHOLE = 100
 """Most classes with which the whole confusion matrix goes into a JSON file; beyond, its largest entries do."""

@@ -19,9 +19,10 @@ from remask.backbones import Backbone
 from remask.backbones.beit import BeitViT
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
+from remask.errors import UserError
 from remask.evaluation.features import evaluating
 from remask.evaluation.sheet import Panel, Reconstruction, rgb, sheet
-from remask.types import Images, UserError
+from remask.types import Images
 
 _HEAT = 0.6
 """Share of the colours of attention in a picture."""

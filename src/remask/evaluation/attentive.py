@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from remask.backbones import Backbone
+from remask.errors import UserError
 from remask.evaluation.attentive_head import AttentiveHead, heads_of
 from remask.evaluation.features import Labelled, Progress, evaluating, frozen
 from remask.evaluation.linear import stratified
@@ -28,7 +29,6 @@ from remask.evaluation.memory import Memory
 from remask.evaluation.probe import Factory, checked, numbered
 from remask.optim import Schedule, adamw, parameter_groups, set_lr
 from remask.runtime import generator, seeded
-from remask.types import UserError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from remask.types import UserError
+from remask.errors import UserError
 
 
 class AttentiveHead(nn.Module):

@@ -17,10 +17,11 @@ from remask.backbones import Backbone
 from remask.backbones.beit import BeitViT
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
+from remask.errors import UserError
 from remask.evaluation.features import Labelled, Pool
 from remask.evaluation.mixing import Mixing, mixed, soft_targets
 from remask.interop.beit import classifier_state
-from remask.types import Images, UserError
+from remask.types import Images
 
 UNDECAYED = ("cls_token", "reg_token", "pos_embed", "relative_position_bias_table")
 """Ends of the names without weight decay, beside vectors and biases (MAE, SimMIM)."""

@@ -16,9 +16,10 @@ from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
 from remask.backbones.simple_pyramid import create_pyramid, maps_of
+from remask.errors import UserError
 from remask.evaluation.classifier import prepared
 from remask.evaluation.features import evaluating
-from remask.types import Images, Size, UserError
+from remask.types import Images, Size
 
 Found: TypeAlias = dict[str, Tensor]
 """Instances of one picture, best first: boxes Float[n, 4], labels Int[n] from 1, scores Float[n], perhaps masks."""

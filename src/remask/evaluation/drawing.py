@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.evaluation.detector import Found
 from remask.evaluation.lettering import png, shown
-from remask.types import UserError
 
 CAPTION = 48
 """Characters of a picture's name that fit above it."""

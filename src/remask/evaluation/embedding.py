@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from remask.backbones import Backbone
-from remask.escaping import encodable, printable
+from remask.errors import UserError
 from remask.evaluation.features import Describe, Pool, Progress, evaluating, reader
-from remask.images import Source
-from remask.textfiles import part_beside
-from remask.types import UserError
+from remask.files.escaping import encodable, printable
+from remask.files.text import part_beside
+from remask.images.sources import Source
 
 KINDS = (".parquet", ".npz")
 UNKNOWN = -1

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from remask.backbones import Backbone
-from remask.types import Features, Images, UserError
+from remask.errors import UserError
+from remask.types import Features, Images
 
 Pool = Literal["mean", "cls"]
 UNITS = {torch.uint8: 255, torch.uint16: 65535}

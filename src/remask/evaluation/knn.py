@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from remask.types import UserError
+from remask.errors import UserError
 
 _CHUNK = 2**24
 """Similarities held at once, 64 MB."""

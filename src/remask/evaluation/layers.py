@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from remask.backbones import Backbone
+from remask.errors import UserError
 from remask.evaluation.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
 from remask.evaluation.knn import weighted_knn
 from remask.evaluation.lettering import png, shown
 from remask.evaluation.linear import linear_probe, stratified
 from remask.evaluation.probe import TEMPERATURE, Factory, checked, neighbours, numbered
-from remask.types import UserError
 
 HELD_OUT = 0.2
 """Share of each class's training images on which the best layer is chosen."""

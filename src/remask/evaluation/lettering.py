@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from remask.escaping import on_one_line
+from remask.files.escaping import on_one_line
 
 SHORT = 18
 """Characters of a class's name that a legend has room for."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Generator, Tensor
 
-from remask.types import UserError
+from remask.errors import UserError
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Weight decays: each fit starts from the solution of the next stronger one."""

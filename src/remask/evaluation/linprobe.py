@@ -16,12 +16,13 @@ from jaxtyping import Float, Int, Num
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
+from remask.errors import UserError
 from remask.evaluation.features import Describe, Labelled, Progress, check_pool, collect, evaluating, frozen, pooled
 from remask.evaluation.probe import Factory, checked, labelled, numbered
-from remask.images import resize
+from remask.images.transforms import resize
 from remask.optim import Lars, Schedule, learning_rate, set_lr
 from remask.runtime import generator, seeded
-from remask.types import Images, Size, UserError
+from remask.types import Images, Size
 
 Pool = Literal["mean", "cls", "gap"]
 """The probe's own "gap" is --global_pool of MAE, ConvMAE and DMJD: the mean before the final norm, then a fresh one."""

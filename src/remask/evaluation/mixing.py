@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from remask.types import Size, UserError
+from remask.errors import UserError
+from remask.types import Size
 
 
 class Box(NamedTuple):

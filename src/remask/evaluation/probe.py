@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from remask.backbones import Backbone
+from remask.errors import UserError
 from remask.evaluation.features import Labelled, Pool, Progress, collect, flat, reader
 from remask.evaluation.knn import weighted_knn
 from remask.evaluation.linear import LinearResult, linear_probe
-from remask.types import UserError
 
 Factory = Callable[[], Iterable[Labelled]]
 DRAWS = 5

@@ -11,13 +11,14 @@ from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
 from remask.backbones.maps import Maps, Norm, padded
+from remask.errors import UserError
 from remask.evaluation.features import evaluating
 from remask.evaluation.miou import Confusion
 from remask.evaluation.upernet import FcnHead, LinearHead, UperNet, scaled
 from remask.images.masks import IGNORE
 from remask.images.paired import covering
 from remask.images.transforms import resize
-from remask.types import Images, Size, UserError
+from remask.types import Images, Size
 
 
 class Pixels(Protocol):

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from remask.errors import UserError
 from remask.evaluation.lettering import labels as short
 from remask.evaluation.lettering import png, shown
-from remask.types import UserError
 
 COMPONENTS = 50
 LEGEND = 20

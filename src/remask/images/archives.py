@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from remask.errors import UserError
 from remask.images.columns import Part, is_label, joined, label_column
 from remask.images.deep import laid_out
 from remask.images.files import EXTENSIONS, one_split, printable, splits_of
 from remask.images.left_out import NO_LABEL, Patterns, further, listed
 from remask.images.tar_index import Member, index
-from remask.types import UserError
 
 HELD_BYTES = 1 << 30
 """Parquet up to this size (its images unpacked) is read into memory once; above it, row groups are read as needed."""

@@ -19,9 +19,10 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from remask.errors import UserError
+from remask.images.levels import FULL, Levels
 from remask.images.transforms import CentreCrop, RandomCropFlip
-from remask.levels import FULL, Levels
-from remask.types import Size, UserError
+from remask.types import Size
 
 Image: TypeAlias = Num[Tensor, "C H W"]
 Operation: TypeAlias = Callable[[Tensor, float, tuple[float, ...]], Tensor]

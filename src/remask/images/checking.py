@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from torch import Generator
 
+from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
 from remask.images.each import each
+from remask.images.levels import FULL, Levels
 from remask.images.measuring import Rule, measure
 from remask.images.sources import Source
 from remask.images.stored import stored
 from remask.images.transforms import RandomCropFlip
-from remask.levels import FULL, Levels
-from remask.types import Size, UserError
+from remask.types import Size
 
 TIMED = 256
 """Pictures whose crop is timed, spread over the source."""

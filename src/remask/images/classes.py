@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from remask.errors import UserError
+from remask.files.text import read_json, read_text
 from remask.images.decoding import FORMATS, BadImage
 from remask.images.files import printable
 from remask.images.heif import heif_formats
 from remask.images.labels import repeated
-from remask.textfiles import read_json, read_text
-from remask.types import UserError
 
 IGNORE = 255
 """The class number of pixels without a label."""

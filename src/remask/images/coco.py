@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 
 import torch
 
+from remask.errors import UserError
 from remask.images.coco_annotations import Known, annotations_of
 from remask.images.coco_file import Entry, Faults, categories_of, first, images_of, key_of, load
 from remask.images.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
 from remask.images.files import files_under, printable, sorted_out
 from remask.images.left_out import UNNAMED, Patterns
 from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
-from remask.types import Size, UserError
+from remask.types import Size
 
 Target: TypeAlias = dict[str, Any]
 """What is on a picture: boxes Float[n, 4], labels Int[n], masks UInt8[n, H, W] if the file has any, image_id, size."""

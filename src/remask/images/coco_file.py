@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+from remask.errors import UserError
 from remask.images.files import printable
-from remask.types import UserError
 
 Entry: TypeAlias = dict[str, Any]
 CURE = "repair them, or leave them out by data.skip_bad (--skip-bad)"

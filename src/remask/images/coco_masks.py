@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.images.orientation import turned_mask, turned_points
-from remask.types import Size, UserError
+from remask.types import Size
 
 FAR = 10
 """What lies further than so many of the picture's longer side beyond it was not drawn on it."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from remask.errors import UserError
 from remask.images.files import printable
 from remask.images.labels import numbered, repeated, united
-from remask.types import UserError
 
 USUAL = ("label", "labels", "fine_label", "class", "target", "cls")
 """Columns that are taken for classes where a file's metadata say nothing."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from remask.images.deep import EXTRA, TIFF, Deep, Unread, read_deep
 from remask.images.heif import NoHeifReader, heif_formats, holds_heif
-from remask.levels import RAW, Levels
+from remask.images.levels import RAW, Levels
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""

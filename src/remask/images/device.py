@@ -15,11 +15,12 @@ from PIL import ExifTags, Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction, decode
 from remask.images.making import as_it_is, quiet
 from remask.images.pictures import Pictures, half_of_memory_mb
 from remask.images.transforms import Box, RandomCropFlip, rows_first
-from remask.types import Size, UserError
+from remask.types import Size
 
 CHUNK = 1 << 22
 """Pixels that are cut in one go, those beyond smaller boxes included; they take 0.15 GB on the way."""

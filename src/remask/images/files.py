@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from remask.escaping import printable as printable
-from remask.escaping import quoted
+from remask.errors import UserError
+from remask.files.escaping import printable as printable
+from remask.files.escaping import quoted
 from remask.images import heif
 from remask.images.left_out import AGAIN, HIDDEN_FILES, HIDDEN_FOLDERS, SPECIAL, Patterns, is_hidden, kind_of
 from remask.images.splits import are_splits, chosen, kinds_of, parts_below, shared_by, split_of
-from remask.types import UserError
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm",

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from remask.errors import UserError
 from remask.images.files import printable
 from remask.images.subset import Subset
-from remask.types import UserError
 
 BY_CLASS = "by class"
 """How the facts of a run name this rule; runs that name none held out a fifth of all, whatever the classes."""

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
-from remask.types import UserError
+from remask.errors import UserError
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,1000}")
 _SHOWN = 3

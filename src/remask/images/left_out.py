@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from remask.escaping import printable
+from remask.files.escaping import printable
 
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
 NOWHERE = "links to nothing"

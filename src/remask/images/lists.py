@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from remask.errors import UserError
+from remask.files.text import read_text
 from remask.images import heif
 from remask.images.files import EXTENSIONS, Files, printable
 from remask.images.left_out import Patterns
 from remask.images.splits import are_splits
-from remask.textfiles import read_text
-from remask.types import UserError
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".lst")
 PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "picture")

@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from remask.images.decoding import BadImage, Reduction
+from remask.images.levels import Scaling
 from remask.images.transforms import RandomCropFlip, Transform
-from remask.levels import Scaling
 
 
 class Task(NamedTuple):

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from remask.errors import UserError
 from remask.images.classes import COLOUR, Ids, Table, listed, read_mask
 from remask.images.decoding import BadImage
 from remask.images.files import describe, files_under, printable, sorted_out, splits_of
 from remask.images.left_out import Patterns
 from remask.images.orientation import Exif, Header, agreed, header_of, read_header, turned_mask
 from remask.images.splits import chosen
-from remask.types import Size, UserError
+from remask.types import Size
 
 SCANNED = 2000
 """Pairs looked at before anything begins, evenly spread over a larger source; all where classes are to be found."""

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from remask.errors import UserError
+from remask.files.text import read_json
 from remask.images.classes import (
     COLOUR,
     IGNORE,
@@ -52,8 +54,6 @@ from remask.images.mask_files import (
     turned,
 )
 from remask.images.orientation import Exif
-from remask.textfiles import read_json
-from remask.types import UserError
 
 NOTHING_SAID = Declared(None)
 _BESIDE = ("masks", "annotations", "labels")

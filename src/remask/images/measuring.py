@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
+from remask.images.levels import RAW, Levels
 from remask.images.sources import Source
 from remask.images.stored import stored
-from remask.levels import RAW, Levels
-from remask.types import UserError
 
 SAMPLE = 100
 """Pictures that are looked at, spread over the source."""

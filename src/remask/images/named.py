@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from remask.errors import UserError
 from remask.images.columns import Part, joined, label_column
 from remask.images.decoding import decode
 from remask.images.files import Files, files_under, open_files, sorted_out
 from remask.images.left_out import further
-from remask.types import UserError
 
 CROPS_PER_PHOTO = 64
 

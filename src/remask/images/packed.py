@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from remask.errors import UserError
 from remask.images.files import printable
-from remask.types import UserError
 
 MAGIC, VERSION, SUFFIX = b"\x89remask\n", 1, ".remask"
 HEAD = struct.Struct("<8sIIQQI")  # magic, version, checksum of the table, its start and length, checksum of these

@@ -18,16 +18,17 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from remask.escaping import in_utf8, printable
+from remask.errors import UserError
+from remask.files.escaping import in_utf8, printable
+from remask.files.text import part_beside
 from remask.images.decoding import BadImage
 from remask.images.each import each
+from remask.images.levels import Levels, Scaling
 from remask.images.packed import HEAD_BYTES, SUFFIX, head, table
 from remask.images.pictures import decoded
 from remask.images.sources import Source
 from remask.images.transforms import CentreCrop, resize
-from remask.levels import Levels, Scaling
-from remask.textfiles import part_beside
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from jaxtyping import Int, Num, UInt8
 from torch import Generator, Tensor
 
+from remask.errors import UserError
 from remask.images.classes import IGNORE
 from remask.images.decoding import BadImage
+from remask.images.levels import RAW, Ready, Scaling
 from remask.images.loader import Loader
 from remask.images.masks import MaskSource
 from remask.images.photometric import COLOURS, distorted
 from remask.images.pictures import decoded
 from remask.images.transforms import resize
-from remask.levels import RAW, Ready, Scaling
-from remask.types import Size, UserError
+from remask.types import Size
 
 TRIES = 10
 """Crops drawn until one is not filled by a single class."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction, decode
+from remask.images.levels import Levels, Scaling
 from remask.images.sources import Source
-from remask.levels import Levels, Scaling
-from remask.types import UserError
 
 Keep = Literal["auto", "never", "ram", "device"]
 """Where decoded pictures are kept: in memory if that is little, nowhere, in memory or else fail, on the device."""

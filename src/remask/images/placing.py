@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Generator, Tensor
 
+from remask.errors import UserError
 from remask.images.coco import Target
 from remask.images.transforms import resize
-from remask.types import Size, UserError
+from remask.types import Size
 
 PAD = 128
 """Level of the pixels beside a picture that is smaller than its batch (as detectron2's FixedSizeCrop)."""

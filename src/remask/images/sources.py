@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from remask.errors import UserError
 from remask.images import heif
 from remask.images.archives import Parquet, Tar
 from remask.images.files import (
@@ -34,7 +35,6 @@ from remask.images.lists import SUFFIXES, open_list
 from remask.images.named import NAMED, open_hub
 from remask.images.packed import Packed, is_packed
 from remask.images.stacks import ARRAYS, open_stack
-from remask.types import UserError
 
 
 class Source(Protocol):

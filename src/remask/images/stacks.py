@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from remask.errors import UserError
 from remask.images.deep import laid_out
 from remask.images.files import printable
-from remask.types import UserError
 
 ARRAYS = (".npy", ".npz")
 LABELS = ("labels", "label", "targets", "y")

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
+from remask.errors import UserError
+from remask.files.text import decoded
 from remask.images import heif
 from remask.images.files import EXTENSIONS, is_picture, printable
 from remask.images.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
-from remask.textfiles import decoded
-from remask.types import UserError
 
 MASKS = frozenset(
     ("mask", "masks", "seg", "segmentation", "semantic", "instance", "panoptic", "label", "labels", "annotation", "gt",

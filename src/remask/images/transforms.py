@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Num
 from torch import Generator, Tensor
 
-from remask.types import Size, UserError
+from remask.errors import UserError
+from remask.types import Size
 
 CROP = 224 / 256
 """Share of the tighter side that a centre crop keeps."""

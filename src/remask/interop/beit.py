@@ -15,13 +15,14 @@ from torch import Tensor
 
 from remask.backbones.beit import CLASS_ROWS, BeitViT, create_beit
 from remask.backbones.tables import resize_table
+from remask.errors import UserError
 from remask.interop.mae import check, resize_positions, shape, sizes
 from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Blocks, Masking
 from remask.method import Method
 from remask.methods.beit import beit
 from remask.targets import Target
-from remask.types import Grid, Size, UserError
+from remask.types import Grid, Size
 
 MEAN = STD = (0.5, 0.5, 0.5)
 NETWORK, HEAD, FILL = "backbone.network.", "branches.0.head.predict.", "fill"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from remask.backbones.convvit import ConvViT, create_convvit
 from remask.backbones.convvit_network import ConvViTNetwork
+from remask.errors import UserError
 from remask.interop.mae import (
     DECODER,
     HEAD,
@@ -25,13 +26,13 @@ from remask.interop.mae import (
     resize_positions,
     shape,
     sizes,
-)  # fmt: skip
+)
 from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.convmae import convmae
 from remask.targets import Pixels
-from remask.types import Size, UserError
+from remask.types import Size
 
 ENCODER = ("patch_embed", "pos_embed", "blocks1.", "blocks2.", "blocks3.", "norm.")
 FUSION = {"stage1_output_decode.": "backbone.fusions.0.", "stage2_output_decode.": "backbone.fusions.1."}

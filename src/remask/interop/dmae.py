@@ -16,25 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remask.backbones.vit import ViT
+from remask.errors import UserError
 from remask.interop import mae
 from remask.interop.beit import own_state
-from remask.interop.mae import (
-    DECODER,
-    MEAN,
-    OFFICIAL,
-    POSITIONS,
-    STD,
-    _backbone,
-    check,
-    renamed,
-    sizes,
-)  # fmt: skip
+from remask.interop.mae import DECODER, MEAN, OFFICIAL, POSITIONS, STD, _backbone, check, renamed, sizes
 from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.dmae import dmae
 from remask.targets import Pixels, Target
-from remask.types import Size, UserError
+from remask.types import Size
 
 HEADS = "aligned_feature_projection_heads."
 PART = r"((?:fc[12]\.)?(?:weight|bias))"

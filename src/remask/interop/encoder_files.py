@@ -17,6 +17,7 @@ from remask.backbones import Backbone
 from remask.backbones.beit import CLASS_ROWS
 from remask.backbones.tables import offsets
 from remask.backbones.vit import ViT
+from remask.errors import UserError
 from remask.interop import beit, convmae, dmae, dmjd, fastmim, maskfeat, mocov3, simmim
 from remask.interop.fetching import counting
 from remask.interop.loaded import Loaded, remember
@@ -24,7 +25,7 @@ from remask.interop.mae import DECODER, MEAN, STD, _backbone, check, shape
 from remask.interop.state_dicts import Found, State, find
 from remask.interop.teachers import CLIP_MEAN, CLIP_STD
 from remask.tokens import grid_of
-from remask.types import Grid, Size, UserError
+from remask.types import Grid, Size
 
 PUBLISHED_HEADS = {
     "mae": "MAE's ViT-B has 12, L and H 16",

@@ -26,16 +26,17 @@ from timm.models.vision_transformer import VisionTransformer
 from remask.backbones import Backbone
 from remask.backbones.makers import maker, refuse_tag
 from remask.backbones.vit import SMALL, ViT, create_vit
-from remask.escaping import quoted
+from remask.errors import UserError
+from remask.files.escaping import quoted
+from remask.files.tensors import content_of, refuse_non_finite
+from remask.files.text import read_json
+from remask.images.levels import levels_of
 from remask.interop.encoder_files import KINDS as FILES
 from remask.interop.encoder_files import NORMALISATIONS, Asked, open_file
 from remask.interop.fetching import counting, fetched
 from remask.interop.loaded import Loaded, remember, split_spec, stated
 from remask.interop.mae import check
-from remask.levels import levels_of
-from remask.tensor_files import content_of, refuse_non_finite
-from remask.textfiles import read_json
-from remask.types import Size, UserError
+from remask.types import Size
 
 KINDS = (
     *(f"{kind}:FILE" for kind in FILES), "timm:NAME", "untrained:NAME", "run:RUN",

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from remask.backbones import Backbone
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.convvit_network import ConvViTNetwork
+from remask.images.levels import rule_of
 from remask.images.transforms import CROP
 from remask.interop.reader import NAME, reader_text
-from remask.levels import rule_of
 from remask.types import Size
 
 EXAMPLE = '''"""Load this backbone with timm alone: python load_example.py [PICTURE]"""

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from remask.errors import UserError
 from remask.interop.beit import FILL, NETWORK, counterpart, own_state, weights
 from remask.interop.fastmim_encoders import PREFIX, Heads, Network, build, encoder_state, inner
 from remask.interop.mae import ENCODER, HEAD, MEAN, STD, check, shape, sizes
@@ -27,7 +28,7 @@ from remask.masking import Masking
 from remask.method import Method
 from remask.methods.fastmim import fastmim
 from remask.targets import Hog, Pixels, Target
-from remask.types import Grid, Size, UserError
+from remask.types import Grid, Size
 
 Predicted: TypeAlias = Literal["hog", "pixels"]
 

@@ -13,12 +13,13 @@ from remask.backbones.hierarchical import Hierarchical, create_hierarchical
 from remask.backbones.swin import Swin, create_swin
 from remask.backbones.tables import BIASES, resize_state
 from remask.backbones.vit import ViT, create_vit
+from remask.errors import UserError
 from remask.interop import simmim
 from remask.interop.beit import counterpart, window_of
 from remask.interop.mae import ENCODER, shape, sizes
 from remask.interop.state_dicts import State
 from remask.tokens import grid_of
-from remask.types import Size, UserError
+from remask.types import Size
 
 Heads: TypeAlias = int | Sequence[int] | None
 Network: TypeAlias = ViT | Swin | Hierarchical

@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from remask.types import UserError
+from remask.errors import UserError
 
 
 def fetched(make: Callable[[], Any], spec: str, cure: str = "offline, give its weights as a file") -> Any:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from remask.backbones.tables import BIASES, POSITIONS
-from remask.escaping import printable
+from remask.errors import UserError
+from remask.files.escaping import printable
 from remask.tokens import grid_of
-from remask.types import Size, UserError
+from remask.types import Size
 
 SETTING = re.compile(r",(\w+)=")
 SETTINGS = ("heads", "normalise", "mean", "std")

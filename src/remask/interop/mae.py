@@ -17,13 +17,14 @@ from torch import Tensor
 
 from remask.backbones import tables
 from remask.backbones.vit import ViT, create_vit
+from remask.errors import UserError
+from remask.files.tensors import refuse_non_finite
 from remask.interop.state_dicts import Source, State, label, read
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.mae import mae
 from remask.targets import Pixels
-from remask.tensor_files import refuse_non_finite
-from remask.types import Grid, Size, UserError
+from remask.types import Grid, Size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
+from remask.errors import UserError
 from remask.interop import mae, state_dicts
 from remask.interop.beit import FILL, HEAD, NETWORK, counterpart, own_state
 from remask.interop.mae import MEAN, STD, check, shape, sizes
@@ -27,7 +28,7 @@ from remask.masking import Blocks, Masking
 from remask.method import Method
 from remask.methods.maskfeat import maskfeat
 from remask.targets import Hog
-from remask.types import Size, UserError
+from remask.types import Size
 
 Name = Literal["slowfast", "mmpretrain"]
 

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from remask.backbones.vit import ViT
+from remask.errors import UserError
 from remask.interop import state_dicts
 from remask.interop.beit import counterpart
 from remask.interop.mae import DECODER, ENCODER, MEAN, STD, _backbone, check
 from remask.interop.state_dicts import Source, State, label
-from remask.types import Size, UserError
+from remask.types import Size
 
 WRAPPED = "module."
 BASE, MOMENTUM, PREDICTOR = "base_encoder.", "momentum_encoder.", "predictor."

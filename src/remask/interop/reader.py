@@ -5,8 +5,7 @@ import re
 from types import ModuleType
 from typing import Any
 
-from remask import levels
-from remask.images import decoding, deep, heif, transforms
+from remask.images import decoding, deep, heif, levels, transforms
 
 HEAD = '''"""Pictures as this network was trained on them: `read_picture(path, config)` gives what it takes.
 

@@ -21,6 +21,7 @@ from remask.backbones import stem_patch
 from remask.backbones.beit import BeitViT
 from remask.backbones.swin import Swin, create_swin
 from remask.backbones.tables import resize_table
+from remask.errors import UserError
 from remask.interop import beit, state_dicts
 from remask.interop.beit import BUFFERS, FILL, HEAD, NETWORK, TABLE, own_state, vit_of, weights, window_of
 from remask.interop.mae import MEAN, STD, check, shape
@@ -30,7 +31,7 @@ from remask.method import Method
 from remask.methods.simmim import simmim
 from remask.targets import Pixels
 from remask.tokens import cell_of
-from remask.types import Grid, Size, UserError
+from remask.types import Grid, Size
 
 MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from remask.errors import UserError
+from remask.files.tensors import Foreign, content_of, described
 from remask.interop.layouts import AVERAGES, CLASSIFIERS, COUNTERS, ENTRIES, LAYOUTS, MOCO, NO_NETWORK, WRAPPERS, Layout
-from remask.tensor_files import Foreign, content_of, described
-from remask.types import UserError
 
 State: TypeAlias = Mapping[str, Tensor]
 Source: TypeAlias = str | Path | Mapping[str, Any]

@@ -22,12 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from remask.backbones.makers import refuse_tag
+from remask.errors import UserError
 from remask.interop.fetching import counting, fetched, package
 from remask.interop.layouts import Layout
 from remask.interop.loaded import Loaded, loaded_of, remember
 from remask.interop.mae import MEAN, STD, check
 from remask.interop.state_dicts import State, find
-from remask.types import Size, UserError
+from remask.types import Size
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """OpenAI's CLIP; open_clip's models say so where theirs differ."""

@@ -4,11 +4,12 @@ from torch import nn
 
 from remask.backbones import Backbone
 from remask.backbones.convvit_network import ConvViTNetwork
+from remask.errors import UserError
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.mae import initialise, mae
 from remask.targets import Target
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 def convmae(

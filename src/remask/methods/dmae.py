@@ -5,12 +5,13 @@ from typing import Literal
 
 from remask.backbones import Backbone
 from remask.distances import l1_unit, squared_unit
+from remask.errors import UserError
 from remask.heads import Align
 from remask.masking import Masking
 from remask.method import Branch, Method, Region
 from remask.methods.mae import mae
 from remask.targets import Target, prefix
-from remask.types import Size, UserError
+from remask.types import Size
 
 DISTANCES = {"l1": l1_unit, "squared": squared_unit}
 

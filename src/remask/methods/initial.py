@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from remask.errors import UserError
 from remask.method import Method
 from remask.methods.mae import initialise as as_mae
-from remask.types import UserError
 
 STD = 0.02
 

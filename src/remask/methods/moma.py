@@ -6,15 +6,15 @@ from typing import Literal
 from torch import nn
 
 from remask.backbones import Backbone
+from remask.color_jitter import Jitter
 from remask.distances import smooth_l1_with
+from remask.errors import UserError
 from remask.heads import Align
-from remask.images import Jitter
 from remask.masking import Masking
 from remask.method import Branch, Method
 from remask.methods.dmae import region_of
 from remask.methods.mae import initialise
 from remask.targets import Target
-from remask.types import UserError
 
 
 def moma(

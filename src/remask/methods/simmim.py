@@ -2,13 +2,14 @@
 
 from remask.backbones import Backbone, stem_patch
 from remask.distances import l1
+from remask.errors import UserError
 from remask.heads import Linear
 from remask.masking import Masking
 from remask.method import Branch, Method
 from remask.methods.initial import STD, Start, initialise
 from remask.targets import Target
 from remask.tokens import grid_of
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 def simmim(

@@ -3,7 +3,7 @@
 import difflib
 from typing import NamedTuple
 
-from remask.types import UserError
+from remask.errors import UserError
 
 
 class Device(NamedTuple):

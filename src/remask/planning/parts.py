@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from remask.fitting import fewest
-from remask.images import Batch
+from remask.images.loader import Batch
 from remask.planning.anatomy import anatomy
 from remask.planning.rehearsal import forecast
 from remask.recipe import Recipe

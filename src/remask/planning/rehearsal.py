@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from remask.images import decode, open_source
+from remask.errors import UserError
+from remask.images.decoding import decode
 from remask.images.pictures import KEPT_MB, Pictures, half_of_memory_mb
+from remask.images.sources import open_source
 from remask.recipe import Recipe
-from remask.types import UserError
 
 STEPS = 5
 """Of a rehearsal; the first, in which memory is taken and the optimizer makes its state, is not timed."""

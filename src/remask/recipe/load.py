@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from remask.files.text import read_toml
 from remask.recipe.layers import Layer, leaves, merge, nest, refuse_unused, warmup_share
 from remask.recipe.messages import fail, first_problem, nearest_key
 from remask.recipe.naming import FOLDER, locate
 from remask.recipe.schema import Recipe, recipe_keys
 from remask.recipe.used import reset
-from remask.textfiles import read_toml
 
 NOT_KEYS = ("REMASK_CACHE", "REMASK_GOLDEN")
 """Environment variables that are not recipe keys."""

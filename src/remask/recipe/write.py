@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from remask.escaping import marked
+from remask.files.escaping import marked
 from remask.recipe.used import unused
 from remask.recipe.values import Section
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from remask.escaping import printable
+from remask.errors import UserError
+from remask.files.escaping import printable
 from remask.report.evaluations import HEADS, evaluations, part_of, percent
 from remask.report.figures import curves
 from remask.report.reading import (
@@ -19,7 +20,6 @@ from remask.report.reading import (
     shared,
     write_page,
 )
-from remask.types import UserError
 
 
 class Bar(NamedTuple):

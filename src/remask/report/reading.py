@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from remask.errors import UserError
-from remask.escaping import in_utf8, printable, quoted, unmarked
+from remask.files.escaping import in_utf8, printable, quoted, unmarked
+from remask.files.text import read_text as text_of
 from remask.report.figures import Curve
-from remask.textfiles import read_text as text_of
 
 
 class Figure(NamedTuple):

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from remask.escaping import printable
+from remask.errors import UserError
+from remask.files.escaping import printable
 from remask.report.evaluations import HEADS, evaluations
 from remask.report.figures import curves
 from remask.report.reading import (
@@ -20,7 +21,6 @@ from remask.report.reading import (
     shared,
     write_page,
 )
-from remask.types import UserError
 
 WORDS = {"finetune": "Fine-tuned", "segment": "Segmentation", "detect": "Detection and masks"}
 HEADLINES = {"finetune": "top1", "segment": "mIoU", "detect": "AP"}

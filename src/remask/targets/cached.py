@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Float16
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.targets.tokens import content_key
 from remask.tokens import grid_of
-from remask.types import Images, Size, UserError
+from remask.types import Images, Size
 from remask.views import Views
 
 

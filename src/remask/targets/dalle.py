@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from remask.errors import UserError
+from remask.files.tensors import Foreign, content_of, refuse_non_finite
 from remask.targets.hog import pixel_values
 from remask.targets.teacher import Frozen, full_precision, resized
-from remask.tensor_files import Foreign, content_of, refuse_non_finite
 from remask.tokens import grid_of
-from remask.types import Images, Size, UserError
+from remask.types import Images, Size
 from remask.views import Views
 
 STRIDE = 8

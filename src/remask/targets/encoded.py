@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.targets.hog import pixel_values
 from remask.targets.teacher import Frozen, resized
 from remask.tokens import grid_of
-from remask.types import Grid, Images, Size, UserError
+from remask.types import Grid, Images, Size
 from remask.views import Views
 
 

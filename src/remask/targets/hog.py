@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor, nn
 
-from remask.types import Images, Size, UserError
+from remask.errors import UserError
+from remask.types import Images, Size
 from remask.views import Views
 
 Flavour = Literal["central", "sobel"]

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.targets.hog import pixel_values
 from remask.tokens import grid_of
-from remask.types import Images, Size, UserError
+from remask.types import Images, Size
 from remask.views import Views
 
 

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from remask.errors import UserError
 from remask.targets.dalle import Dalle, DalleEncoder, load_dalle
 from remask.targets.teacher import full_precision
 from remask.tokens import grid_of
-from remask.types import Images, Size, UserError
+from remask.types import Images, Size
 from remask.views import Views
 
 CHUNK = 1 << 22

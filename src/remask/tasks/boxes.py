@@ -10,6 +10,7 @@ import torch
 
 from remask.console import Watch
 from remask.downstream import Task
+from remask.errors import UserError
 from remask.evaluation.average_precision import average_precision, detections
 from remask.evaluation.detector import Detector, on_picture
 from remask.evaluation.drawing import Drawing, sheet_of_boxes
@@ -23,7 +24,7 @@ from remask.images.pictures import decoded
 from remask.recipe.downstream import BoxesData, Detect
 from remask.runtime import Runtime
 from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
-from remask.types import Size, UserError
+from remask.types import Size
 
 SHOWN = 8
 """Test pictures on the sheet."""

@@ -10,21 +10,23 @@ import torch
 
 from remask.console import Watch
 from remask.downstream import Task
+from remask.errors import UserError
 from remask.evaluation.accuracy import confusion_picture, score
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.mixing import Mixing
-from remask.images import Loader, Source, Subset, by_classes, iterate, open_source
 from remask.images.augment import EvalCrop, TrainAugment
 from remask.images.files import printable
 from remask.images.hold_out import BY_CLASS, fifth, hold_out, parts
 from remask.images.left_out import notes
-from remask.images.sources import open_second
+from remask.images.levels import FULL
+from remask.images.loader import Loader, iterate
+from remask.images.sources import Source, open_second, open_source
+from remask.images.subset import Subset, by_classes
 from remask.interop.start import constants
-from remask.levels import FULL
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.runtime import Runtime, generator
 from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 def build_finetune(

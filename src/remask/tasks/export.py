@@ -14,19 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from remask.checkpoint import load_weights
-from remask.escaping import encodable
+from remask.errors import UserError
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.timm_classifier import as_timm
+from remask.files.escaping import encodable
+from remask.files.text import read_json
+from remask.images.levels import rule_of
 from remask.interop.export import export_backbone
 from remask.interop.start import constants
-from remask.levels import rule_of
 from remask.recipe import dump
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import load
 from remask.recipe.naming import FOLDER
 from remask.tasks import build_model
-from remask.textfiles import read_json
-from remask.types import Size, UserError
+from remask.types import Size
 
 OPENING = '''"""Load this {what} with {loader}: python load_example.py [PICTURE]"""
 

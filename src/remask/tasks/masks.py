@@ -9,6 +9,7 @@ from torch import Tensor
 
 from remask.console import Watch
 from remask.downstream import Task
+from remask.errors import UserError
 from remask.evaluation.frames import frames
 from remask.evaluation.segmenter import Segmenter, evaluate
 from remask.images.classes import Declared
@@ -22,7 +23,7 @@ from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.runtime import Runtime, generator
 from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
-from remask.types import Size, UserError
+from remask.types import Size
 
 SHOWN = 6
 """Test pictures that are painted."""

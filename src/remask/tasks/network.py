@@ -8,18 +8,18 @@ from torch import Tensor
 
 from remask.backbones.checkpointing import set_checkpointing
 from remask.build import auto_workers
-from remask.errors import naming
+from remask.errors import UserError, naming
 from remask.evaluation.features import evaluating
 from remask.images.files import printable
 from remask.images.labels import match
+from remask.images.levels import Levels, rule_of
 from remask.images.measuring import measure
 from remask.interop.start import start
 from remask.ledger import forward_gflops
-from remask.levels import Levels, rule_of
 from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection
 from remask.runtime import Runtime
-from remask.types import Size, UserError
+from remask.types import Size
 
 
 def network(part: FinetuneModel | SegmentModel | DetectModel, size: Size | None) -> tuple[Any, Size]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
-from remask.escaping import unmarked
+from remask.files.escaping import unmarked
 
 LONGEST = 255
 """Bytes of a file's name at most, on all usual systems."""

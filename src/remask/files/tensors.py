@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from remask.types import UserError
+from remask.errors import UserError
 
 HEAD = 512
 """Bytes at the beginning of a file that tell what it is."""

@@ -1,0 +1,1 @@
+"""Files as people have them and as runs need them: any name, small texts in any coding, tensors."""
