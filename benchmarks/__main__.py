@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from remask.listing import environment
+from remask.training.environment import environment
 
 PARTS = tuple(
     part

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.entrants import Entrant, Seconds
-from remask.runtime import keep_freed_memory
+from remask.training.runtime import keep_freed_memory
 
 
 class Maker(NamedTuple):

@@ -28,9 +28,10 @@ from remask.backbones.vit import ViT, create_vit
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dmae, mae, moma
-from remask.optim import adamw, parameter_groups
-from remask.runtime import generator, keep_freed_memory
+from remask.seeds import generator
 from remask.targets import Encoded, Pixels
+from remask.training.optim import adamw, parameter_groups
+from remask.training.runtime import keep_freed_memory
 
 ROUNDS = 3
 ROWS = ("MAE", "DMAE", "MOMA, one teacher", "MOMA, two teachers")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.reference import Reference
 from remask.method import Method
-from remask.optim import adamw, parameter_groups
-from remask.runtime import Runtime
+from remask.training.optim import adamw, parameter_groups
+from remask.training.runtime import Runtime
 from remask.types import Images
 
 LR, DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)

@@ -18,7 +18,7 @@ import torch
 from benchmarks import results
 from benchmarks.gpu_loader import loader
 from benchmarks.gpu_steps import CASES, Rows, Session, against, graphs, speed, surroundings
-from remask.listing import environment
+from remask.training.environment import environment
 
 ABOUT = """# Speed on a GPU
 

@@ -13,7 +13,7 @@ from remask.build import build_loader
 from remask.images.decoding import decode
 from remask.images.sources import open_source
 from remask.images.transforms import RandomCropFlip
-from remask.runtime import generator
+from remask.seeds import generator
 
 
 def loader(session: Session, case: Case, data: str | None) -> Rows:

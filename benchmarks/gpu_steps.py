@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from benchmarks.entrants import row
 from benchmarks.reference import Reference
 from remask.build import build_method, gflops_per_image
-from remask.optim import adamw, parameter_groups
 from remask.recipe import Recipe, load_recipe
-from remask.runtime import Runtime, generator
+from remask.seeds import generator
+from remask.training.optim import adamw, parameter_groups
+from remask.training.runtime import Runtime
 
 Rows = Iterator[dict[str, Any]]
 SMALL = {"data.image_size": 32, "method.decoder_width": 32, "method.decoder_depth": 2, "method.decoder_heads": 4}

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remask.runtime import generator, keep_freed_memory
+from remask.seeds import generator
 from remask.targets.hog import Flavour, Hog, central_gradient, in_cells, sobel_gradient
+from remask.training.runtime import keep_freed_memory
 
 ROUNDS, BATCH = 7, 16
 Histogram = Callable[[Tensor, Flavour, int, int], Tensor]

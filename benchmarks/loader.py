@@ -28,7 +28,7 @@ from remask.images.pictures import Pictures
 from remask.images.sources import Source, open_source
 from remask.images.transforms import RandomCropFlip
 from remask.recipe import load_recipe
-from remask.runtime import keep_freed_memory
+from remask.training.runtime import keep_freed_memory
 
 ROUNDS = 7
 CASES = ((224, (375, 500), 2.0), (128, (375, 500), 2.4), (128, (2250, 3000), 2.4))

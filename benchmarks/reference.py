@@ -26,8 +26,8 @@ from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
 from remask.heads import Decoder, Projector
 from remask.method import Method
-from remask.optim import parameter_groups
 from remask.targets import Hog, Target
+from remask.training.optim import parameter_groups
 from remask.types import Images
 from remask.views import Views
 

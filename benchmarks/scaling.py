@@ -14,7 +14,7 @@ import torch
 from remask.build import build_method, gflops_per_image
 from remask.masking import Blocks, Masking
 from remask.recipe import load_recipe
-from remask.runtime import generator
+from remask.seeds import generator
 
 PEAK, MFU = 790e12, 0.40  # bf16 FLOP/s of one H200-class GPU, and the share of them that is used
 FIXED = 8e-3  # seconds of a step that no GPU shortens: kernels launched one by one, optimizer

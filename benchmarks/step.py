@@ -18,7 +18,7 @@ from benchmarks.entrants import Entrant, Seconds, hugging_face, lightly, ours, r
 from remask.backbones.normalise import Normalise
 from remask.build import build_method, gflops_per_image
 from remask.recipe import load_recipe
-from remask.runtime import generator
+from remask.seeds import generator
 
 Settings = dict[str, object]
 Rows = Iterator[dict[str, object]]

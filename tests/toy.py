@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from remask.checkpoint import RunFolder
-from remask.console import Lines
-from remask.ledger import Ledger
-from remask.optim import Schedule, adamw, parameter_groups
-from remask.runtime import Runtime
-from remask.trainer import Trainer
+from remask.training.checkpoint import RunFolder
+from remask.training.cost import Ledger
+from remask.training.optim import Schedule, adamw, parameter_groups
+from remask.training.progress import Lines
+from remask.training.runtime import Runtime
+from remask.training.trainer import Trainer
 
 PER_EPOCH, BATCH = 5, 8
 

@@ -15,7 +15,6 @@ from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
 from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
-from remask.checkpoint import RunFolder
 from remask.errors import UserError, naming
 from remask.heads import Decoder, TokenDecoder
 from remask.images.device import no_decoder
@@ -23,16 +22,13 @@ from remask.images.levels import Levels, Scaling
 from remask.images.loader import Loader
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip
-from remask.ledger import Ledger, forward_gflops
 from remask.masking import Blocks, Counts, Masking, Score, count_of, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
-from remask.optim import Schedule, adamw, learning_rate, parameter_groups
-from remask.parallel import Plan, rehearse
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.recipe.sections import DataSection
-from remask.runtime import Runtime, seeded
+from remask.seeds import seeded
 from remask.starting import start_from
 from remask.targets import Hog, Pixels, Target
 from remask.targets.cached import Cached
@@ -40,7 +36,12 @@ from remask.targets.dalle import Dalle, load_dalle
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.teaching import build_teachers, map_teacher, student_layers, weight_of
 from remask.tokens import cell_of
-from remask.trainer import Hook, Trainer
+from remask.training.checkpoint import RunFolder
+from remask.training.cost import Ledger, forward_gflops
+from remask.training.optim import Schedule, adamw, learning_rate, parameter_groups
+from remask.training.runtime import Runtime
+from remask.training.sharding import Plan, rehearse
+from remask.training.trainer import Hook, Trainer
 from remask.types import Size
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}

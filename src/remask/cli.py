@@ -10,11 +10,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan, launcher
+from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan
 from remask.cli_flags import Exclude
 from remask.cli_hints import explained as _explained
 from remask.errors import UserError
 from remask.files.escaping import escape_on
+from remask.training import launcher
 
 app = typer.Typer(
     name="remask",
@@ -223,9 +224,9 @@ def report(run: Run) -> None:
 @app.command()
 def recipes(json: Json = False) -> None:
     """List the recipes."""
-    from remask import listing
+    from remask.commands.recipe_list import recipes as print_recipes
 
-    listing.recipes(as_json=json)
+    print_recipes(as_json=json)
 
 
 @app.command()
@@ -235,17 +236,17 @@ def show(
     json: Json = False,
 ) -> None:
     """Print a recipe's equation, size and cost."""
-    from remask import listing
+    from remask.commands.recipe_page import show as print_recipe
 
-    listing.show(recipe, set_ or [], as_json=json)
+    print_recipe(recipe, set_ or [], as_json=json)
 
 
 @app.command()
 def doctor() -> None:
     """Check versions, devices, speed and disk."""
-    from remask import listing
+    from remask.commands.diagnosis import doctor as print_machine
 
-    listing.doctor()
+    print_machine()
 
 
 def main() -> NoReturn:
@@ -268,8 +269,8 @@ def main() -> NoReturn:
 
 def _end(code: int) -> NoReturn:
     """Exit, and where other processes were joined without waiting for the threads that served them."""
-    if "remask.processes" in sys.modules:
-        from remask.processes import leave
+    if "remask.training.distributed" in sys.modules:
+        from remask.training.distributed import leave
 
         leave(code)
     sys.exit(code)
@@ -281,8 +282,10 @@ def _of_all(error: Exception) -> int:
     try:
         together = bool({"pretrain", "resume"} & {*sys.argv})  # the other commands know no processes beside them
         speaks = not together or launcher.place().rank == 0
-        if together and "remask.processes" in sys.modules:  # else they have not joined, and each finds the same
-            from remask.processes import ended
+        if (
+            together and "remask.training.distributed" in sys.modules
+        ):  # else they have not joined, and each finds the same
+            from remask.training.distributed import ended
 
             speaks, code = ended(code)
     except UserError:  # of the variables themselves

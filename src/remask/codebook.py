@@ -17,7 +17,7 @@ from remask.images.transforms import CentreCrop
 from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.recipe import Target as TargetRecipe
-from remask.runtime import generator
+from remask.seeds import generator
 from remask.targets.tokens import Codebook, fit_codebook, save_codebook
 
 FILE = "codebook.safetensors"

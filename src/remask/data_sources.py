@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from remask.data_record import FIRST, Sources
 from remask.images.coco import CocoSource
 from remask.images.fingerprint import Inventory, inventory, of_boxes, of_file, of_masks
 from remask.images.masks import MaskFiles
 from remask.images.sources import Source
 from remask.recipe import Recipe
 from remask.recipe.downstream import Downstream
+from remask.training.data_record import FIRST, Sources
 
 MANY = 200_000
 """Pictures whose sizes take more than a moment to look up; on a disk of this machine some seconds."""

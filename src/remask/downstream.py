@@ -10,9 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from remask.checkpoint import RunFolder, find, load_weights, save
-from remask.console import Watch, console
-from remask.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.data_sources import of_task
 from remask.errors import UserError
 from remask.evaluation.keeping import keep
@@ -20,13 +17,16 @@ from remask.files.escaping import printable
 from remask.images.differences import of_classes
 from remask.images.loader import TooManyBad
 from remask.interop.loaded import loaded_of
-from remask.ledger import Ledger
-from remask.listing import environment
-from remask.optim import Averaged, Schedule, adamw, parameter_groups
 from remask.recipe import dump
 from remask.recipe.downstream import Downstream
-from remask.runtime import Runtime
-from remask.trainer import Batches, Trainer
+from remask.training.checkpoint import RunFolder, find, load_weights, save
+from remask.training.cost import Ledger
+from remask.training.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
+from remask.training.environment import environment
+from remask.training.optim import Averaged, Schedule, adamw, parameter_groups
+from remask.training.progress import Watch, console
+from remask.training.runtime import Runtime
+from remask.training.trainer import Batches, Trainer
 
 
 class Task(NamedTuple):

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from remask.backbones.tables import resize_state
 from remask.method import Method
-from remask.parallel import cut_like, like, whole
 from remask.recipe import Recipe
-from remask.trainer import Trainer
+from remask.training.sharding import cut_like, like, whole
+from remask.training.trainer import Trainer
 from remask.types import Size
 
 NETWORK = "backbone.network."

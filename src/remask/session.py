@@ -9,9 +9,6 @@ import torch
 
 from remask import codebook as codebooks
 from remask.build import build_loader, build_method, build_trainer, scaling_of
-from remask.checkpoint import RunFolder, position
-from remask.console import Console, console
-from remask.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.data_sources import CODEBOOK, of_pretraining
 from remask.errors import UserError
 from remask.evaluation.features import extract
@@ -25,18 +22,22 @@ from remask.images.loader import Batch, Loader, TooManyBad, iterate
 from remask.images.sources import Source, open_second, open_source
 from remask.images.subset import Subset
 from remask.images.transforms import CentreCrop
-from remask.listing import environment
 from remask.method import Method
-from remask.parallel import whole
 from remask.pixel_rule import with_pixel_rule
 from remask.planning import settle
-from remask.processes import ALONE, World
 from remask.progressive import Phase, hand_over, phase_of, phases
 from remask.recipe import Recipe, dump, method_label
 from remask.report.equation import equation
-from remask.runtime import Runtime, generator, resolve
+from remask.seeds import generator
 from remask.starting import loaded_lines
-from remask.trainer import Hook, Trainer
+from remask.training.checkpoint import RunFolder, position
+from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
+from remask.training.distributed import ALONE, World
+from remask.training.environment import environment
+from remask.training.progress import Console, console
+from remask.training.runtime import Runtime, resolve
+from remask.training.sharding import whole
+from remask.training.trainer import Hook, Trainer
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:

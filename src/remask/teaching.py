@@ -15,7 +15,7 @@ from remask.interop.loaded import loaded_of, remember
 from remask.interop.teachers import open_teacher
 from remask.recipe import Recipe
 from remask.recipe.distill import TeacherSection
-from remask.runtime import seeded
+from remask.seeds import seeded
 from remask.targets import Encoded, Target
 from remask.targets.cached import Cached
 from remask.targets.teacher import Teacher

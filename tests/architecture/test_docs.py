@@ -13,7 +13,7 @@ MODULES = modules()
 # What is computed where: the citation, and the module in whose comments (equations) or text (papers) it must stand.
 EQUATIONS = {
     "DMJD Eq. (3)": "remask.masking",
-    "DMJD Eq. (4)": "remask.optim",
+    "DMJD Eq. (4)": "remask.training.optim",
     "DMJD Eq. (5)": "remask.methods.dmjd",
     "DMJD Eq. (6)": "remask.method",
 }

@@ -39,8 +39,8 @@ from remask.recipe.load import FOLDER, load
 from remask.recipe.sections import DISTILLING, METHODS
 from remask.recipe.used import unused
 from remask.recipe.values import SHORTHANDS, Target
-from remask.runtime import resolve
 from remask.tasks import build_task
+from remask.training.runtime import resolve
 from tests.built import fingerprint
 from tests.tried import SAID, candidates, leaves, silent, value_of
 

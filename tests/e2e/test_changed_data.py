@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from remask import codebook, commands
-from remask.checkpoint import RunFolder
 from remask.errors import UserError
+from remask.training.checkpoint import RunFolder
 from tests.e2e.test_dense import drawn
 
 SMALL = [

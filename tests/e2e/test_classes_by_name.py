@@ -17,7 +17,7 @@ from remask.errors import UserError
 from remask.recipe.downstream import BoxesData, MasksData
 from remask.tasks.boxes import opened
 from remask.tasks.masks import pairs
-from remask.trainer import Trainer
+from remask.training.trainer import Trainer
 
 NAMES = ("ant", "bee", "cow", "dog")
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 60, 220), (220, 210, 30), (200, 40, 210), (30, 210, 210),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from remask import commands
 from remask.errors import UserError
-from remask.trainer import Trainer
+from remask.training.trainer import Trainer
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.log_every=3", "runtime.save_every_minutes=0.00001"]
 SMALL = {"data.source": "digits", "data.limit": 300, "data.image_size": 16, "optim.epochs": 3, "optim.batch_size": 32}

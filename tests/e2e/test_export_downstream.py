@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from remask import commands
-from remask.checkpoint import RunFolder
 from remask.commands.downstream import open_task
 from remask.downstream import learned, restored
 from remask.errors import UserError
 from remask.tasks import build_model
 from remask.tasks.export import load_export
+from remask.training.checkpoint import RunFolder
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0"]
 NETS: dict[str, tuple[str, int, dict[str, Any]]] = {

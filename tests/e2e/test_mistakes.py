@@ -104,7 +104,7 @@ def test_a_source_without_a_usable_picture_is_refused(
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     import errno
 
-    from remask import checkpoint
+    from remask.training import checkpoint
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from remask import commands
-from remask.trainer import Trainer
+from remask.training.trainer import Trainer
 from tests.e2e.test_resume import curve, step_saved
 
 SETTINGS = [
@@ -31,7 +31,7 @@ DYING = """
 import json, os, signal, sys
 from pathlib import Path
 from remask import commands
-from remask.trainer import Trainer
+from remask.training.trainer import Trainer
 
 learn = Trainer._learn
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from remask import cli
 from remask.images.loader import Loader
-from remask.processes import joined, leave
 from remask.recipe import Recipe, choose
 from remask.session import train
-from remask.trainer import Trainer
+from remask.training.distributed import joined, leave
+from remask.training.trainer import Trainer
 
 SETTINGS = [
     "data.image_size=16", "data.crop_scale=[0.5, 1.0]", "backbone.width=32", "backbone.depth=2", "backbone.heads=2",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from remask.backbones.convvit import ConvViT
 from remask.backbones.convvit_network import ConvViTNetwork, Sizes
 from remask.interop import mae
-from remask.optim import parameter_groups
 from remask.tokens import take
+from remask.training.optim import parameter_groups
 from remask.views import Views
 from tests.golden.vectors import Entries, File, Folder, activations, gradients, layer_decay_of, losses, norms, some
 

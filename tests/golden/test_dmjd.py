@@ -17,8 +17,8 @@ from remask.interop import dmjd as interop
 from remask.masking import Masking
 from remask.method import Branch, Method
 from remask.methods import jd
-from remask.optim import learning_rate, parameter_groups
 from remask.tokens import take
+from remask.training.optim import learning_rate, parameter_groups
 from remask.types import Features, Grid
 from remask.views import Views
 from tests.golden.vectors import Entries, File, Folder, activations, gradients, losses, norms, some

@@ -20,9 +20,9 @@ from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, jd
 from remask.methods.convmae import convmae
-from remask.optim import adamw, parameter_groups
 from remask.targets import Hog
 from remask.tokens import take
+from remask.training.optim import adamw, parameter_groups
 from remask.types import Grid
 from remask.views import Views
 from tests.dense_convvit import dense

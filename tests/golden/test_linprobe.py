@@ -9,7 +9,7 @@ from remask.evaluation.features import evaluating
 from remask.evaluation.linprobe import LinearProbe as Probe
 from remask.evaluation.linprobe import Settings, describer
 from remask.interop import mae as interop
-from remask.optim import Schedule
+from remask.training.optim import Schedule
 from tests.golden.test_mae_transfer import kind_of, trained_classifier
 from tests.golden.vectors import File, Folder, some, trajectory
 

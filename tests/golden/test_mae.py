@@ -18,9 +18,9 @@ from remask.interop import mae as interop
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import mae
-from remask.optim import adamw, parameter_groups
 from remask.targets import Pixels
 from remask.tokens import patchify, sincos_positions, take, unpatchify
+from remask.training.optim import adamw, parameter_groups
 from remask.views import Views
 from tests.golden.vectors import Entries, File, Folder, activations, gradients, losses, norms, some, trajectory
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from remask.backbones.vit import ViT
 from remask.interop import mae as interop
-from remask.optim import Lars, cosine, learning_rate, parameter_groups, set_lr
+from remask.training.optim import Lars, cosine, learning_rate, parameter_groups, set_lr
 from tests.golden.vectors import Entries, File, Folder, activations, gradients, losses, norms, some, trajectory
 
 SYSTEM = "mae"

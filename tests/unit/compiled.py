@@ -9,11 +9,11 @@ import torch._dynamo
 import torch.distributed as dist
 
 from remask.build import build_method, plan
-from remask.optim import adamw, parameter_groups
-from remask.parallel import spread
-from remask.processes import World
 from remask.recipe import Recipe, choose
-from remask.runtime import generator
+from remask.seeds import generator
+from remask.training.distributed import World
+from remask.training.optim import adamw, parameter_groups
+from remask.training.sharding import spread
 
 SETTINGS = [
     "backbone.width=32", "backbone.depth=2", "backbone.heads=2", "optim.batch_size=4", "optim.precision=fp32",

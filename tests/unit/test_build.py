@@ -20,8 +20,6 @@ from remask.build import (
     parameters,
     peak_lr,
 )
-from remask.checkpoint import RunFolder
-from remask.console import Lines
 from remask.errors import UserError
 from remask.heads import Decoder, Projector
 from remask.images.sources import open_source
@@ -29,8 +27,10 @@ from remask.masking import Blocks, random
 from remask.method import Method
 from remask.recipe import Recipe, dump, load_recipe
 from remask.recipe.used import DECODING
-from remask.runtime import Runtime
 from remask.targets import Hog, Pixels
+from remask.training.checkpoint import RunFolder
+from remask.training.progress import Lines
+from remask.training.runtime import Runtime
 
 TINY: dict[str, Any] = {
     "data.image_size": 16, "backbone.width": 16, "backbone.depth": 1, "backbone.heads": 2, "masking.ratio": 0.5,

@@ -11,18 +11,18 @@ from torch import Generator, Tensor, nn
 
 from remask.backbones.vit import create_vit
 from remask.build import build_loader, build_method, build_trainer
-from remask.checkpoint import RunFolder
-from remask.console import Lines
 from remask.errors import UserError
 from remask.images.sources import open_source
 from remask.masking import Masking
 from remask.methods import moma
 from remask.recipe import load_recipe
-from remask.runtime import Runtime
 from remask.targets import Encoded
 from remask.targets import cached as module
 from remask.targets.cached import Cached, Shelf, fingerprint
 from remask.targets.teacher import Teacher
+from remask.training.checkpoint import RunFolder
+from remask.training.progress import Lines
+from remask.training.runtime import Runtime
 
 MEAN, STD = [0.5], [0.25]
 SIZE, PATCH = (16, 16), (4, 4)

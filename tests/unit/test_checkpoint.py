@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from remask import checkpoint
-from remask.checkpoint import RunFolder, find, load_weights, restore, save
 from remask.errors import UserError
+from remask.training import checkpoint
+from remask.training.checkpoint import RunFolder, find, load_weights, restore, save
 
 
 def pair(seed: int = 0, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -14,7 +14,7 @@ from remask.errors import UserError
 from remask.evaluation.segmenter import PixelLabels, Segmenter
 from remask.method import Method
 from remask.recipe import Recipe, choose
-from remask.runtime import generator, seeded
+from remask.seeds import generator, seeded
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dmjd-vit-micro-cifar": {},

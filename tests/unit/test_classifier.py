@@ -21,7 +21,7 @@ from remask.errors import UserError
 from remask.evaluation.classifier import Classifier, MixedLabels
 from remask.evaluation.mixing import Mixing, soft_targets
 from remask.masking import Masking
-from remask.optim import parameter_groups
+from remask.training.optim import parameter_groups
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLASSES = 5

@@ -15,7 +15,7 @@ from remask.progressive import hand_over
 from remask.recipe import Recipe, load_recipe
 from remask.runs import open_run
 from remask.targets.tokens import Codebook, StoredIds, content_key, read_codebook, save_ids
-from remask.trainer import Trainer
+from remask.training.trainer import Trainer
 
 
 def beit(**target: Any) -> Recipe:

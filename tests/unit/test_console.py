@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from remask import console as module
-from remask.console import Bar, Lines, Watch, console
 from remask.files.escaping import on_one_line
+from remask.training import progress as module
+from remask.training.progress import Bar, Lines, Watch, console
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from remask.backbones.convvit import SIZES, ConvViT, create_convvit
 from remask.errors import UserError
-from remask.ledger import forward_gflops
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.convmae import convmae
 from remask.methods.dmjd import dm, jd
 from remask.targets import Hog
 from remask.tokens import unpatchify
+from remask.training.cost import forward_gflops
 from remask.views import Views
 from tests.dense_convvit import DenseConvViT, dense
 

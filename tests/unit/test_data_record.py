@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remask import data_record
-from remask.checkpoint import RunFolder
-from remask.data_record import FIRST, Care, DataRecord, Sources
 from remask.errors import UserError
 from remask.images.fingerprint import Inventory
+from remask.training import data_record
+from remask.training.checkpoint import RunFolder
+from remask.training.data_record import FIRST, Care, DataRecord, Sources
 
 AT = {"step": 96, "epoch": 12.0}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from remask.checkpoint import RunFolder
 from remask.evaluation.keeping import keep, name_of
+from remask.training.checkpoint import RunFolder
 
 
 def put(folder: Path, data: str, value: float, **about: Any) -> str:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-
 from remask.evaluation.probe import DRAWS, draw_few, probe
 
 

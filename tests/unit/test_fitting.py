@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from remask.console import Lines
 from remask.errors import UserError
-from remask.fitting import attempted, fewest, fitted
+from remask.training.oom import attempted, fewest, fitted
+from remask.training.progress import Lines
 from tests.toy import BATCH, Batch, Noise, Toy, losses, train, trainer, weights
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remask.checkpoint import RunFolder
-from remask.ledger import Ledger
-from remask.optim import Schedule
-from remask.trainer import Trainer
+from remask.training.checkpoint import RunFolder
+from remask.training.cost import Ledger
+from remask.training.optim import Schedule
+from remask.training.trainer import Trainer
 from tests.toy import BATCH, Batch, Batches, train, trainer
 
 

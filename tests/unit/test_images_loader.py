@@ -13,12 +13,12 @@ from PIL import Image
 
 from remask.errors import UserError
 from remask.images.loader import Batch, Loader, TooManyBad, iterate
-from remask.images.making import mix
 from remask.images.pictures import Pictures
 from remask.images.sources import Source, open_source
 from remask.images.subset import Subset
 from remask.images.transforms import CentreCrop, RandomCropFlip
-from remask.processes import World
+from remask.seeds import mix
+from remask.training.distributed import World
 
 CROP = RandomCropFlip((16, 16))
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from remask.errors import UserError
-from remask.launcher import Place, count, left_over, place
+from remask.training.launcher import Place, count, left_over, place
 
 THERE = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from remask import ledger as module
-from remask.ledger import Ledger, forward_gflops
+from remask.training import cost as module
+from remask.training.cost import Ledger, forward_gflops
 
 
 class Clock:

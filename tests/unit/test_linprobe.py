@@ -13,7 +13,7 @@ from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
 from remask.evaluation.linprobe import MAE, LinearProbe, ProbeCrop, Settings, describer, joined, linprobe
 from remask.evaluation.probe import draw_fraction, probe
-from remask.optim import Lars, Schedule
+from remask.training.optim import Lars, Schedule
 
 
 class Some(NamedTuple):

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from remask.build import build_loader, build_method, build_trainer
-from remask.checkpoint import RunFolder
 from remask.images.loader import Batch
 from remask.images.sources import open_source
 from remask.recipe import choose
-from remask.runtime import resolve
-from remask.trainer import Trainer
+from remask.training.checkpoint import RunFolder
+from remask.training.runtime import resolve
+from remask.training.trainer import Trainer
 
 READS_BACK = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique", "bincount")
 """Operations whose result, or its size, the host has to wait for."""

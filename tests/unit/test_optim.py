@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from remask.masking import Blocks, Masking
-from remask.optim import Lars, adamw, cosine, learning_rate, parameter_groups, set_lr, step_down
+from remask.training.optim import Lars, adamw, cosine, learning_rate, parameter_groups, set_lr, step_down
 
 
 def test_the_lr_rule_is_linear_in_unique_images() -> None:

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from remask.build import build_method, plan
-from remask.checkpoint import RunFolder, find, restore, save
-from remask.console import Lines
 from remask.errors import UserError
 from remask.method import Method
-from remask.optim import adamw, parameter_groups
-from remask.parallel import Plan, cut_like, exchanging, rehearse, spread, whole
-from remask.processes import World
 from remask.progressive import hand_over, phases
 from remask.recipe import Recipe, choose
-from remask.runtime import generator
+from remask.seeds import generator
+from remask.training.checkpoint import RunFolder, find, restore, save
+from remask.training.distributed import World
+from remask.training.optim import adamw, parameter_groups
+from remask.training.progress import Lines
+from remask.training.sharding import Plan, cut_like, exchanging, rehearse, spread, whole
 from tests.unit.test_progressive import on, trainer
 
 TINY = ["backbone.width=32", "backbone.depth=2", "backbone.heads=2"]

@@ -18,7 +18,7 @@ from remask.planning.anatomy import Live
 from remask.planning.rehearsal import kept_mb
 from remask.planning.steps import rehearsed
 from remask.recipe import Recipe, choose
-from remask.runtime import Runtime
+from remask.training.runtime import Runtime
 from tests.toy import trainer
 
 LINE = Forecast(Rehearsed(10, 2.0, 1.0, 700.0), Rehearsed(30, 4.0, 2.6, 900.0), image_mb=0.5)

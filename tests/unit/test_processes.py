@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from remask import cli, processes
+from remask import cli
 from remask.errors import UserError
-from remask.processes import World, ended, joined, leave, may_restart, restarted
+from remask.training import distributed as processes
+from remask.training.distributed import World, ended, joined, leave, may_restart, restarted
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from remask.build import build_loader, build_method, build_trainer
-from remask.checkpoint import RunFolder
-from remask.console import Lines
 from remask.heads import Decoder
 from remask.images.sources import open_source
 from remask.method import Method
 from remask.progressive import at_size, grow, hand_over, phase_of, phases
 from remask.recipe import Recipe, load_recipe
-from remask.runtime import Runtime
 from remask.tokens import sincos_positions
-from remask.trainer import Trainer
+from remask.training.checkpoint import RunFolder
+from remask.training.progress import Lines
+from remask.training.runtime import Runtime
+from remask.training.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "backbone.width": 16, "backbone.depth": 1, "backbone.heads": 2, "backbone.patch_size": 4, "masking.ratio": 0.5,

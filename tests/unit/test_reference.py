@@ -6,7 +6,7 @@ import torch
 from benchmarks.reference import Reference
 from remask.build import build_method
 from remask.recipe import load_recipe
-from remask.runtime import generator
+from remask.seeds import generator
 
 DMJD = {"dm.views": 2, "jd.target": "hog", "jd.width": 16}
 SMALL = {"data.image_size": 32, "method.decoder_width": 32, "method.decoder_depth": 2, "method.decoder_heads": 4}

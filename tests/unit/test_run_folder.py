@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from remask.checkpoint import FORMAT, RunFolder, refuse_existing
 from remask.errors import UserError
+from remask.training.checkpoint import FORMAT, RunFolder, refuse_existing
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from remask import commands
 from remask.backbones.tables import resize_state
 from remask.build import build_method
-from remask.checkpoint import RunFolder, position, save
 from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe
 from remask.runs import open_run, trained
+from remask.training.checkpoint import RunFolder, position, save
 
 TINY: dict[str, Any] = {
     "data.source": "photos", "data.limit": 8, "data.image_size": "16x24", "masking.ratio": 0.5,

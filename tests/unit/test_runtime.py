@@ -9,10 +9,11 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import nn
 
-from remask import runtime
 from remask.errors import UserError
-from remask.processes import World
-from remask.runtime import Runtime, StopRequest, derive, generator, resolve, seeded
+from remask.seeds import derive, generator, seeded
+from remask.training import runtime
+from remask.training.distributed import World
+from remask.training.runtime import Runtime, StopRequest, resolve
 
 
 def test_derived_seeds_are_pure_and_distinct() -> None:

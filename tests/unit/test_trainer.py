@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Generator
 
-from remask.checkpoint import find, load_weights
-from remask.console import Lines
 from remask.errors import UserError
-from remask.runtime import generator
-from remask.trainer import Window
+from remask.seeds import generator
+from remask.training.checkpoint import find, load_weights
+from remask.training.progress import Lines
+from remask.training.trainer import Window
 from tests.toy import BATCH, PER_EPOCH, Batches, Toy, losses, train, trainer, weights
 
 

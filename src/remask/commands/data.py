@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remask.commands.paths import paths_or_texts
-from remask.console import console
 from remask.files.escaping import encodable, printable, quoted
 from remask.images.checking import Survey, survey
 from remask.images.left_out import listed, notes
@@ -17,6 +16,7 @@ from remask.images.packing import Form, Written, pack
 from remask.images.sources import open_source
 from remask.images.splits import chosen
 from remask.recipe.values import image_size
+from remask.training.progress import console
 
 KEPT_MB = 1024
 """What data.keep "auto" keeps at most, in MiB."""

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.checkpoint import RunFolder, refuse_bytes, refuse_existing
 from remask.commands.paths import absolute, anchored_spec, paths_or_texts, relative_to
 from remask.commands.saying import Say, sayer
-from remask.data_record import CARE, Care
 from remask.downstream import conclude, fit, learned, restored, tested_on_other
 from remask.errors import UserError
 from remask.files.escaping import printable, quoted
@@ -21,10 +19,12 @@ from remask.recipe.formats import rules_of
 from remask.recipe.load import load, parse_settings
 from remask.recipe.naming import FOLDER
 from remask.report import write_task_report
-from remask.runtime import Runtime, resolve
 from remask.session import BadImages
 from remask.tasks import build_model, build_task
 from remask.tasks.export import export_model
+from remask.training.checkpoint import RunFolder, refuse_bytes, refuse_existing
+from remask.training.data_record import CARE, Care
+from remask.training.runtime import Runtime, resolve
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")
 DEFAULTS = {"finetune": "small", "segment": "small", "detect": "small"}

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from remask.checkpoint import RunFolder
 from remask.commands.paths import paths_or_texts
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable
-from remask.console import Watch
 from remask.errors import UserError
 from remask.evaluation.attention import attention_maps, attention_sheet
 from remask.evaluation.embedding import check_file, whole
@@ -25,6 +23,8 @@ from remask.files.text import LONGEST
 from remask.images.left_out import notes
 from remask.images.sources import open_source
 from remask.images.subset import Subset
+from remask.training.checkpoint import RunFolder
+from remask.training.progress import Watch
 
 
 @paths_or_texts

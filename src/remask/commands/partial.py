@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from remask.checkpoint import RunFolder, position
 from remask.commands.subject import Look, Subject
+from remask.training.checkpoint import RunFolder, position
 
 
 class Partial:

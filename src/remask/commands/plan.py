@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from remask.errors import UserError
-from remask.fitting import fewest
 from remask.images.sources import open_source
 from remask.planning import Anatomy, Forecast, Held, anatomy, device, forecast, held, rehearse
 from remask.planning.devices import MFU
 from remask.planning.parts import SHARE, available_mb
 from remask.progressive import phases
 from remask.recipe import Recipe, method_label
-from remask.runtime import Runtime, resolve
+from remask.training.oom import fewest
+from remask.training.runtime import Runtime, resolve
 
 IMAGENET = 1_281_167
 """Images of ImageNet-1k's training set."""

@@ -10,23 +10,23 @@ import torch
 
 from remask import codebook as codebooks
 from remask.build import build_method
-from remask.checkpoint import RunFolder, find, refuse_bytes, refuse_existing
 from remask.commands.paths import anchored, paths_or_texts
 from remask.commands.unusable import Unusable, bounded
-from remask.data_record import CARE, Care
 from remask.errors import UserError
 from remask.evaluation.reconstruction import reconstruct as draw_pictures
 from remask.files.escaping import printable, quoted
 from remask.images.sources import open_source
 from remask.images.subset import Subset
 from remask.interop.export import export_backbone
-from remask.processes import World, joined, may_restart, restarted
 from remask.recipe import Recipe, choose, dump
 from remask.report import write_report
 from remask.report.equation import equation
 from remask.runs import open_run, trained
-from remask.runtime import generator
+from remask.seeds import generator
 from remask.session import batches, train
+from remask.training.checkpoint import RunFolder, find, refuse_bytes, refuse_existing
+from remask.training.data_record import CARE, Care
+from remask.training.distributed import World, joined, may_restart, restarted
 from remask.types import Size
 
 

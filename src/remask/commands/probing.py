@@ -8,14 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from remask.checkpoint import RunFolder
 from remask.commands.partial import Partial, key_of
 from remask.commands.paths import absolute, paths_or_texts
 from remask.commands.pretraining import report
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable, bounded
-from remask.console import Watch
 from remask.errors import UserError
 from remask.evaluation.attentive import Settings as Attentive
 from remask.evaluation.attentive import attentive_probe
@@ -31,6 +29,8 @@ from remask.images.left_out import notes
 from remask.images.loader import Loader
 from remask.images.sources import Source, open_source
 from remask.tasks import split
+from remask.training.checkpoint import RunFolder
+from remask.training.progress import Watch
 
 Protocol = Literal["fast", "mae", "attentive"]
 

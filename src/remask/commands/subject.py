@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 
 from remask.backbones import Backbone
-from remask.checkpoint import why_no_run
 from remask.commands.unusable import bounded
 from remask.errors import UserError
 from remask.files.escaping import quoted
@@ -20,7 +19,9 @@ from remask.images.transforms import CentreCrop
 from remask.interop.loaded import loaded_of
 from remask.interop.start import start
 from remask.runs import open_run, trained, untrained
-from remask.runtime import resolve, seeded
+from remask.seeds import seeded
+from remask.training.checkpoint import why_no_run
+from remask.training.runtime import resolve
 from remask.types import Size
 
 

@@ -27,8 +27,8 @@ from remask.evaluation.features import Labelled, Progress, evaluating, frozen
 from remask.evaluation.linear import stratified
 from remask.evaluation.memory import Memory
 from remask.evaluation.probe import Factory, checked, numbered
-from remask.optim import Schedule, adamw, parameter_groups, set_lr
-from remask.runtime import generator, seeded
+from remask.seeds import generator, seeded
+from remask.training.optim import Schedule, adamw, parameter_groups, set_lr
 
 
 @dataclass(frozen=True)

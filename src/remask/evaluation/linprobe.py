@@ -20,8 +20,8 @@ from remask.errors import UserError
 from remask.evaluation.features import Describe, Labelled, Progress, check_pool, collect, evaluating, frozen, pooled
 from remask.evaluation.probe import Factory, checked, labelled, numbered
 from remask.images.transforms import resize
-from remask.optim import Lars, Schedule, learning_rate, set_lr
-from remask.runtime import generator, seeded
+from remask.seeds import generator, seeded
+from remask.training.optim import Lars, Schedule, learning_rate, set_lr
 from remask.types import Images, Size
 
 Pool = Literal["mean", "cls", "gap"]

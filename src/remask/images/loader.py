@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 from remask.errors import UserError
 from remask.images.device import DecodedThere, Held, OnDevice, fits
 from remask.images.levels import Scaling
-from remask.images.making import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, mix, quiet
+from remask.images.making import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, quiet
 from remask.images.pictures import KEPT_MB, Keep, Pictures, half_of_memory_mb
 from remask.images.sources import Source
 from remask.images.transforms import RandomCropFlip, Transform
+from remask.seeds import mix
 
 
 class Batch(NamedTuple):

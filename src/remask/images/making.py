@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
 from remask.images.transforms import RandomCropFlip, Transform
+from remask.seeds import mix
 
 
 class Task(NamedTuple):
@@ -156,14 +157,3 @@ def quiet(worker: int) -> None:
 
 ORDER, CROP = 1, 2
 """Which stream of random numbers a seed is for."""
-
-
-def mix(*numbers: int) -> int:
-    """A 64-bit seed out of several numbers: SplitMix64 (Steele et al. 2014) over each, so that no sums coincide."""
-    state = 0
-    for number in numbers:
-        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state

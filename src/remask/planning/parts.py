@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from remask.fitting import fewest
 from remask.images.loader import Batch
 from remask.planning.anatomy import anatomy
 from remask.planning.rehearsal import forecast
 from remask.recipe import Recipe
-from remask.runtime import Runtime, peak_resident_mb
-from remask.trainer import Trainer
+from remask.training.oom import fewest
+from remask.training.runtime import Runtime, peak_resident_mb
+from remask.training.trainer import Trainer
 
 SHARE = 0.9
 """Of the memory that is free, what training may fill."""

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any
 
 from remask.build import build_loader, build_method, build_trainer
-from remask.checkpoint import RunFolder
 from remask.errors import UserError
 from remask.images.sources import open_second
 from remask.recipe import Recipe, dump
-from remask.runtime import resolve
+from remask.training.checkpoint import RunFolder
+from remask.training.runtime import resolve
 
 
 class Stopwatch:

@@ -5,11 +5,12 @@ from typing import Any
 
 from remask.downstream import Task
 from remask.recipe.downstream import Detect, Downstream, Finetune, Segment
-from remask.runtime import Runtime, seeded
+from remask.seeds import seeded
 from remask.tasks.boxes import build_detect, detector_of
 from remask.tasks.classes import build_finetune, classifier_of, split
 from remask.tasks.masks import build_segment, segmenter_of
 from remask.tasks.network import settle
+from remask.training.runtime import Runtime
 from remask.types import Size
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from remask.console import Watch
 from remask.downstream import Task
 from remask.errors import UserError
 from remask.evaluation.average_precision import average_precision, detections
@@ -22,8 +21,9 @@ from remask.images.left_out import notes
 from remask.images.measuring import FirstOf
 from remask.images.pictures import decoded
 from remask.recipe.downstream import BoxesData, Detect
-from remask.runtime import Runtime
 from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.training.progress import Watch
+from remask.training.runtime import Runtime
 from remask.types import Size
 
 SHOWN = 8

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from remask.console import Watch
 from remask.downstream import Task
 from remask.errors import UserError
 from remask.evaluation.accuracy import confusion_picture, score
@@ -24,8 +23,10 @@ from remask.images.sources import Source, open_second, open_source
 from remask.images.subset import Subset, by_classes
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
-from remask.runtime import Runtime, generator
+from remask.seeds import generator
 from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.training.progress import Watch
+from remask.training.runtime import Runtime
 from remask.types import Size
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from remask.checkpoint import load_weights
 from remask.errors import UserError
 from remask.evaluation.classifier import Classifier
 from remask.evaluation.timm_classifier import as_timm
@@ -27,6 +26,7 @@ from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import load
 from remask.recipe.naming import FOLDER
 from remask.tasks import build_model
+from remask.training.checkpoint import load_weights
 from remask.types import Size
 
 OPENING = '''"""Load this {what} with {loader}: python load_example.py [PICTURE]"""

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remask.console import Watch
 from remask.downstream import Task
 from remask.errors import UserError
 from remask.evaluation.frames import frames
@@ -21,8 +20,10 @@ from remask.images.measuring import FirstOf
 from remask.images.paired import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
-from remask.runtime import Runtime, generator
+from remask.seeds import generator
 from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.training.progress import Watch
+from remask.training.runtime import Runtime
 from remask.types import Size
 
 SHOWN = 6

@@ -15,10 +15,10 @@ from remask.images.labels import match
 from remask.images.levels import Levels, rule_of
 from remask.images.measuring import measure
 from remask.interop.start import start
-from remask.ledger import forward_gflops
 from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection
-from remask.runtime import Runtime
+from remask.training.cost import forward_gflops
+from remask.training.runtime import Runtime
 from remask.types import Size
 
 

@@ -14,15 +14,16 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor, nn
 
-from remask.checkpoint import RunFolder, find, restore, save
-from remask.console import Console, clock
 from remask.errors import UserError
 from remask.files.escaping import quoted
-from remask.fitting import attempted, fewest, fitted
-from remask.ledger import Ledger, Window
-from remask.optim import Schedule, set_lr
-from remask.parallel import exchanging
-from remask.runtime import Runtime, StopRequest, generator, seeded
+from remask.seeds import generator, seeded
+from remask.training.checkpoint import RunFolder, find, restore, save
+from remask.training.cost import Ledger, Window
+from remask.training.oom import attempted, fewest, fitted
+from remask.training.optim import Schedule, set_lr
+from remask.training.progress import Console, clock
+from remask.training.runtime import Runtime, StopRequest
+from remask.training.sharding import exchanging
 
 
 class Draw(Protocol):

@@ -6,39 +6,18 @@ and the checkpoints ask.
 
 import contextlib
 import ctypes
-import hashlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
 from remask.errors import UserError
-from remask.parallel import Parallel, Plan, spread
-from remask.processes import ALONE, World
-
-
-def generator(seed: int, *parts: int | str) -> Generator:
-    """A CPU generator that is a pure function of its arguments: what is random in step s needs no saved state."""
-    return Generator().manual_seed(derive(seed, *parts))
-
-
-def derive(seed: int, *parts: int | str) -> int:
-    """A 63-bit seed from a seed and a path of names and numbers."""
-    digest = hashlib.blake2b(repr((seed, *parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-@contextlib.contextmanager
-def seeded(seed: int, *parts: int | str) -> Iterator[None]:
-    """Give code that knows no generator (initialisation, drop path) a seed, and restore the global state after."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(derive(seed, *parts))
-        yield
+from remask.training.distributed import ALONE, World
+from remask.training.sharding import Parallel, Plan, spread
 
 
 class StopRequest:
@@ -227,4 +206,4 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(probe and probe())
 
 
-__all__ = ["Runtime", "StopRequest", "derive", "generator", "resolve", "seeded"]
+__all__ = ["Runtime", "StopRequest", "resolve"]

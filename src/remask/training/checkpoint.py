@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from remask.errors import UserError
 from remask.files.escaping import encodable, is_text, printable, quoted
 from remask.files.tensors import refuse_non_finite
-from remask.parallel import cut_like, like, whole
+from remask.training.sharding import cut_like, like, whole
 
 FORMAT = 2
 """Of run folders, in env.json: 1 is what says none. recipe/formats.py has the rules that each was started with."""

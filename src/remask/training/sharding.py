@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from remask.errors import UserError
-from remask.processes import World
+from remask.training.distributed import World
 
 Parallel = Literal["ddp", "fsdp"]
 

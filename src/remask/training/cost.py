@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from remask.processes import ALONE, World
+from remask.training.distributed import ALONE, World
 
 
 @dataclass

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from remask.checkpoint import RunFolder, position
 from remask.errors import UserError
 from remask.files.escaping import quoted
 from remask.images.differences import differences
 from remask.images.files import printable
 from remask.images.fingerprint import Inventory, packed_names
-from remask.optim import epoch_length
-from remask.trainer import Trainer
+from remask.training.checkpoint import RunFolder, position
+from remask.training.optim import epoch_length
+from remask.training.trainer import Trainer
 
 FIRST = "first weights"
 """What a run started from. Its checkpoints hold all of it, so that a change is said and does not stop the run."""

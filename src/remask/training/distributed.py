@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from remask.errors import UserError
-from remask.launcher import count, place
+from remask.training.launcher import count, place
 
 T = TypeVar("T")
 

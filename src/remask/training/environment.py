@@ -1,0 +1,38 @@
+"""Versions and machine: what env.json says of a run, and `remask doctor` of a machine."""
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, the content of env.json."""
+    import torch
+
+    names = ("remask", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {name: installed(name) for name in names},
+        "command": sys.argv[1:],
+    }
+
+
+def installed(name: str) -> str | None:
+    """The version of a package, or None where it is missing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
