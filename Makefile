@@ -59,7 +59,7 @@ lock: $(UV_READY) ## write requirements.lock anew (LOCK_FLAGS=--upgrade takes th
 
 clean: ## remove caches and build outputs; .venv, .venv-lowest and runs/ stay
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
-	find . -name $(VENV) -prune -o -name $(LOWEST) -prune -o -name runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name $(VENV) -prune -o -name $(LOWEST) -prune -o -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --python, because an activated environment elsewhere would otherwise receive the packages.
 $(READY): requirements.lock pyproject.toml $(UV_READY)

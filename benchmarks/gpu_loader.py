@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_steps import Case, Rows, Session, Step, ours
-from remask.build import build_loader
+from remask.build.training import build_loader
 from remask.images.decoding import decode
 from remask.images.sources import open_source
 from remask.images.transforms import RandomCropFlip

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.entrants import row
 from benchmarks.reference import Reference
-from remask.build import build_method, gflops_per_image
+from remask.build.pretraining import build_method
+from remask.build.training import gflops_per_image
 from remask.recipe import Recipe, load_recipe
 from remask.seeds import generator
 from remask.training.optim import adamw, parameter_groups

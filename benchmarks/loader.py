@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks import entrants
 from benchmarks.step import RANDOM
-from remask.build import build_method
+from remask.build.pretraining import build_method
 from remask.images.decoding import decode
 from remask.images.loader import Loader
 from remask.images.packing import Form, pack

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from remask.build import build_method, gflops_per_image
+from remask.build.pretraining import build_method
+from remask.build.training import gflops_per_image
 from remask.masking import Blocks, Masking
 from remask.recipe import load_recipe
 from remask.seeds import generator

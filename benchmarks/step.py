@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.apart import Maker, apart, rounds
 from benchmarks.entrants import Entrant, Seconds, hugging_face, lightly, ours, row, textbook
 from remask.backbones.normalise import Normalise
-from remask.build import build_method, gflops_per_image
+from remask.build.pretraining import build_method
+from remask.build.training import gflops_per_image
 from remask.recipe import load_recipe
 from remask.seeds import generator
 

@@ -200,7 +200,7 @@ def codebook(
 
     Its words are what BEiT predicts: --set method.target.file=FILE.
     """
-    from remask import codebook as codebooks
+    from remask.build import codebook as codebooks
 
     print(
         codebooks.create(

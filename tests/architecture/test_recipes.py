@@ -96,7 +96,7 @@ def readers() -> list[Module]:
     return [module for module in outside if module.part == "report" or module.name in importers]
 
 
-@pytest.mark.skipif(not exists("remask.build"), reason="no remask.build yet")
+@pytest.mark.skipif(not exists("remask.build.pretraining"), reason="no remask.build.pretraining yet")
 def test_every_key_is_read() -> None:
     unread, holders = [], readers()
     for model, (held, keys) in sections().items():

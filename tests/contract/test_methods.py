@@ -17,7 +17,7 @@ from remask.backbones.convvit import create_convvit
 from remask.backbones.convvit_network import ConvViTNetwork
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.makers import NETWORKS
-from remask.build import PATTERNS, build_method
+from remask.build.pretraining import PATTERNS, build_method
 from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import METHODS, Recipe, load_recipe, method_overrides

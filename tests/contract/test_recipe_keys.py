@@ -21,16 +21,17 @@ import pytest
 import torch
 from PIL import Image
 
-import remask.build
-import remask.codebook
-import remask.data_sources
+import remask.build.codebook
+import remask.build.pretraining
+import remask.build.teachers
+import remask.build.training
 import remask.downstream
 import remask.interop.encoders
-import remask.session
+import remask.runs.data_sources
+import remask.runs.session
 import remask.tasks.boxes
 import remask.tasks.classes
 import remask.tasks.masks
-import remask.teaching
 from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe, recipe_names, shrink
 from remask.recipe.distill import TeacherSection
@@ -144,17 +145,19 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("keys"))
         _toys(Path())
-        patch.setattr(remask.build, "Trainer", _stop)
+        patch.setattr(remask.build.training, "Trainer", _stop)
         patch.setattr(remask.downstream, "Trainer", _stop)
-        patch.setattr(remask.session, "build_method", functools.partial(_method, {}))
-        for module in (remask.session, remask.tasks.classes):
+        patch.setattr(remask.runs.session, "build_method", functools.partial(_method, {}))
+        for module in (remask.runs.session, remask.tasks.classes):
             for name in ("open_source", "open_second"):
                 patch.setattr(module, name, functools.partial(_kept, getattr(module, name), {}))
-        patch.setattr(remask.data_sources, "inventory", functools.partial(_kept, remask.data_sources.inventory, {}))
-        patch.setattr(remask.build, "gflops_per_image", lambda recipe: 0.0)
-        patch.setattr(remask.teaching, "open_encoder", functools.partial(_opened, {}))
-        patch.setattr(remask.codebook, "fit", lambda *_: None)
-        for module in (remask.build, remask.session):  # as on a machine whose GPU decodes
+        patch.setattr(
+            remask.runs.data_sources, "inventory", functools.partial(_kept, remask.runs.data_sources.inventory, {})
+        )
+        patch.setattr(remask.build.training, "gflops_per_image", lambda recipe: 0.0)
+        patch.setattr(remask.build.teachers, "open_encoder", functools.partial(_opened, {}))
+        patch.setattr(remask.build.codebook, "fit", lambda *_: None)
+        for module in (remask.build.training, remask.runs.session):  # as on a machine whose GPU decodes
             patch.setattr(module, "no_decoder", lambda device, channels: None)
         for task in (remask.tasks.classes, remask.tasks.masks, remask.tasks.boxes):
             patch.setattr(task, "gflops", lambda *_: 0.0)
@@ -165,10 +168,10 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _method(kept: dict[Any, Any], recipe: Recipe, start: bool = True) -> Any:
     """A copy of the method that a recipe with the same sections had; schedules and runtimes do not shape it."""
     if torch.get_default_device().type == "meta":
-        return remask.build.build_method(recipe, start)
+        return remask.build.pretraining.build_method(recipe, start)
     key = recipe.model_dump_json(exclude={"optim", "runtime", "probe", *SAID}), start
     if key not in kept:
-        kept[key] = remask.build.build_method(recipe, start)
+        kept[key] = remask.build.pretraining.build_method(recipe, start)
     return deepcopy(kept[key])
 
 
@@ -351,7 +354,7 @@ def _silent_teacher(recipe: Recipe, key: str, build: Callable[..., str], before:
 def pretraining(recipe: Recipe) -> str:
     """What `session.train` hands to its trainer."""
     try:
-        remask.session.train(recipe, Path("run"), quiet=True, fresh=True)
+        remask.runs.session.train(recipe, Path("run"), quiet=True, fresh=True)
     except Stopped as stop:
         return fingerprint(stop.given, torch.get_num_threads())
     raise AssertionError("the trainer was not reached")

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from remask import commands
-from remask.build import build_method
+from remask.build.pretraining import build_method
 from remask.cli import app
-from remask.progressive import at_size
 from remask.recipe import choose
+from remask.runs.progressive import at_size
 from tests.rounding import reached
 
 FAMILIES = (

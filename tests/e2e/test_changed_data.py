@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from remask import codebook, commands
+from remask import commands
+from remask.build import codebook
 from remask.errors import UserError
 from remask.training.checkpoint import RunFolder
 from tests.e2e.test_dense import drawn

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from remask.session import train
+from remask.runs.session import train
 from tests.e2e.together import SETTINGS, recipe
 from tests.rounding import determined, keys
 

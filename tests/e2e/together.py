@@ -10,7 +10,7 @@ from typing import Any
 from remask import cli
 from remask.images.loader import Loader
 from remask.recipe import Recipe, choose
-from remask.session import train
+from remask.runs.session import train
 from remask.training.distributed import joined, leave
 from remask.training.trainer import Trainer
 

@@ -8,7 +8,8 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 
-from remask.build import build_method, plan
+from remask.build.pretraining import build_method
+from remask.build.training import plan
 from remask.recipe import Recipe, choose
 from remask.seeds import generator
 from remask.training.distributed import World

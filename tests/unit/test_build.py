@@ -7,19 +7,16 @@ import pytest
 import torch
 
 from remask.backbones.vit import ViT
-from remask.build import (
+from remask.build.pretraining import (
     PATTERNS,
     build_backbone,
-    build_loader,
     build_masking,
     build_method,
     build_target,
-    build_trainer,
     counts,
-    gflops_per_image,
     parameters,
-    peak_lr,
 )
+from remask.build.training import build_loader, build_trainer, gflops_per_image, peak_lr
 from remask.errors import UserError
 from remask.heads import Decoder, Projector
 from remask.images.sources import open_source

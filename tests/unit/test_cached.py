@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from remask.backbones.vit import create_vit
-from remask.build import build_loader, build_method, build_trainer
+from remask.build.pretraining import build_method
+from remask.build.training import build_loader, build_trainer
 from remask.errors import UserError
 from remask.images.sources import open_source
 from remask.masking import Masking

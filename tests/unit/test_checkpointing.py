@@ -9,7 +9,7 @@ from torch import Tensor
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.makers import maker
-from remask.build import build_method, checkpoint_blocks
+from remask.build.pretraining import build_method, checkpoint_blocks
 from remask.errors import UserError
 from remask.evaluation.segmenter import PixelLabels, Segmenter
 from remask.method import Method

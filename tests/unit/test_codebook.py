@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from remask import codebook, commands, session
-from remask.build import build_method
+from remask import commands
+from remask.build import codebook
+from remask.build.pretraining import build_method
 from remask.errors import UserError
 from remask.images.sources import open_source
-from remask.progressive import hand_over
 from remask.recipe import Recipe, load_recipe
-from remask.runs import open_run
+from remask.runs import session
+from remask.runs.progressive import hand_over
+from remask.runs.reopen import open_run
 from remask.targets.tokens import Codebook, StoredIds, content_key, read_codebook, save_ids
 from remask.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ from remask.backbones.beit import BeitViT
 from remask.backbones.hierarchical import Hierarchical
 from remask.backbones.swin import Swin
 from remask.backbones.vit import ViT
-from remask.build import build_method
+from remask.build.pretraining import build_method
 from remask.errors import UserError
 from remask.interop.start import start
 from remask.recipe import choose

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from remask.backbones import Backbone
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import create_vit
-from remask.build import build_backbone
+from remask.build.pretraining import build_backbone
 from remask.distances import squared
 from remask.errors import UserError
 from remask.heads import TokenDecoder

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from remask.build import build_loader, build_method, build_trainer
+from remask.build.pretraining import build_method
+from remask.build.training import build_loader, build_trainer
 from remask.images.loader import Batch
 from remask.images.sources import open_source
 from remask.recipe import choose

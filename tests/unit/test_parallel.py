@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from remask.build import build_method, plan
+from remask.build.pretraining import build_method
+from remask.build.training import plan
 from remask.errors import UserError
 from remask.method import Method
-from remask.progressive import hand_over, phases
 from remask.recipe import Recipe, choose
+from remask.runs.progressive import hand_over, phases
 from remask.seeds import generator
 from remask.training.checkpoint import RunFolder, find, restore, save
 from remask.training.distributed import World

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from remask.build import build_loader, build_method, gflops_per_image, parameters
+from remask.build.pretraining import build_method, parameters
+from remask.build.training import build_loader, gflops_per_image
 from remask.commands.plan import IMAGENET, Asked, plan, text
 from remask.errors import UserError
 from remask.images.sources import open_source

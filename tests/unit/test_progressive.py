@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from remask.build import build_loader, build_method, build_trainer
+from remask.build.pretraining import build_method
+from remask.build.training import build_loader, build_trainer
 from remask.heads import Decoder
 from remask.images.sources import open_source
 from remask.method import Method
-from remask.progressive import at_size, grow, hand_over, phase_of, phases
 from remask.recipe import Recipe, load_recipe
+from remask.runs.progressive import at_size, grow, hand_over, phase_of, phases
 from remask.tokens import sincos_positions
 from remask.training.checkpoint import RunFolder
 from remask.training.progress import Lines

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.reference import Reference
-from remask.build import build_method
+from remask.build.pretraining import build_method
 from remask.recipe import load_recipe
 from remask.seeds import generator
 

@@ -8,10 +8,10 @@ import torch
 
 from remask import commands
 from remask.backbones.tables import resize_state
-from remask.build import build_method
+from remask.build.pretraining import build_method
 from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe
-from remask.runs import open_run, trained
+from remask.runs.reopen import open_run, trained
 from remask.training.checkpoint import RunFolder, position, save
 
 TINY: dict[str, Any] = {

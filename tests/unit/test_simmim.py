@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from remask.backbones.beit import create_beit
 from remask.backbones.swin import create_swin
-from remask.build import build_method, counts
+from remask.build.pretraining import build_method, counts
 from remask.errors import UserError
 from remask.interop import simmim as interop
 from remask.masking import COUNTS, Count, Masking

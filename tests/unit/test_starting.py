@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from remask.build import build_method
+from remask.build.pretraining import build_method
+from remask.build.starting import loaded_lines
 from remask.errors import UserError
 from remask.interop import convmae, mae
 from remask.interop.encoders import open_encoder
@@ -17,8 +18,7 @@ from remask.interop.start import start
 from remask.interop.teachers import open_teacher
 from remask.method import Method
 from remask.recipe import Recipe, choose
-from remask.runs import untrained
-from remask.starting import loaded_lines
+from remask.runs.reopen import untrained
 
 TOY: dict[str, Any] = {
     "backbone.name": "vit_micro", "backbone.width": 32, "backbone.depth": 2, "backbone.heads": 2,

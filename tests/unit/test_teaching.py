@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from remask.backbones.vit import create_vit
-from remask.build import build_method, gflops_per_image
+from remask.build.pretraining import build_method
+from remask.build.training import gflops_per_image
 from remask.color_jitter import Jitter
 from remask.errors import UserError
 from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import Recipe, choose, dump, load_recipe
-from remask.runs import untrained
+from remask.runs.reopen import untrained
 from remask.targets import Encoded
 from remask.targets.cached import Cached
 from remask.targets.teacher import Teacher

@@ -19,7 +19,7 @@ from remask.recipe.formats import rules_of
 from remask.recipe.load import load, parse_settings
 from remask.recipe.naming import FOLDER
 from remask.report import write_task_report
-from remask.session import BadImages
+from remask.runs.bad_images import BadImages
 from remask.tasks import build_model, build_task
 from remask.tasks.export import export_model
 from remask.training.checkpoint import RunFolder, refuse_bytes, refuse_existing

@@ -11,8 +11,8 @@ from remask.images.sources import open_source
 from remask.planning import Anatomy, Forecast, Held, anatomy, device, forecast, held, rehearse
 from remask.planning.devices import MFU
 from remask.planning.parts import SHARE, available_mb
-from remask.progressive import phases
 from remask.recipe import Recipe, method_label
+from remask.runs.progressive import phases
 from remask.training.oom import fewest
 from remask.training.runtime import Runtime, resolve
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from remask import codebook as codebooks
-from remask.build import build_method
+from remask.build import codebook as codebooks
+from remask.build.pretraining import build_method
 from remask.commands.paths import anchored, paths_or_texts
 from remask.commands.unusable import Unusable, bounded
 from remask.errors import UserError
@@ -21,9 +21,10 @@ from remask.interop.export import export_backbone
 from remask.recipe import Recipe, choose, dump
 from remask.report import write_report
 from remask.report.equation import equation
-from remask.runs import open_run, trained
+from remask.runs.knn import batches
+from remask.runs.reopen import open_run, trained
+from remask.runs.session import train
 from remask.seeds import generator
-from remask.session import batches, train
 from remask.training.checkpoint import RunFolder, find, refuse_bytes, refuse_existing
 from remask.training.data_record import CARE, Care
 from remask.training.distributed import World, joined, may_restart, restarted

@@ -13,7 +13,8 @@ def show(name: str, settings: Sequence[str] = (), as_json: bool = False) -> None
 
     import torch
 
-    from remask.build import build_method, gflops_per_image, parameters, peak_lr
+    from remask.build.pretraining import build_method, parameters
+    from remask.build.training import gflops_per_image, peak_lr
     from remask.recipe import dump
     from remask.report.equation import equation
 

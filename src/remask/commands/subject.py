@@ -18,7 +18,7 @@ from remask.images.sources import Source
 from remask.images.transforms import CentreCrop
 from remask.interop.loaded import loaded_of
 from remask.interop.start import start
-from remask.runs import open_run, trained, untrained
+from remask.runs.reopen import open_run, trained, untrained
 from remask.seeds import seeded
 from remask.training.checkpoint import why_no_run
 from remask.training.runtime import resolve

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from remask.build import build_method, checkpoint_blocks, parameters
+from remask.build.pretraining import build_method, checkpoint_blocks, parameters
 from remask.method import Method
 from remask.recipe import Recipe
 

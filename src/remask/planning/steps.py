@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from remask.build import build_loader, build_method, build_trainer
+from remask.build.pretraining import build_method
+from remask.build.training import build_loader, build_trainer
 from remask.errors import UserError
 from remask.images.sources import open_second
 from remask.recipe import Recipe, dump

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from remask.backbones.checkpointing import set_checkpointing
-from remask.build import auto_workers
 from remask.errors import UserError, naming
 from remask.evaluation.features import evaluating
 from remask.images.files import printable
@@ -18,7 +17,7 @@ from remask.interop.start import start
 from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection
 from remask.training.cost import forward_gflops
-from remask.training.runtime import Runtime
+from remask.training.runtime import Runtime, auto_workers
 from remask.types import Size
 
 

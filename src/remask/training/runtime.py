@@ -6,6 +6,7 @@ and the checkpoints ask.
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -145,6 +146,12 @@ def resolve(
     return Runtime(found, dtype, gpu if compile == "auto" else bool(compile), world, parallel, graphs)
 
 
+def auto_workers(runtime: Runtime) -> int:
+    """Loader processes: as many cores as can be spared on a GPU machine; on a CPU the cores have other work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed tensors instead of returning it to the kernel after every operation.
 
@@ -206,4 +213,4 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(probe and probe())
 
 
-__all__ = ["Runtime", "StopRequest", "resolve"]
+__all__ = ["Runtime", "StopRequest", "auto_workers", "resolve"]

@@ -1,6 +1,6 @@
 """Recipe → objects: one dict literal per kind, and nothing else that knows both names and parts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,11 @@ from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import maker
 from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
+from remask.build.starting import start_from
+from remask.build.teachers import build_teachers, map_teacher, student_layers, weight_of
 from remask.errors import UserError, naming
 from remask.heads import Decoder, TokenDecoder
-from remask.images.device import no_decoder
 from remask.images.levels import Levels, Scaling
-from remask.images.loader import Loader
-from remask.images.sources import Source
-from remask.images.transforms import RandomCropFlip
 from remask.masking import Blocks, Counts, Masking, Score, count_of, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
@@ -29,19 +27,10 @@ from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.recipe.sections import DataSection
 from remask.seeds import seeded
-from remask.starting import start_from
 from remask.targets import Hog, Pixels, Target
-from remask.targets.cached import Cached
 from remask.targets.dalle import Dalle, load_dalle
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
-from remask.teaching import build_teachers, map_teacher, student_layers, weight_of
 from remask.tokens import cell_of
-from remask.training.checkpoint import RunFolder
-from remask.training.cost import Ledger, forward_gflops
-from remask.training.optim import Schedule, adamw, learning_rate, parameter_groups
-from remask.training.runtime import Runtime
-from remask.training.sharding import Plan, rehearse
-from remask.training.trainer import Hook, Trainer
 from remask.types import Size
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
@@ -189,110 +178,12 @@ def counts(method: Method, recipe: Recipe) -> Counts:
     return method.masking.counts(method.grid(recipe.data.image_size))
 
 
-def peak_lr(recipe: Recipe, method: Method) -> float:
-    """The learning rate after warm-up: absolute, or by the rule, with the realised m_pred / m_corr under DM."""
-    optim = recipe.optim
-    gain = counts(method, recipe).gain if recipe.dm and optim.lr_rule == "dmjd" else 1.0
-    return optim.lr or learning_rate(optim.base_lr or 0.0, optim.batch_size, gain)  # one of them is there
-
-
-def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:
-    """Random crops of the source in batches of unique images."""
-    data, workers = recipe.data, recipe.runtime.workers
-    crop = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
-    return Loader(
-        source, crop, recipe.optim.batch_size, seed=recipe.seed,
-        workers=auto_workers(runtime) if workers == "auto" else workers,
-        channels=data.channels, min_side=min(method.backbone.patch), max_bad=data.max_bad, reduced=data.reduced,
-        crops=data.crops, keep=data.keep, device=runtime.device,
-        on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
-        pin=runtime.device.type == "cuda", part=runtime.world.share, scaling=scaling_of(data), **report,
-    )  # fmt: skip
-
-
-def auto_workers(runtime: Runtime) -> int:
-    """Loader processes: as many cores as can be spared on a GPU machine; on a CPU the cores have other work."""
-    import os
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
-
-
-def build_trainer(
-    recipe: Recipe,
-    method: Method,
-    loader: Loader,
-    runtime: Runtime,
-    run: RunFolder,
-    hooks: Sequence[Hook] = (),
-    until_epoch: int | None = None,
-) -> Trainer:
-    """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
-    optim, part, size = recipe.optim, recipe.runtime, runtime.world.size
-    gflops, parts = gflops_per_image(recipe), _parts(recipe, size)
-    lr = peak_lr(recipe, method)
-    if part.checkpointing:
-        checkpoint_blocks(method)
-    learner = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
-    for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
-        target.reserve(len(loader.source), recipe.data.image_size)
-    named = list(method.named_parameters())
-    exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
-    optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
-    schedule = Schedule(
-        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, parts,
-        optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
-        (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
-    )  # fmt: skip
-    images = len(loader) * optim.batch_size
-    ledger = Ledger(images, method.masking.views, runtime.gpus, gflops)
-    return Trainer(
-        method, loader, optimizer, schedule, runtime, run, ledger,
-        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard, learner=learner,
-        whole=optim.batch_size if size > 1 else None,
-    )  # fmt: skip
-
-
-def _parts(recipe: Recipe, processes: int) -> int:
-    """Parts of each process's batch to begin with. Raises UserError where a process would have no picture for one."""
-    parts, batch = recipe.runtime.accumulate, recipe.optim.batch_size
-    if parts == "auto":
-        if processes > 1:
-            raise UserError(
-                "runtime.accumulate auto tries one process's memory: give several a number of parts, which "
-                "remask plan --gpus N helps to find"
-            )
-        return 1
-    if batch < processes * parts:
-        raise UserError(
-            f"optim.batch_size {batch} leaves nothing for some of {processes} processes in {parts} part(s) each: "
-            "raise it, it is the batch of all processes, or start fewer"
-        )
-    return parts
-
-
-def plan(recipe: Recipe) -> Plan:
-    """What many processes need to know of a method, seen on one without memory."""
-    with torch.device("meta"):
-        method = build_method(recipe)
-        image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
-        return rehearse(method, lambda: method(image)["total"])
-
-
 def checkpoint_blocks(method: Method) -> None:
     """Blocks of the backbone and of decoders are computed again in the backward pass instead of being kept."""
     set_checkpointing(method.backbone, key="runtime.checkpointing")
     for branch in method.branches:
         if isinstance(branch.head, Decoder | TokenDecoder):
             branch.head.checkpointing = True
-
-
-def gflops_per_image(recipe: Recipe) -> float:
-    """Forward GFLOP of one image in all its views, counted on a network without memory."""
-    with torch.device("meta"):
-        method = build_method(recipe)
-        image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
-        return forward_gflops(lambda: method(image))
 
 
 def parameters(module: nn.Module) -> int:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from remask.build import build_method
+from remask.build.pretraining import build_method
 from remask.errors import UserError
 from remask.files.escaping import quoted
 from remask.method import Method
-from remask.progressive import at_size, grow, phase_of, phases
 from remask.recipe import Recipe, load_recipe
 from remask.recipe.formats import rules_of
+from remask.runs.progressive import at_size, grow, phase_of, phases
 from remask.training.checkpoint import RunFolder, find, load_weights, position
 from remask.types import Size
 

@@ -1,43 +1,39 @@
 """One session of training: a recipe's parts put together, its phases one after the other, bad pictures named."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from remask import codebook as codebooks
-from remask.build import build_loader, build_method, build_trainer, scaling_of
-from remask.data_sources import CODEBOOK, of_pretraining
+from remask.build import codebook as codebooks
+from remask.build.pixel_rule import with_pixel_rule
+from remask.build.pretraining import build_method
+from remask.build.starting import loaded_lines
+from remask.build.training import build_loader, build_trainer
 from remask.errors import UserError
-from remask.evaluation.features import extract
-from remask.evaluation.knn import weighted_knn
-from remask.files.escaping import on_one_line, printable
+from remask.files.escaping import printable
 from remask.images.device import no_decoder
 from remask.images.fingerprint import of_file
-from remask.images.hold_out import hold_out, parts
 from remask.images.left_out import notes as left_out
-from remask.images.loader import Batch, Loader, TooManyBad, iterate
+from remask.images.loader import TooManyBad
 from remask.images.sources import Source, open_second, open_source
-from remask.images.subset import Subset
-from remask.images.transforms import CentreCrop
 from remask.method import Method
-from remask.pixel_rule import with_pixel_rule
 from remask.planning import settle
-from remask.progressive import Phase, hand_over, phase_of, phases
 from remask.recipe import Recipe, dump, method_label
 from remask.report.equation import equation
-from remask.seeds import generator
-from remask.starting import loaded_lines
+from remask.runs.bad_images import BadImages, bad_of_all
+from remask.runs.data_sources import CODEBOOK, of_pretraining
+from remask.runs.knn import bank_and_queries, knn_hook
+from remask.runs.progressive import Phase, hand_over, phase_of, phases
 from remask.training.checkpoint import RunFolder, position
 from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.training.distributed import ALONE, World
 from remask.training.environment import environment
 from remask.training.progress import Console, console
 from remask.training.runtime import Runtime, resolve
-from remask.training.sharding import whole
-from remask.training.trainer import Hook, Trainer
+from remask.training.trainer import Trainer
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
@@ -51,7 +47,9 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     source, probed = _opened(recipe, world)
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
-    parted, why = (None, []) if probed is None else _parted(recipe, probed, older=not fresh and run.format == 1)
+    parted, why = (
+        (None, []) if probed is None else bank_and_queries(recipe, probed, older=not fresh and run.format == 1)
+    )
     screen, said, notes = list[Console](), [*left_out(source), *why], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
@@ -66,8 +64,8 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         if words:
             codebooks.install(words, method)
         loader = build_loader(phase.recipe, source, runtime, method, report=bad, remark=bad.beyond)
-        hooks = [] if world.alone else [_bad_of_all(loader, world)]
-        hooks += [_knn_hook(phase.recipe, method, runtime, *parted, bad)] if parted else []
+        hooks = [] if world.alone else [bad_of_all(loader, world)]
+        hooks += [knn_hook(phase.recipe, method, runtime, *parted, bad)] if parted else []
         made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
         made.notes = notes
         if phase.recipe.runtime.accumulate == "auto":
@@ -155,126 +153,4 @@ def _create(
     return checked
 
 
-SAID = 3
-"""Pictures beyond data.range that are named on the screen."""
-
-
-class BadImages:
-    """Names every unusable picture once, on the screen and in RUN/bad_images.txt, also over several sessions.
-
-    writes   False in all processes of a run but one: that one is told of their pictures
-    """
-
-    def __init__(self, path: Path, say: Callable[[str], None], writes: bool = True) -> None:
-        self.path, self.say, self.writes = path / "bad_images.txt", say, writes
-        self.known = set(self.path.read_text(encoding="utf-8").splitlines()) if self.path.is_file() else set[str]()
-
-    def __call__(self, line: str) -> None:
-        if self.writes and (line := on_one_line(line)) not in self.known:
-            self.say(f"skipped {line}")
-            self.keep([line])
-
-    def keep(self, lines: Iterable[str]) -> None:
-        """Write them into the file alone."""
-        fresh = [line for line in dict.fromkeys(map(on_one_line, lines)) if line not in self.known]
-        self.known.update(fresh)
-        if fresh and self.writes:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write("".join(line + "\n" for line in fresh))
-
-    def beyond(self, line: str) -> None:
-        """A picture with values outside data.range, which is used as it is: named in RUN/beyond_range.txt."""
-        file = self.path.with_name("beyond_range.txt")
-        known, line = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], on_one_line(line)
-        if not self.writes or line in known:
-            return
-        if len(known) < SAID:
-            self.say(f"{line}; it is used as it is")
-        elif len(known) == SAID:
-            self.say(f"more pictures reach beyond data.range: {printable(file)} names them all")
-        with open(file, "a", encoding="utf-8") as out:
-            out.write(line + "\n")
-
-    def write(self, bad: Mapping[str, str]) -> None:
-        """What ends the run is named by the process that met it."""
-        self.writes = True
-        for where, reason in bad.items():
-            self(f"{where}: {reason}")
-
-
-def _bad_of_all(loader: Loader, world: World) -> Hook:
-    """After an epoch every process knows what any of them could not use, and all stop where it is too much."""
-
-    def hook(epoch: int) -> dict[str, float]:
-        for bad in world.gathered(loader.unusable):
-            loader.learn(bad)
-        return {}
-
-    return hook
-
-
-def _parted(recipe: Recipe, source: Source, older: bool) -> tuple[tuple[Subset, Subset], list[str]]:
-    """The pictures of [probe] that vote and those that are asked, 5,000 at most, and lines for the start.
-
-    older   a run that was started before classes were looked at
-    """
-    assert recipe.probe
-    order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
-    held_out = hold_out(order, None if older else source.labels)
-    voters, asked = parts(source, held_out, "another set to --probe")
-    said, k = [*asked.remarks], recipe.probe.k
-    if len(voters) < k:
-        said.append(f"kNN on the way: {len(voters)} pictures of {source.name} vote, not {k}, as there are no more")
-    return (voters, asked), said
-
-
-def _knn_hook(
-    recipe: Recipe, method: Method, runtime: Runtime, voters: Subset, asked: Subset, report: Callable[[str], None]
-) -> Hook:
-    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked.
-
-    Of many processes the main one asks; where weights are in pieces, of a whole copy.
-    """
-    assert recipe.probe
-    part = recipe.probe
-
-    def hook(epoch: int) -> dict[str, float]:
-        if epoch % part.every_epochs and epoch != recipe.optim.epochs:
-            return {}
-        asked_method = method if runtime.world.alone or runtime.parallel == "ddp" else _copy(recipe, method, runtime)
-        if not runtime.world.main:
-            return {}
-        known, query = (_features(asked_method, subset, recipe, runtime, report) for subset in (voters, asked))
-        return {"probe/knn": weighted_knn(*known, *query, k=min(part.k, len(known[1])))}
-
-    return hook
-
-
-def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
-    """A whole method on the main process's device; the others give their pieces."""
-    state, copy = whole(method.state_dict(), runtime.world.main), build_method(recipe, start=False)
-    if runtime.world.main:
-        copy.load_state_dict(state)
-    return copy.to(runtime.device)
-
-
-def _features(
-    method: Method, source: Source, recipe: Recipe, runtime: Runtime, report: Callable[[str], None]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    features, labels = extract(method.backbone, batches(recipe, source, report=report), device=runtime.device)
-    assert labels is not None
-    return features, labels
-
-
-def batches(
-    recipe: Recipe, source: Source, size: int = 256, report: Callable[[str], None] | None = None
-) -> Iterator[Batch]:
-    """Centre crops of a source, in order, as a recipe's backbone sees them; `report` gets a line for each bad one."""
-    data = recipe.data
-    return iterate(
-        source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01),
-        scaling=scaling_of(data), report=report,
-    )  # fmt: skip
-
-
-__all__ = ["BadImages", "batches", "train"]
+__all__ = ["train"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from remask.build import build_backbone, build_target, codebook_features, scaling_of
+from remask.build.pretraining import build_backbone, build_target, codebook_features, scaling_of
 from remask.errors import UserError
 from remask.images.loader import iterate
 from remask.images.sources import Source, open_source

@@ -1,0 +1,1 @@
+"""A recipe becomes objects: method, loader, trainer, teachers, codebook."""

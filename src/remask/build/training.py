@@ -1,0 +1,112 @@
+"""A pre-training recipe's loader, optimizer, schedule and trainer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from remask.build.pretraining import TABLES, UNDECAYED, build_method, checkpoint_blocks, counts, scaling_of
+from remask.errors import UserError
+from remask.images.device import no_decoder
+from remask.images.loader import Loader
+from remask.images.sources import Source
+from remask.images.transforms import RandomCropFlip
+from remask.method import Method
+from remask.recipe import Recipe
+from remask.targets.cached import Cached
+from remask.training.checkpoint import RunFolder
+from remask.training.cost import Ledger, forward_gflops
+from remask.training.optim import Schedule, adamw, learning_rate, parameter_groups
+from remask.training.runtime import Runtime, auto_workers
+from remask.training.sharding import Plan, rehearse
+from remask.training.trainer import Hook, Trainer
+
+
+def peak_lr(recipe: Recipe, method: Method) -> float:
+    """The learning rate after warm-up: absolute, or by the rule, with the realised m_pred / m_corr under DM."""
+    optim = recipe.optim
+    gain = counts(method, recipe).gain if recipe.dm and optim.lr_rule == "dmjd" else 1.0
+    return optim.lr or learning_rate(optim.base_lr or 0.0, optim.batch_size, gain)  # one of them is there
+
+
+def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:
+    """Random crops of the source in batches of unique images."""
+    data, workers = recipe.data, recipe.runtime.workers
+    crop = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
+    return Loader(
+        source, crop, recipe.optim.batch_size, seed=recipe.seed,
+        workers=auto_workers(runtime) if workers == "auto" else workers,
+        channels=data.channels, min_side=min(method.backbone.patch), max_bad=data.max_bad, reduced=data.reduced,
+        crops=data.crops, keep=data.keep, device=runtime.device,
+        on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
+        pin=runtime.device.type == "cuda", part=runtime.world.share, scaling=scaling_of(data), **report,
+    )  # fmt: skip
+
+
+def build_trainer(
+    recipe: Recipe,
+    method: Method,
+    loader: Loader,
+    runtime: Runtime,
+    run: RunFolder,
+    hooks: Sequence[Hook] = (),
+    until_epoch: int | None = None,
+) -> Trainer:
+    """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
+    optim, part, size = recipe.optim, recipe.runtime, runtime.world.size
+    gflops, parts = gflops_per_image(recipe), _parts(recipe, size)
+    lr = peak_lr(recipe, method)
+    if part.checkpointing:
+        checkpoint_blocks(method)
+    learner = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
+    for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
+        target.reserve(len(loader.source), recipe.data.image_size)
+    named = list(method.named_parameters())
+    exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
+    optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
+    schedule = Schedule(
+        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, parts,
+        optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
+        (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
+    )  # fmt: skip
+    images = len(loader) * optim.batch_size
+    ledger = Ledger(images, method.masking.views, runtime.gpus, gflops)
+    return Trainer(
+        method, loader, optimizer, schedule, runtime, run, ledger,
+        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard, learner=learner,
+        whole=optim.batch_size if size > 1 else None,
+    )  # fmt: skip
+
+
+def _parts(recipe: Recipe, processes: int) -> int:
+    """Parts of each process's batch to begin with. Raises UserError where a process would have no picture for one."""
+    parts, batch = recipe.runtime.accumulate, recipe.optim.batch_size
+    if parts == "auto":
+        if processes > 1:
+            raise UserError(
+                "runtime.accumulate auto tries one process's memory: give several a number of parts, which "
+                "remask plan --gpus N helps to find"
+            )
+        return 1
+    if batch < processes * parts:
+        raise UserError(
+            f"optim.batch_size {batch} leaves nothing for some of {processes} processes in {parts} part(s) each: "
+            "raise it, it is the batch of all processes, or start fewer"
+        )
+    return parts
+
+
+def plan(recipe: Recipe) -> Plan:
+    """What many processes need to know of a method, seen on one without memory."""
+    with torch.device("meta"):
+        method = build_method(recipe)
+        image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
+        return rehearse(method, lambda: method(image)["total"])
+
+
+def gflops_per_image(recipe: Recipe) -> float:
+    """Forward GFLOP of one image in all its views, counted on a network without memory."""
+    with torch.device("meta"):
+        method = build_method(recipe)
+        image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
+        return forward_gflops(lambda: method(image))

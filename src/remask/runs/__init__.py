@@ -1,0 +1,1 @@
+"""A recipe trained in a folder, gone on with, and opened again."""
