@@ -25,13 +25,14 @@ import remask.build.codebook
 import remask.build.pretraining
 import remask.build.teachers
 import remask.build.training
-import remask.downstream
+import remask.downstream.detect.task
+import remask.downstream.finetune.task
+import remask.downstream.segment.task
+import remask.downstream.training
 import remask.interop.encoders
 import remask.runs.data_sources
 import remask.runs.session
-import remask.tasks.boxes
-import remask.tasks.classes
-import remask.tasks.masks
+from remask.downstream.build import build_task
 from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe, recipe_names, shrink
 from remask.recipe.distill import TeacherSection
@@ -40,7 +41,6 @@ from remask.recipe.load import FOLDER, load
 from remask.recipe.sections import DISTILLING, METHODS
 from remask.recipe.used import unused
 from remask.recipe.values import SHORTHANDS, Target
-from remask.tasks import build_task
 from remask.training.runtime import resolve
 from tests.built import fingerprint
 from tests.tried import SAID, candidates, leaves, silent, value_of
@@ -146,9 +146,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.chdir(tmp_path_factory.mktemp("keys"))
         _toys(Path())
         patch.setattr(remask.build.training, "Trainer", _stop)
-        patch.setattr(remask.downstream, "Trainer", _stop)
+        patch.setattr(remask.downstream.training, "Trainer", _stop)
         patch.setattr(remask.runs.session, "build_method", functools.partial(_method, {}))
-        for module in (remask.runs.session, remask.tasks.classes):
+        for module in (remask.runs.session, remask.downstream.finetune.task):
             for name in ("open_source", "open_second"):
                 patch.setattr(module, name, functools.partial(_kept, getattr(module, name), {}))
         patch.setattr(
@@ -159,7 +159,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(remask.build.codebook, "fit", lambda *_: None)
         for module in (remask.build.training, remask.runs.session):  # as on a machine whose GPU decodes
             patch.setattr(module, "no_decoder", lambda device, channels: None)
-        for task in (remask.tasks.classes, remask.tasks.masks, remask.tasks.boxes):
+        for task in (remask.downstream.finetune.task, remask.downstream.segment.task, remask.downstream.detect.task):
             patch.setattr(task, "gflops", lambda *_: 0.0)
         yield
     torch.set_num_threads(threads)
@@ -454,7 +454,7 @@ def downstream(recipe: Downstream) -> str:
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
     task = build_task(recipe, runtime)
     try:
-        remask.downstream.fit(task, recipe, runtime, Path("run"), fresh=True, quiet=True)
+        remask.downstream.training.fit(task, recipe, runtime, Path("run"), fresh=True, quiet=True)
     except Stopped as stop:
         return fingerprint(stop.given, task, torch.get_num_threads())
     raise AssertionError("the trainer was not reached")

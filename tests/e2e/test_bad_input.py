@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from remask import commands
+from remask.downstream.segment.mask_source import open_masks
+from remask.downstream.segment.task import pairs
 from remask.errors import UserError
-from remask.images.masks import open_masks
 from remask.recipe.downstream import MasksData
-from remask.tasks.masks import pairs
 from tests.e2e.test_dense import NETWORK, SETTINGS, drawn, of_boxes, of_masks
 
 

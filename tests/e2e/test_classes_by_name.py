@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from remask import cli, commands
+from remask.downstream.detect.task import opened
+from remask.downstream.segment.task import pairs
 from remask.errors import UserError
 from remask.recipe.downstream import BoxesData, MasksData
-from remask.tasks.boxes import opened
-from remask.tasks.masks import pairs
 from remask.training.trainer import Trainer
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -284,7 +284,7 @@ def test_a_run_of_an_older_version_goes_on_with_its_numbers(tmp_path: Path, monk
     names = {"1": 0, "2": 1, "3": 2}
     data, val = folders(tmp_path / "t", names, range(6)), listed(tmp_path / "v", names)
     old = ["0", "1", "2", "3"]
-    monkeypatch.setattr("remask.tasks.classes.open_source", older(monkeypatch, old))
+    monkeypatch.setattr("remask.downstream.finetune.task.open_source", older(monkeypatch, old))
     cut(tmp_path / "run", data, val, monkeypatch)
     monkeypatch.undo()
     (tmp_path / "run/task.json").write_text(json.dumps({"classes": old}))
@@ -421,7 +421,7 @@ def test_categories_are_matched_by_name(tmp_path: Path) -> None:
 def test_average_precision_of_matched_categories(tmp_path: Path) -> None:
     """Perfect detections by the training's labels are perfect, whatever the ids of the test file."""
     pytest.importorskip("faster_coco_eval")
-    from remask.evaluation.average_precision import average_precision, coco_results
+    from remask.downstream.detect.average_precision import average_precision, coco_results
 
     train = boxes(tmp_path / "t", {1: "cat", 2: "dog", 5: "emu"}, [1, 2, 5])
     _, val = opened(data_of(train, boxes(tmp_path / "v", {4: "dog", 7: "cat"}, [4, 7, 7])), None, None)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from remask import commands
-from remask.images.boxes import BoxLoader, Fit
-from remask.images.coco import open_coco
+from remask.downstream.detect.boxes import BoxLoader, Fit
+from remask.downstream.detect.coco import open_coco
+from remask.downstream.export import load_export
+from remask.downstream.segment.mask_source import open_masks
+from remask.downstream.segment.pairs import PairLoader, ScaleCropFlip, whole_pairs
 from remask.images.levels import Levels, Scaling
-from remask.images.masks import open_masks
-from remask.images.paired import PairLoader, ScaleCropFlip, whole_pairs
-from remask.tasks.export import load_export
 
 STEPS: dict[str, Any] = {
     "data.image_size": 32, "optim.max_steps": 2, "optim.batch_size": 4, "optim.epochs": 1, "optim.warmup_epochs": 0.0,

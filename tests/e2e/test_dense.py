@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from remask import commands
+from remask.downstream.detect.average_precision import average_precision
+from remask.downstream.export import load_export
 from remask.errors import UserError
-from remask.evaluation.average_precision import average_precision
-from remask.tasks.export import load_export
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0"]
 NETWORK = {"model.source": "untrained:vit_micro", "data.image_size": 32}

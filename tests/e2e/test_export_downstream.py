@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from remask import commands
 from remask.commands.downstream import open_task
-from remask.downstream import learned, restored
+from remask.downstream.build import build_model
+from remask.downstream.export import load_export
+from remask.downstream.training import learned, restored
 from remask.errors import UserError
-from remask.tasks import build_model
-from remask.tasks.export import load_export
 from remask.training.checkpoint import RunFolder
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0"]

@@ -14,7 +14,7 @@ from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
 from remask.backbones.convvit import create_convvit
 from remask.backbones.vit import create_vit
-from remask.evaluation.classifier import Classifier, MixedLabels
+from remask.downstream.finetune.classifier import Classifier, MixedLabels
 from remask.interop import simmim
 from remask.interop.mae import MEAN, STD
 from tests.golden.convvit import image_size, sizes_of, with_epsilons_of

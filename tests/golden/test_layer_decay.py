@@ -12,7 +12,7 @@ import torch
 from remask.backbones import Backbone
 from remask.backbones.convvit import create_convvit
 from remask.backbones.vit import create_vit
-from remask.evaluation.classifier import Classifier
+from remask.downstream.finetune.classifier import Classifier
 from remask.interop.mae import MEAN, STD
 from remask.training.optim import parameter_groups
 from tests.golden.vectors import Folder, layer_decay_of, roots

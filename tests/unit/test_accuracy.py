@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from remask.downstream.finetune.accuracy import Scores, confusion_picture, evaluate, score
+from remask.downstream.finetune.classifier import Classifier
 from remask.errors import UserError
-from remask.evaluation.accuracy import Scores, confusion_picture, evaluate, score
-from remask.evaluation.classifier import Classifier
 from remask.images.loader import Batch
 
 CLASSES = 7

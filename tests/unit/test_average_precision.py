@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from remask.evaluation.average_precision import average_precision, coco_results, detections
-from remask.evaluation.detector import Detector
-from remask.images.coco import CocoSource, decode_mask, encode_mask, open_coco
+from remask.downstream.detect.average_precision import average_precision, coco_results, detections
+from remask.downstream.detect.coco import CocoSource, decode_mask, encode_mask, open_coco
+from remask.downstream.detect.detector import Detector
 
 pytest.importorskip("faster_coco_eval")
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

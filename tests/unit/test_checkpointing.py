@@ -10,8 +10,8 @@ from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.makers import maker
 from remask.build.pretraining import build_method, checkpoint_blocks
+from remask.downstream.segment.segmenter import PixelLabels, Segmenter
 from remask.errors import UserError
-from remask.evaluation.segmenter import PixelLabels, Segmenter
 from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.seeds import generator, seeded

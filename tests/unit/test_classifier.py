@@ -17,9 +17,9 @@ from remask.backbones.convvit_network import ConvViTNetwork
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.downstream.finetune.classifier import Classifier, MixedLabels
+from remask.downstream.finetune.mixing import Mixing, soft_targets
 from remask.errors import UserError
-from remask.evaluation.classifier import Classifier, MixedLabels
-from remask.evaluation.mixing import Mixing, soft_targets
 from remask.masking import Masking
 from remask.training.optim import parameter_groups
 

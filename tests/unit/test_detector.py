@@ -9,8 +9,8 @@ from torchvision.ops import box_iou
 
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.downstream.detect.detector import LOSSES, Detector, Exact, Targets, on_picture
 from remask.errors import UserError
-from remask.evaluation.detector import LOSSES, Detector, Exact, Targets, on_picture
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SIZE = (64, 64)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from remask.downstream.detect.drawing import Drawing, blended, sheet_of_boxes
 from remask.errors import UserError
-from remask.evaluation.drawing import Drawing, blended, sheet_of_boxes
 
 
 def drawing(score: float = 0.9, **keys: Any) -> Drawing:

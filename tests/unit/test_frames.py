@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from remask.evaluation.frames import frames, painted
+from remask.downstream.segment.frames import frames, painted
 
 PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 NAMES = ["sky", "a class of a very long name indeed", "car"]

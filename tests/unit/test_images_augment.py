@@ -10,8 +10,7 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import Generator, Tensor
 
-from remask.errors import UserError
-from remask.images.augment import (
+from remask.downstream.finetune.augment import (
     OPERATIONS,
     POLICY,
     Erasing,
@@ -21,6 +20,7 @@ from remask.images.augment import (
     TrainAugment,
     rand_augment,
 )
+from remask.errors import UserError
 from remask.images.loader import Loader
 from remask.images.sources import open_source
 from remask.images.transforms import CentreCrop, RandomCropFlip

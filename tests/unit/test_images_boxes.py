@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from remask.downstream.detect.boxes import PAD, BoxBatch, BoxLoader, Fit, ScaleJitter, around, fitting
+from remask.downstream.detect.coco import CocoSource, encode_mask, open_coco
 from remask.errors import UserError
-from remask.images.boxes import PAD, BoxBatch, BoxLoader, Fit, ScaleJitter, around, fitting
-from remask.images.coco import CocoSource, encode_mask, open_coco
 from remask.images.loader import TooManyBad
 
 SIZE = (48, 80)

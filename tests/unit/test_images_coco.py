@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from remask.downstream.detect.coco import decode_mask, encode_mask, open_coco
 from remask.errors import UserError
-from remask.images.coco import decode_mask, encode_mask, open_coco
 
 SIZE = (20, 30)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from remask.downstream.detect.average_precision import average_precision
+from remask.downstream.detect.boxes import BoxLoader, Fit, ScaleJitter
+from remask.downstream.detect.coco import CocoSource, encode_mask, open_coco
+from remask.downstream.detect.coco_masks import faults_of_strings
 from remask.errors import UserError
-from remask.evaluation.average_precision import average_precision
-from remask.images.boxes import BoxLoader, Fit, ScaleJitter
-from remask.images.coco import CocoSource, encode_mask, open_coco
-from remask.images.coco_masks import faults_of_strings
 
 mask_api = pytest.importorskip("faster_coco_eval.core").mask
 Change = Callable[[dict[str, Any]], object]
@@ -338,6 +338,6 @@ def test_compressed_runs_are_judged_as_they_decode() -> None:
 
 
 def test_long_files_are_judged_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remask.images.coco_masks._TOGETHER", 7)
+    monkeypatch.setattr("remask.downstream.detect.coco_masks._TOGETHER", 7)
     strings = [encode_mask(torch.full((n, 3), n % 2, dtype=torch.uint8))["counts"] for n in range(1, 30)] + ["P"]
     assert list(faults_of_strings(strings, [3 * n for n in range(1, 30)] + [1])) == [(29, "damaged run lengths")]

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask.images.coco import open_coco
+from remask.downstream.data_sources import of_boxes, of_masks
+from remask.downstream.detect.coco import open_coco
+from remask.downstream.segment.mask_source import open_masks
 from remask.images.differences import differences
-from remask.images.fingerprint import BLOCK, GONE, Inventory, inventory, of_boxes, of_file, of_masks, sampled
-from remask.images.masks import open_masks
+from remask.images.fingerprint import BLOCK, GONE, Inventory, inventory, of_file, sampled
 from remask.images.packing import Form, pack
 from remask.images.sources import open_source
 from remask.images.subset import Subset

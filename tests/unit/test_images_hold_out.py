@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remask.downstream.build import split
 from remask.errors import UserError
 from remask.images.hold_out import fifth, hold_out, parts
 from remask.images.left_out import notes
 from remask.images.sources import open_source
 from remask.images.subset import Subset
-from remask.tasks import split
 
 
 def order(n: int, seed: int = 0) -> list[int]:

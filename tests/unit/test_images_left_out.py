@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remask.downstream.detect.coco import open_coco
+from remask.downstream.segment.mask_source import open_masks
 from remask.errors import UserError
-from remask.images.coco import open_coco
 from remask.images.left_out import Patterns, listed, notes, relative_pattern
-from remask.images.masks import open_masks
 from remask.images.packing import Form, pack
 from remask.images.sources import open_source
 from remask.images.subset import Subset

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remask.downstream.segment.label_map import COLOUR, IGNORE, colours, read_ids
+from remask.downstream.segment.mask_source import MaskFiles, open_masks
 from remask.errors import UserError
-from remask.images.classes import COLOUR, IGNORE, colours, read_ids
 from remask.images.decoding import BadImage
-from remask.images.masks import MaskFiles, open_masks
 
 
 def png(array: Any, mode: str | None = None, kind: str = "PNG") -> bytes:
@@ -181,7 +181,7 @@ def test_a_broken_mask_makes_its_pair_unusable(tmp_path: Path, data: bytes, reas
 
 
 def test_ids_beyond_the_scan_are_found_when_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remask.images.mask_files.SCANNED", 2)
+    monkeypatch.setattr("remask.downstream.segment.mask_checks.SCANNED", 2)
     masks = {f"{i}": gray([0, 1 if i != 1 else 9]) for i in range(4)}
     source = open_masks(str(write(tmp_path, masks, classes=["a", "b"])))
     with pytest.raises(BadImage, match="holds 9, which is no declared class"):

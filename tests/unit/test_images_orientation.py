@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from remask.downstream.detect.boxes import BoxLoader, Fit
+from remask.downstream.detect.coco import decode_mask, encode_mask, open_coco
+from remask.downstream.segment.mask_source import open_masks
+from remask.downstream.segment.pairs import whole_pairs
 from remask.errors import UserError
-from remask.images.boxes import BoxLoader, Fit
-from remask.images.coco import decode_mask, encode_mask, open_coco
 from remask.images.decoding import BadImage, decode
-from remask.images.masks import open_masks
 from remask.images.orientation import INVERSE, header_of, turned_box, turned_mask, turned_points, turned_size
-from remask.images.paired import whole_pairs
 
 TURNS = range(1, 9)
 KINDS = ("JPEG", "PNG", "TIFF", "WEBP")

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from remask.downstream.segment.pairs import IGNORE, PairBatch, PairLoader, ScaleCropFlip, covering, nearest, whole_pairs
+from remask.downstream.segment.photometric import COLOURS, distorted
 from remask.errors import UserError
 from remask.images.decoding import BadImage
 from remask.images.loader import TooManyBad
-from remask.images.paired import IGNORE, PairBatch, PairLoader, ScaleCropFlip, covering, nearest, whole_pairs
-from remask.images.photometric import COLOURS, distorted
 
 PLAIN = ScaleCropFlip((24, 32), photometric=False)
 

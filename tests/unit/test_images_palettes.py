@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remask.downstream.segment.mask_source import MaskFiles, open_masks
 from remask.errors import UserError
 from remask.images.decoding import BadImage
-from remask.images.masks import MaskFiles, open_masks
 
 GROUND, RED, GREEN = (0, 0, 0), (128, 0, 0), (0, 128, 0)
 PALETTE = [GROUND, RED, GREEN]
@@ -107,7 +107,7 @@ def test_a_colour_that_is_not_declared_is_named(tmp_path: Path, mask: bytes, wor
 
 
 def test_colours_beyond_the_scan_are_found_when_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remask.images.mask_files.SCANNED", 2)
+    monkeypatch.setattr("remask.downstream.segment.mask_checks.SCANNED", 2)
     masks = [indexed([0, 1], [RED, GREEN])] * 3 + [indexed([0, 1], [RED, (5, 5, 0)])]
     source = opened(tmp_path, [masks[0], masks[3], masks[1], masks[2]], SAID)
     with pytest.raises(BadImage, match=r"holds \(5, 5, 0\), which is no declared class"):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remask.downstream.segment.mask_source import open_masks
 from remask.errors import UserError
 from remask.images.left_out import notes
-from remask.images.masks import open_masks
 from remask.images.sources import open_source
 from remask.images.splits import are_splits, chosen, split_of
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from remask.evaluation import accuracy, drawing, frames, layers, lettering, sheet, tsne
+from remask.downstream.detect import drawing
+from remask.downstream.finetune import accuracy
+from remask.downstream.segment import frames
+from remask.evaluation import layers, lettering, sheet, tsne
 from remask.evaluation.lettering import labels, png, shown
 
 NAMES = ["$x^2$", "$\\frac{$", "_hidden", "a\\$b", "[red]", "line\nbreak", "\udce9", "🐜", "n" * 120 + "a" + "n" * 120,

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from remask.backbones.normalise import Normalise
 from remask.backbones.vit import create_vit
+from remask.downstream.finetune.classifier import Classifier
 from remask.errors import UserError
-from remask.evaluation.classifier import Classifier
 from remask.images.levels import FULL, Levels, Scaling, levels_of, rule_of
 from remask.masking import Masking
 from remask.methods import mae

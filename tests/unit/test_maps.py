@@ -9,9 +9,9 @@ from torch import Generator, Tensor, nn
 from remask.backbones.beit import create_beit
 from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
-from remask.backbones.maps import Maps, chosen_blocks, fitted, normalisation, padded, rescaling
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.downstream.maps import Maps, chosen_blocks, fitted, normalisation, padded, rescaling
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 TINY = {"embed_dim": 48, "depth": 6, "num_heads": 3}

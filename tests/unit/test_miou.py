@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import jaccard_score, recall_score
 from torch import Generator, Tensor
 
-from remask.evaluation.miou import Confusion
+from remask.downstream.segment.miou import Confusion
 
 
 def confusion(truth: Tensor, guess: Tensor, classes: int) -> Confusion:

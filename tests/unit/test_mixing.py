@@ -6,8 +6,8 @@ import timm.data.mixup as official
 import torch
 from torch import Generator, Tensor
 
+from remask.downstream.finetune.mixing import Box, Mix, Mixing, cut, mixed, soft_targets
 from remask.errors import UserError
-from remask.evaluation.mixing import Box, Mix, Mixing, cut, mixed, soft_targets
 
 SIZE = (24, 40)
 LABELS = torch.tensor([0, 3, 3, 1, 2, 0])

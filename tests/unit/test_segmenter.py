@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from remask.backbones.convvit import create_convvit
 from remask.backbones.vit import create_vit
+from remask.downstream.segment.segmenter import PixelLabels, Segmenter, evaluate
 from remask.errors import UserError
-from remask.evaluation.segmenter import PixelLabels, Segmenter, evaluate
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 TINY = {"embed_dim": 48, "depth": 4, "num_heads": 3, "patch_size": 8}

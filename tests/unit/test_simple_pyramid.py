@@ -8,9 +8,9 @@ import torch
 from remask.backbones.beit import create_beit
 from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
-from remask.backbones.simple_pyramid import SimplePyramid, TopDownPyramid, create_pyramid, maps_of
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
+from remask.downstream.pyramid import SimplePyramid, TopDownPyramid, create_pyramid, maps_of
 from remask.errors import UserError
 
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from remask.downstream.detect.coco import open_coco
+from remask.downstream.segment.label_map import declared
+from remask.downstream.segment.mask_source import open_masks
 from remask.errors import UserError
 from remask.files.text import decoded, read_json, read_text, read_toml
-from remask.images.classes import declared
-from remask.images.coco import open_coco
-from remask.images.masks import open_masks
 from remask.recipe import load_recipe
 
 ENCODINGS = {

@@ -11,8 +11,8 @@ from remask.backbones.beit import create_beit
 from remask.backbones.convvit import create_convvit
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from remask.evaluation.classifier import Classifier
-from remask.evaluation.timm_classifier import as_timm
+from remask.downstream.finetune.classifier import Classifier
+from remask.downstream.finetune.timm_classifier import as_timm
 
 SIZE, CONSTANTS = (32, 48), ([0.4] * 3, [0.2] * 3)
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, nn
 
-from remask.evaluation.upernet import POOLS, FcnHead, LinearHead, UperNet, scaled
+from remask.downstream.segment.upernet import POOLS, FcnHead, LinearHead, UperNet, scaled
 
 
 def maps(*channels: int, side: int = 16, batch: int = 2) -> list[torch.Tensor]:

@@ -9,7 +9,9 @@ from typing import Any
 
 from remask.commands.paths import absolute, anchored_spec, paths_or_texts, relative_to
 from remask.commands.saying import Say, sayer
-from remask.downstream import conclude, fit, learned, restored, tested_on_other
+from remask.downstream.build import build_model, build_task
+from remask.downstream.export import export_model
+from remask.downstream.training import conclude, fit, learned, restored, tested_on_other
 from remask.errors import UserError
 from remask.files.escaping import printable, quoted
 from remask.files.text import read_toml
@@ -20,8 +22,6 @@ from remask.recipe.load import load, parse_settings
 from remask.recipe.naming import FOLDER
 from remask.report import write_task_report
 from remask.runs.bad_images import BadImages
-from remask.tasks import build_model, build_task
-from remask.tasks.export import export_model
 from remask.training.checkpoint import RunFolder, refuse_bytes, refuse_existing
 from remask.training.data_record import CARE, Care
 from remask.training.runtime import Runtime, resolve

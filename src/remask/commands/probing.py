@@ -14,6 +14,7 @@ from remask.commands.pretraining import report
 from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable, bounded
+from remask.downstream.build import split
 from remask.errors import UserError
 from remask.evaluation.attentive import Settings as Attentive
 from remask.evaluation.attentive import attentive_probe
@@ -28,7 +29,6 @@ from remask.images.fingerprint import inventory
 from remask.images.left_out import notes
 from remask.images.loader import Loader
 from remask.images.sources import Source, open_source
-from remask.tasks import split
 from remask.training.checkpoint import RunFolder
 from remask.training.progress import Watch
 

@@ -10,21 +10,21 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from remask.images.coco import CocoSource
 from remask.images.files import Files, files_under
-from remask.images.mask_files import file_bytes
-from remask.images.masks import MaskFiles
 from remask.images.subset import Subset
 
 GONE = -1
 """The size of a file that is not there."""
 SAMPLED = 16
 """Blocks of a file of weights that are read, evenly spread over it."""
+MANY = 200_000
+"""Pictures whose sizes take more than a moment to look up; on a disk of this machine some seconds."""
 BLOCK = 1 << 16
 THREADS = 8
 """For files on a network, where looking up a size is a wait."""
@@ -85,27 +85,10 @@ def inventory(source: Any, labelled: bool = False) -> Inventory:
     return Inventory("pictures", len(source), names, sizes, labels, classes, facts, read=source.read, threads=threads)
 
 
-def of_masks(*sources: MaskFiles) -> tuple[Inventory, Inventory]:
-    """Pictures and masks of a source, or of the sources that one was cut into, in the order of their names."""
-    first = sources[0]
-    pairs = sorted((pair for source in sources for pair in source.pairs), key=lambda pair: pair.image)
-    found = []
-    for what, paths in (("pictures", [pair.image for pair in pairs]), ("masks", [pair.mask for pair in pairs])):
-        names = below(paths, os.path.abspath(os.path.expanduser(first.name)))
-        facts = {"ids": _tables(sources)} if what == "masks" else {}
-        classes = list(first.classes) if what == "masks" else None
-        files = Inventory(what, len(paths), names, sizes_of(paths), classes=classes, facts=facts)
-        found.append(replace(files, read=_reader(paths), threads=THREADS))
-    return found[0], found[1]
-
-
-def of_boxes(source: CocoSource) -> Inventory:
-    """Pictures that an annotation file names, in its order."""
-    names = [image["file_name"] for image in source.images]
-    paths = [os.path.join(source.folder, name) for name in names]
-    classes = list(source.classes)
-    files = Inventory("pictures", len(names), names, sizes_of(paths), classes=classes)
-    return replace(files, read=_reader(paths), threads=THREADS)
+def announce(count: int, say: Callable[[str], None]) -> None:
+    """A line before the sizes of so many files are looked up, where that takes more than a moment."""
+    if count >= MANY:
+        say(f"looking up the sizes of {count:,} files")
 
 
 def of_file(path: str, whole: bool = False) -> Inventory:
@@ -198,14 +181,8 @@ def _entries(source: Any) -> tuple[list[str], Int64[np.ndarray, "n"], dict[str, 
     return names, sizes_of([path] if names else []), {}
 
 
-def _tables(sources: Sequence[MaskFiles]) -> str:
-    """A hash of which id in the masks is which class."""
-    tables = sorted({tuple(map(tuple, table)) for source in sources for table in source.tables})
-    return hashlib.blake2b(repr([[[*map(int, column)] for column in table] for table in tables]).encode()).hexdigest()
-
-
-def _reader(paths: Sequence[str]) -> Callable[[int], bytes]:
-    return lambda i: file_bytes(paths[i])
+def reader(paths: Sequence[str]) -> Callable[[int], bytes]:
+    return lambda i: Path(paths[i]).read_bytes()
 
 
 def _size(path: str) -> int:
@@ -216,6 +193,6 @@ def _size(path: str) -> int:
 
 
 __all__ = [
-    "GONE", "Inventory", "below", "contents", "inventory", "of_boxes", "of_file", "of_masks", "packed_names", "sampled",
+    "GONE", "Inventory", "announce", "below", "contents", "inventory", "of_file", "packed_names", "reader", "sampled",
     "sizes_of",
 ]  # fmt: skip

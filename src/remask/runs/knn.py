@@ -20,7 +20,7 @@ from remask.training.sharding import whole
 from remask.training.trainer import Hook
 
 
-def bank_and_queries(recipe: Recipe, source: Source, older: bool) -> tuple[tuple[Subset, Subset], list[str]]:
+def knn_split(recipe: Recipe, source: Source, older: bool) -> tuple[tuple[Subset, Subset], list[str]]:
     """The pictures of [probe] that vote and those that are asked, 5,000 at most, and lines for the start.
 
     older   a run that was started before classes were looked at
@@ -84,4 +84,4 @@ def batches(
     )  # fmt: skip
 
 
-__all__ = ["bank_and_queries", "batches", "knn_hook"]
+__all__ = ["batches", "knn_hook", "knn_split"]

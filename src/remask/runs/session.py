@@ -25,7 +25,7 @@ from remask.recipe import Recipe, dump, method_label
 from remask.report.equation import equation
 from remask.runs.bad_images import BadImages, bad_of_all
 from remask.runs.data_sources import CODEBOOK, of_pretraining
-from remask.runs.knn import bank_and_queries, knn_hook
+from remask.runs.knn import knn_hook, knn_split
 from remask.runs.progressive import Phase, hand_over, phase_of, phases
 from remask.training.checkpoint import RunFolder, position
 from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
@@ -47,9 +47,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     source, probed = _opened(recipe, world)
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
-    parted, why = (
-        (None, []) if probed is None else bank_and_queries(recipe, probed, older=not fresh and run.format == 1)
-    )
+    parted, why = (None, []) if probed is None else knn_split(recipe, probed, older=not fresh and run.format == 1)
     screen, said, notes = list[Console](), [*left_out(source), *why], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)

@@ -17,9 +17,9 @@ from remask.backbones import Backbone
 from remask.backbones.beit import BeitViT
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
+from remask.downstream.finetune.mixing import Mixing, mixed, soft_targets
 from remask.errors import UserError
 from remask.evaluation.features import Labelled, Pool
-from remask.evaluation.mixing import Mixing, mixed, soft_targets
 from remask.interop.beit import classifier_state
 from remask.types import Images
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from remask.downstream import Task
+from remask.downstream.finetune.accuracy import confusion_picture, score
+from remask.downstream.finetune.augment import EvalCrop, TrainAugment
+from remask.downstream.finetune.classifier import Classifier
+from remask.downstream.finetune.mixing import Mixing
+from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.downstream.training import Task
 from remask.errors import UserError
-from remask.evaluation.accuracy import confusion_picture, score
-from remask.evaluation.classifier import Classifier
-from remask.evaluation.mixing import Mixing
-from remask.images.augment import EvalCrop, TrainAugment
 from remask.images.files import printable
 from remask.images.hold_out import BY_CLASS, fifth, hold_out, parts
 from remask.images.left_out import notes
@@ -24,7 +25,6 @@ from remask.images.subset import Subset, by_classes
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.seeds import generator
-from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Generator, Tensor
 
+from remask.downstream.detect.coco import Target
 from remask.errors import UserError
-from remask.images.coco import Target
 from remask.images.transforms import resize
 from remask.types import Size
 

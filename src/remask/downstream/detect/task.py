@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from remask.downstream import Task
+from remask.downstream.detect.average_precision import average_precision, detections
+from remask.downstream.detect.boxes import BoxLoader, Fit, ScaleJitter
+from remask.downstream.detect.coco import CocoSource, open_coco
+from remask.downstream.detect.detector import Detector, on_picture
+from remask.downstream.detect.drawing import Drawing, sheet_of_boxes
+from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.downstream.training import Task
 from remask.errors import UserError
-from remask.evaluation.average_precision import average_precision, detections
-from remask.evaluation.detector import Detector, on_picture
-from remask.evaluation.drawing import Drawing, sheet_of_boxes
-from remask.images.boxes import BoxLoader, Fit, ScaleJitter
-from remask.images.coco import CocoSource, open_coco
 from remask.images.files import printable
 from remask.images.labels import match
 from remask.images.left_out import notes
 from remask.images.measuring import FirstOf
 from remask.images.pictures import decoded
 from remask.recipe.downstream import BoxesData, Detect
-from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size

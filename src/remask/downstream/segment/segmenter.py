@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
-from remask.backbones.maps import Maps, Norm, padded
+from remask.downstream.maps import Maps, Norm, padded
+from remask.downstream.segment.mask_source import IGNORE
+from remask.downstream.segment.miou import Confusion
+from remask.downstream.segment.pairs import covering
+from remask.downstream.segment.upernet import FcnHead, LinearHead, UperNet, scaled
 from remask.errors import UserError
 from remask.evaluation.features import evaluating
-from remask.evaluation.miou import Confusion
-from remask.evaluation.upernet import FcnHead, LinearHead, UperNet, scaled
-from remask.images.masks import IGNORE
-from remask.images.paired import covering
 from remask.images.transforms import resize
 from remask.types import Images, Size
 

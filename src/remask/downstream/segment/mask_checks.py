@@ -4,13 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
+from remask.downstream.segment.label_map import COLOUR, Ids, Table, listed, read_mask
 from remask.errors import UserError
-from remask.images.classes import COLOUR, Ids, Table, listed, read_mask
 from remask.images.decoding import BadImage
 from remask.images.files import describe, files_under, printable, sorted_out, splits_of
 from remask.images.left_out import Patterns
@@ -28,12 +29,6 @@ class Pair(NamedTuple):
     image: str
     mask: str
     shown: str
-
-
-def file_bytes(path: str) -> bytes:
-    """A file whole. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def paired(
@@ -137,7 +132,7 @@ def look_at(
 
 def ids_of(pair: Pair, palettes: bool = False) -> Ids:
     """The different ids of a mask; `palettes` as `read_mask` has it."""
-    ids, entries = read_mask(file_bytes(pair.mask), palettes=palettes)
+    ids, entries = read_mask(Path(pair.mask).read_bytes(), palettes=palettes)
     return Ids(different(ids), entries)
 
 
@@ -228,6 +223,6 @@ def first_of(offenders: Sequence[str]) -> str:
 
 
 __all__ = [
-    "SCANNED", "Pair", "Seen", "check_alone", "check_ids", "file_bytes", "first_of", "ids_of", "look_at", "paired",
+    "SCANNED", "Pair", "Seen", "check_alone", "check_ids", "first_of", "ids_of", "look_at", "paired",
     "turned",
 ]  # fmt: skip

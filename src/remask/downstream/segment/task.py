@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remask.downstream import Task
+from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.downstream.segment.frames import frames
+from remask.downstream.segment.label_map import Declared
+from remask.downstream.segment.mask_source import IGNORE, MaskFiles, open_masks
+from remask.downstream.segment.pairs import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
+from remask.downstream.segment.segmenter import Segmenter, evaluate
+from remask.downstream.training import Task
 from remask.errors import UserError
-from remask.evaluation.frames import frames
-from remask.evaluation.segmenter import Segmenter, evaluate
-from remask.images.classes import Declared
 from remask.images.files import printable
 from remask.images.hold_out import hold_out
 from remask.images.left_out import notes
-from remask.images.masks import IGNORE, MaskFiles, open_masks
 from remask.images.measuring import FirstOf
-from remask.images.paired import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.seeds import generator
-from remask.tasks.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size

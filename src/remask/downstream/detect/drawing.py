@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from remask.downstream.detect.detector import Found
 from remask.errors import UserError
-from remask.evaluation.detector import Found
 from remask.evaluation.lettering import png, shown
 
 CAPTION = 48

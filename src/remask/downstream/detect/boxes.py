@@ -14,14 +14,14 @@ from jaxtyping import Int, Num
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
+from remask.downstream.detect.coco import CocoSource, Target
+from remask.downstream.detect.placing import PAD, BoxTransform, Fit, ScaleJitter, around, fitting
 from remask.errors import UserError
-from remask.images.coco import CocoSource, Target
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
 from remask.images.loader import TooManyBad
 from remask.images.making import ORDER, Made, Maker, Task, as_it_is, quiet
 from remask.images.pictures import decoded
-from remask.images.placing import PAD, BoxTransform, Fit, ScaleJitter, around, fitting
 from remask.seeds import mix
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from remask.images.masks import IGNORE
+from remask.downstream.segment.mask_source import IGNORE
 
 
 class Confusion:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from remask.downstream.finetune.classifier import Classifier
 from remask.errors import UserError
-from remask.evaluation.classifier import Classifier
 from remask.evaluation.features import Labelled, evaluating
 from remask.evaluation.lettering import labels, png
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Int, Num, UInt8
 from torch import Generator, Tensor
 
+from remask.downstream.segment.label_map import IGNORE
+from remask.downstream.segment.mask_source import MaskSource
+from remask.downstream.segment.photometric import COLOURS, distorted
 from remask.errors import UserError
-from remask.images.classes import IGNORE
 from remask.images.decoding import BadImage
 from remask.images.levels import RAW, Ready, Scaling
 from remask.images.loader import Loader
-from remask.images.masks import MaskSource
-from remask.images.photometric import COLOURS, distorted
 from remask.images.pictures import decoded
 from remask.images.transforms import resize
 from remask.types import Size

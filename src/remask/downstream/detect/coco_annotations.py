@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from remask.images.coco_file import Entry, Faults, key_of
-from remask.images.coco_masks import FAR, fault_of_mask, faults_of_strings
+from remask.downstream.detect.coco_file import Entry, Faults, key_of
+from remask.downstream.detect.coco_masks import FAR, fault_of_mask, faults_of_strings
 from remask.images.files import printable
 
 _CROWD = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "none": 0, "null": 0, "": 0}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from remask.backbones.maps import Norm, normalisation
+from remask.downstream.maps import Norm, normalisation
 from remask.types import Size
 
 POOLS = (1, 2, 3, 6)

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
-from remask.errors import UserError
-from remask.files.text import read_json
-from remask.images.classes import (
+from remask.downstream.segment.label_map import (
     COLOUR,
     IGNORE,
     Colour,
@@ -33,11 +32,7 @@ from remask.images.classes import (
     read_mask,
     table,
 )
-from remask.images.decoding import BadImage
-from remask.images.files import files_under, printable, sorted_out
-from remask.images.labels import match, repeated
-from remask.images.left_out import UNNAMED, Patterns
-from remask.images.mask_files import (
+from remask.downstream.segment.mask_checks import (
     SCANNED,
     Pair,
     Seen,
@@ -45,7 +40,6 @@ from remask.images.mask_files import (
     check_ids,
     common_palette,
     different,
-    file_bytes,
     first_of,
     ids_of,
     look_at,
@@ -53,6 +47,12 @@ from remask.images.mask_files import (
     paired,
     turned,
 )
+from remask.errors import UserError
+from remask.files.text import read_json
+from remask.images.decoding import BadImage
+from remask.images.files import files_under, printable, sorted_out
+from remask.images.labels import match, repeated
+from remask.images.left_out import UNNAMED, Patterns
 from remask.images.orientation import Exif
 
 NOTHING_SAID = Declared(None)
@@ -109,8 +109,8 @@ class MaskFiles:
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        image = file_bytes(pair.image)
-        ids, entries = read_mask(file_bytes(pair.mask), self.coloured, self.said.decides)
+        image = Path(pair.image).read_bytes()
+        ids, entries = read_mask(Path(pair.mask).read_bytes(), self.coloured, self.said.decides)
         if entries is not None and self.entries and other_colour(different(ids), entries, self.entries):
             raise BadImage("its mask has another palette than others: give a palette in classes.json")
         return image, known.apply(turned(ids, image, self.exif))
@@ -269,7 +269,7 @@ def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, e
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
     def unknown(pair: Pair) -> Ids:
-        return Ids(np.setdiff1d(np.unique(read_ids(file_bytes(pair.mask), True)), by_mask[pair.mask].ids))
+        return Ids(np.setdiff1d(np.unique(read_ids(Path(pair.mask).read_bytes(), True)), by_mask[pair.mask].ids))
 
     seen = look_at(pairs, unknown, exif=exif)
     if wrong := [f"{s.shown} has {listed(s.ids)}" for s in seen if len(s.ids)]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from remask.downstream.data_sources import of_task
 from remask.errors import UserError
 from remask.evaluation.keeping import keep
 from remask.files.escaping import printable
@@ -18,7 +19,6 @@ from remask.images.loader import TooManyBad
 from remask.interop.loaded import loaded_of
 from remask.recipe import dump
 from remask.recipe.downstream import Downstream
-from remask.runs.data_sources import of_task
 from remask.training.checkpoint import RunFolder, find, load_weights, save
 from remask.training.cost import Ledger
 from remask.training.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed

@@ -15,9 +15,9 @@ from timm.layers import LayerNorm2d
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
-from remask.backbones.simple_pyramid import create_pyramid, maps_of
+from remask.downstream.finetune.classifier import prepared
+from remask.downstream.pyramid import create_pyramid, maps_of
 from remask.errors import UserError
-from remask.evaluation.classifier import prepared
 from remask.evaluation.features import evaluating
 from remask.types import Images, Size
 

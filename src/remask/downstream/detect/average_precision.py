@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from remask.downstream.detect.coco import encode_mask
+from remask.downstream.detect.detector import Boxed, Detector, Found, on_picture
 from remask.errors import UserError
-from remask.evaluation.detector import Boxed, Detector, Found, on_picture
 from remask.evaluation.features import Progress
-from remask.images.coco import encode_mask
 
 NAMES = {
     "AP": "AP_all",

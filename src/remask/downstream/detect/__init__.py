@@ -1,0 +1,1 @@
+"""`remask detect`: images and boxes, from an annotation file to AP."""

@@ -1,0 +1,1 @@
+"""`remask segment`: images and masks of classes, from files to mIoU."""
