@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.gpu_steps import Case, Rows, Session, Step, ours
 from remask.build.training import build_loader
 from remask.images.decoding import decode
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.images.transforms import RandomCropFlip
 from remask.seeds import generator
 

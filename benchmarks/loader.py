@@ -22,10 +22,10 @@ from benchmarks import entrants
 from benchmarks.step import RANDOM
 from remask.build.pretraining import build_method
 from remask.images.decoding import decode
-from remask.images.loader import Loader
-from remask.images.packing import Form, pack
-from remask.images.pictures import Pictures
-from remask.images.sources import Source, open_source
+from remask.images.loading.image_cache import Pictures
+from remask.images.loading.loader import Loader
+from remask.images.sources.opening import Source, open_source
+from remask.images.tools.packing import Form, pack
 from remask.images.transforms import RandomCropFlip
 from remask.recipe import load_recipe
 from remask.training.runtime import keep_freed_memory

@@ -26,12 +26,12 @@ def probes(method: Any, data: Path, size: tuple[int, int], held_out: bool = Fals
     """
     import torch
 
-    from remask.evaluation.features import extract
-    from remask.evaluation.knn import weighted_knn
-    from remask.evaluation.linear import linear_probe
-    from remask.images.loader import iterate
-    from remask.images.sources import open_source
-    from remask.images.subset import Subset
+    from remask.evaluation.probing.features import extract
+    from remask.evaluation.probing.knn import weighted_knn
+    from remask.evaluation.probing.logistic_regression import linear_probe
+    from remask.images.loading.loader import iterate
+    from remask.images.sources.opening import open_source
+    from remask.images.sources.subset import Subset
     from remask.images.transforms import CentreCrop
 
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from PIL import Image
 from remask import commands
 from remask.errors import UserError
 from remask.files.escaping import literal, printable
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.recipe import load_recipe
 
 NAMES = [

@@ -11,7 +11,7 @@ from PIL import Image
 
 from remask import commands
 from remask.errors import UserError
-from remask.images.loader import TooManyBad
+from remask.images.loading.loader import TooManyBad
 from remask.report.reading import Fact
 from remask.report.task import _results
 

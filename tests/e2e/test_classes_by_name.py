@@ -295,8 +295,8 @@ def test_a_run_of_an_older_version_goes_on_with_its_numbers(tmp_path: Path, monk
 
 def older(monkeypatch: pytest.MonkeyPatch, classes: list[str]) -> Any:
     """`open_source` with labels as numbers of more classes than there are."""
-    from remask.images.sources import open_source
-    from remask.images.subset import by_classes
+    from remask.images.sources.opening import open_source
+    from remask.images.sources.subset import by_classes
 
     return lambda *arguments, **more: by_classes(open_source(*arguments, **more), classes, "the old run")
 

@@ -138,7 +138,7 @@ def test_a_run_is_recipe_and_seed(tmp_path: Path):
 def photo_folder(folder: Path, count: int) -> Path:
     """JPEGs of mixed sizes, cut from the photographs that scikit-image ships."""
     from remask.images.decoding import decode
-    from remask.images.sources import open_source
+    from remask.images.sources.opening import open_source
 
     folder.mkdir()
     photos = open_source("photos")

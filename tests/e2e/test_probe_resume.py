@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from remask import commands
-from remask.evaluation import attentive, linprobe
+from remask.evaluation.probing import attentive
+from remask.evaluation.probing import mae_probe as linprobe
 
 NET, LOOK = "untrained:vit_micro", commands.Look(image_size=(16, 16))
 PARTS: dict[str, tuple[Any, str, int]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remask import cli
-from remask.images.loader import Loader
+from remask.images.loading.loader import Loader
 from remask.recipe import Recipe, choose
 from remask.runs.session import train
 from remask.training.distributed import joined, leave

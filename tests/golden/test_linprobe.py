@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from remask.backbones.vit import ViT
-from remask.evaluation.features import evaluating
-from remask.evaluation.linprobe import LinearProbe as Probe
-from remask.evaluation.linprobe import Settings, describer
+from remask.evaluation.probing.features import evaluating
+from remask.evaluation.probing.mae_probe import LinearProbe as Probe
+from remask.evaluation.probing.mae_probe import Settings, describer
 from remask.interop import mae as interop
 from remask.training.optim import Schedule
 from tests.golden.test_mae_transfer import kind_of, trained_classifier

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from remask.downstream.finetune.accuracy import Scores, confusion_picture, evaluate, score
 from remask.downstream.finetune.classifier import Classifier
 from remask.errors import UserError
-from remask.images.loader import Batch
+from remask.images.loading.loader import Batch
 
 CLASSES = 7
 

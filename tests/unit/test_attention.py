@@ -16,7 +16,7 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
 from remask.errors import UserError
-from remask.evaluation.attention import attention_maps, attention_sheet, overlay
+from remask.evaluation.figures.attention import attention_maps, attention_sheet, overlay
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 

@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-from remask.evaluation import attentive
-from remask.evaluation.attentive import AttentiveHead, Settings, Tokens, attentive_probe, cache, fit, heads_of, score
+from remask.evaluation.probing import attentive
+from remask.evaluation.probing.attentive import (
+    AttentiveHead,
+    Settings,
+    Tokens,
+    attentive_probe,
+    cache,
+    fit,
+    heads_of,
+    score,
+)
 
 SMALL = Settings(epochs=6, batch=16, rates=(1e-2,), decays=(1e-2,))
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from remask.build.pretraining import (
 from remask.build.training import build_loader, build_trainer, gflops_per_image, peak_lr
 from remask.errors import UserError
 from remask.heads import Decoder, Projector
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.masking import Blocks, random
 from remask.method import Method
 from remask.recipe import Recipe, dump, load_recipe

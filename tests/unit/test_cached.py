@@ -13,7 +13,7 @@ from remask.backbones.vit import create_vit
 from remask.build.pretraining import build_method
 from remask.build.training import build_loader, build_trainer
 from remask.errors import UserError
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.masking import Masking
 from remask.methods import moma
 from remask.recipe import load_recipe

@@ -11,7 +11,7 @@ from remask import commands
 from remask.build import codebook
 from remask.build.pretraining import build_method
 from remask.errors import UserError
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.recipe import Recipe, load_recipe
 from remask.runs import session
 from remask.runs.progressive import hand_over

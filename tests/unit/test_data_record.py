@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remask.errors import UserError
-from remask.images.fingerprint import Inventory
+from remask.images.sources.fingerprint import Inventory
 from remask.training import data_record
 from remask.training.checkpoint import RunFolder
 from remask.training.data_record import FIRST, Care, DataRecord, Sources

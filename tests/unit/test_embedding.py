@@ -13,9 +13,9 @@ from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-from remask.evaluation import embedding
-from remask.evaluation.embedding import UNKNOWN, embed
-from remask.evaluation.features import extract
+from remask.evaluation.figures import embedding
+from remask.evaluation.figures.embedding import UNKNOWN, embed
+from remask.evaluation.probing.features import extract
 
 
 class Some(NamedTuple):

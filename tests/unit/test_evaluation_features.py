@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-from remask.evaluation.features import extract, pixels
+from remask.evaluation.probing.features import extract, pixels
 
 
 class Some(NamedTuple):

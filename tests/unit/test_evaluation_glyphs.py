@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from remask.evaluation.glyphs import cells, edge_direction, magnitudes, stars
+from remask.evaluation.figures.glyphs import cells, edge_direction, magnitudes, stars
 from remask.targets import Hog
 from remask.targets.hog import Flavour
 

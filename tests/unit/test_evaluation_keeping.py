@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remask.evaluation.keeping import keep, name_of
+from remask.evaluation.results import keep, name_of
 from remask.training.checkpoint import RunFolder
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from remask.errors import UserError
-from remask.evaluation import knn
-from remask.evaluation.knn import knn_classes, weighted_knn
+from remask.evaluation.probing import knn
+from remask.evaluation.probing.knn import knn_classes, weighted_knn
 
 
 def blobs(n: int, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remask.errors import UserError
-from remask.evaluation.linear import Weights, fit, linear_probe, spanned, standardised, stratified
+from remask.evaluation.probing.logistic_regression import Weights, fit, linear_probe, spanned, standardised, stratified
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-from remask.evaluation.probe import DRAWS, draw_few, probe
+from remask.evaluation.probing.fast_probe import DRAWS, draw_few, probe
 
 
 class Some(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from remask.backbones.vit import create_vit
-from remask.evaluation.reconstruction import _GIVEN, _MASKED, _PAPER, _VISIBLE, panels, reconstruct
-from remask.evaluation.sheet import Panel
+from remask.evaluation.figures.reconstruction import _GIVEN, _MASKED, _PAPER, _VISIBLE, panels, reconstruct
+from remask.evaluation.figures.sheet import Panel
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, jd, mae

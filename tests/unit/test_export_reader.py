@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from remask.backbones.vit import create_vit
-from remask.evaluation.features import extract
+from remask.evaluation.probing.features import extract
 from remask.images.levels import FULL, Levels
-from remask.images.loader import iterate
-from remask.images.sources import open_source
+from remask.images.loading.loader import iterate
+from remask.images.sources.opening import open_source
 from remask.images.transforms import CentreCrop
 from remask.interop.export import export_backbone
 

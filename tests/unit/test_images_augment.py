@@ -21,8 +21,8 @@ from remask.downstream.finetune.augment import (
     rand_augment,
 )
 from remask.errors import UserError
-from remask.images.loader import Loader
-from remask.images.sources import open_source
+from remask.images.loading.loader import Loader
+from remask.images.sources.opening import open_source
 from remask.images.transforms import CentreCrop, RandomCropFlip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

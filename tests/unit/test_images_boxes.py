@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from remask.downstream.detect.boxes import PAD, BoxBatch, BoxLoader, Fit, ScaleJitter, around, fitting
 from remask.downstream.detect.coco import CocoSource, encode_mask, open_coco
 from remask.errors import UserError
-from remask.images.loader import TooManyBad
+from remask.images.loading.loader import TooManyBad
 
 SIZE = (48, 80)
 WHITE = (10, 20, 40, 36)

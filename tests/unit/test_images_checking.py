@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.images.checking import survey
 from remask.images.decoding import decode
-from remask.images.named import Arrays
-from remask.images.sources import open_source
+from remask.images.sources.named import Arrays
+from remask.images.sources.opening import open_source
+from remask.images.tools.survey import survey
 
 
 @pytest.fixture

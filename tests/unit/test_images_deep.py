@@ -15,9 +15,9 @@ from PIL import Image
 from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
 from remask.images.levels import FULL, Levels, Scaling
-from remask.images.loader import Loader
-from remask.images.sources import open_source
-from remask.images.stored import stored
+from remask.images.loading.loader import Loader
+from remask.images.sources.opening import open_source
+from remask.images.sources.stored import stored
 from remask.images.transforms import CentreCrop
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from remask.errors import UserError
-from remask.images import device
 from remask.images.decoding import decode
-from remask.images.device import Held, cut, decode_there, is_plain, no_decoder
-from remask.images.loader import Loader
-from remask.images.named import Arrays
-from remask.images.pictures import Pictures
-from remask.images.sources import open_source
-from remask.images.subset import Subset
+from remask.images.loading import device_crops as device
+from remask.images.loading.device_crops import Held, cut, decode_there, is_plain, no_decoder
+from remask.images.loading.image_cache import Pictures
+from remask.images.loading.loader import Loader
+from remask.images.sources.named import Arrays
+from remask.images.sources.opening import open_source
+from remask.images.sources.subset import Subset
 from remask.images.transforms import Box, CentreCrop, RandomCropFlip, resize
 
 CPU = torch.device("cpu")

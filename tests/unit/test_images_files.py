@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from remask.errors import UserError
-from remask.images.files import files_under, printable
-from remask.images.sources import open_source
+from remask.images.sources.files import files_under, printable
+from remask.images.sources.opening import open_source
 
 
 def put(root: Path, *names: str) -> Path:

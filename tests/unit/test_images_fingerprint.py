@@ -15,11 +15,11 @@ from PIL import Image
 from remask.downstream.data_sources import of_boxes, of_masks
 from remask.downstream.detect.coco import open_coco
 from remask.downstream.segment.mask_source import open_masks
-from remask.images.differences import differences
-from remask.images.fingerprint import BLOCK, GONE, Inventory, inventory, of_file, sampled
-from remask.images.packing import Form, pack
-from remask.images.sources import open_source
-from remask.images.subset import Subset
+from remask.images.sources.differences import differences
+from remask.images.sources.fingerprint import BLOCK, GONE, Inventory, inventory, of_file, sampled
+from remask.images.sources.opening import open_source
+from remask.images.sources.subset import Subset
+from remask.images.tools.packing import Form, pack
 
 
 def png(colour: int, side: int = 6) -> bytes:

@@ -13,7 +13,7 @@ from PIL import Image
 from remask.errors import UserError
 from remask.images import heif
 from remask.images.decoding import BadImage, decode
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 
 FAKE = b"\0\0\0\x18ftypheic" + bytes(200)
 

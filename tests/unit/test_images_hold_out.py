@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from remask.downstream.build import split
 from remask.errors import UserError
-from remask.images.hold_out import fifth, hold_out, parts
-from remask.images.left_out import notes
-from remask.images.sources import open_source
-from remask.images.subset import Subset
+from remask.images.sources.hold_out import fifth, hold_out, parts
+from remask.images.sources.left_out import notes
+from remask.images.sources.opening import open_source
+from remask.images.sources.subset import Subset
 
 
 def order(n: int, seed: int = 0) -> list[int]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from remask.errors import UserError
-from remask.images.labels import match, numbered, repeated, united
-from remask.images.named import Arrays
-from remask.images.sources import open_source
-from remask.images.subset import by_classes
+from remask.images.sources.labels import match, numbered, repeated, united
+from remask.images.sources.named import Arrays
+from remask.images.sources.opening import open_source
+from remask.images.sources.subset import by_classes
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 

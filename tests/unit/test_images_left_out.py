@@ -12,10 +12,10 @@ from PIL import Image
 from remask.downstream.detect.coco import open_coco
 from remask.downstream.segment.mask_source import open_masks
 from remask.errors import UserError
-from remask.images.left_out import Patterns, listed, notes, relative_pattern
-from remask.images.packing import Form, pack
-from remask.images.sources import open_source
-from remask.images.subset import Subset
+from remask.images.sources.left_out import Patterns, listed, notes, relative_pattern
+from remask.images.sources.opening import open_source
+from remask.images.sources.subset import Subset
+from remask.images.tools.packing import Form, pack
 
 
 def put(root: Path, *names: str) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from remask.errors import UserError
-from remask.images.files import Files
-from remask.images.lists import Row, read_rows
-from remask.images.sources import open_source
+from remask.images.sources.files import Files
+from remask.images.sources.lists import Row, read_rows
+from remask.images.sources.opening import open_source
 
 
 def put(root: Path, *names: str) -> Path:

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from remask.errors import UserError
-from remask.images.loader import Batch, Loader, TooManyBad, iterate
-from remask.images.pictures import Pictures
-from remask.images.sources import Source, open_source
-from remask.images.subset import Subset
+from remask.images.loading.image_cache import Pictures
+from remask.images.loading.loader import Batch, Loader, TooManyBad, iterate
+from remask.images.sources.opening import Source, open_source
+from remask.images.sources.subset import Subset
 from remask.images.transforms import CentreCrop, RandomCropFlip
 from remask.seeds import mix
 from remask.training.distributed import World

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from remask.errors import UserError
-from remask.images.measuring import measure
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
+from remask.images.tools.measuring import measure
 
 
 def folder(path: Path, arrays: list[np.ndarray], kind: str = "png") -> str:

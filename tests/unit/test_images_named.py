@@ -10,7 +10,7 @@ import pytest
 
 from remask.errors import UserError
 from remask.images.decoding import decode
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 
 
 def test_digits_and_their_split() -> None:

@@ -14,12 +14,12 @@ from PIL import Image
 
 from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
-from remask.images.loader import Loader
-from remask.images.named import Arrays
-from remask.images.packed import HEAD, HEAD_BYTES, Packed
-from remask.images.packing import Form, Prepare, Written, pack
-from remask.images.pictures import Pictures
-from remask.images.sources import Source, open_source
+from remask.images.loading.image_cache import Pictures
+from remask.images.loading.loader import Loader
+from remask.images.sources.named import Arrays
+from remask.images.sources.opening import Source, open_source
+from remask.images.sources.packed import HEAD, HEAD_BYTES, Packed
+from remask.images.tools.packing import Form, Prepare, Written, pack
 from remask.images.transforms import CentreCrop, RandomCropFlip, resize
 
 SIDES = ((300, 420), (420, 300), (200, 256), (32, 32), (257, 900))

@@ -14,7 +14,7 @@ from remask.downstream.segment.pairs import IGNORE, PairBatch, PairLoader, Scale
 from remask.downstream.segment.photometric import COLOURS, distorted
 from remask.errors import UserError
 from remask.images.decoding import BadImage
-from remask.images.loader import TooManyBad
+from remask.images.loading.loader import TooManyBad
 
 PLAIN = ScaleCropFlip((24, 32), photometric=False)
 

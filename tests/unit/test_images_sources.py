@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remask.errors import UserError
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 
 
 @pytest.mark.parametrize(

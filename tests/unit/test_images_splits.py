@@ -10,9 +10,9 @@ from PIL import Image
 
 from remask.downstream.segment.mask_source import open_masks
 from remask.errors import UserError
-from remask.images.left_out import notes
-from remask.images.sources import open_source
-from remask.images.splits import are_splits, chosen, split_of
+from remask.images.sources.left_out import notes
+from remask.images.sources.opening import open_source
+from remask.images.sources.splits import are_splits, chosen, split_of
 
 
 @pytest.mark.parametrize(

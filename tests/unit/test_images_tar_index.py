@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from remask.errors import UserError
-from remask.images.sources import open_source
-from remask.images.tar_index import index
+from remask.images.sources.opening import open_source
+from remask.images.sources.tar_index import index
 
 Link = tuple[bytes, str]
 

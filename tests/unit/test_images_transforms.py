@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from remask.errors import UserError
 from remask.images.decoding import decode
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.images.transforms import CentreCrop, RandomCropFlip, resize
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-from remask.evaluation.features import extract
-from remask.evaluation.layers import collect_layers, every_layer, layers_figure, probe_layers
-from remask.evaluation.linear import linear_probe
+from remask.evaluation.probing.features import extract
+from remask.evaluation.probing.layers import collect_layers, every_layer, layers_figure, probe_layers
+from remask.evaluation.probing.logistic_regression import linear_probe
 
 
 class Some(NamedTuple):

@@ -9,8 +9,9 @@ from matplotlib.text import Text
 from remask.downstream.detect import drawing
 from remask.downstream.finetune import accuracy
 from remask.downstream.segment import frames
-from remask.evaluation import layers, lettering, sheet, tsne
-from remask.evaluation.lettering import labels, png, shown
+from remask.evaluation.figures import lettering, sheet, tsne
+from remask.evaluation.figures.lettering import labels, png, shown
+from remask.evaluation.probing import layers
 
 NAMES = ["$x^2$", "$\\frac{$", "_hidden", "a\\$b", "[red]", "line\nbreak", "\udce9", "🐜", "n" * 120 + "a" + "n" * 120,
          "n" * 120 + "b" + "n" * 120]  # fmt: skip

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from remask.backbones.convvit import create_convvit
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-from remask.evaluation.linprobe import MAE, LinearProbe, ProbeCrop, Settings, describer, joined, linprobe
-from remask.evaluation.probe import draw_fraction, probe
+from remask.evaluation.probing.fast_probe import draw_fraction, probe
+from remask.evaluation.probing.mae_probe import MAE, LinearProbe, Settings, describer, joined, linprobe
+from remask.images.transforms import ProbeCrop
 from remask.training.optim import Lars, Schedule
 
 

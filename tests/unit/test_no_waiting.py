@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remask.build.pretraining import build_method
 from remask.build.training import build_loader, build_trainer
-from remask.images.loader import Batch
-from remask.images.sources import open_source
+from remask.images.loading.loader import Batch
+from remask.images.sources.opening import open_source
 from remask.recipe import choose
 from remask.training.checkpoint import RunFolder
 from remask.training.runtime import resolve

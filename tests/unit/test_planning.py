@@ -12,7 +12,7 @@ from remask.build.pretraining import build_method, parameters
 from remask.build.training import build_loader, gflops_per_image
 from remask.commands.plan import IMAGENET, Asked, plan, text
 from remask.errors import UserError
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.planning import DEVICES, Forecast, Rehearsed, anatomy, device, held
 from remask.planning import parts as parts_module
 from remask.planning.anatomy import Live

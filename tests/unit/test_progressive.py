@@ -9,7 +9,7 @@ import torch
 from remask.build.pretraining import build_method
 from remask.build.training import build_loader, build_trainer
 from remask.heads import Decoder
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.method import Method
 from remask.recipe import Recipe, load_recipe
 from remask.runs.progressive import at_size, grow, hand_over, phase_of, phases

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from remask.errors import UserError
-from remask.evaluation.tsne import Map, choose_images, picture, principal, separation, summary, table, tsne_maps
+from remask.evaluation.figures.tsne import Map, choose_images, picture, principal, separation, summary, table, tsne_maps
 
 LABELS = torch.tensor([2, 5, 6])[torch.arange(90) % 3]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from remask.build.pretraining import build_backbone, build_target, codebook_features, scaling_of
 from remask.errors import UserError
-from remask.images.loader import iterate
-from remask.images.sources import Source, open_source
-from remask.images.subset import Subset
+from remask.images.loading.loader import iterate
+from remask.images.sources.opening import Source, open_source
+from remask.images.sources.subset import Subset
 from remask.images.transforms import CentreCrop
 from remask.method import Method
 from remask.recipe import Recipe, choose

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from remask.errors import UserError
-from remask.images.measuring import measure
-from remask.images.sources import Source
+from remask.images.sources.opening import Source
+from remask.images.tools.measuring import measure
 from remask.recipe import Recipe
 
 

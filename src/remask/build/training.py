@@ -7,9 +7,9 @@ import torch
 
 from remask.build.pretraining import TABLES, UNDECAYED, build_method, checkpoint_blocks, counts, scaling_of
 from remask.errors import UserError
-from remask.images.device import no_decoder
-from remask.images.loader import Loader
-from remask.images.sources import Source
+from remask.images.loading.device_crops import no_decoder
+from remask.images.loading.loader import Loader
+from remask.images.sources.opening import Source
 from remask.images.transforms import RandomCropFlip
 from remask.method import Method
 from remask.recipe import Recipe

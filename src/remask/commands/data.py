@@ -7,14 +7,14 @@ from pathlib import Path
 
 from remask.commands.paths import paths_or_texts
 from remask.files.escaping import encodable, printable, quoted
-from remask.images.checking import Survey, survey
-from remask.images.left_out import listed, notes
 from remask.images.levels import Levels
-from remask.images.measuring import measure
-from remask.images.packed import SUFFIX
-from remask.images.packing import Form, Written, pack
-from remask.images.sources import open_source
-from remask.images.splits import chosen
+from remask.images.sources.left_out import listed, notes
+from remask.images.sources.opening import open_source
+from remask.images.sources.packed import SUFFIX
+from remask.images.sources.splits import chosen
+from remask.images.tools.measuring import measure
+from remask.images.tools.packing import Form, Written, pack
+from remask.images.tools.survey import Survey, survey
 from remask.recipe.values import image_size
 from remask.training.progress import console
 

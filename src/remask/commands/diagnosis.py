@@ -33,7 +33,7 @@ def _decode_speed(seconds: float = 1.0) -> float:
     from PIL import Image
 
     from remask.images.decoding import decode
-    from remask.images.sources import open_source
+    from remask.images.sources.opening import open_source
     from remask.images.transforms import RandomCropFlip
 
     buffer = io.BytesIO()

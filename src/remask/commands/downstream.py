@@ -15,7 +15,7 @@ from remask.downstream.training import conclude, fit, learned, restored, tested_
 from remask.errors import UserError
 from remask.files.escaping import printable, quoted
 from remask.files.text import read_toml
-from remask.images.loader import TooManyBad
+from remask.images.loading.loader import TooManyBad
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.formats import rules_of
 from remask.recipe.load import load, parse_settings

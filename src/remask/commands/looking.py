@@ -13,16 +13,16 @@ from remask.commands.saying import Say, sayer
 from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable
 from remask.errors import UserError
-from remask.evaluation.attention import attention_maps, attention_sheet
-from remask.evaluation.embedding import check_file, whole
-from remask.evaluation.embedding import embed as write_features
-from remask.evaluation.features import extract
-from remask.evaluation.tsne import choose_images, picture, summary, table, tsne_maps
+from remask.evaluation.figures.attention import attention_maps, attention_sheet
+from remask.evaluation.figures.embedding import check_file, whole
+from remask.evaluation.figures.embedding import embed as write_features
+from remask.evaluation.figures.tsne import choose_images, picture, summary, table, tsne_maps
+from remask.evaluation.probing.features import extract
 from remask.files.escaping import printable
 from remask.files.text import LONGEST
-from remask.images.left_out import notes
-from remask.images.sources import open_source
-from remask.images.subset import Subset
+from remask.images.sources.left_out import notes
+from remask.images.sources.opening import open_source
+from remask.images.sources.subset import Subset
 from remask.training.checkpoint import RunFolder
 from remask.training.progress import Watch
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from remask.images.left_out import relative_pattern
+from remask.images.sources.left_out import relative_pattern
 from remask.interop.loaded import split_spec
 from remask.recipe import Recipe
 

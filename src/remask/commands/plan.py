@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from remask.errors import UserError
-from remask.images.sources import open_source
+from remask.images.sources.opening import open_source
 from remask.planning import Anatomy, Forecast, Held, anatomy, device, forecast, held, rehearse
 from remask.planning.devices import MFU
 from remask.planning.parts import SHARE, available_mb

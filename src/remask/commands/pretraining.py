@@ -13,10 +13,10 @@ from remask.build.pretraining import build_method
 from remask.commands.paths import anchored, paths_or_texts
 from remask.commands.unusable import Unusable, bounded
 from remask.errors import UserError
-from remask.evaluation.reconstruction import reconstruct as draw_pictures
+from remask.evaluation.figures.reconstruction import reconstruct as draw_pictures
 from remask.files.escaping import printable, quoted
-from remask.images.sources import open_source
-from remask.images.subset import Subset
+from remask.images.sources.opening import open_source
+from remask.images.sources.subset import Subset
 from remask.interop.export import export_backbone
 from remask.recipe import Recipe, choose, dump
 from remask.report import write_report

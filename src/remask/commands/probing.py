@@ -16,19 +16,20 @@ from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable, bounded
 from remask.downstream.build import split
 from remask.errors import UserError
-from remask.evaluation.attentive import Settings as Attentive
-from remask.evaluation.attentive import attentive_probe
-from remask.evaluation.keeping import keep
-from remask.evaluation.layers import layers_figure, probe_layers
-from remask.evaluation.linprobe import ProbeCrop, linprobe
-from remask.evaluation.linprobe import Settings as Linear
-from remask.evaluation.memory import Memory
-from remask.evaluation.probe import Factory
-from remask.evaluation.probe import probe as fast_probe
-from remask.images.fingerprint import inventory
-from remask.images.left_out import notes
-from remask.images.loader import Loader
-from remask.images.sources import Source, open_source
+from remask.evaluation.probing.attentive import Settings as Attentive
+from remask.evaluation.probing.attentive import attentive_probe
+from remask.evaluation.probing.fast_probe import Factory
+from remask.evaluation.probing.fast_probe import probe as fast_probe
+from remask.evaluation.probing.layers import layers_figure, probe_layers
+from remask.evaluation.probing.mae_probe import Settings as Linear
+from remask.evaluation.probing.mae_probe import linprobe
+from remask.evaluation.probing.memory import Memory
+from remask.evaluation.results import keep
+from remask.images.loading.loader import Loader
+from remask.images.sources.fingerprint import inventory
+from remask.images.sources.left_out import notes
+from remask.images.sources.opening import Source, open_source
+from remask.images.transforms import ProbeCrop
 from remask.training.checkpoint import RunFolder
 from remask.training.progress import Watch
 

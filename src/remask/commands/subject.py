@@ -12,9 +12,9 @@ from remask.commands.unusable import bounded
 from remask.errors import UserError
 from remask.files.escaping import quoted
 from remask.images.levels import FULL, Levels, rule_of
-from remask.images.loader import Batch, iterate
-from remask.images.measuring import Rule, measure
-from remask.images.sources import Source
+from remask.images.loading.loader import Batch, iterate
+from remask.images.sources.opening import Source
+from remask.images.tools.measuring import Rule, measure
 from remask.images.transforms import CentreCrop
 from remask.interop.loaded import loaded_of
 from remask.interop.start import start

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from remask.errors import UserError
-from remask.images.files import printable
-from remask.images.loader import Batch, TooManyBad
-from remask.images.sources import Source
+from remask.images.loading.loader import Batch, TooManyBad
+from remask.images.sources.files import printable
+from remask.images.sources.opening import Source
 
 
 class Unusable:

@@ -9,7 +9,7 @@ from typing import Any
 
 from remask.downstream.detect.coco import CocoSource
 from remask.downstream.segment.mask_source import MaskFiles
-from remask.images.fingerprint import THREADS, Inventory, announce, below, inventory, of_file, reader, sizes_of
+from remask.images.sources.fingerprint import THREADS, Inventory, announce, below, inventory, of_file, reader, sizes_of
 from remask.recipe.downstream import Downstream
 from remask.training.data_record import FIRST, Sources
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from remask.backbones.checkpointing import set_checkpointing
 from remask.errors import UserError, naming
-from remask.evaluation.features import evaluating
-from remask.images.files import printable
-from remask.images.labels import match
+from remask.evaluation.probing.features import evaluating
 from remask.images.levels import Levels, rule_of
-from remask.images.measuring import measure
+from remask.images.sources.files import printable
+from remask.images.sources.labels import match
+from remask.images.tools.measuring import measure
 from remask.interop.start import start
 from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
 from remask.recipe.sections import RuntimeSection

@@ -12,10 +12,10 @@ from torch import nn
 
 from remask.downstream.data_sources import of_task
 from remask.errors import UserError
-from remask.evaluation.keeping import keep
+from remask.evaluation.results import keep
 from remask.files.escaping import printable
-from remask.images.differences import of_classes
-from remask.images.loader import TooManyBad
+from remask.images.loading.loader import TooManyBad
+from remask.images.sources.differences import of_classes
 from remask.interop.loaded import loaded_of
 from remask.recipe import dump
 from remask.recipe.downstream import Downstream

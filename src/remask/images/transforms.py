@@ -165,3 +165,27 @@ def _shortened(image: Num[Tensor, "C H W"], size: Size) -> Num[Tensor, "C h w"]:
 def _check(size: Size) -> None:
     if min(size) < 1:
         raise UserError(f"image size {size[0]}x{size[1]}: both sides need at least 1 pixel")
+
+
+@dataclass(frozen=True)
+class ProbeCrop:
+    """The crop of MAE's probe: area and ratio as in RandomResizedCrop, drawn once and cut to the image, and a flip.
+
+    ratio   width over height, in units of the output's own, as in `RandomCropFlip`
+    """
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]:
+        rows, columns = image.shape[-2:]
+        draws = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+        area = rows * columns * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))
+        low, high = (math.log(bound * self.size[1] / self.size[0]) for bound in self.ratio)
+        ratio = math.exp(low + draws[1] * (high - low))
+        width = min(max(round(math.sqrt(area * ratio)), 1), columns)
+        height = min(max(round(math.sqrt(area / ratio)), 1), rows)
+        top, left = int(draws[2] * (rows - height + 1)), int(draws[3] * (columns - width + 1))
+        crop = resize(image[:, top : top + height, left : left + width], self.size)
+        return crop.flip(-1) if draws[4] < 0.5 else crop

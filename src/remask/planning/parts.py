@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from remask.images.loader import Batch
+from remask.images.loading.loader import Batch
 from remask.planning.anatomy import anatomy
 from remask.planning.rehearsal import forecast
 from remask.recipe import Recipe

@@ -15,8 +15,8 @@ import torch
 
 from remask.errors import UserError
 from remask.images.decoding import decode
-from remask.images.pictures import KEPT_MB, Pictures, half_of_memory_mb
-from remask.images.sources import open_source
+from remask.images.loading.image_cache import KEPT_MB, Pictures, half_of_memory_mb
+from remask.images.sources.opening import open_source
 from remask.recipe import Recipe
 
 STEPS = 5

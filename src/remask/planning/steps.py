@@ -12,7 +12,7 @@ from typing import Any
 from remask.build.pretraining import build_method
 from remask.build.training import build_loader, build_trainer
 from remask.errors import UserError
-from remask.images.sources import open_second
+from remask.images.sources.opening import open_second
 from remask.recipe import Recipe, dump
 from remask.training.checkpoint import RunFolder
 from remask.training.runtime import resolve

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from remask.files.escaping import on_one_line, printable
-from remask.images.loader import Loader
+from remask.images.loading.loader import Loader
 from remask.training.distributed import World
 from remask.training.trainer import Hook
 

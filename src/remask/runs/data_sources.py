@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remask.downstream.data_sources import file_of
-from remask.images.fingerprint import announce, inventory, of_file
-from remask.images.sources import Source
+from remask.images.sources.fingerprint import announce, inventory, of_file
+from remask.images.sources.opening import Source
 from remask.recipe import Recipe
 from remask.training.data_record import FIRST, Sources
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 
 from remask.build.pretraining import build_method, scaling_of
-from remask.evaluation.features import extract
-from remask.evaluation.knn import weighted_knn
-from remask.images.hold_out import hold_out, parts
-from remask.images.loader import Batch, iterate
-from remask.images.sources import Source
-from remask.images.subset import Subset
+from remask.evaluation.probing.features import extract
+from remask.evaluation.probing.knn import weighted_knn
+from remask.images.loading.loader import Batch, iterate
+from remask.images.sources.hold_out import hold_out, parts
+from remask.images.sources.opening import Source
+from remask.images.sources.subset import Subset
 from remask.images.transforms import CentreCrop
 from remask.method import Method
 from remask.recipe import Recipe

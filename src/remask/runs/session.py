@@ -14,11 +14,11 @@ from remask.build.starting import loaded_lines
 from remask.build.training import build_loader, build_trainer
 from remask.errors import UserError
 from remask.files.escaping import printable
-from remask.images.device import no_decoder
-from remask.images.fingerprint import of_file
-from remask.images.left_out import notes as left_out
-from remask.images.loader import TooManyBad
-from remask.images.sources import Source, open_second, open_source
+from remask.images.loading.device_crops import no_decoder
+from remask.images.loading.loader import TooManyBad
+from remask.images.sources.fingerprint import of_file
+from remask.images.sources.left_out import notes as left_out
+from remask.images.sources.opening import Source, open_second, open_source
 from remask.method import Method
 from remask.planning import settle
 from remask.recipe import Recipe, dump, method_label

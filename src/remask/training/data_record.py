@@ -16,9 +16,9 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.files.escaping import quoted
-from remask.images.differences import differences
-from remask.images.files import printable
-from remask.images.fingerprint import Inventory, packed_names
+from remask.images.sources.differences import differences
+from remask.images.sources.files import printable
+from remask.images.sources.fingerprint import Inventory, packed_names
 from remask.training.checkpoint import RunFolder, position
 from remask.training.optim import epoch_length
 from remask.training.trainer import Trainer

@@ -9,7 +9,7 @@ import torch
 from remask.downstream.detect.coco import encode_mask
 from remask.downstream.detect.detector import Boxed, Detector, Found, on_picture
 from remask.errors import UserError
-from remask.evaluation.features import Progress
+from remask.evaluation.probing.features import Progress
 
 NAMES = {
     "AP": "AP_all",

@@ -19,9 +19,9 @@ from remask.downstream.detect.placing import PAD, BoxTransform, Fit, ScaleJitter
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
-from remask.images.loader import TooManyBad
-from remask.images.making import ORDER, Made, Maker, Task, as_it_is, quiet
-from remask.images.pictures import decoded
+from remask.images.loading.batch_maker import ORDER, Made, Maker, Task, as_it_is, quiet
+from remask.images.loading.image_cache import decoded
+from remask.images.loading.loader import TooManyBad
 from remask.seeds import mix
 
 

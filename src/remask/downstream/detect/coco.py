@@ -18,9 +18,9 @@ from remask.downstream.detect.coco_annotations import Known, annotations_of
 from remask.downstream.detect.coco_file import Entry, Faults, categories_of, first, images_of, key_of, load
 from remask.downstream.detect.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
 from remask.errors import UserError
-from remask.images.files import files_under, printable, sorted_out
-from remask.images.left_out import UNNAMED, Patterns
 from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
+from remask.images.sources.files import files_under, printable, sorted_out
+from remask.images.sources.left_out import UNNAMED, Patterns
 from remask.types import Size
 
 Target: TypeAlias = dict[str, Any]

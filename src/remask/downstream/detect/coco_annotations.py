@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from remask.downstream.detect.coco_file import Entry, Faults, key_of
 from remask.downstream.detect.coco_masks import FAR, fault_of_mask, faults_of_strings
-from remask.images.files import printable
+from remask.images.sources.files import printable
 
 _CROWD = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "none": 0, "null": 0, "": 0}
 """What exporters write for iscrowd as text."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from remask.errors import UserError
-from remask.images.files import printable
+from remask.images.sources.files import printable
 
 Entry: TypeAlias = dict[str, Any]
 CURE = "repair them, or leave them out by data.skip_bad (--skip-bad)"

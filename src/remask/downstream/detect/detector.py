@@ -18,7 +18,7 @@ from remask.backbones import Backbone
 from remask.downstream.finetune.classifier import prepared
 from remask.downstream.pyramid import create_pyramid, maps_of
 from remask.errors import UserError
-from remask.evaluation.features import evaluating
+from remask.evaluation.probing.features import evaluating
 from remask.types import Images, Size
 
 Found: TypeAlias = dict[str, Tensor]

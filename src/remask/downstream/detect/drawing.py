@@ -10,7 +10,7 @@ from torch import Tensor
 
 from remask.downstream.detect.detector import Found
 from remask.errors import UserError
-from remask.evaluation.lettering import png, shown
+from remask.evaluation.figures.lettering import png, shown
 
 CAPTION = 48
 """Characters of a picture's name that fit above it."""

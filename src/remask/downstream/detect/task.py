@@ -16,11 +16,11 @@ from remask.downstream.detect.drawing import Drawing, sheet_of_boxes
 from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
-from remask.images.files import printable
-from remask.images.labels import match
-from remask.images.left_out import notes
-from remask.images.measuring import FirstOf
-from remask.images.pictures import decoded
+from remask.images.loading.image_cache import decoded
+from remask.images.sources.files import printable
+from remask.images.sources.labels import match
+from remask.images.sources.left_out import notes
+from remask.images.tools.measuring import FirstOf
 from remask.recipe.downstream import BoxesData, Detect
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from remask.downstream.finetune.classifier import Classifier
 from remask.errors import UserError
-from remask.evaluation.features import Labelled, evaluating
-from remask.evaluation.lettering import labels, png
+from remask.evaluation.figures.lettering import labels, png
+from remask.evaluation.probing.features import Labelled, evaluating
 
 WHOLE = 100
 """Most classes with which the whole confusion matrix goes into a JSON file; beyond, its largest entries do."""

@@ -19,7 +19,7 @@ from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
 from remask.downstream.finetune.mixing import Mixing, mixed, soft_targets
 from remask.errors import UserError
-from remask.evaluation.features import Labelled, Pool
+from remask.evaluation.probing.features import Labelled, Pool
 from remask.interop.beit import classifier_state
 from remask.types import Images
 

@@ -15,13 +15,13 @@ from remask.downstream.finetune.mixing import Mixing
 from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
-from remask.images.files import printable
-from remask.images.hold_out import BY_CLASS, fifth, hold_out, parts
-from remask.images.left_out import notes
 from remask.images.levels import FULL
-from remask.images.loader import Loader, iterate
-from remask.images.sources import Source, open_second, open_source
-from remask.images.subset import Subset, by_classes
+from remask.images.loading.loader import Loader, iterate
+from remask.images.sources.files import printable
+from remask.images.sources.hold_out import BY_CLASS, fifth, hold_out, parts
+from remask.images.sources.left_out import notes
+from remask.images.sources.opening import Source, open_second, open_source
+from remask.images.sources.subset import Subset, by_classes
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.seeds import generator

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from remask.backbones.beit import BeitViT
 from remask.backbones.vit import ViT
 from remask.downstream.finetune.classifier import Classifier
-from remask.evaluation.features import evaluating
+from remask.evaluation.probing.features import evaluating
 from remask.types import Size
 
 TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ from jaxtyping import Integer, UInt8
 from torch import Tensor
 
 from remask.downstream.segment.mask_source import IGNORE
-from remask.evaluation.lettering import labels, png
+from remask.evaluation.figures.lettering import labels, png
 
 _INK = "#1f2328"
 _NONE = (40, 40, 40)

@@ -12,9 +12,9 @@ from PIL import Image
 from remask.errors import UserError
 from remask.files.text import read_json, read_text
 from remask.images.decoding import FORMATS, BadImage
-from remask.images.files import printable
 from remask.images.heif import heif_formats
-from remask.images.labels import repeated
+from remask.images.sources.files import printable
+from remask.images.sources.labels import repeated
 
 IGNORE = 255
 """The class number of pixels without a label."""

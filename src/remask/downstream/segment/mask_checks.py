@@ -13,10 +13,10 @@ from jaxtyping import Int32
 from remask.downstream.segment.label_map import COLOUR, Ids, Table, listed, read_mask
 from remask.errors import UserError
 from remask.images.decoding import BadImage
-from remask.images.files import describe, files_under, printable, sorted_out, splits_of
-from remask.images.left_out import Patterns
 from remask.images.orientation import Exif, Header, agreed, header_of, read_header, turned_mask
-from remask.images.splits import chosen
+from remask.images.sources.files import describe, files_under, printable, sorted_out, splits_of
+from remask.images.sources.left_out import Patterns
+from remask.images.sources.splits import chosen
 from remask.types import Size
 
 SCANNED = 2000

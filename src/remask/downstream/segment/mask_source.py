@@ -50,10 +50,10 @@ from remask.downstream.segment.mask_checks import (
 from remask.errors import UserError
 from remask.files.text import read_json
 from remask.images.decoding import BadImage
-from remask.images.files import files_under, printable, sorted_out
-from remask.images.labels import match, repeated
-from remask.images.left_out import UNNAMED, Patterns
 from remask.images.orientation import Exif
+from remask.images.sources.files import files_under, printable, sorted_out
+from remask.images.sources.labels import match, repeated
+from remask.images.sources.left_out import UNNAMED, Patterns
 
 NOTHING_SAID = Declared(None)
 _BESIDE = ("masks", "annotations", "labels")

@@ -19,8 +19,8 @@ from remask.downstream.segment.photometric import COLOURS, distorted
 from remask.errors import UserError
 from remask.images.decoding import BadImage
 from remask.images.levels import RAW, Ready, Scaling
-from remask.images.loader import Loader
-from remask.images.pictures import decoded
+from remask.images.loading.image_cache import decoded
+from remask.images.loading.loader import Loader
 from remask.images.transforms import resize
 from remask.types import Size
 

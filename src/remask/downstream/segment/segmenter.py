@@ -16,7 +16,7 @@ from remask.downstream.segment.miou import Confusion
 from remask.downstream.segment.pairs import covering
 from remask.downstream.segment.upernet import FcnHead, LinearHead, UperNet, scaled
 from remask.errors import UserError
-from remask.evaluation.features import evaluating
+from remask.evaluation.probing.features import evaluating
 from remask.images.transforms import resize
 from remask.types import Images, Size
 

@@ -15,10 +15,10 @@ from remask.downstream.segment.pairs import PairBatch, PairLoader, ScaleCropFlip
 from remask.downstream.segment.segmenter import Segmenter, evaluate
 from remask.downstream.training import Task
 from remask.errors import UserError
-from remask.images.files import printable
-from remask.images.hold_out import hold_out
-from remask.images.left_out import notes
-from remask.images.measuring import FirstOf
+from remask.images.sources.files import printable
+from remask.images.sources.hold_out import hold_out
+from remask.images.sources.left_out import notes
+from remask.images.tools.measuring import FirstOf
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.seeds import generator

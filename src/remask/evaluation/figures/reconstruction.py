@@ -1,0 +1,186 @@
+"""Pictures of the equation at work: what each view sees, what the branches predict there, what the views cover.
+
+Pixels are drawn as pixels (MAE, figure 2), HOG as stars; other targets have no picture and are left out.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from remask.evaluation.figures.glyphs import magnitudes, stars
+from remask.evaluation.figures.sheet import SHORT_SIDE, Panel, Reconstruction, rgb, sheet
+from remask.evaluation.probing.features import evaluating
+from remask.method import Branch, Method, Pair
+from remask.targets import Hog, Pixels
+from remask.tokens import patchify, scatter, unpatchify
+from remask.types import Grid, Images, Size
+from remask.views import Views
+
+_GREY = 128
+_PAPER, _GIVEN, _MASKED, _VISIBLE = (18, 20, 26), (235, 235, 235), (255, 190, 80), (110, 170, 255)
+_DIM = (90, 92, 100)
+
+
+class _Group(NamedTuple):
+    """The branches that share a target, with their predictions over the whole grid."""
+
+    target: Hog | Pixels
+    predicted: Float[Tensor, "V B N P"]
+    """Targets, and in their place whatever a branch predicts."""
+    regions: tuple[str, ...]
+
+
+def reconstruct(method: Method, images: Images, views: Views) -> bytes:
+    """A PNG with a row an image: original, each masked view and what is predicted there, the union of the views."""
+    return sheet(panels(method, images, views))
+
+
+def panels(method: Method, images: Images, views: Views) -> Reconstruction:
+    """The pictures of `reconstruct` and what to say about them, not yet arranged. The method's mode is kept."""
+    with torch.inference_mode(), evaluating([method]):
+        where = next(method.parameters()).device
+        on_device, placed = method.backbone.normalise.deep(images.to(where)), views.to(where)
+        pairs = method.pairs(on_device, placed)
+        groups = [_group(target, method.branches, pairs, on_device, placed) for target in _drawable(method.branches)]
+    images = method.backbone.normalise.shown(images.to(where)).cpu()
+    views, patch = views.to(torch.device("cpu")), method.unit
+    columns = [_original(images), *_targets(groups, images, views)]
+    for v in range(len(views.mask)):
+        columns.append(_seen(images, views, patch, v))
+        columns += [_prediction(group, images, views, patch, v) for group in groups]
+    columns.append(_union(images, views, patch))
+    return Reconstruction([list(row) for row in zip(*columns, strict=True)], _notes(groups))
+
+
+def _drawable(branches: Iterable[Branch]) -> list[Hog | Pixels]:
+    """Each distinct target that has a picture, in the order of the branches."""
+    found = {branch.target: None for branch in branches if isinstance(branch.target, Hog | Pixels)}
+    return [target for target in found if isinstance(target, Hog | Pixels)]
+
+
+def _group(
+    target: Hog | Pixels, branches: Iterable[Branch], pairs: dict[str, Pair], images: Tensor, views: Views
+) -> _Group:
+    canvas = views.repeat(target(images, views).float())
+    regions = []
+    for branch in branches:
+        if branch.target is target:
+            canvas = scatter(pairs[branch.name][0].float(), views.rows(branch.region), canvas)
+            regions.append(branch.region)
+    return _Group(target, canvas.unflatten(0, views.mask.shape[:2]).cpu(), tuple(regions))
+
+
+def _original(images: Tensor) -> list[Panel]:
+    return [Panel("original", rgb(image)) for image in images]
+
+
+def _seen(images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
+    """The image with the view's masked patches grey."""
+    hidden = _pixels_of(views.mask[v], views.grid, patch)
+    grey = torch.where(hidden.unsqueeze(1), torch.tensor(_GREY, dtype=torch.uint8), images)
+    heading = f"view {v + 1}\n{100 * views.corruption_rate:.3g} % hidden"
+    return [Panel(heading, rgb(image)) for image in grey]
+
+
+def _prediction(group: _Group, images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
+    if isinstance(group.target, Pixels):
+        return _pixel_prediction(group.target, group, images, views, patch, v)
+    return _hog_prediction(group.target, group, images, views, v)
+
+
+def _pixel_prediction(target: Pixels, group: _Group, images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
+    """Predicted patches among those of the image; a branch on visible patches alone leaves the masked ones grey."""
+    predicted, hidden = group.predicted[v], _pixels_of(views.mask[v], views.grid, patch).unsqueeze(1)
+    mean, std = target.mean.cpu(), target.std.cpu()
+    if target.per_patch:
+        var, centre = torch.var_mean(patchify((images.float() / 255 - mean) / std, patch), dim=-1, keepdim=True)
+        predicted = predicted * (var + 1e-6).sqrt() + centre
+    painted = (unpatchify(predicted, views.grid, patch) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+    if "masked" in group.regions:
+        painted = torch.where(hidden, painted, images)
+    else:
+        painted = torch.where(hidden, torch.tensor(_GREY, dtype=torch.uint8), painted)
+    return [Panel(f"prediction {v + 1}", rgb(image)) for image in painted]
+
+
+def _targets(groups: Sequence[_Group], images: Tensor, views: Views) -> list[list[Panel]]:
+    """A column for each target that is not the image itself."""
+    columns = []
+    for group in groups:
+        if isinstance(hog := group.target, Hog):
+            magnitude, full, side = _magnitudes(hog, images, views)
+            picture = stars(magnitude, full, side, hog.flavour)
+            colours = torch.tensor(_GIVEN).expand(*picture.shape, 3)
+            columns.append([Panel("HOG target", image) for image in _painted(picture, colours)])
+    return columns
+
+
+def _hog_prediction(hog: Hog, group: _Group, images: Tensor, views: Views, v: int) -> list[Panel]:
+    """Stars at every patch that a branch predicts, coloured by region; where none does, the target, dimmed."""
+    _, full, side = _magnitudes(hog, images, views)
+    picture = stars(magnitudes(hog, group.predicted[v], views.grid), full, side, hog.flavour)
+    hidden = _pixels_of(views.mask[v], views.grid, (side * hog.patch[0] // hog.cell, side * hog.patch[1] // hog.cell))
+    masked = _MASKED if "masked" in group.regions else _DIM
+    visible = _VISIBLE if "visible" in group.regions else _DIM
+    colours = torch.where(hidden.unsqueeze(-1), torch.tensor(masked), torch.tensor(visible))
+    return [Panel(f"HOG prediction {v + 1}", image) for image in _painted(picture, colours)]
+
+
+def _magnitudes(hog: Hog, images: Tensor, views: Views) -> tuple[Tensor, Tensor, int]:
+    """The target's magnitudes [B, bins, h, w], that of a full stroke [B], pixels a cell. The same for a prediction."""
+    magnitude = magnitudes(hog, hog(images.to(hog.mean.device), views).cpu(), views.grid)
+    full = magnitude.flatten(1).quantile(0.99, dim=1)
+    return magnitude, full, max(8, -(-SHORT_SIDE // min(magnitude.shape[-2:])))
+
+
+def _painted(brightness: Float[Tensor, "B Y X"], colours: Tensor) -> UInt8[Tensor, "B Y X 3"]:
+    paper, light = torch.tensor(_PAPER, dtype=torch.float32), brightness.unsqueeze(-1)
+    return (paper + light * (colours - paper)).round().to(torch.uint8)
+
+
+def _union(images: Tensor, views: Views, patch: Size) -> list[Panel]:
+    """The image where some view hides it, hatched where none does."""
+    covered = views.mask.any(0)
+    shown = _pixels_of(covered, views.grid, patch)
+    result = []
+    for image, mask, share in zip(images, shown, covered.float().mean(1).tolist(), strict=True):
+        picture = rgb(image)
+        factor = picture.shape[0] // image.shape[-2]
+        mask = mask.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+        picture = torch.where(mask.unsqueeze(-1), picture, _hatching(picture.shape[0], picture.shape[1]))
+        result.append(Panel("union of the views", picture, f"predicted {100 * share:.3g} %"))
+    return result
+
+
+def _hatching(height: int, width: int) -> UInt8[Tensor, "height width 3"]:
+    """Diagonal stripes in two greys."""
+    stripe = (torch.arange(height)[:, None] + torch.arange(width)) // max(3, min(height, width) // 40) % 2
+    return (_GREY + 40 * stripe).to(torch.uint8).unsqueeze(-1).expand(-1, -1, 3)
+
+
+def _pixels_of(tokens: Bool[Tensor, "B N"], grid: Grid, patch: Size) -> Bool[Tensor, "B H W"]:
+    return tokens.unflatten(1, grid).repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+
+
+def _notes(groups: Sequence[_Group]) -> list[str]:
+    """What the pictures do not say themselves."""
+    notes = []
+    for group in groups:
+        masked, visible = "masked" in group.regions, "visible" in group.regions
+        if isinstance(group.target, Pixels):
+            told = ["Prediction: masked patches are predicted, visible ones are the image's own."] if masked else []
+            if group.target.per_patch:
+                told.append("Targets are normalised per patch: each patch is drawn with its true mean and spread.")
+        else:
+            told = ["HOG: strokes lie along the edges of a cell, as long and bright as they are strong."]
+            told += ["Orange: predicted at masked patches."] if masked else []
+            told += ["Blue: predicted at visible patches."] if visible else []
+            told += ["Grey: not predicted, the target."] if not (masked and visible) else []
+        notes.append(" ".join(told))
+    return notes
+
+
+__all__ = ["panels", "reconstruct"]

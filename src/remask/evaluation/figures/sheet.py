@@ -1,0 +1,75 @@
+"""A sheet of labelled pictures as a PNG: a row an image, a heading a column, notes below. No global plotting state."""
+
+import textwrap
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from remask.evaluation.figures.lettering import png
+
+SHORT_SIDE = 224
+"""Pictures are enlarged by a whole factor to at least this many pixels a side."""
+_INK, _FAINT = "#1f2328", "#59636e"
+_PLAIN: dict[str, Any] = {"color": _INK, "parse_math": False}
+
+
+class Panel(NamedTuple):
+    """A picture, the heading of its column, and a caption of its own."""
+
+    heading: str
+    picture: UInt8[Tensor, "Y X 3"]
+    caption: str = ""
+
+
+class Reconstruction(NamedTuple):
+    """Rows of panels, all of the same columns, and the notes that go with them."""
+
+    rows: list[list[Panel]]
+    notes: list[str]
+
+
+def rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
+    """Three channels as colours, any other number as their mean in grey; small pictures enlarged by a whole factor."""
+    if image.shape[0] != 3:
+        image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
+    factor = max(1, -(-SHORT_SIDE // min(image.shape[1:])))
+    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0)
+
+
+def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) -> bytes:
+    """A PNG. `width` of a panel in inches; its height follows from the picture."""
+    from matplotlib.figure import Figure
+
+    rows = reconstruction.rows
+    columns, (y, x) = len(rows[0]), rows[0][0].picture.shape[:2]
+    height, gap, edge, head = width * y / x, 0.07, 0.12, 0.4
+    below = 0.2 if any(panel.caption for row in rows for panel in row) else 0.0
+    total_x = 2 * edge + columns * width + (columns - 1) * gap
+    notes = [line for note in reconstruction.notes for line in textwrap.wrap(note, max(40, int(total_x * 15)))]
+    foot = 0.17 * len(notes) + (0.08 if notes else 0.0)
+    total_y = 2 * edge + head + len(rows) * (height + below) + (len(rows) - 1) * gap + foot
+    figure = Figure(figsize=(total_x, total_y), dpi=dpi, facecolor="white")
+    for r, row in enumerate(rows):
+        bottom = total_y - edge - head - (r + 1) * height - r * (below + gap)
+        for c, panel in enumerate(row):
+            left = edge + c * (width + gap)
+            axes = figure.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y))
+            axes.imshow(panel.picture.numpy(), aspect="auto")
+            axes.set_axis_off()
+            if r == 0:
+                middle = (left + width / 2) / total_x
+                at = (bottom + height + 0.05) / total_y
+                figure.text(middle, at, panel.heading, ha="center", va="bottom", fontsize=8, **_PLAIN)
+            if panel.caption:
+                at = (bottom - 0.04) / total_y
+                middle = (left + width / 2) / total_x
+                figure.text(middle, at, panel.caption, ha="center", va="top", fontsize=7.5, **_PLAIN)
+    for number, line in enumerate(reversed(notes)):
+        at = (edge + 0.17 * number) / total_y
+        figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, color=_FAINT, parse_math=False)
+    return png(figure)
+
+
+__all__ = ["SHORT_SIDE", "Panel", "Reconstruction", "rgb", "sheet"]

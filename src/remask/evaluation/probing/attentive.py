@@ -1,0 +1,265 @@
+"""Attentive probe: a learned query attends to the frozen patch tokens of an image, and a linear layer names its class.
+
+As CAE introduced it for masked image modeling (2202.03026), and as AIM (2401.08541) and V-JEPA (2404.08471) use it:
+cross-attention with several heads, BatchNorm without affine, a linear classifier. A mean over tokens undervalues
+networks that keep what they know in their patches (Psomas et al., 2506.10178). Rate and decay are chosen on a held-out
+part of the TRAINING images, never on the test images.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from remask.backbones import Backbone
+from remask.errors import UserError
+from remask.evaluation.probing.attentive_head import AttentiveHead, heads_of
+from remask.evaluation.probing.fast_probe import Factory, checked, numbered
+from remask.evaluation.probing.features import Labelled, Progress, evaluating, frozen
+from remask.evaluation.probing.logistic_regression import stratified
+from remask.evaluation.probing.memory import Memory
+from remask.seeds import generator, seeded
+from remask.training.optim import Schedule, adamw, parameter_groups, set_lr
+
+
+@dataclass(frozen=True)
+class Settings:
+    """heads: None is width / 64, at least 4, as far as they divide the width. rates, decays: the grid of AdamW.
+
+    batch      images a step; fewer where an epoch would have less than 20 steps
+    held_out   share of each class's training images on which rate and decay are chosen; the last fit has them all
+    ram_gb     half-precision tokens up to this size are kept in memory, beyond it in a file of `folder` that is deleted
+    disk_gb    in the end, and beyond this nowhere
+    """
+
+    layer: int = -1
+    heads: int | None = None
+    epochs: int = 20
+    batch: int = 256
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    decays: tuple[float, ...] = (1e-2, 1e-1)
+    held_out: float = 0.2
+    seed: int = 0
+    ram_gb: float = 4.0
+    disk_gb: float = 32.0
+    folder: Path | None = None
+
+
+DEFAULT = Settings()
+
+
+class Tokens(NamedTuple):
+    """Layer-normed tokens of images in half precision, in memory or mapped from a file, and the images' labels."""
+
+    x: Float[Tensor, "n N D"]
+    y: Int[Tensor, "n"] | None
+
+
+def attentive_probe(
+    backbones: Mapping[str, Backbone],
+    train_batches: Factory,
+    val_batches: Factory,
+    counts: tuple[int, int],
+    settings: Settings = DEFAULT,
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    memory: Memory | None = None,
+) -> dict[str, Any]:
+    """Test accuracy in percent for each backbone, {"top1": trained, "untrained": …}, and the protocol.
+
+    counts     of training and test images, from which the memory is reckoned; unusable ones may be missing in the end
+    progress   told (fits done, of how many, words)
+    memory     what fits of an earlier, killed call reached, by name, to which those of this call are added: each
+               depends on its settings alone, so that nothing else changes. `told` of it after every fit
+    Raises UserError for labels that are missing or unknown, one class, or tokens that exceed memory and disk.
+    """
+    say = progress or (lambda done, total, words: None)
+    fits = len(settings.rates) * len(settings.decays) + 1
+    results: dict[str, Any] = {}
+    for number, (name, backbone) in enumerate(backbones.items()):
+        done, total = number * fits, fits * len(backbones)
+        say(done, total, f"{name}: tokens of {sum(counts)} images")
+        with room(settings.folder) as folder:
+            share = counts[0] / max(sum(counts), 1)
+            train = cache(backbone, train_batches(), counts[0], settings, folder / "train", share, dtype)
+            known = checked(train.y)
+            test = cache(backbone, val_batches(), counts[1], settings, folder / "val", 1 - share, dtype)
+            train_y, test_y = numbered(known, test.y)
+            told = _Steps(say, done, total, name)
+            device = next(backbone.network.parameters()).device
+            known_so_far = memory or Memory({})
+            parts = Tokens(train.x, train_y), Tokens(test.x, test_y)
+            results[name] = _chosen(*parts, settings, device, told, known_so_far.of(name))
+    shape = {"images": {"train": len(train_y), "val": len(test_y)}, "classes": len(train_y.unique())}
+    accuracies = {name: result.pop("accuracy") for name, result in results.items()}
+    return {**accuracies, "protocol": {**_protocol(settings), **shape, "chosen": results}}
+
+
+class _Steps:
+    """Counts fits for `progress`."""
+
+    def __init__(self, say: Progress, done: int, total: int, name: str) -> None:
+        self.say, self.done, self.total, self.name = say, done, total, name
+
+    def __call__(self, words: str) -> None:
+        self.say(self.done, self.total, f"{self.name}: {words}")
+        self.done += 1
+
+
+def _chosen(
+    train: Tokens, test: Tokens, settings: Settings, device: torch.device, told: _Steps, memory: Memory
+) -> dict[str, Any]:
+    """The test accuracy of the rate and decay that are best on the held-out training images, and all of these."""
+    assert train.y is not None
+    assert test.y is not None
+    away = stratified(train.y, settings.held_out, settings.seed)
+    known, asked = (~away).nonzero().flatten(), away.nonzero().flatten()
+    grid = [(rate, decay) for rate in settings.rates for decay in settings.decays]
+    best, tried = grid[len(grid) // 2], dict[str, float]()
+    if len(asked):
+        scores = {}
+        for rate, decay in grid:
+            told(f"rate {rate:g}, decay {decay:g}")
+            tried_out = partial(_scored, train, known, train, asked, rate, decay, settings, device)
+            scores[rate, decay] = memory.recall(f"{rate:g} {decay:g}", tried_out)
+            tried[f"lr {rate:g}, weight decay {decay:g}"] = round(scores[rate, decay][0], 2)
+        best = max(grid, key=lambda pair: scores[pair])
+    told(f"all training images, rate {best[0]:g}, decay {best[1]:g}")
+    everything = torch.arange(len(train.y)), test, torch.arange(len(test.y))
+    accuracy, _ = memory.recall("all", partial(_scored, train, *everything, *best, settings, device))
+    return {
+        "accuracy": round(accuracy, 2),
+        "lr": best[0],
+        "weight_decay": best[1],
+        "held_out_accuracy": tried,
+        "held_out": len(asked),
+        "heads": heads_of(train.x.shape[-1], settings.heads),
+        "tokens": list(train.x.shape[1:]),
+    }
+
+
+def _scored(
+    train: Tokens, known: Int[Tensor, "k"], asked: Tokens, rows: Int[Tensor, "m"], rate: float, decay: float,
+    settings: Settings, device: torch.device,
+) -> tuple[float, float]:  # fmt: skip
+    """What a head that learned `known` of the training images says of `rows` of other ones."""
+    return score(fit(train, known, rate, decay, settings, device), asked, rows)
+
+
+def fit(
+    tokens: Tokens, rows: Int[Tensor, "k"], rate: float, decay: float, settings: Settings, device: torch.device
+) -> AttentiveHead:
+    """A head trained on these images by AdamW: a tenth of the epochs warms up, then a cosine to 0."""
+    assert tokens.y is not None
+    width, classes = tokens.x.shape[-1], int(tokens.y.max()) + 1
+    with seeded(settings.seed, "attentive probe"):
+        head = AttentiveHead(width, classes, heads_of(width, settings.heads)).to(device).train()
+    optimizer = adamw(parameter_groups(head.named_parameters(), decay), rate, (0.9, 0.999))
+    size = min(len(rows), max(16, min(settings.batch, len(rows) // 20)))
+    schedule = Schedule(settings.epochs, len(rows) // size, rate, settings.epochs / 10)
+    for step in range(schedule.steps):
+        if step % schedule.steps_per_epoch == 0:
+            order = torch.randperm(len(rows), generator=generator(settings.seed, "order", step))
+            steps = iter(rows[order].split(size))
+        batch = next(steps)
+        loss = F.cross_entropy(head(_taken(tokens, batch, device)), tokens.y[batch].to(device))
+        set_lr(optimizer, schedule.lr_at(step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return head.eval()
+
+
+@torch.no_grad()
+def score(head: AttentiveHead, tokens: Tokens, rows: Int[Tensor, "k"]) -> tuple[float, float]:
+    """Accuracy in percent, and minus the cross-entropy: both the larger the better."""
+    assert tokens.y is not None
+    device = head.query.device
+    logits = torch.cat([head(_taken(tokens, part, device)).cpu() for part in rows.split(512)])
+    y = tokens.y[rows]
+    return 100 * float((logits.argmax(1) == y).double().mean()), -float(F.cross_entropy(logits, y))
+
+
+def _taken(tokens: Tokens, rows: Int[Tensor, "k"], device: torch.device) -> Float[Tensor, "k N D"]:
+    return tokens.x[rows].to(device).float()
+
+
+@contextmanager
+def room(folder: Path | None) -> Iterator[Path]:
+    """A folder for files of tokens that is deleted in the end."""
+    with tempfile.TemporaryDirectory(prefix="remask-tokens-", dir=folder) as path:
+        yield Path(path)
+
+
+def cache(
+    backbone: Backbone,
+    batches: Iterable[Labelled],
+    count: int,
+    settings: Settings,
+    file: Path,
+    share: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Tokens:
+    """The patch tokens of up to `count` images at a layer, layer-normed, in half precision; `share` of the budget.
+
+    In `file` where they exceed the memory. Raises UserError where they exceed that too, or there is no image.
+    """
+    see, kept, at = frozen(backbone, (settings.layer,), dtype=dtype), torch.empty(0), 0
+    labels: list[Tensor | None] = []
+    with torch.inference_mode(), evaluating([backbone]):
+        for batch in batches:
+            tokens = see(batch.images)[settings.layer].tokens.float()
+            tokens = F.layer_norm(tokens, tokens.shape[-1:]).half().cpu()
+            if not labels:
+                kept = _space((count, *tokens.shape[1:]), settings, file, share)
+            kept[at : at + len(tokens)] = tokens
+            at += len(tokens)
+            labels.append(batch.labels)
+    if not labels:
+        raise UserError("there is no image to take tokens of: the source gave no batch")
+    known = [part.cpu().long() for part in labels if part is not None]
+    return Tokens(kept[:at], torch.cat(known) if len(known) == len(labels) else None)
+
+
+def _space(shape: tuple[int, ...], settings: Settings, file: Path, share: float) -> Float[Tensor, "n N D"]:
+    """Room for half-precision numbers: in memory, in a file, or not at all. Made outside of inference mode."""
+    size = math.prod(shape)
+    gb = 2 * size / 1e9
+    with torch.inference_mode(False):
+        if gb <= settings.ram_gb * share:
+            return torch.empty(shape, dtype=torch.float16)
+        if gb <= settings.disk_gb * share:
+            return torch.from_file(str(file), shared=True, size=size, dtype=torch.float16).view(shape)
+    raise UserError(
+        f"the {shape[1]} tokens of {shape[0]} images take {gb:.1f} GB, more than the {settings.disk_gb * share:.1f} GB "
+        "allowed on disk: use fewer images (--limit), a smaller image size, or allow more"
+    )
+
+
+def _protocol(settings: Settings) -> dict[str, Any]:
+    return {
+        "head": "cross-attention of one learned query, BatchNorm without affine, linear",
+        "papers": "CAE 2202.03026, AIM 2401.08541, V-JEPA 2404.08471",
+        "features": {"layer": settings.layer, "tokens": "patch tokens, layer-normed, float16", "crops": "centre, once"},
+        "optimizer": "AdamW (0.9, 0.999), cosine to 0, a tenth of the epochs warms up",
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+        "grid": {"lr": list(settings.rates), "weight_decay": list(settings.decays)},
+        "chosen_on": f"a share of {settings.held_out:g} of each class's training images; the last fit has them all",
+        "seed": settings.seed,
+    }
+
+
+__all__ = [
+    "DEFAULT", "AttentiveHead", "Settings", "Tokens", "attentive_probe", "cache", "fit", "heads_of", "score",
+]  # fmt: skip

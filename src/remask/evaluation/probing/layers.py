@@ -1,0 +1,214 @@
+"""The probe at every depth: which block knows most of the classes, of the trained network and of the untrained one.
+
+One pass over the images reads all layers. The best layer is chosen on a held-out part of the TRAINING images; the test
+accuracies of all are told beside it. SimMIM's best lies in the middle (its repository's issue 14).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from remask.backbones import Backbone
+from remask.errors import UserError
+from remask.evaluation.figures.lettering import png, shown
+from remask.evaluation.probing.fast_probe import TEMPERATURE, Factory, checked, neighbours, numbered
+from remask.evaluation.probing.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
+from remask.evaluation.probing.knn import weighted_knn
+from remask.evaluation.probing.logistic_regression import linear_probe, stratified
+
+HELD_OUT = 0.2
+"""Share of each class's training images on which the best layer is chosen."""
+TITLE = 64
+"""Characters of a title that fit above the picture."""
+_COLOURS = {"linear": "#3f83c8", "knn": "#d9822b"}
+_LABELS = {"linear": "linear", "knn": "kNN"}
+
+Depths = dict[int, Float[Tensor, "n D"]]
+"""Features by layer, in half precision. Widths differ where a network has stages."""
+
+
+class Layered(NamedTuple):
+    """Features by network and layer, and the labels of the images."""
+
+    x: dict[str, Depths]
+    y: Int[Tensor, "n"] | None
+
+
+def every_layer(backbone: Backbone) -> list[int]:
+    """All blocks from the first, and -1: the end, after the final norm."""
+    return [*range(backbone.depth), -1]
+
+
+def probe_layers(
+    backbones: Mapping[str, Backbone],
+    train_batches: Factory,
+    val_batches: Factory,
+    *,
+    layers: Sequence[int] | None = None,
+    pool: Pool = "mean",
+    k: int = 20,
+    seed: int = 0,
+    memory_gb: float = 8.0,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[str], None] | None = None,
+    fitted: Progress | None = None,
+) -> dict[str, Any]:
+    """The content of eval/layers.json: linear probe and kNN of each layer, accuracies in percent, and the best ones.
+
+    backbones   {"top1": trained, "untrained": the same network untrained}, of the same depth
+    layers      blocks, and -1 for the end; all by default
+    memory_gb   of features, images · widths · layers · networks · 2 bytes, that may be held
+    progress    gets a line before each longer step
+    fitted      told (layers done, of how many, words)
+    Raises UserError for a layer that is not there, too many features, and as `probe`.
+    """
+    say, told = progress or (lambda line: None), fitted or (lambda done, total, words: None)
+    chosen = list(layers if layers is not None else every_layer(next(iter(backbones.values()))))
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError(f"layers {chosen}: name each layer once, at least one, or all of them")
+    say(f"features of the training images at {len(chosen)} layers")
+    train = collect_layers(backbones, train_batches(), chosen, pool, memory_gb, dtype)
+    known = checked(train.y)
+    k, wanted = neighbours(k, len(known), say), k
+    say(f"features of the validation images ({len(known)} training images)")
+    val = collect_layers(backbones, val_batches(), chosen, pool, memory_gb, dtype)
+    train_y, val_y = numbered(known, val.y)
+    away, tables = stratified(train_y, HELD_OUT, seed), dict[str, list[dict[str, Any]]]()
+    for name in backbones:
+        say(f"classifiers of {len(chosen)} layers, {name}")
+        tables[name] = []
+        for layer in chosen:
+            done = len(chosen) * (len(tables) - 1) + len(tables[name])
+            told(done, len(chosen) * len(backbones), f"layer {layer}, {name}")
+            row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, away, k, seed)
+            tables[name].append(row)
+    protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, away, seed)}
+    protocol |= {"k_wanted": wanted} if k < wanted else {}
+    return {"layers": tables, "best": {name: _best(table) for name, table in tables.items()}, "protocol": protocol}
+
+
+def _protocol(train_y: Int[Tensor, "n"], val_y: Int[Tensor, "m"], away: Bool[Tensor, "n"], seed: int) -> dict[str, Any]:
+    return {
+        "temperature": TEMPERATURE,
+        "images": {"train": len(train_y), "val": len(val_y)},
+        "classes": len(train_y.unique()),
+        "held_out": int(away.sum()),
+        "best": f"the layer of the highest accuracy on {HELD_OUT:g} of each class's training images, held out",
+        "seed": seed,
+    }
+
+
+def collect_layers(
+    backbones: Mapping[str, Backbone],
+    batches: Iterable[Labelled],
+    layers: Sequence[int],
+    pool: Pool = "mean",
+    memory_gb: float = 8.0,
+    dtype: torch.dtype | None = None,
+) -> Layered:
+    """Features of all layers of all networks in one pass: an image is decoded once, a network run once."""
+    for backbone in backbones.values():
+        check_pool(backbone, pool)
+    seers = {name: frozen(backbone, layers, dtype=dtype) for name, backbone in backbones.items()}
+    rows: dict[str, dict[int, list[Tensor]]] = {name: {layer: [] for layer in layers} for name in seers}
+    labels, images, held = list[Tensor | None](), 0, 0
+    with torch.inference_mode(), evaluating(backbones.values()):
+        for batch in batches:
+            for name, see in seers.items():
+                for layer, features in see(batch.images).items():
+                    part = _halved(pooled(features, pool))
+                    rows[name][layer].append(part)
+                    held += part.nbytes
+            labels.append(batch.labels)
+            images += len(batch.images)
+            if held > memory_gb * 1e9:
+                raise UserError(
+                    f"features of {len(layers)} layers took {held / 1e9:.1f} GB after {images} images, more than "
+                    f"{memory_gb:g} GB: name fewer layers, or use fewer images (--limit)"
+                )
+    if not labels:
+        raise UserError("there is no image to extract features of: the source gave no batch")
+    known = [part.cpu().long() for part in labels if part is not None]
+    x = {name: {layer: torch.cat(parts).clone() for layer, parts in found.items()} for name, found in rows.items()}
+    return Layered(x, torch.cat(known) if len(known) == len(labels) else None)
+
+
+def _halved(x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """In half precision; inner blocks of large networks may exceed its largest number."""
+    return x.clamp(-65504, 65504).half().cpu()
+
+
+def _row(
+    layer: int,
+    train_x: Float[Tensor, "n D"],
+    train_y: Int[Tensor, "n"],
+    val_x: Float[Tensor, "m D"],
+    val_y: Int[Tensor, "m"],
+    away: Bool[Tensor, "n"],
+    k: int,
+    seed: int,
+) -> dict[str, Any]:
+    """One layer: what the test images say, and what those held out of the training images said."""
+    x, asked = train_x.float(), val_x.float()
+    linear = linear_probe(x, train_y, asked, val_y, held_out=HELD_OUT, seed=seed)
+    voters = min(k, int((~away).sum()))
+    row: dict[str, Any] = {
+        "layer": layer,
+        "width": x.shape[1],
+        "linear": linear.accuracy,
+        "knn": weighted_knn(x, train_y, asked, val_y, k, TEMPERATURE),
+        "held_out_linear": max(linear.protocol["held_out_accuracy"].values(), default=0.0),
+        "held_out_knn": weighted_knn(x[~away], train_y[~away], x[away], train_y[away], voters, TEMPERATURE)
+        if bool(away.any())
+        else 0.0,
+    }
+    rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
+    return {**rounded, "weight_decay": linear.weight_decay}
+
+
+def _best(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per classifier the layer that is best on the images held out, the first of equals, and its test accuracy."""
+    best = {}
+    for kind in ("linear", "knn"):
+        row = max(table, key=lambda row: row[f"held_out_{kind}"])
+        best[kind] = {"layer": row["layer"], "held_out": row[f"held_out_{kind}"], "test": row[kind]}
+    return best
+
+
+def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
+    """A PNG of the result of `probe_layers`: test accuracy over depth, a circle at the layer that was chosen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    layers = [row["layer"] for row in next(iter(result["layers"].values()))]
+    for name, table in result["layers"].items():
+        trained = name != "untrained"
+        for kind, colour in _COLOURS.items():
+            values = [row[kind] for row in table]
+            label = f"{_LABELS[kind]}, {'trained' if name == 'top1' else name}"
+            style: dict[str, Any] = {
+                "color": colour,
+                "linewidth": 1.8 if trained else 1.2,
+                "linestyle": "-" if trained else "--",
+            }
+            axes.plot(range(len(layers)), values, label=label, marker=".", alpha=1 if trained else 0.6, **style)
+            if trained:
+                at = layers.index(result["best"][name][kind]["layer"])
+                axes.plot(at, values[at], "o", markersize=10, markerfacecolor="none", markeredgecolor=colour)
+    axes.set_xticks(range(len(layers)), ["end" if layer == -1 else str(layer) for layer in layers])
+    axes.set_xlabel(
+        "block, counted from 0 (end: after the final norm); circled: best on held-out training images", fontsize=9
+    )
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(shown(title, TITLE), fontsize=10, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.15)
+    axes.legend(frameon=False, fontsize=8)
+    return png(figure)
+
+
+__all__ = ["HELD_OUT", "Layered", "collect_layers", "every_layer", "layers_figure", "probe_layers"]

@@ -1,0 +1,264 @@
+"""Batches of uint8 pictures in an order and with crops that depend on (seed, epoch, position) alone.
+
+So an epoch that starts at batch k gives bit for bit what the whole epoch gives from there on, with any number of
+workers, and so a run can be resumed in the middle of one.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int, Num
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader
+
+from remask.errors import UserError
+from remask.images.levels import Scaling
+from remask.images.loading.batch_maker import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, quiet
+from remask.images.loading.device_crops import DecodedThere, Held, OnDevice, fits
+from remask.images.loading.image_cache import KEPT_MB, Keep, Pictures, half_of_memory_mb
+from remask.images.sources.opening import Source
+from remask.images.transforms import RandomCropFlip, Transform
+from remask.seeds import mix
+
+
+class Batch(NamedTuple):
+    """Pictures with their class numbers, if the source has any, and their numbers in the source.
+
+    uint8; those of a deeper source are uint16, which the network scales, or floats that are normalised already.
+    """
+
+    images: Num[Tensor, "B C H W"]
+    labels: Int[Tensor, "B"] | None
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
+
+
+class TooManyBad(UserError):  # noqa: N818
+    """More pictures cannot be used than was allowed. `bad` says which and why: {where: reason}."""
+
+    def __init__(self, bad: dict[str, str], total: int, max_bad: float) -> None:
+        first = "; ".join(f"{where}: {reason}" for where, reason in list(bad.items())[:3])
+        super().__init__(
+            f"{len(bad)} of {total} images cannot be used, more than --max-bad {max_bad:g} allows ({first}): "
+            "repair or remove those that bad_images.txt lists, or raise --max-bad"
+        )
+        self.bad = bad
+
+
+class Loader:
+    """Batches of a source, epoch by epoch.
+
+    batch_size   pictures a batch; with drop_last every batch is full: a source smaller than one batch is gone through
+                 again, in another order, until the batch is full
+    seed         of the order and of the crops
+    shuffle      another order each epoch; without it the source's own
+    workers      processes that decode; 0: a thread of this process
+    channels, min_side   see `Pictures`
+    max_bad      share of pictures that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
+                 that a small folder is not lost for one of them, unless the share is 0
+    reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives.
+                 Where crops are random nothing is kept then
+    skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
+    pin          page-locked memory, for copies to a GPU that do not wait
+    part         of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
+                 Crops depend on the position in the whole batch, so that all parts together are what one would make
+    crops        R crops in a row of each picture: an epoch has as many crops as with 1, of R times fewer pictures, and
+                 R epochs have every picture once
+    keep         where decoded pictures are kept, see `Keep`; cache_mb is the limit of "auto"
+    device       of the crops, with keep "device" and on_device
+    on_device    JPEGs are decoded on the device, a batch at once; other pixels by a few levels
+    scaling      how pictures deeper than 8 bits are read and normalised; None: all become uint8, see `decode`
+    report       gets a line for each unusable picture, once
+    remark       gets a line for each picture with values beyond the range of `scaling`, once; it is used as it is
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        workers: int = 0,
+        channels: int = 3,
+        min_side: int = 1,
+        max_bad: float = 0.01,
+        reduced: bool = False,
+        skip: bool = False,
+        pin: bool = False,
+        cache_mb: int = KEPT_MB,
+        part: Callable[[int], slice] | None = None,
+        crops: int = 1,
+        keep: Keep = "auto",
+        device: torch.device | None = None,
+        on_device: bool = False,
+        scaling: Scaling | None = None,
+        report: Callable[[str], None] | None = None,
+        remark: Callable[[str], None] | None = None,
+    ) -> None:
+        _check(batch_size, workers, max_bad, crops, drop_last)
+        self.source, self.bad, self._noted = source, dict[str, str](), dict[int, str]()
+        self._part = part or (lambda whole: slice(0, whole))
+        self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
+        self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
+        self.beyond, self._remark, levels = dict[int, str](), remark, scaling and scaling.levels
+        self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
+        self._labels = None if source.labels is None else torch.tensor(source.labels)
+        self._crops, cropped = crops, isinstance(transform, RandomCropFlip)
+        pictures: Numbered
+        cut: Cut
+        scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
+        asked: dict[str, Any] = {"channels": channels, "min_side": min_side, "levels": levels}
+        decoded = Pictures(source, cache_mb=0, **asked)
+        if keep == "auto" and cropped and not (reduced or on_device) and fits(decoded, device, cache_mb):
+            keep = "device"
+        if keep == "device" or on_device:
+            self._workers, self._pin = 0, False
+            pictures, cut = _on_device(decoded, transform, device, keep, workers)
+        else:
+            budgets = {"never": 0, "ram": half_of_memory_mb()}
+            cut, budget = OneByOne(transform, scaling), 0 if scaled else budgets.get(keep, cache_mb)
+            pictures = Pictures(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **asked)
+        self._maker = Maker(pictures, cut, seed, skip=skip, allowed=self._allowed, crops=crops, reduced=scaled)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        if self._drop_last:
+            return max(1, len(self.source) // self._batch_size)
+        return math.ceil(len(self.source) / self._batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on. Raises TooManyBad."""
+        tasks = self._tasks(epoch, start)
+        self._note({})
+        self._note_beyond(self._maker.beyond)  # pictures that were looked at to see how large they are
+        for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
+            self._note(made.bad)
+            self._note_beyond(made.beyond)
+            if made.images is not None:
+                index = torch.tensor(made.numbers)
+                yield Batch(made.images, None if self._labels is None else self._labels[index], index)
+
+    def _tasks(self, epoch: int, start: int) -> list[Task]:
+        n, size = len(self.source), self._batch_size
+        total = len(self) * size if self._drop_last else n
+        # R crops a picture: the epochs R·c, R·c + 1, … share an order and each takes its part of it
+        (cycle, turn), distinct = divmod(epoch, self._crops), total // self._crops
+        rounds = [self._order(cycle, number) for number in range(math.ceil(total / n))]
+        order = torch.cat(rounds)[turn * distinct :][:distinct].repeat_interleave(self._crops).tolist()
+        places = [range(at, min(at + size, total))[self._part(size)] for at in range(start * size, total, size)]
+        return [Task(epoch, part, order[part.start : part.stop]) for part in places]
+
+    def _order(self, epoch: int, number: int) -> Int[Tensor, "n"]:
+        if not self._shuffle:
+            return torch.arange(len(self.source))
+        generator = Generator().manual_seed(mix(self._seed, epoch, number, ORDER))
+        return torch.randperm(len(self.source), generator=generator)
+
+    def _by_thread(self, tasks: list[Task]) -> Iterator[Made]:
+        """Two batches ahead. One thread, since the maker keeps its cache and its generator to itself."""
+        pending: deque[Future[Made]] = deque()
+        with ThreadPoolExecutor(1, "remask-images") as pool:
+            try:
+                for task in tasks:
+                    pending.append(pool.submit(self._maker.__getitem__, task))
+                    if len(pending) > 2:
+                        yield self._pinned(pending.popleft().result())
+                while pending:
+                    yield self._pinned(pending.popleft().result())
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _pinned(self, made: Made) -> Made:
+        return made._replace(images=made.images.pin_memory()) if self._pin and made.images is not None else made
+
+    def _by_workers(self, tasks: list[Task]) -> Iterator[Made]:
+        return iter(
+            DataLoader(
+                self._maker,
+                batch_size=None,
+                sampler=tasks,
+                num_workers=min(self._workers, len(tasks)),
+                collate_fn=as_it_is,
+                worker_init_fn=quiet,
+                pin_memory=self._pin,
+                generator=Generator(),  # or starting the workers would draw from the global stream
+            )
+        )
+
+    @property
+    def unusable(self) -> dict[int, str]:
+        """What was found so far, by number in the source."""
+        return dict(self._noted)
+
+    def learn(self, bad: dict[int, str]) -> None:
+        """Take over what another process has found. Raises TooManyBad."""
+        self._maker.bad.update(bad)
+        self._note(bad)
+
+    def _note_beyond(self, beyond: dict[int, str]) -> None:
+        for i, what in beyond.items():
+            if i not in self.beyond and self._remark is not None:
+                self._remark(f"{self.source.where(i)}: {what}")
+            self.beyond[i] = what
+
+    def _note(self, bad: dict[int, str]) -> None:
+        for i, reason in bad.items():
+            where = self.source.where(i)
+            if where not in self.bad and self._report is not None:
+                self._report(f"{where}: {reason}")
+            self._noted[i] = self.bad[where] = reason
+        if self._workers:
+            self._maker.bad.update(bad)  # what one worker met, all know in the next epoch
+        if self._maker.too_many(self._noted):
+            raise TooManyBad(self.bad, len(self.source), self._max_bad)
+
+
+def iterate(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    channels: int = 3,
+    min_side: int = 1,
+    max_bad: float = 0.01,
+    pin: bool = False,
+    scaling: Scaling | None = None,
+    report: Callable[[str], None] | None = None,
+    remark: Callable[[str], None] | None = None,
+) -> Iterator[Batch]:
+    """Every usable picture once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
+    loader = Loader(
+        source, transform, batch_size, shuffle=False, drop_last=False, skip=True, cache_mb=0,
+        workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, scaling=scaling,
+        report=report, remark=remark,
+    )  # fmt: skip
+    return loader.epoch(0)
+
+
+def _check(batch_size: int, workers: int, max_bad: float, crops: int, drop_last: bool) -> None:
+    if batch_size < 1 or workers < 0 or not 0 <= max_bad <= 1:
+        raise UserError(
+            f"batch size {batch_size}, workers {workers}, max_bad {max_bad:g}: need 1 or more, 0 or more, 0..1"
+        )
+    if crops < 1 or batch_size % crops or (crops > 1 and not drop_last):
+        raise UserError(f"{crops} crops of a picture do not divide batches of {batch_size}: choose a divisor")
+
+
+def _on_device(
+    pictures: Pictures, transform: Transform, device: torch.device | None, keep: Keep, workers: int
+) -> tuple[Numbered, Cut]:
+    if not isinstance(transform, RandomCropFlip):
+        raise UserError("only random crops are made on the device")
+    if pictures.estimate() and pictures.deep:
+        raise UserError('8-bit pictures alone lie on a device or are decoded there: use data.keep "ram", decode "cpu"')
+    device = device or torch.device("cpu")
+    there = Held(pictures, device, workers) if keep == "device" else DecodedThere(pictures, device)
+    return there, OnDevice(transform)

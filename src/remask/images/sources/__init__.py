@@ -1,0 +1,1 @@
+"""Where images come from: folders, lists, archives, tables, arrays; names, labels, and what is left out."""

@@ -1,0 +1,245 @@
+"""Pictures packed in few large files: tar shards in the WebDataset layout, parquet in the Hugging Face layout."""
+
+import bisect
+import itertools
+import json
+import os
+from collections import Counter, OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from remask.errors import UserError
+from remask.images.deep import laid_out
+from remask.images.sources.columns import Part, is_label, joined, label_column
+from remask.images.sources.files import EXTENSIONS, one_split, printable, splits_of
+from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
+from remask.images.sources.tar_index import Member, index
+
+HELD_BYTES = 1 << 30
+"""Parquet up to this size (its images unpacked) is read into memory once; above it, row groups are read as needed."""
+
+HELD_GROUPS = 4
+"""Row groups kept of a larger set. An access in random order reads whole groups: tar shards suit such sets better."""
+
+
+class Tar:
+    """Members of uncompressed tars, indexed once and then read by offset: any order, nothing shared, nothing held open.
+
+    Which member is a picture, and which class it has: see `tar_index`.
+    """
+
+    def __init__(self, name: str, shards: list[str], limit: int | None, patterns: Patterns | None = None) -> None:
+        one_split(name, shards)
+        self.name, self._shards = name, [os.path.abspath(shard) for shard in shards]
+        self._members: list[tuple[int, Member]] = []
+        self.classes: list[str] | None = None
+        left_out, labels = Counter[str](), list[int | None]()
+        for number, shard in enumerate(shards):
+            left = None if limit is None else limit - len(self._members)
+            if left == 0:
+                break
+            found = index(shard, patterns)
+            left_out += found.left_out
+            for member, label in found.pictures[:left]:
+                self._members.append((number, member))
+                labels.append(label)
+        if not self._members:
+            other = f"; left out are {said}" if (said := listed(left_out)) else ""
+            raise UserError(f"{printable(name)} holds no images: looked for {' '.join(EXTENSIONS)} in the tar{other}")
+        known = [label for label in labels if label is not None]
+        self.labels = known if len(known) == len(labels) else None
+        self.left_out: dict[str, int] = {**left_out, **({NO_LABEL: len(known)} if known and not self.labels else {})}
+        self.splits = splits_of([member.name for _, member in self._members])
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def read(self, i: int) -> bytes:
+        shard, member = self._members[i]
+        with open(self._shards[shard], "rb") as file:
+            file.seek(member.offset)
+            return file.read(member.size)
+
+    def where(self, i: int) -> str:
+        shard, member = self._members[i]
+        return printable(f"{os.path.basename(self._shards[shard])}: {member.name}")
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names, sizes in bytes and facts of what is used, without reading it; see `images.fingerprint`."""
+        several = len(self._shards) > 1
+        shards = [os.path.basename(shard) + ": " if several else "" for shard in self._shards]
+        names = [shards[shard] + member.name for shard, member in self._members]
+        return names, [member.size for _, member in self._members], {}
+
+
+class _Group(NamedTuple):
+    file: int
+    group: int
+    row: int
+    """Its first row within the file."""
+    rows: int
+
+
+class Parquet:
+    """Rows of parquet files with a column of pictures: a struct of bytes and path, plain bytes, or arrays of numbers.
+
+    Small sets are read at once, so that forked workers share them; each process reads what it needs of larger ones.
+    """
+
+    def __init__(self, name: str, files: list[str], limit: int | None) -> None:
+        one_split(name, files)
+        self.name, self._files = name, [os.path.abspath(file) for file in files]
+        schema = _parquet(self._files[0], name).schema_arrow
+        (self._column, *others), label = _columns(schema, name)
+        self._label = label
+        self._kind: Any = None
+        self._shape: tuple[int, ...] | None = None
+        self._kind, self._shape = _array_of(schema.field(self._column).type) or (None, None)
+        self._groups: list[_Group] = []
+        total, size = 0, 0
+        parts: list[Part] = []
+        for number, path in enumerate(self._files):
+            file, row, values = _parquet(path, name), 0, list[Any]()
+            if not {self._column, label or self._column} <= set(file.schema_arrow.names):
+                raise UserError(f"{printable(path)} lacks the column {self._column} or {label} that the others have")
+            for group in range(file.num_row_groups):
+                if limit is not None and total >= limit:
+                    break
+                meta = file.metadata.row_group(group)
+                self._groups.append(_Group(number, group, row, meta.num_rows))
+                row, total = row + meta.num_rows, total + meta.num_rows
+                size += meta.total_byte_size
+                if label is not None:
+                    values += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
+            if label is not None and values:
+                left = None if limit is None else limit - (total - len(values))
+                parts.append(Part(values[:left], _names(file.schema_arrow, label), os.path.basename(path)))
+        self._length = total if limit is None else min(total, limit)
+        if not self._length:
+            raise UserError(f"{printable(name)} holds no rows")
+        self.labels, self.classes = joined(parts)
+        self.left_out = further(others, self._length)
+        if lost := sum(map(is_label, (value for part in parts for value in part.values))) if self.labels is None else 0:
+            self.left_out[NO_LABEL] = lost
+        self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+        self._held = len(self._groups) if size <= HELD_BYTES else HELD_GROUPS
+        if size <= HELD_BYTES:
+            for number in range(len(self._groups)):
+                self._load(number)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict()}
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        number = bisect.bisect_right(self._starts, i) - 1
+        if number not in self._cache:
+            self._load(number)
+        value = self._cache[number][i - self._starts[number]].as_py()
+        if isinstance(value, list):
+            return laid_out(np.asarray(value, self._kind).reshape(self._shape or np.shape(value)), 0).values
+        if isinstance(value, dict):
+            if value.get("bytes") is None and value.get("path"):
+                with open(
+                    os.path.join(os.path.dirname(self._files[self._groups[number].file]), value["path"]), "rb"
+                ) as f:
+                    return f.read()
+            value = value.get("bytes")
+        return value or b""
+
+    def where(self, i: int) -> str:
+        number = bisect.bisect_right(self._starts, i) - 1
+        group = self._groups[number]
+        return printable(f"{os.path.basename(self._files[group.file])}: row {group.row + i - self._starts[number]}")
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names and sizes in bytes of the files that are used, their rows and the columns; see `images.fingerprint`."""
+        rows = dict[str, int]()
+        for group in self._groups:
+            rows[self._files[group.file]] = rows.get(self._files[group.file], 0) + group.rows
+        facts = {"columns": [self._column, self._label], "rows": [*rows.values()]}
+        return [os.path.basename(file) for file in rows], [os.path.getsize(file) for file in rows], facts
+
+    def _load(self, number: int) -> None:
+        group = self._groups[number]
+        table = _parquet(self._files[group.file], self.name).read_row_group(
+            group.group, [self._column], use_threads=False
+        )
+        self._cache[number] = table[self._column]
+        while len(self._cache) > self._held:
+            self._cache.popitem(last=False)
+
+
+def _parquet(path: str, name: str) -> Any:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{printable(name)} is parquet, which needs pyarrow: pip install 'remask[data]'") from None
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{printable(path)} cannot be read as parquet: {' '.join(str(error).split())}") from None
+
+
+def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
+    """Names of the picture columns, the one to read first, and of the label column.
+
+    They come from the metadata, or else from the types.
+    """
+    features = _features(schema)
+    kinds = {key: value.get("_type") for key, value in features.items() if isinstance(value, dict)}
+    pictures = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
+    pictures = pictures or [field.name for field in schema if _array_of(field.type)]
+    if not pictures:
+        raise UserError(f"{printable(name)} has no column of images among {', '.join(schema.names)}")
+    pictures.sort(key=lambda column: (kinds.get(column) != "Image", column not in ("image", "img", "jpg", "png")))
+    types = {field.name: _kind(field.type) for field in schema}
+    return pictures, label_column(types | {column: kind for column, kind in kinds.items() if kind == "ClassLabel"})
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What the `datasets` library says of the columns, where it wrote the file."""
+    found: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return found.get("info", {}).get("features", {}) or {}
+
+
+def _names(schema: Any, label: str) -> list[str] | None:
+    """The classes of a file in its own order, where it gives them."""
+    names = _features(schema).get(label, {}).get("names")
+    return [str(value) for value in names] if isinstance(names, list) else None
+
+
+def _kind(kind: Any) -> str:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_integer(kind) or types.is_floating(kind):  # whole numbers beside missing ones are stored as floats
+        return "integer"
+    return "text" if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind) else str(kind)
+
+
+def _array_of(kind: Any) -> tuple[Any, tuple[int, ...] | None] | None:
+    """Type of numbers and, where it is stated, shape of a column of arrays: nested lists, or Arrow's tensors."""
+    from pyarrow import types
+
+    shape, depth = tuple(getattr(kind, "shape", None) or ()) or None, 0
+    kind = getattr(kind, "storage_type", kind)
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    numeric = types.is_integer(kind) or types.is_floating(kind)
+    return (
+        (kind.to_pandas_dtype(), shape) if numeric and (depth in (2, 3) or (shape and len(shape) in (2, 3))) else None
+    )
+
+
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return types.is_binary(kind) or types.is_large_binary(kind)

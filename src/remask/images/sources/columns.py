@@ -1,0 +1,96 @@
+"""Label columns of tables: which column says the classes, and what its values mean, over several files of one set."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from remask.errors import UserError
+from remask.images.sources.files import printable
+from remask.images.sources.labels import numbered, repeated, united
+
+USUAL = ("label", "labels", "fine_label", "class", "target", "cls")
+"""Columns that are taken for classes where a file's metadata say nothing."""
+WITHHELD = -1
+"""What stands for a label that is not published."""
+
+
+class Part(NamedTuple):
+    """The labels of one file: values as they are stored, and the names of the numbers where the file gives them."""
+
+    values: Sequence[Any]
+    names: Sequence[str] | None
+    where: str
+
+
+def label_column(kinds: Mapping[str, str]) -> str | None:
+    """The column of classes among {column: "ClassLabel", "integer", "text" or another type}, or None."""
+    named = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    usual = [column for kind in ("integer", "text") for column in USUAL if kinds.get(column) == kind]
+    return next(iter([*named, *usual]), None)
+
+
+def joined(parts: Sequence[Part]) -> tuple[list[int] | None, list[str] | None]:
+    """Class numbers 0..C-1 of all rows, and the C names; files that list their classes in another order are matched by
+    name. Numbers without names are names themselves. (None, None) where a row has no label, or labels are withheld.
+
+    Raises UserError for a number that has no name, a name twice, or files of numbers beside files with names.
+    """
+    if not parts or any(value is None or value != value for part in parts for value in part.values):
+        return None, None
+    named = [part for part in parts if part.names is not None]
+    if any(isinstance(value, float) and not value.is_integer() for part in parts for value in part.values):
+        return None, None  # a measure, and no class
+    if not named:
+        return _plain([value for part in parts for value in part.values])
+    if bare := next((part for part in parts if part.names is None and any(map(_is_number, part.values))), None):
+        raise UserError(
+            f"{printable(bare.where)} numbers its classes without names, and {printable(named[0].where)} names them: "
+            "write both with the same metadata"
+        )
+    if any(value < 0 for part in named for value in part.values):
+        return None, None
+    lists = [
+        [printable(name) for name in part.names] if part.names is not None else sorted(set(map(_text, part.values)))
+        for part in parts
+    ]
+    for part, names in zip(parts, lists, strict=True):
+        _check(part, names)
+    classes, places = united(lists)
+    labels = list[int]()
+    for part, names, own in zip(parts, lists, places, strict=True):
+        at = None if part.names is not None else dict(zip(names, own, strict=True))
+        labels += [own[int(value)] if at is None else at[_text(value)] for value in part.values]
+    return labels, classes
+
+
+def _plain(values: Sequence[Any]) -> tuple[list[int] | None, list[str] | None]:
+    """Labels of files without names."""
+    if all(map(_is_number, values)):
+        whole = [int(value) for value in values]
+        return (None, None) if set(whole) <= {WITHHELD} else numbered(whole)
+    return numbered([_text(value) for value in values])
+
+
+def _text(value: Any) -> str:
+    return printable(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value))
+
+
+def is_label(value: Any) -> bool:
+    """Whether a row says its class: it is not empty, no NaN, and not withheld."""
+    return value is not None and value == value and value != WITHHELD
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check(part: Part, names: Sequence[str]) -> None:
+    if twice := repeated(names):
+        raise UserError(f"{printable(part.where)} has two classes of the name {twice!r}: give each its own")
+    if part.names is not None and (beyond := max(map(int, part.values), default=-1)) >= len(names):
+        raise UserError(
+            f"{printable(part.where)} has a row of class number {beyond} and names {len(names)} classes, of which the "
+            f"last is number {len(names) - 1}: write it with all names"
+        )
+
+
+__all__ = ["USUAL", "Part", "is_label", "joined", "label_column"]

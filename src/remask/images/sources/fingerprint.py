@@ -1,0 +1,199 @@
+"""What a source holds, without a picture being read: names, sizes and labels in its order, so that a change is seen.
+
+Names are relative to the source's root, and times of files do not count: a folder that was moved is the same source.
+An edit that keeps a name and its size is seen by `contents` alone, which reads everything.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+from remask.images.sources.files import Files, files_under
+from remask.images.sources.subset import Subset
+
+GONE = -1
+"""The size of a file that is not there."""
+SAMPLED = 16
+"""Blocks of a file of weights that are read, evenly spread over it."""
+MANY = 200_000
+"""Pictures whose sizes take more than a moment to look up; on a disk of this machine some seconds."""
+BLOCK = 1 << 16
+THREADS = 8
+"""For files on a network, where looking up a size is a wait."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A source's pictures, masks or files, in its own order.
+
+    what      "pictures", "masks" or "files"
+    count     how many there are; names and sizes may be fewer, where the source has none (arrays) or packs many in one
+              file (parquet)
+    sizes     bytes, -1 where a file is gone
+    labels    class numbers, where they are used; classes are their names
+    facts     what else a change would show in: columns, rows, checksums
+    hashes    of the contents, where they were asked for
+    read      the content of a number, encoded or as an array; by so many threads at once
+    """
+
+    what: str
+    count: int
+    names: list[str]
+    sizes: Int64[np.ndarray, "n"]
+    labels: Int64[np.ndarray, "m"] | None = None
+    classes: list[str] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    hashes: UInt64[np.ndarray, "m"] | None = None
+    read: Callable[[int], Any] | None = field(default=None, repr=False, compare=False)
+    threads: int = 1
+
+    def digest(self) -> str:
+        """A short text that changes with anything but the hashes of contents."""
+        sums = hashlib.blake2b(digest_size=16)
+        sums.update(json.dumps([self.what, self.count, self.classes, self.facts], sort_keys=True).encode())
+        sums.update(packed_names(self.names))
+        sums.update(self.sizes.tobytes())
+        if self.labels is not None:
+            sums.update(self.labels.tobytes())
+        return sums.hexdigest()
+
+    def hashed(self) -> "Inventory":
+        """The same with the hash of every content; all of it is read."""
+        read = self.read
+        return self if read is None else replace(self, hashes=contents(read, self.count, self.threads))
+
+
+def inventory(source: Any, labelled: bool = False) -> Inventory:
+    """The inventory of a source of pictures; of a `Subset` that of all pictures behind it.
+
+    labelled   labels are used, so that a change of them is one of the data
+    """
+    if isinstance(source, Subset):
+        return inventory(source.source, labelled)
+    names, sizes, facts = _entries(source)
+    labels = None if not labelled or source.labels is None else np.array(source.labels, np.int64)
+    classes = [str(name) for name in source.classes] if labelled and source.classes else None
+    threads = THREADS if isinstance(source, Files) else 1  # others keep what they have read to themselves
+    return Inventory("pictures", len(source), names, sizes, labels, classes, facts, read=source.read, threads=threads)
+
+
+def announce(count: int, say: Callable[[str], None]) -> None:
+    """A line before the sizes of so many files are looked up, where that takes more than a moment."""
+    if count >= MANY:
+        say(f"looking up the sizes of {count:,} files")
+
+
+def of_file(path: str, whole: bool = False) -> Inventory:
+    """A file of weights or annotations, or a folder of such: sizes, and a hash of evenly spread blocks of each.
+
+    Two networks of one kind have files of one size, so that sizes alone would tell nothing. A single file may bear
+    another name.
+    whole   the hash is of all that a file holds
+    """
+    names = files_under(path) if os.path.isdir(path) else []
+    paths = [os.path.join(path, name) for name in names] or [path]
+    sizes = sizes_of(paths)
+    facts = {"bytes": sizes.tolist(), "blocks": [sampled(one, None if whole else SAMPLED) for one in paths]}
+    found = Inventory("files", len(paths), names, sizes if names else sizes[:0], facts=facts)
+    return replace(found, read=lambda i: sampled(paths[i], None).encode())
+
+
+def sampled(path: str, blocks: int | None = SAMPLED) -> str:
+    """A hash of so many blocks of 64 KiB, evenly spread over a file, or of all of it; "" where it cannot be read."""
+    sums = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb") as file:
+            total = max(1, -(-os.fstat(file.fileno()).st_size // BLOCK))
+            for number in range(min(total, blocks or total)):
+                file.seek(BLOCK * (number * (total - 1) // max(min(total, blocks or total) - 1, 1)))
+                sums.update(file.read(BLOCK))
+    except OSError:
+        return ""
+    return sums.hexdigest()
+
+
+def sizes_of(paths: Sequence[str]) -> Int64[np.ndarray, "n"]:
+    """Bytes of each file; -1 where there is none."""
+
+    def some(begin: int) -> list[int]:
+        return [_size(path) for path in paths[begin : begin + 4096]]
+
+    with ThreadPoolExecutor(THREADS, "remask-sizes") as pool:
+        found = [size for sizes in pool.map(some, range(0, len(paths), 4096)) for size in sizes]
+    return np.array(found, np.int64)
+
+
+def contents(read: Callable[[int], Any], count: int, threads: int = 1) -> UInt64[np.ndarray, "n"]:
+    """A hash of every content; 0 for what cannot be read."""
+
+    def one(i: int) -> int:
+        try:
+            data = read(i)
+        except OSError:
+            return 0
+        data = np.ascontiguousarray(data).tobytes() if isinstance(data, np.ndarray) else data
+        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
+
+    if threads == 1:
+        return np.fromiter(map(one, range(count)), np.uint64, count)
+
+    def some(begin: int) -> list[int]:
+        return [one(i) for i in range(begin, min(begin + 64, count))]
+
+    with ThreadPoolExecutor(threads, "remask-contents") as pool:
+        found = [value for values in pool.map(some, range(0, count, 64)) for value in values]
+    return np.array(found, np.uint64)
+
+
+def below(paths: Sequence[str], root: str) -> list[str]:
+    """Paths relative to a folder; absolute ones that lie elsewhere, to the folder that they share."""
+    root = root.rstrip(os.sep) + os.sep
+    if paths and not paths[0].startswith(root):
+        if not os.path.isabs(paths[0]):
+            return list(paths)
+        root = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))]).rstrip(os.sep) + os.sep
+    return [path.removeprefix(root) for path in paths]
+
+
+def packed_names(names: Sequence[str]) -> bytes:
+    """Names one after the other, bytes that are no UTF-8 among them."""
+    return "\0".join(names).encode("utf-8", "surrogateescape")
+
+
+def _entries(source: Any) -> tuple[list[str], Int64[np.ndarray, "n"], dict[str, Any]]:
+    """Names, sizes and facts of a source of any kind."""
+    if isinstance(source, Files):
+        names = below(source.shown, os.path.expanduser(source.name))
+        return names, sizes_of(source.paths), {}
+    if hasattr(source, "entries"):
+        names, sizes, facts = source.entries()
+        return below(names, source.name), np.array(sizes, np.int64), facts  # a packed set keeps whole paths
+    path = os.path.expanduser(source.name)
+    names = [os.path.basename(path)] if os.path.isfile(path) else []
+    return names, sizes_of([path] if names else []), {}
+
+
+def reader(paths: Sequence[str]) -> Callable[[int], bytes]:
+    """i -> the bytes of file i. Raises OSError when it is called."""
+    return lambda i: Path(paths[i]).read_bytes()
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return GONE
+
+
+__all__ = [
+    "GONE", "Inventory", "announce", "below", "contents", "inventory", "of_file", "packed_names", "reader", "sampled",
+    "sizes_of",
+]  # fmt: skip

@@ -1,0 +1,229 @@
+"""Lists of pictures in text files: a path a line, perhaps with its class, or columns with a line of headings."""
+
+import contextlib
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from remask.errors import UserError
+from remask.files.text import read_text
+from remask.images import heif
+from remask.images.sources.files import EXTENSIONS, Files, printable
+from remask.images.sources.left_out import Patterns
+from remask.images.sources.splits import are_splits
+
+SUFFIXES = (".txt", ".csv", ".tsv", ".lst")
+PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "picture")
+CLASSES = (
+    "label",
+    "class",
+    "class_name",
+    "classname",
+    "category",
+    "target",
+    "cls",
+    "label_name",
+    "class_id",
+    "label_id",
+)
+SPLITS = ("split", "subset", "set", "partition")
+"""Headings, in any case, of columns that are read; others are passed over."""
+
+LOOKED_AT = 1000
+"""Lines that decide what stands between the columns."""
+
+_EXTENSION = rf"(?:{'|'.join(re.escape(end) for end in (*EXTENSIONS, *heif.EXTENSIONS))})"
+_PICTURE = re.compile(rf".*{_EXTENSION}", re.IGNORECASE)
+_BLANK = re.compile(rf"(.*{_EXTENSION})[ \t]+(\S.*)", re.IGNORECASE)
+_LAST = re.compile(r"(.*\S)[ \t]+(\S+)")
+_QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1(?:[ \t]+(["']?)(.+)\3)?""")
+_WHOLE = re.compile(r"[+-]?\d+")
+_ADDRESS = re.compile(r"\w+://")
+
+
+class Row(NamedTuple):
+    """A picture of a list, the text of its class and of its split, and the number of its line."""
+
+    path: str
+    label: str | None
+    split: str | None
+    line: int
+
+
+def open_list(name: str, path: str, limit: int | None, patterns: Patterns | None = None) -> Files:
+    """Pictures of a text file, relative to it: a path a line and perhaps its class, or columns with headings.
+
+    The class is a number or a name and follows a tab, a comma, a semicolon or a blank; paths and classes may be quoted.
+    Lines that begin with # are comments: a picture of such a name is written ./#name. Blanks around a path, blank lines
+    and what a system writes at the end of a line mean nothing. Raises UserError with the number of the first odd line.
+    """
+    rows = read_rows(path, printable(name))
+    kept = [row for row in rows if not (patterns and patterns.exclude(os.path.normpath(row.path).lstrip("/")))]
+    splits = Counter(row.split for row in kept if row.split)
+    rows = kept[:limit]
+    if not rows:
+        raise UserError(f"{printable(name)} names no images: it needs one path per line")
+    given = [row.label for row in rows if row.label is not None]
+    if given and len(given) < len(rows):
+        first = next(row for row in rows if row.label is None)
+        raise UserError(
+            f"{printable(name)}, line {first.line} gives no class for {printable(first.path)}, and others have one: "
+            "give all or none"
+        )
+    labels, classes = _numbered(given) if given else (None, None)
+    folder = os.path.dirname(os.path.abspath(path))
+    paths = [os.path.join(folder, row.path) for row in rows]
+    named = {printable(split): count for split, count in sorted(splits.items())}
+    mixed = named if len(named) > 1 and are_splits(named) else {}
+    return Files(name, paths, [row.path for row in rows], labels, classes, splits=mixed)
+
+
+def _numbered(texts: Sequence[str]) -> tuple[list[int], list[str] | None]:
+    """Class numbers as they are; names by their place in the alphabet."""
+    if all(map(_WHOLE.fullmatch, texts)):
+        return [int(text) for text in texts], None
+    classes = sorted(set(texts))
+    places = {text: place for place, text in enumerate(classes)}
+    return [places[text] for text in texts], [printable(text) for text in classes]
+
+
+def read_rows(path: str, where: str) -> list[Row]:
+    """The rows of a list. Raises UserError with the number of the first line that cannot be read."""
+    text, beside = read_text(path, where, names=True), _Beside(os.path.dirname(os.path.abspath(path)))
+    lines = [(number, line.strip(" \t\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    separator = _separator([line for _, line in lines], beside)
+    headings = _headings(lines[0][1], separator or ",", beside) if lines else None
+    rows, columns = list[Row](), headings if separator else None
+    for number, line in lines[1 if headings else 0 :]:
+        at = f"{where}, line {number}"
+        found, label, split = (
+            _by_headings(line, separator, columns, at) if columns else _row(line, separator, beside, at)
+        )
+        if _ADDRESS.match(found):
+            raise UserError(f"{at} is an address, {printable(found)}: pictures have to lie in files")
+        rows.append(Row(beside.found(found, at), label, split, number))
+    return rows
+
+
+_Cells = tuple[str, str | None, str | None]
+"""The path, the class and the split of a line."""
+
+
+def _separator(lines: Sequence[str], beside: "_Beside") -> str:
+    """What stands between columns, a tab, a comma or a semicolon; "" where blanks do, or where names hold them."""
+    for separator in "\t,;":
+        having = [line for line in lines[:LOOKED_AT] if separator in line]
+        quoted = separator != "\t" and any(map(_QUOTED.fullmatch, having))
+        if not having or quoted or any(beside.has(_by_blanks(line, beside)[0]) for line in having):
+            continue
+        if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
+            return separator
+        if any(_PICTURE.fullmatch(_cells(line, separator)[0]) for line in having):
+            return separator
+    return ""
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """The columns of a line, without quotes and the blanks around them."""
+    try:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [""])
+    except csv.Error:
+        cells = line.split(separator)
+    cells = [cell.strip(" \t") for cell in cells]
+    return [cell[1:-1] if len(cell) > 2 and cell[0] == cell[-1] == "'" else cell for cell in cells]
+
+
+def _headings(line: str, separator: str, beside: "_Beside") -> dict[str, int] | None:
+    """The columns of path, class and split, where the first line names them."""
+    cells = [cell.lower() for cell in _cells(line, separator)]
+    path = next((cells.index(word) for word in PATHS if word in cells), None)
+    if path is None or beside.has(_cells(line, separator)[path]):
+        return None
+    found = {"path": path}
+    for key, words in (("label", CLASSES), ("split", SPLITS)):
+        if (at := next((cells.index(word) for word in words if word in cells), None)) is not None:
+            found[key] = at
+    return found
+
+
+def _by_headings(line: str, separator: str, headings: dict[str, int], at: str) -> _Cells:
+    cells = _cells(line, separator)
+    if len(cells) <= max(headings.values()) or not cells[headings["path"]]:
+        count, columns = len(cells), "column" if len(cells) == 1 else "columns"
+        raise UserError(f"{at} has {count} {columns} and names no picture, or fewer than the headings: repair the line")
+    label, split = (cells[headings[key]] or None if key in headings else None for key in ("label", "split"))
+    return cells[headings["path"]], label, split
+
+
+def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
+    """A line without headings: the path and its class, in the order in which only one of them looks like a path."""
+    if not separator:
+        return *_by_blanks(line, beside), None
+    cells = [cell for cell in _cells(line, separator) if cell]
+    paths = [cell for cell in cells if _PICTURE.fullmatch(cell)] or [cell for cell in cells if beside.has(cell)]
+    if len(cells) == 3 and paths == cells[2:] and cells[0].isdigit():  # MXNet: number of the row, class, path
+        cells = [re.sub(r"\.0+$", "", cells[1]), cells[2]]
+    if not 1 <= len(cells) <= 2:
+        raise UserError(
+            f"{at} has {len(cells)} columns: say which is which in a first line, as path{separator}label".expandtabs(1)
+        )
+    path = paths[0] if paths else cells[0]
+    return path, next((cell for cell in cells if cell is not path), None), None
+
+
+def _by_blanks(line: str, beside: "_Beside") -> tuple[str, str | None]:
+    """A path, quoted or not, and perhaps a class after a blank; of names without extension what is there decides."""
+    if line[0] in "\"'" and (quoted := _QUOTED.fullmatch(line)) and not beside.has(line):
+        return quoted[2], quoted[4]
+    if _PICTURE.fullmatch(line):
+        return line, None
+    if named := _BLANK.fullmatch(line):
+        return named[1], named[2].strip("\"'")
+    last = _LAST.fullmatch(line)
+    if not last or beside.has(line):
+        return line, None
+    other = _WHOLE.fullmatch(last[2]) and re.search(r"\.\w+$", last[1])  # an extension that is not known here
+    return (last[1], last[2].strip("\"'")) if other or beside.has(last[1]) else (line, None)
+
+
+class _Beside:
+    """The files that paths of a list may mean: relative to the list, with ~, with \\ for /, or without extension."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._stems = folder, dict[str, dict[str, list[str]]]()
+
+    def has(self, path: str) -> bool:
+        return self._is_file(path) or (not _PICTURE.fullmatch(path) and bool(self._complete(path)))
+
+    def found(self, path: str, at: str) -> str:
+        """The path as it is read here. Raises UserError where it stands for several pictures."""
+        if path.startswith("~") and not self._is_file(path):
+            path = os.path.expanduser(path)
+        if "\\" in path and not self._is_file(path):
+            path = path.replace("\\", "/")
+        if _PICTURE.fullmatch(path) or self._is_file(path) or not (complete := self._complete(path)):
+            return path
+        if len(complete) > 1:
+            raise UserError(f"{at}: {printable(path)} may be {' or '.join(map(printable, complete))}: write which")
+        return complete[0]
+
+    def _is_file(self, path: str) -> bool:
+        return os.path.isfile(os.path.join(self._folder, path))
+
+    def _complete(self, path: str) -> list[str]:
+        """The pictures that a path without extension stands for."""
+        folder, base = os.path.split(os.path.expanduser(path.replace("\\", "/")))
+        if folder not in self._stems:
+            stems = self._stems[folder] = dict[str, list[str]]()
+            with contextlib.suppress(OSError):
+                for name in sorted(os.listdir(os.path.join(self._folder, folder))):
+                    if _PICTURE.fullmatch(name):
+                        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+        return [os.path.join(folder, name) for name in self._stems[folder].get(base, [])]
+
+
+__all__ = ["SUFFIXES", "Row", "open_list", "read_rows"]

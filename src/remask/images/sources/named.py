@@ -1,0 +1,239 @@
+"""Sets known by name: digits and photos come with the installed libraries, the others are downloaded when named."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remask.errors import UserError
+from remask.images.decoding import decode
+from remask.images.sources.columns import Part, joined, label_column
+from remask.images.sources.files import Files, files_under, open_files, sorted_out
+from remask.images.sources.left_out import further
+
+CROPS_PER_PHOTO = 64
+
+PHOTOS = (
+    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png",
+    "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "microaneurysms.png", "moon.png",
+    "motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+"""The photographs and micrographs inside the scikit-image wheel; its drawings and test patterns are left out."""
+
+
+@dataclass
+class Arrays:
+    """Pictures that lie in memory as uint8 [n, H, W] or [n, H, W, C]."""
+
+    name: str
+    pictures: np.ndarray
+    labels: list[int] | None
+    classes: list[str] | None
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, i: int) -> np.ndarray:
+        return self.pictures[i]
+
+    def where(self, i: int) -> str:
+        return f"{self.name}: picture {i}"
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Nothing but the shape of a picture: arrays have no names; see `images.fingerprint`."""
+        return [], [], {"shape": list(self.pictures.shape[1:])}
+
+
+@dataclass
+class Photos:
+    """Few large pictures, each many times over: item i is picture i % n, and the random crop makes it another one."""
+
+    name: str
+    paths: list[str]
+    length: int
+    labels: list[int] | None = None
+    classes: list[str] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    _decoded: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, i: int) -> np.ndarray:
+        path = self.paths[i % len(self.paths)]
+        if path not in self._decoded:
+            self._decoded[path] = decode(Path(path).read_bytes()).permute(1, 2, 0).numpy()
+        return self._decoded[path]
+
+    def where(self, i: int) -> str:
+        return f"{self.name}: {os.path.basename(self.paths[i % len(self.paths)])}"
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names and sizes in bytes of the few files; see `images.fingerprint`."""
+        return [os.path.basename(path) for path in self.paths], [os.path.getsize(path) for path in self.paths], {}
+
+
+@dataclass
+class Hub:
+    """A set of the Hugging Face `datasets` library, whose rows lie in memory-mapped files."""
+
+    name: str
+    rows: Any
+    column: str
+    labels: list[int] | None
+    classes: list[str] | None
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, i: int) -> bytes:
+        value = self.rows[i][self.column]
+        if value["bytes"] is None and value["path"]:
+            return Path(value["path"]).read_bytes()
+        return value["bytes"] or b""
+
+    def where(self, i: int) -> str:
+        return f"{self.name}: row {i}"
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Nothing but the column: rows of the hub have no names; see `images.fingerprint`."""
+        return [], [], {"columns": [self.column]}
+
+
+def open_digits(name: str, split: str, limit: int | None) -> Arrays:
+    """The 1,797 handwritten digits of 8x8 pixels in scikit-learn; of each class the same fifth is `val`."""
+    from sklearn.datasets import load_digits
+
+    _one_of("digits", split, ("", "train", "val"))
+    data = load_digits()
+    held_out = np.zeros(len(data.target), dtype=bool)
+    shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(data.target))
+    for digit in range(10):
+        members = shuffled[data.target[shuffled] == digit]
+        held_out[members[: len(members) // 5]] = True
+    keep = np.flatnonzero({"": np.ones_like(held_out), "train": ~held_out, "val": held_out}[split])[:limit]
+    pictures = np.rint(data.images[keep] * (255 / 16)).astype(np.uint8)
+    return Arrays(name, pictures, data.target[keep].tolist(), [str(digit) for digit in range(10)])
+
+
+def open_photos(name: str, split: str, limit: int | None) -> Photos:
+    """The photographs that scikit-image ships, 64 times each; nothing is downloaded and nothing is labelled."""
+    _one_of("photos", split, ("",))
+    spec = importlib.util.find_spec("skimage")
+    root = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
+    paths = [str(root / photo) for photo in PHOTOS if (root / photo).is_file()]
+    if not paths:
+        raise UserError("photos: the installed scikit-image brings no photographs; reinstall it, or name a folder")
+    length = CROPS_PER_PHOTO * len(paths)
+    return Photos(name, paths, length if limit is None else min(limit, length))
+
+
+def open_cifar10(name: str, split: str, limit: int | None) -> Arrays:
+    """CIFAR-10 by torchvision: 50,000 `train` (the default), 10,000 `test` or `val`."""
+    from torchvision.datasets import CIFAR10
+
+    _one_of("cifar10", split, ("", "train", "val", "test"))
+    root = _fetched("cifar10", lambda folder: CIFAR10(folder, download=True))
+    data = CIFAR10(root, train=split in ("", "train"))
+    return Arrays(name, data.data[:limit], [int(label) for label in data.targets][:limit], list(data.classes))
+
+
+def open_imagenette(name: str, split: str, limit: int | None) -> Files:
+    """Imagenette at 320 pixels by torchvision: 9,469 `train` (the default), 3,925 `val` or `test`."""
+    from torchvision.datasets import Imagenette
+
+    _one_of("imagenette", split, ("", "train", "val", "test"))
+    root = _fetched("imagenette", lambda folder: Imagenette(folder, size="320px", download=True))
+    folder = os.path.join(root, "imagenette2-320", "train" if split in ("", "train") else "val")
+    left_out = Counter[str]()
+    found = sorted_out(files_under(folder, left_out=left_out), left_out)
+    source = open_files(folder, folder, found, limit, left_out)
+    source.name = name
+    return source
+
+
+def open_hub(name: str, limit: int | None) -> Hub:
+    """`hf:USER/SET[:split]`, split `train` unless named."""
+    repository, _, split = name.removeprefix("hf:").partition(":")
+    try:
+        from datasets import ClassLabel, Image, load_dataset
+    except ImportError:
+        raise UserError(f"{name} needs the datasets library: pip install 'remask[data]'") from None
+    try:
+        rows = load_dataset(repository, split=split or "train")
+    except Exception as error:  # the library raises its own, the hub's, the network's and built-in errors
+        raise UserError(f"{name} could not be loaded: {_line(error)}") from None
+    pictures = [column for column, kind in rows.features.items() if isinstance(kind, Image)]
+    if not pictures:
+        raise UserError(f"{name} has no column of images among {', '.join(rows.features)}")
+    rows = rows.cast_column(pictures[0], Image(decode=False))
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    left_out = further(pictures[1:], len(rows))
+    kinds = {
+        column: "ClassLabel" if isinstance(kind, ClassLabel) else _kind(kind) for column, kind in rows.features.items()
+    }
+    label = label_column(kinds)
+    if label is None:
+        return Hub(name, rows, pictures[0], None, None, left_out)
+    names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
+    labels, classes = joined([Part(rows[label], names, name)])
+    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
+
+
+def _kind(kind: Any) -> str:
+    """The kind of a column by the `datasets` library's name of its type."""
+    stored = str(getattr(kind, "dtype", ""))
+    return "integer" if "int" in stored else "text" if stored in ("string", "large_string", "bool") else stored
+
+
+NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {
+    "digits": open_digits,
+    "photos": open_photos,
+    "cifar10": open_cifar10,
+    "imagenette": open_imagenette,
+}
+"""What `--data NAME[:split]` opens."""
+
+
+def _one_of(name: str, split: str, known: tuple[str, ...]) -> None:
+    if split not in known:
+        choices = ", ".join(f"{name}:{other}" if other else name for other in known)
+        raise UserError(f"{name} has no split {split!r}: it can be named as {choices}")
+
+
+def _fetched(name: str, fetch: Callable[[str], object]) -> str:
+    """The folder of a downloaded set, under $REMASK_CACHE or ~/.cache/remask. A failed download leaves nothing."""
+    cache = Path(os.environ.get("REMASK_CACHE") or Path.home() / ".cache" / "remask")
+    final = cache / name
+    if final.is_dir():
+        return str(final)
+    missing = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+    part = None
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        part = tempfile.mkdtemp(prefix=f".{name}-", dir=cache)
+        fetch(part)
+        os.replace(part, final)
+    except Exception as error:  # urllib, tarfile, the file system: whichever it is, there is no set
+        raise UserError(f"{name} could not be downloaded to {cache} ({_line(error)}): check network and disk") from None
+    finally:
+        if part is not None and not final.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        if not final.is_dir():
+            for folder in missing:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+    return str(final)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

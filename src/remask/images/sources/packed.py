@@ -1,0 +1,138 @@
+"""A packed set: one file of pictures that is mapped into memory, with labels, class names and the pictures' names.
+
+    64 bytes   head: magic, version, where the table lies, its checksum, the head's own
+    pictures   one after the other: JPEGs, or uint8 pixels HWC; equal ones once
+    table      JSON of the whole set, then columns: start, size and checksum of each picture, shape, label, name
+
+The head is written last and the file then gets its name, so that what has the name is whole.
+"""
+
+import errno
+import json
+import mmap
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from remask.errors import UserError
+from remask.images.sources.files import printable
+
+MAGIC, VERSION, SUFFIX = b"\x89remask\n", 1, ".remask"
+HEAD = struct.Struct("<8sIIQQI")  # magic, version, checksum of the table, its start and length, checksum of these
+HEAD_BYTES = 64
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class Packed:
+    """The pictures of a packed file. Each is compared with its checksum when a process first reads it."""
+
+    def __init__(self, name: str, path: str, limit: int | None = None) -> None:
+        self.name, self._path, self._limit = name, os.path.abspath(path), limit
+        self._open()
+
+    def _open(self) -> None:
+        self._bytes = _mapped(self._path, self.name)
+        about, columns = _table(self._bytes, self.name)
+        self.about: Mapping[str, Any] = about
+        self._start, self._size, self._sums = columns["start"], columns["size"], columns["checksum"]
+        self._shapes, self._ends, self._names = columns.get("shape"), columns["name_end"], columns["names"]
+        self._length = min(len(self._start), self._limit or len(self._start))
+        labels = columns.get("label")
+        self.labels: list[int] | None = None if labels is None else labels[: self._length].tolist()
+        self.classes: list[str] | None = about["classes"]
+        self.left_out: dict[str, int] = dict(about.get("source_left_out", {}))
+        if unusable := len(about.get("left_out", {})):
+            self.left_out["pictures that could not be used when it was packed"] = unusable
+        self._seen = np.zeros(self._length, dtype=bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "_path": self._path, "_limit": self._limit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """A JPEG, or pixels HWC that lie in the file and are not copied. Raises OSError where the file is damaged."""
+        start = int(self._start[i])
+        data = self._bytes[start : start + int(self._size[i])]
+        if not self._seen[i]:
+            if zlib.crc32(data.data) != self._sums[i]:
+                raise OSError(errno.EIO, "damaged in the packed file: its checksum differs")
+            self._seen[i] = True
+        return data.tobytes() if self._shapes is None else data.reshape(self._shapes[i])
+
+    def where(self, i: int) -> str:
+        return f"{printable(os.path.basename(self._path))}: {self._called(i)}"
+
+    def _called(self, i: int) -> str:
+        begin, end = int(self._ends[i - 1]) if i else 0, int(self._ends[i])
+        return self._names[begin:end].tobytes().decode()
+
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Names, sizes in bytes, and a checksum of the checksums in the table; see `images.fingerprint`."""
+        names, sizes = [self._called(i) for i in range(self._length)], self._size[: self._length].tolist()
+        return names, sizes, {"checksum": zlib.crc32(np.ascontiguousarray(self._sums[: self._length]).data)}
+
+
+def is_packed(path: str) -> bool:
+    """Whether a file is a packed set, by its first bytes or its name."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC or path.lower().endswith(SUFFIX)
+
+
+def head(table: bytes, start: int) -> bytes:
+    """The first bytes of a file whose table lies at `start`."""
+    fields = MAGIC, VERSION, zlib.crc32(table), start, len(table)
+    checksum = zlib.crc32(HEAD.pack(*fields, 0))
+    return HEAD.pack(*fields, checksum).ljust(HEAD_BYTES, b"\0")
+
+
+def table(about: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
+    """Facts and columns as bytes."""
+    kinds = {name: [column.dtype.str, list(column.shape)] for name, column in columns.items()}
+    text = json.dumps({**about, "columns": kinds}).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *(column.tobytes() for column in columns.values())])
+
+
+def _mapped(path: str, name: str) -> np.ndarray:
+    """The bytes of a file. They may be written to, as torch wants it, which changes the process's own copy only."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size < HEAD_BYTES:
+            raise UserError(f"{printable(name)} is no packed set: it is shorter than a head; pack it again")
+        flags, protection = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=protection), dtype=np.uint8)
+
+
+def _table(data: np.ndarray, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    magic, version, checksum, start, length, own = HEAD.unpack(data[: HEAD.size].tobytes())
+    if magic != MAGIC:
+        raise UserError(f"{printable(name)} is no packed set: write one with remask data pack SRC --out NAME{SUFFIX}")
+    if version != VERSION:
+        raise UserError(f"{printable(name)} is packed in version {version}, this remask reads {VERSION}: pack it again")
+    if own != zlib.crc32(HEAD.pack(magic, version, checksum, start, length, 0)):
+        raise UserError(f"{printable(name)} is damaged: its head does not fit its checksum; copy or pack it again")
+    if start + length != len(data):
+        raise UserError(
+            f"{printable(name)} has {len(data):,} bytes where its head says {start + length:,}: copy or pack it again"
+        )
+    whole = data[start:]
+    if zlib.crc32(whole.data) != checksum:
+        raise UserError(f"{printable(name)} is damaged: its table does not fit its checksum; copy or pack it again")
+    at = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+    about = json.loads(whole[8:at].tobytes())
+    columns = {}
+    for key, (kind, shape) in about.pop("columns").items():
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        columns[key] = whole[at : at + size].view(kind).reshape(shape)
+        at += size
+    return about, columns

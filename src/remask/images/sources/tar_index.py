@@ -1,0 +1,212 @@
+"""What is in a tar shard: its pictures, the class of each, and how many of its members are left out, by reason.
+
+A picture takes the class of the .cls whose name is the picture's up to one of its dots, the longest first: a.b.png
+takes a.b.png.cls, a.b.cls or a.cls. (WebDataset cuts all names at the first dot, and a.left.png and a.right.png would
+be one sample.) A .cls that no picture takes so goes to the picture whose name it goes on from: a.label.cls to a.png.
+Hard links and symbolic ones are further names of what they lead to in the same shard.
+"""
+
+import os
+import posixpath
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple
+
+from remask.errors import UserError
+from remask.files.text import decoded
+from remask.images import heif
+from remask.images.sources.files import EXTENSIONS, is_picture, printable
+from remask.images.sources.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
+
+MASKS = frozenset(
+    ("mask", "masks", "seg", "segmentation", "semantic", "instance", "panoptic", "label", "labels", "annotation", "gt",
+     "depth", "normal", "normals", "edge", "edges", "trimap")
+)  # fmt: skip
+"""Words before the extension of what is drawn about a picture: a.seg.png beside a.jpg is no picture."""
+
+BESIDE = "masks beside their picture"
+FORMATS = "pictures that are there in another format too"
+EARLIER = "members that a later one of the name replaces"
+SPARSE = "sparse files"
+LONELY = ".cls files without a picture"
+LONGEST = 1 << 16
+"""Bytes of a .cls at most."""
+
+
+class Member(NamedTuple):
+    """A file in a tar: its name, where its content begins, and how long it is."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class Shard:
+    """The pictures of a shard in its own order, each with its class number if it has one."""
+
+    pictures: list[tuple[Member, int | None]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def index(shard: str, patterns: Patterns | None = None) -> Shard:
+    """Read all headers of an uncompressed tar. Raises UserError for what is none, or is cut short."""
+    found = Shard()
+    try:
+        members = _members(shard, found.left_out)
+    except (tarfile.TarError, OSError, EOFError, UnicodeError, ValueError) as error:
+        raise UserError(f"{printable(shard)} cannot be read as an uncompressed tar: {error}") from None
+    if any(member.offset + member.size > os.path.getsize(shard) for member in members):
+        raise UserError(f"{printable(shard)} is cut short: copy it again")
+    pictures, classes = list[Member](), dict[str, Member]()
+    for member in members:
+        name = member.name
+        if any(is_hidden(part) and part != ".." for part in name.split("/")):
+            found.left_out[HIDDEN_FILES] += 1
+        elif patterns and patterns.exclude(name):
+            continue
+        elif is_picture(name):
+            pictures.append(member)
+        elif name.lower().endswith(".cls"):
+            classes[name[: -len(".cls")]] = member
+        else:
+            found.left_out[heif.REASON if heif.is_heif(name) else kind_of(name)] += 1
+    kept = _one_each(pictures, found.left_out)
+    with open(shard, "rb") as file:
+        numbers = {stem: _class_number(file, member, shard) for stem, member in classes.items()}
+    taken = _classes(kept, numbers)
+    found.pictures = [
+        (member, None if stem is None else numbers[stem]) for member, stem in zip(kept, taken, strict=True)
+    ]
+    if lonely := len(numbers) - len({stem for stem in taken if stem is not None}):
+        found.left_out[LONELY] += lonely
+    return found
+
+
+def _headers(shard: str) -> Iterator[tarfile.TarInfo]:
+    """All headers of a tar, and of others that are joined to its end."""
+    with open(shard, "rb") as file:
+        begin, size = 0, os.fstat(file.fileno()).st_size
+        while True:
+            file.seek(begin)
+            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+                while (info := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep all headers in memory
+                    yield info
+                at, begin = begin, tar.offset
+            if begin == at and file.seek(begin) == at and file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {at:,}")  # tarfile takes it for the end
+            file.seek(begin)
+            while begin < size and not file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                begin += tarfile.BLOCKSIZE
+            if begin >= size:
+                return
+
+
+def _members(shard: str, left_out: Counter[str]) -> list[Member]:
+    """Files of a tar under all their names, in its order; of equal names the last one, as tar itself unpacks them."""
+    files, links = dict[str, Member | None](), dict[str, tuple[str, bool]]()
+    for info in _headers(shard):
+        name = _normal(info.name)
+        if info.isdir():
+            continue
+        if name in files:
+            left_out[EARLIER] += 1
+            links.pop(name, None)
+        if info.issym() or info.islnk():
+            files[name], links[name] = None, (info.linkname, info.issym())
+        elif info.isreg() and not info.issparse():
+            files[name] = Member(name, info.offset_data, info.size)
+        else:
+            files.pop(name, None)
+            left_out[SPARSE if info.isreg() else SPECIAL] += 1
+    for name in links:
+        target = _resolved(name, files, links)
+        files[name] = None if target is None else target._replace(name=name)
+        if target is None:
+            left_out[NOWHERE] += 1
+    return [member for member in files.values() if member is not None]
+
+
+def _resolved(
+    name: str, files: dict[str, Member | None], links: dict[str, tuple[str, bool]]
+) -> Member | None:  # fmt: skip
+    """The file that a link leads to, over further links and linked folders; None where it leads nowhere."""
+    for _ in range(40):  # as many as Linux follows
+        if name not in links and files.get(name) is not None:
+            return files[name]
+        parts = name.split("/")
+        steps = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        link = next((step for step in steps if step in links), None)
+        if link is None:
+            return None
+        target, symbolic = links[link]
+        begin = posixpath.join(posixpath.dirname(link), target) if symbolic and not target.startswith("/") else target
+        name = _normal(posixpath.join(begin, name[len(link) :].lstrip("/")))
+    return None
+
+
+def _normal(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")
+
+
+def _stems(name: str) -> Iterator[str]:
+    """ "x/a.b.png" -> "x/a.b.png", "x/a.b", "x/a"."""
+    yield name
+    folder, base = posixpath.split(name)
+    while "." in base[1:]:
+        base = base[: base.rindex(".")]
+        yield posixpath.join(folder, base)
+
+
+def _one_each(pictures: list[Member], left_out: Counter[str]) -> list[Member]:
+    """Pictures without masks of others; of one name in several formats that which comes first in EXTENSIONS."""
+    formats: dict[str, list[Member]] = {}
+    for member in pictures:
+        formats.setdefault(posixpath.splitext(member.name)[0], []).append(member)
+    dropped = set[Member]()
+    for stem, members in formats.items():
+        begin, dot, last = stem.rpartition(".")
+        if dot and last.lower() in MASKS and begin in formats:
+            left_out[BESIDE] += len(members)
+            dropped.update(members)
+        else:
+            first = min(_rank(member.name) for member in members)
+            others = [member for member in members if _rank(member.name) > first]
+            dropped.update(others)
+            left_out[FORMATS] += len(others)
+    left_out += Counter()  # without zeros
+    return [member for member in pictures if member not in dropped]
+
+
+def _rank(name: str) -> int:
+    every = (*EXTENSIONS, *heif.EXTENSIONS)
+    return every.index(posixpath.splitext(name)[1].lower())
+
+
+def _classes(pictures: list[Member], numbers: dict[str, int]) -> list[str | None]:
+    """For each picture the stem of the .cls that it takes."""
+    taken = [next((stem for stem in _stems(member.name) if stem in numbers), None) for member in pictures]
+    rest: dict[str, list[str]] = {}
+    for stem in numbers.keys() - set(taken):
+        for begin in list(_stems(stem))[1:]:
+            rest.setdefault(begin, []).append(stem)
+    for place, member in enumerate(pictures):
+        if taken[place] is None and len(found := rest.get(posixpath.splitext(member.name)[0], [])) == 1:
+            taken[place] = found[0]
+    return taken
+
+
+def _class_number(file: BinaryIO, member: Member, shard: str) -> int:
+    file.seek(member.offset)
+    where = f"{printable(shard)}: {printable(member.name)}"
+    text = decoded(file.read(min(member.size, LONGEST)), where).strip()
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        raise UserError(f"{where} holds no class number but {text[:20].encode()!r}")
+    return int(text)
+
+
+__all__ = ["Member", "Shard", "index"]

@@ -1,0 +1,1 @@
+"""Tools around a source: packing it, looking it over, measuring its values."""

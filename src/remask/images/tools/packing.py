@@ -1,0 +1,246 @@
+"""Any source into one packed file: decoded once, at the size that training needs. See `packed` for the layout."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from remask.errors import UserError
+from remask.files.escaping import in_utf8, printable
+from remask.files.text import part_beside
+from remask.images.decoding import BadImage
+from remask.images.levels import Levels, Scaling
+from remask.images.loading.image_cache import decoded
+from remask.images.loading.workers import each
+from remask.images.sources.opening import Source
+from remask.images.sources.packed import HEAD_BYTES, SUFFIX, head, table
+from remask.images.transforms import CentreCrop, resize
+from remask.types import Size
+
+
+@dataclass(frozen=True)
+class Form:
+    """How pictures are packed.
+
+    kind      "jpeg", or "raw": uint8 pixels, which are never decoded again
+    shorter   pixels of the shorter side at most; larger pictures are resized. None: as they are
+    exactly   instead, this height and width: resized to cover it and cut to its middle
+    quality   of JPEGs that are written; one that is small enough is kept byte for byte
+    channels  of raw pixels, or 1 or 3 of JPEGs that are written
+    """
+
+    kind: str = "jpeg"
+    shorter: int | None = 256
+    exactly: Size | None = None
+    quality: int = 90
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("jpeg", "raw"):
+            raise UserError(f"there is no format {self.kind!r}: choose jpeg or raw")
+        if self.kind == "jpeg" and self.channels not in (1, 3):
+            raise UserError(f"a JPEG has 1 or 3 channels, not {self.channels}: choose --format raw")
+        if not 1 <= self.quality <= 100 or self.channels < 1 or min(self.exactly or (self.shorter or 1,)) < 1:
+            raise UserError("quality lies in 1..100, channels and sizes begin with 1")
+
+
+@dataclass
+class Written:
+    """What became of a source. `left_out` says why, by the picture's address; `kept` JPEGs were not touched."""
+
+    pictures: int = 0
+    kept: int = 0
+    bytes: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class Item(NamedTuple):
+    """One picture as it is written; `shape` is its height, width and channels."""
+
+    data: bytes
+    shape: tuple[int, int, int]
+    kept: bool
+    checksum: int
+    digest: bytes
+
+
+def pack(
+    source: Source,
+    out: Path,
+    form: Form,
+    *,
+    workers: int = 0,
+    max_bad: float = 0.01,
+    levels: Levels | None = None,
+    progress: Callable[[int, Written], None] = lambda done, so_far: None,
+    skipped: Callable[[str], None] = lambda line: None,
+) -> Written:
+    """Write `out`, which ends in .remask, and nothing else: a run that is stopped leaves at most a .part, which the
+    next one writes over. Unusable pictures are left out. Raises UserError, also for more of them than `max_bad`.
+
+    levels   which values of pictures deeper than 8 bits become 0 and 255; None: see `decode`
+    """
+    if out.suffix != SUFFIX:
+        raise UserError(f"{out}: a packed set ends in {SUFFIX}; choose such a name")
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another --out")
+    with _part(out) as file:
+        prepare = Prepare(source, form, levels)
+        return _write(source, file, form, prepare, workers, max_bad, progress, skipped)
+
+
+@contextlib.contextmanager
+def _part(out: Path) -> Iterator[BinaryIO]:
+    """A file beside `out` that takes its name at the end, and is deleted where that is not reached."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = part_beside(out)
+    with open(part, "ab+") as file:  # not emptied before it is locked
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out} is being written by another process; wait for it") from None
+        try:
+            file.truncate(0)
+            with open(part, "rb+") as whole:
+                yield whole
+                whole.flush()
+                os.fsync(whole.fileno())
+            os.replace(part, out)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(f"{out}: the disk is full; free some space, or choose a smaller --size") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _write(
+    source: Source,
+    file: BinaryIO,
+    form: Form,
+    prepare: "Prepare",
+    workers: int,
+    max_bad: float,
+    progress: Callable[[int, Written], None],
+    skipped: Callable[[str], None],
+) -> Written:
+    done, columns, stored, numbers = Written(), _Columns(), dict[bytes, int](), list[int]()
+    allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
+    file.write(bytes(HEAD_BYTES))
+    for i, item in enumerate(each(prepare, len(source), workers)):
+        if isinstance(item, str):
+            done.left_out[source.where(i)] = item
+            skipped(f"{source.where(i)}: {item}")
+            if len(done.left_out) > allowed:
+                raise UserError(_too_many(source, done.left_out, max_bad))
+        else:
+            if item.digest not in stored:
+                stored[item.digest] = file.tell()
+                file.write(item.data)
+            columns.add(stored[item.digest], item, source.where(i))
+            numbers.append(i)
+            done.pictures, done.kept = done.pictures + 1, done.kept + item.kept
+        done.bytes = file.tell()
+        progress(i + 1, done)
+    if not numbers:
+        raise UserError(_too_many(source, done.left_out, max_bad))
+    labels = None if source.labels is None else [source.labels[i] for i in numbers]
+    about = {**asdict(form), "source": printable(source.name), "classes": source.classes, "left_out": done.left_out}
+    about["source_left_out"] = source.left_out
+    file.write(bytes(-file.tell() % 8))
+    start, content = file.tell(), table(about, columns.arrays(labels, form.kind == "raw"))
+    file.write(content)
+    done.bytes = file.tell()
+    file.seek(0)
+    file.write(head(content, start))
+    return done
+
+
+class _Columns:
+    """The columns of the table while it grows."""
+
+    def __init__(self) -> None:
+        self._facts: list[tuple[int, int, int]] = []
+        self._shapes: list[tuple[int, int, int]] = []
+        self._names: list[bytes] = []
+
+    def add(self, start: int, item: Item, name: str) -> None:
+        self._facts.append((start, len(item.data), item.checksum))
+        self._shapes.append(item.shape)
+        self._names.append(in_utf8(name).encode())
+
+    def arrays(self, labels: list[int] | None, raw: bool) -> dict[str, np.ndarray]:
+        """By name, those of 8 bytes a number first, so that all are aligned."""
+        start, size, checksum = np.array(self._facts, dtype="<u8").T
+        ends = np.cumsum([len(name) for name in self._names], dtype="<u8")
+        columns: dict[str, Any] = {"start": start, "size": size, "name_end": ends}
+        if labels is not None:
+            columns["label"] = np.array(labels, dtype="<i8")
+        columns["checksum"] = checksum.astype("<u4")
+        if raw:
+            columns["shape"] = np.array(self._shapes, dtype="<u4")
+        return {**columns, "names": np.frombuffer(b"".join(self._names), dtype=np.uint8)}
+
+
+class Prepare:
+    """What is written of the i-th picture of a source, or why there is nothing to be."""
+
+    def __init__(self, source: Source, form: Form, levels: Levels | None = None) -> None:
+        self._source, self._form, self._scaling = source, form, Scaling(levels, (), ()) if levels else None
+
+    def __call__(self, i: int) -> Item | str:
+        try:
+            data = self._source.read(i)
+        except OSError as error:
+            return error.strerror or str(error)
+        try:
+            whole = decoded(data, self._form.channels, self._scaling)
+        except BadImage as bad:
+            return str(bad)
+        image = fitted(whole, self._form)
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        keep = image is whole and isinstance(data, bytes) and data[:2] == b"\xff\xd8" and self._form.kind == "jpeg"
+        content = data if keep and isinstance(data, bytes) else self._encoded(pixels)
+        shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[0]))
+        digest = hashlib.blake2b(content + repr(shape).encode(), digest_size=16).digest()
+        return Item(content, shape, keep, zlib.crc32(content), digest)
+
+    def _encoded(self, pixels: np.ndarray) -> bytes:
+        if self._form.kind == "raw":
+            return pixels.tobytes()
+        stream = io.BytesIO()
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        image.save(stream, "JPEG", quality=self._form.quality)
+        return stream.getvalue()
+
+
+def fitted(image: UInt8[Tensor, "C H W"], form: Form) -> UInt8[Tensor, "C h w"]:
+    """The picture at the size of the form; the same object where nothing is to be done."""
+    rows, columns = image.shape[1:]
+    if form.exactly:
+        return image if (rows, columns) == form.exactly else CentreCrop(form.exactly, ratio=1.0)(image)
+    shorter = min(rows, columns)
+    if not form.shorter or shorter <= form.shorter:
+        return image
+    return resize(image, (round(rows * form.shorter / shorter), round(columns * form.shorter / shorter)))
+
+
+def _too_many(source: Source, bad: dict[str, str], max_bad: float) -> str:
+    first = "; ".join(f"{where}: {reason}" for where, reason in list(bad.items())[:3])
+    return (
+        f"{len(bad)} of {len(source)} images cannot be used, more than --max-bad {max_bad:g} allows ({first}): "
+        f"remask data check lists them; repair or remove them, or raise --max-bad"
+    )
