@@ -34,6 +34,11 @@ def with_eps(module: Any, eps: float) -> Any:
     return module
 
 
+def with_eps_of(settings: Any, module: Any) -> Any:
+    """The same, its norms with the ε that settings state, if they do."""
+    return with_eps(module, float(settings["norm_eps"])) if "norm_eps" in settings else module
+
+
 def views_of(mask: Tensor, grid: Grid) -> Views:
     """Masks of a batch as one view; a mask on a finer grid must be whole on the tokens of this one."""
     if mask.ndim == 3:
