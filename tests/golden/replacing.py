@@ -107,7 +107,11 @@ def togetherness(masks: Tensor) -> float:
 
 
 def check_block_masks(case: Case, smallest: int) -> None:
-    """Ours: exact, and at the border as elsewhere; the official count may be short (never in mmpretrain's)."""
+    """Ours: exact, and at the border as elsewhere; the official count may be short (never in mmpretrain's).
+
+    Togetherness lies between the share that is hidden and 1. That of a few stored masks is compared with ours to .07,
+    by which the generators differ in the middle, and half the range of as many of ours: on a grid of 4×4 it is wide.
+    """
     counts, ours = case.masks.flatten(1).sum(1), drawn(case, smallest, 2000)
     assert (counts == case.wanted if case.code == "mmpretrain" else counts <= case.wanted).all(), case.name
     assert (ours.flatten(1).sum(1) == case.wanted).all(), case.name
@@ -118,5 +122,7 @@ def check_block_masks(case: Case, smallest: int) -> None:
         assert not case.masks[:, -1].any(), case.name
         assert not case.masks[:, :, -1].any(), case.name
     official = togetherness(case.masks)
-    assert official > share + 0.15, case.name  # blocks, not cells
-    assert abs(togetherness(ours) - official) < 0.1, case.name
+    assert official > share + 0.2 * (1 - share), case.name  # blocks, not cells
+    several = [togetherness(part) for part in ours.split(len(case.masks)) if len(part) == len(case.masks)]
+    apart = abs(togetherness(ours) - official)
+    assert apart < 0.07 + (max(several) - min(several)) / 2, case.name
