@@ -29,7 +29,10 @@ class Dense(NamedTuple):
 
 
 def dense(backbone: ConvViT, images: Tensor, views: Views, eps: float = 1e-6) -> Dense:
-    """`images` come normalised; `tokens` leave the last block, before fusion, and `latent` the encoder, normed by `eps`."""
+    """`images` come normalised; `tokens` leave the last block, before fusion, and `latent` the encoder.
+
+    `eps` is that of the last norm.
+    """
     net, (_, second, third) = backbone.network, backbone.network.sizes.strides
     keep2 = enlarged((~views.mask).float().flatten(0, 1).unflatten(1, views.grid).unsqueeze(1), third)
     keep1 = enlarged(keep2, second)

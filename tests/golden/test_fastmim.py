@@ -70,7 +70,7 @@ def method_of(io: File) -> Method:
 
 
 def with_epsilons_of(part: Entries, kind: str, method: Method) -> Method:
-    """The same with the ε that settings state: of the blocks' norms, and of the decoder's, which a ViT's settings share.
+    """The same with the ε that settings state: of the blocks' norms, and of the decoder's, which a ViT's share.
 
     Other norms of a PVTv2 and a CMT, of patches and of reduced maps, have PyTorch's own in the official code.
     """
