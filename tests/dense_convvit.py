@@ -28,8 +28,11 @@ class Dense(NamedTuple):
     latent: Tensor
 
 
-def dense(backbone: ConvViT, images: Tensor, views: Views) -> Dense:
-    """`images` come normalised; `tokens` leave the last block, before fusion, and `latent` the encoder."""
+def dense(backbone: ConvViT, images: Tensor, views: Views, eps: float = 1e-6) -> Dense:
+    """`images` come normalised; `tokens` leave the last block, before fusion, and `latent` the encoder.
+
+    `eps` is that of the last norm.
+    """
     net, (_, second, third) = backbone.network, backbone.network.sizes.strides
     keep2 = enlarged((~views.mask).float().flatten(0, 1).unflatten(1, views.grid).unsqueeze(1), third)
     keep1 = enlarged(keep2, second)
@@ -49,7 +52,7 @@ def dense(backbone: ConvViT, images: Tensor, views: Views) -> Dense:
         seen(F.conv2d(stage, conv.weight, conv.bias, stride=conv.stride).flatten(2).transpose(1, 2), views)
         for stage, conv in zip((stage1, stage2), backbone.fusions, strict=True)
     )
-    latent = F.layer_norm(x + one + two, (backbone.width,), net.norm.weight, net.norm.bias, eps=1e-6)
+    latent = F.layer_norm(x + one + two, (backbone.width,), net.norm.weight, net.norm.bias, eps=eps)
     return Dense(embed1, stage1, stage2, embed3, embed4, (one, two), x, latent)
 
 

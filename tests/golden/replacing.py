@@ -34,6 +34,11 @@ def with_eps(module: Any, eps: float) -> Any:
     return module
 
 
+def with_eps_of(settings: Any, module: Any) -> Any:
+    """The same, its norms with the ε that settings state, if they do."""
+    return with_eps(module, float(settings["norm_eps"])) if "norm_eps" in settings else module
+
+
 def views_of(mask: Tensor, grid: Grid) -> Views:
     """Masks of a batch as one view; a mask on a finer grid must be whole on the tokens of this one."""
     if mask.ndim == 3:
@@ -102,7 +107,11 @@ def togetherness(masks: Tensor) -> float:
 
 
 def check_block_masks(case: Case, smallest: int) -> None:
-    """Ours: exact, and at the border as elsewhere; the official count may be short (never in mmpretrain's)."""
+    """Ours: exact, and at the border as elsewhere; the official count may be short (never in mmpretrain's).
+
+    Togetherness lies between the share that is hidden and 1. That of a few stored masks is compared with ours to .07,
+    by which the generators differ in the middle, and half the range of as many of ours: on a grid of 4×4 it is wide.
+    """
     counts, ours = case.masks.flatten(1).sum(1), drawn(case, smallest, 2000)
     assert (counts == case.wanted if case.code == "mmpretrain" else counts <= case.wanted).all(), case.name
     assert (ours.flatten(1).sum(1) == case.wanted).all(), case.name
@@ -113,5 +122,7 @@ def check_block_masks(case: Case, smallest: int) -> None:
         assert not case.masks[:, -1].any(), case.name
         assert not case.masks[:, :, -1].any(), case.name
     official = togetherness(case.masks)
-    assert official > share + 0.15, case.name  # blocks, not cells
-    assert abs(togetherness(ours) - official) < 0.1, case.name
+    assert official > share + 0.2 * (1 - share), case.name  # blocks, not cells
+    several = [togetherness(part) for part in ours.split(len(case.masks)) if len(part) == len(case.masks)]
+    apart = abs(togetherness(ours) - official)
+    assert apart < 0.07 + (max(several) - min(several)) / 2, case.name

@@ -8,7 +8,7 @@ from remask.distances import cross_entropy
 from remask.interop import beit as interop
 from remask.method import Method
 from tests.golden.replacing import Stored, block_cases, check_block_masks, encoded, loss_of, smallest_of, with_eps
-from tests.golden.vectors import Entries, Folder, activations, gradients, losses, some
+from tests.golden.vectors import Entries, Folder, activations, gradients, losses, size_of, size_unless_square, some
 
 SYSTEM = "beit"
 SMALLEST = 16  # patches of the official generator's smallest block, where config.json does not state another
@@ -29,7 +29,7 @@ def state_of(folder: Folder) -> Entries:
 def method_of(folder: Folder) -> Method:
     config = folder.config.part("vit")
     words = Stored(torch.zeros(1, 1, 1, dtype=torch.int64), config["vocabulary"])
-    method = interop.load(state_of(folder), words).eval()
+    method = interop.load(state_of(folder), words, size=size_unless_square(config["image_size"])).eval()
     return with_eps(method, config["norm_eps"])
 
 
@@ -40,7 +40,8 @@ def logits_of(method: Method, stored: Entries) -> Tensor:
 def test_sizes_are_read_from_the_weights(folder: Folder) -> None:
     backbone, config = method_of(folder).backbone, folder.config.part("vit")
     assert (backbone.width, backbone.depth, backbone.patch[0]) == (config["dim"], config["depth"], config["patch_size"])
-    assert backbone.built_for[0] * backbone.patch[0] == config["image_size"]
+    sides = tuple(count * side for count, side in zip(backbone.built_for, backbone.patch, strict=True))
+    assert sides == size_of(config["image_size"])
     assert backbone.network.blocks[0].attn.num_heads == config["heads"]
 
 
@@ -97,7 +98,8 @@ def test_the_way_back_is_bit_equal(folder: Folder) -> None:
 
 def test_encoder_alone(folder: Folder) -> None:
     stored = {key: value for key, value in state_of(folder).items() if not key.endswith(interop.BUFFERS)}
-    network = interop.load_backbone(stored).network
+    size = size_unless_square(folder.config.part("vit")["image_size"])
+    network = interop.load_backbone(stored, size=size).network
     assert all(torch.equal(value, stored[key]) for key, value in network.state_dict().items())
     assert set(stored) - set(network.state_dict()) == {"mask_token", "lm_head.weight", "lm_head.bias"}
 

@@ -19,6 +19,7 @@ from remask.interop import simmim
 from remask.interop.mae import MEAN, STD
 from tests.golden.convvit import image_size, sizes_of, with_epsilons_of
 from tests.golden.replacing import with_eps
+from tests.golden.test_convmae import images_in
 from tests.golden.vectors import Entries, File, Folder, activations, gradients, losses, norms, roots
 
 
@@ -83,7 +84,7 @@ def images_of(folder: Folder) -> Tensor:
     for path in sorted(Path(folder.path).glob("*.safetensors")):
         if path.name.startswith(("forward", "inputs")):
             stored = folder.tensors(path.name)
-            return stored["imgs_norm"] if "imgs_norm" in stored else stored["imgs"]
+            return stored["imgs_norm"] if "imgs_norm" in stored else images_in(stored)
     pytest.skip(f"no images in {folder.path}")
 
 

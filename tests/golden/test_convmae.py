@@ -147,7 +147,7 @@ def test_tokens_before_fusion_and_latent(forward: File) -> None:
 def test_the_dense_reference_is_the_official_form(forward: File) -> None:
     method, views = forward_method(forward)
     stored = forward.tensors
-    found = dense(method.backbone, images_in(stored), views)
+    found = dense(method.backbone, images_in(stored), views, forward.folder.config["norm_eps"])
     activations(found.latent, in_raster_order(forward, "latent"))
     activations(found.tokens, in_raster_order(forward, "stage3_tokens"))
     activations(found.stage1[0], stored["stage1_map_img0"])

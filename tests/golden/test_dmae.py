@@ -21,6 +21,7 @@ from remask.targets import Encoded, Pixels
 from remask.tokens import take
 from remask.types import Features
 from remask.views import Views
+from tests.golden.replacing import with_eps_of
 from tests.golden.vectors import Entries, Folder, activations, gradients, losses, some
 
 SYSTEM = "dmae"
@@ -39,6 +40,7 @@ def teachers_of(folder: Folder, blocks: list[int]) -> list[Encoded]:
     config = folder.config.part("teacher")
     state = folder.tensors("teacher_state_dict.safetensors")
     network, patch = mae.load_backbone(state, heads=config["heads"]), (config["patch_size"],) * 2
+    with_eps_of({**folder.config, **config}, network)
     shared = {"sees": "view", "norm": "none", "name": "the official teacher"}
     return [Encoded(network, patch, mae.MEAN, mae.STD, layer=block, **shared) for block in blocks]  # type: ignore[arg-type]
 
@@ -61,7 +63,7 @@ def method_of(
         mlp_ratio=hidden / width, **options,
     )  # fmt: skip
     method.load_state_dict(interop.from_official(folder.tensors(state)))
-    return method
+    return with_eps_of({**folder.config, **student}, method)
 
 
 def views_of(method: Method, images: Tensor, ids_keep: Tensor) -> Views:

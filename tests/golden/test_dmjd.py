@@ -21,6 +21,7 @@ from remask.tokens import take
 from remask.training.optim import learning_rate, parameter_groups
 from remask.types import Features, Grid
 from remask.views import Views
+from tests.golden.replacing import with_eps
 from tests.golden.vectors import Entries, File, Folder, activations, gradients, losses, norms, some
 
 SYSTEM = "dmjd"
@@ -98,7 +99,8 @@ def state_of(folder: Folder, *needed: str) -> Entries:
 
 
 def projector_of(folder: Folder) -> Projector:
-    return interop.projector(state_of(folder, "proj_embed.0.weight", "predictor.0.weight"))
+    head = interop.projector(state_of(folder, "proj_embed.0.weight", "predictor.0.weight"))
+    return with_eps(head, folder.config["norm_eps"])
 
 
 def target_of(folder: Folder) -> Tensor:
@@ -115,6 +117,7 @@ def joint(forward: File, masked: str = "l2", visible: str = "smooth_l1") -> Meth
     beta = float(folder.config["smooth_l1_beta"])
     method = jd(Method(backbone, masking, [first]), target, projector.width, beta)
     method.branches[1].head.load_state_dict(projector.state_dict())
+    with_eps(method.branches[1].head, folder.config["norm_eps"])
     if visible == "l2":
         method.branches[1].distance = squared
     return method
@@ -155,8 +158,8 @@ def test_masked_prediction_branch(forward: File) -> None:
     state, heads = state_of(forward.folder, "decoder_embed.weight"), forward.folder.config.part("decoder")["heads"]
     latent = in_raster_order(stored["latent"], forward)
     features = Features(latent.new_zeros(len(latent), 0, latent.shape[-1]), latent)
-    prediction = interop.decoder(state, heads=heads, grid=views.grid)(features, views)
-    activations(prediction, take(stored["pred"], views.masked))
+    decoder = with_eps(interop.decoder(state, heads=heads, grid=views.grid), forward.folder.config["norm_eps"])
+    activations(decoder(features, views), take(stored["pred"], views.masked))
 
 
 @pytest.mark.parametrize("distance", ["l2", "smooth_l1"])

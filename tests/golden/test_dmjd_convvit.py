@@ -98,7 +98,8 @@ def test_stage_maps_on_visible_cells(forward: File) -> None:
 
 def test_the_dense_reference_is_the_official_form(forward: File) -> None:
     views, stored = views_in(forward), forward.tensors
-    found = dense(method_of(forward.folder).backbone, images_of(forward.folder), views)
+    backbone, eps = method_of(forward.folder).backbone, forward.folder.config["norm_eps"]
+    found = dense(backbone, images_of(forward.folder), views, eps)
     activations(found.latent, in_raster_order(stored["latent"], forward))
     activations(found.stage1[0], stored["stage1_map_view1_img0"])
     activations(found.stage2[views.mask.shape[1] + 1], stored["stage2_map_view2_img1"])

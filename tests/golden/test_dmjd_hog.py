@@ -20,6 +20,11 @@ def hog_of(images: Tensor, cell: int = 8, bins: int = 9, patch: int | None = Non
     return Hog((patch or cell,) * 2, MEAN[:channels], STD[:channels], "central", cell, bins, "layer")
 
 
+def hog_like(images: Tensor, cells: Tensor) -> Hog:
+    """With the cells and bins of stored histograms [B, C, rows, columns, bins]."""
+    return hog_of(images, cell=images.shape[-1] // cells.shape[3], bins=cells.shape[-1])
+
+
 def pictures(stored: Entries, pattern: str) -> list[tuple[re.Match[str], Tensor]]:
     """Tensors whose names match, each with the picture of the same size, as integers [B, C, H, W]."""
     matches = some((found for key in stored if (found := re.fullmatch(pattern, key))), pattern)
@@ -40,15 +45,14 @@ def test_hog_gradients(folder: Folder) -> None:
 
 def test_hog_histograms(folder: Folder) -> None:
     stored = folder.tensors("hog.safetensors")
-    for found, images in pictures(stored, r"hist(\d+(?:x\d+)?)(?:_o(\d+)_cell(\d+))?"):
-        hog = hog_of(images, cell=int(found[3] or 8), bins=int(found[2] or 9))
-        histograms(hog.histogram(images.float()).movedim(2, -1), stored[found[0]])
+    for found, images in pictures(stored, r"hist(\d+(?:x\d+)?)(?:_o\d+_cell\d+)?"):
+        histograms(hog_like(images, stored[found[0]]).histogram(images.float()).movedim(2, -1), stored[found[0]])
 
 
 def test_hog_of_ramps(folder: Folder) -> None:
     stored = folder.tensors("hog.safetensors")
     for name in some((key for key in stored if key.startswith("ramps")), "ramps"):
-        hog = hog_of(stored[name])
+        hog = hog_like(stored[name], stored[f"hist_{name}"])
         histograms(hog.histogram(stored[name]).movedim(2, -1), stored[f"hist_{name}"])
 
 
@@ -56,7 +60,7 @@ def test_hog_whitening(folder: Folder) -> None:
     stored = folder.tensors("hog.safetensors")
     for found, images in pictures(stored, r"whitened(\d+(?:x\d+)?)"):
         expected = stored[found[0]]
-        tokens = hog_of(images)(images).unflatten(-1, (expected.shape[-1], -1))
+        tokens = hog_like(images, expected)(images).unflatten(-1, (expected.shape[-1], -1))
         histograms(tokens.movedim(-1, 1).unflatten(2, expected.shape[2:4]), expected)
 
 

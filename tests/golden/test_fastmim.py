@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from remask.backbones.swin import Swin
 from remask.interop import fastmim as interop
@@ -24,6 +24,9 @@ FILES = {"io": "*_io.safetensors"}
 LOSS, GRADIENT, COLOUR = 1e-6, 1e-5, 5e-5
 """Relative, gradients to a tensor's largest entry. Measured on four instruction sets are 3e-7, 3e-6, and 1.1e-5 for the
 learned colour, whose three numbers are sums of terms of both signs over all hidden pixels."""
+TORCH = 1e-5
+OWN = {"vit": 1e-6, "swin": TORCH, "pvtv2": 1e-6, "cmt": 1e-6}
+"""The ε of a network's blocks in the official code."""
 NAME = re.compile(r"(?P<kind>[a-z0-9]+)_(?P<target>hog|pixel)_block(?P<block>\d+)_io")
 
 
@@ -63,7 +66,20 @@ def method_of(io: File) -> Method:
         target="hog" if match["target"] == "hog" else "pixels",
         ratio=ratio_of(io),
     )
-    return method.eval()
+    return with_epsilons_of(part, match["kind"], method).eval()
+
+
+def with_epsilons_of(part: Entries, kind: str, method: Method) -> Method:
+    """The same with the ε that settings state: of the blocks' norms, and of the decoder's, which a ViT's share.
+
+    Other norms of a PVTv2 and a CMT, of patches and of reduced maps, have PyTorch's own in the official code.
+    """
+    stated = part.get("norm_eps", OWN[kind])
+    decoder = part.get("decoder_norm_eps", stated if kind == "vit" else TORCH)
+    for name, norm in method.named_modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = decoder if name.startswith("branches.") else stated if norm.eps == OWN[kind] else norm.eps
+    return method
 
 
 def views_of(stored: Entries) -> Views:

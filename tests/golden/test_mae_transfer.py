@@ -172,11 +172,12 @@ def test_schedule(folder: Folder) -> None:
     for name, setting in some(folder.json("lr_schedule.json").items(), "schedules"):
         weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
         for row in setting["table"]:
-            (scale,) = (float(key.rsplit("_", 1)[1]) for key in row if key.startswith("group_with_lr_scale_"))
+            (scaled,) = (key for key in row if key.startswith("group_with_lr_scale_"))
+            scale = float(scaled.rsplit("_", 1)[1])
             optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr_scale": scale}], lr=1)
             shape = (float(setting[key]) for key in ("lr", "warmup_epochs", "epochs", "min_lr"))
             set_lr(optimizer, cosine(float(row["epoch"]), *shape))
-            expected = row["lr"], row[f"group_with_lr_scale_{scale:g}"]
+            expected = row["lr"], row[scaled]
             actual = tuple(group["lr"] for group in optimizer.param_groups)
             assert actual == pytest.approx(expected, rel=1e-9, abs=1e-15), (name, row)
 

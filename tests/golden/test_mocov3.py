@@ -15,7 +15,7 @@ from remask.backbones.vit import ViT
 from remask.errors import UserError
 from remask.interop import mocov3 as interop
 from remask.tokens import sincos_positions
-from tests.golden.vectors import Entries, Folder, activations, some, trajectory
+from tests.golden.vectors import Entries, Folder, activations, size_unless_square, some, trajectory
 
 SYSTEM = "mocov3"
 EPS = 1e-6  # the official models'; ours is left as it is unless the vectors were made with another
@@ -32,8 +32,9 @@ def backbone_of(
 ) -> ViT:
     """An encoder as a user loads it, from what a released file holds."""
     vit = folder.config.part("vit")
+    size = size_unless_square(vit["image_size"])
     source = {"epoch": 1, "arch": "vit_small", "state_dict": state or official_state(folder)}
-    backbone = interop.load_backbone(source, heads=heads or vit["heads"], momentum=momentum)
+    backbone = interop.load_backbone(source, heads=heads or vit["heads"], momentum=momentum, size=size)
     if vit["norm_eps"] != EPS:
         for module in (module for module in backbone.modules() if isinstance(module, nn.LayerNorm)):
             module.eps = vit["norm_eps"]

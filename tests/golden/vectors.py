@@ -101,6 +101,17 @@ def some(found: Iterable[Any], what: str) -> list[Any]:
     return listed
 
 
+def size_of(side: int | list[int]) -> tuple[int, int]:
+    """An image size as config.json states it: one side, or rows and columns."""
+    return (side[0], side[-1]) if isinstance(side, list) else (side, side)
+
+
+def size_unless_square(side: int | list[int]) -> tuple[int, int] | None:
+    """The size that has to be stated where weights tell that of square images only."""
+    rows, columns = size_of(side)
+    return None if rows == columns else (rows, columns)
+
+
 def layer_decay_of(groups: dict[str, Any]) -> float:
     """What the rate of one depth is to that of the next: the largest scale below the head's, which is 1."""
     return max(float(group["lr_scale"]) for group in groups.values() if group["lr_scale"] < 1)
