@@ -62,7 +62,7 @@ def same(data: bytes | np.ndarray, array: np.ndarray, levels: Levels = FULL) -> 
     return bool((decode(data, array.shape[2], levels=levels).permute(1, 2, 0).numpy() == array).all())
 
 
-@pytest.mark.parametrize("bands", [2, 4, 5, 6, 13])
+@pytest.mark.parametrize("bands", [2, 3, 4, 5, 6, 13])
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize(
     "form",
@@ -88,6 +88,21 @@ def test_pages_are_bands_where_that_many_are_wanted() -> None:
     assert same(data, array)
     assert decode(data, 1, levels=FULL).shape == (1, 20, 30), "the first page"
     assert stored(data, 1).left_out == ("pages after the first",)
+
+
+def test_pages_that_are_bands_are_turned_upright() -> None:
+    array = noise((20, 30, 3), "uint8", 256)
+    pages = array.transpose(2, 0, 1).copy()
+    data = tiff(pages, photometric="minisblack", planarconfig=None, extratags=[(274, "H", 1, 6, True)])
+    assert (decode(data, 3, levels=FULL).permute(1, 2, 0).numpy() == np.rot90(array, 3)).all()
+
+
+def test_pages_of_palettes_are_no_bands() -> None:
+    pages = [Image.fromarray(noise((20, 30, 3), "uint8", 256)).quantize(16) for _ in range(3)]
+    stream = io.BytesIO()
+    pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:])
+    assert same(stream.getvalue(), np.array(pages[0].convert("RGB")))
+    assert stored(stream.getvalue(), 3) == ("TIFF palette, 8 bits", 3, ("pages after the first",), 3)
 
 
 @pytest.mark.parametrize("compression", ["lzw", "zstd", "packbits"])
@@ -158,6 +173,15 @@ def test_alpha_is_told_and_read_where_it_is_wanted() -> None:
     assert same(stream.getvalue(), array)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_alpha_of_a_gray_tiff_is_told(kind: str, channels: int) -> None:
+    array = noise((12, 9, 2), kind, 256)
+    data = tiff(array, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
+    assert (decode(data, channels, levels=FULL)[0].numpy() == array[:, :, 0]).all()
+    assert stored(data, channels) == (f"TIFF grayA, {8 * array.itemsize} bits", 1, ("alpha",), 1)
+
+
 @pytest.mark.parametrize("turned", [3, 6, 8])
 def test_deep_tiffs_are_turned_upright(turned: int) -> None:
     array = noise((12, 9, 3))
@@ -172,6 +196,7 @@ def test_deep_tiffs_are_turned_upright(turned: int) -> None:
         (tiff(np.full((4, 4), np.nan, np.float32)), 1, "16 of 16 values are NaN or infinite"),
         (npy(np.array([[0, np.inf], [1, 2]])), 1, "1 of 4 values are NaN or infinite"),
         (tiff(np.zeros((8, 8, 6), np.uint8), photometric="minisblack", planarconfig="contig"), 3, "6 channels where 3"),
+        (tiff(np.zeros((8, 8, 4), np.uint8), photometric="minisblack", planarconfig="contig"), 3, "4 channels where 3"),
         (npy(np.zeros((2, 3, 4, 5))), 3, "is not HW, HWC or CHW"),
         (npz(a=np.zeros((2, 2)), b=np.zeros((2, 2))), 1, "2 arrays"),
         (npy(np.zeros((4, 4), complex)), 1, "pixels of type complex128"),

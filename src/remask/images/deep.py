@@ -138,10 +138,13 @@ def _tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         page: Any = file.pages[0]
         samples = int(page.samplesperpixel)
         _fits(page.imagewidth, page.imagelength, max_pixels)
+        tag = page.tags.get("Orientation")
+        turned = int(tag.value) if tag is not None else 1
         if samples == 1 and (bands := _as_pages(file, channels)) is not None:
-            return Deep(bands)
+            return Deep(upright(bands, turned))
         signed = page.dtype is not None and page.dtype.kind not in "ub"
-        if page.bitspersample <= 8 and not signed and samples in (1, 3, 4) and channels in (1, 3):
+        known = samples == 1 or (samples in (3, 4) and page.photometric > 1)  # 0 and 1 are gray, of one band for Pillow
+        if page.bitspersample <= 8 and not signed and known and channels in (1, 3):
             return None  # gray, palette, colour with or without a fourth band: Pillow knows their colours
         try:
             values = np.asarray(page.asarray())
@@ -153,16 +156,18 @@ def _tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
             raise Unread(f"its compression, {page.compression.name}, is read by imagecodecs: {EXTRA}") from None
         values = values.transpose(1, 2, 0) if page.axes.startswith("S") else _bands_last(values)
         colour, alpha = page.photometric == 2, tuple(page.extrasamples)[:1] in ((1,), (2,))
-        tag = page.tags.get("Orientation")
         return Deep(
-            upright(values, int(tag.value) if tag is not None else 1),
+            upright(values, turned),
             int((colour and samples == 4) or (not colour and samples == 2 and alpha)),
         )
 
 
 def _as_pages(file: Any, channels: int) -> np.ndarray | None:
-    """Pages that are the bands of one picture: as many as are wanted, all of one size. None where they are not."""
-    if channels == 1 or len(file.pages) != channels:
+    """Pages that are the bands of one picture: as many as are wanted, all of one size. None where they are not.
+
+    Pages of a palette are pictures of their own: their values are numbers of colours.
+    """
+    if channels == 1 or len(file.pages) != channels or any(page.photometric == 3 for page in file.pages):
         return None
     pages = [page.asarray() for page in file.pages]
     return np.stack(pages, axis=2) if len({page.shape for page in pages}) == 1 and pages[0].ndim == 2 else None

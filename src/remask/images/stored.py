@@ -57,12 +57,12 @@ def _tiff(data: bytes, channels: int) -> Stored | None:
         page: Any = file.pages[0]
         bands, bits, pages = int(page.samplesperpixel), int(page.bitspersample), len(file.pages)
         left = []
-        if bands == 1 and pages == channels > 1:
+        if bands == 1 and pages == channels > 1 and page.photometric != 3:
             bands = pages
         elif pages > 1:
             left.append("pages after the first")
         extra = tuple(page.extrasamples)
-        if extra and channels < bands and bands - len(extra) in (1, 3):
+        if extra and channels != bands and bands - len(extra) in (1, 3):
             left.append("alpha" if extra[0] in (1, 2) else f"band {bands - len(extra) + 1}")
         number = "float" if page.dtype is not None and page.dtype.kind == "f" else "bit" + "s" * (bits > 1)
         shown = {1: "gray", 3: "RGB"}.get(bands - len(extra), f"{bands} bands") + (
