@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def npy(array: np.ndarray) -> bytes:
 def npz(**arrays: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def zipped() -> bytes:
+    """An archive that numpy did not write."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.txt", "hello")
     return stream.getvalue()
 
 
@@ -110,6 +119,21 @@ def test_compressed_deep_tiffs(compression: str) -> None:
     pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
     array = noise((24, 40, 3))
     assert same(tiff(array, photometric="rgb", compression=compression), array)
+
+
+def test_colours_of_10_bits_written_as_text_keep_every_level() -> None:
+    array = noise((5, 7, 3), most=1024)
+    rows = "\n".join(" ".join(map(str, row.ravel())) for row in array)
+    data = f"P3\n# made by hand\n7 5\n1023\n# the first row\n{rows}\n".encode()
+    assert same(data, np.rint(array * (65535 / 1023)))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_bits_of_avif_that_no_reader_keeps_are_told(bits: int) -> None:
+    codecs = pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
+    array = noise((16, 16, 3), "uint8" if bits == 8 else "uint16", 256)
+    data = codecs.avif_encode(array, bitspersample=bits)
+    assert stored(data).left_out == ("bits beyond 8",) * (bits > 8)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4])
@@ -199,6 +223,8 @@ def test_deep_tiffs_are_turned_upright(turned: int) -> None:
         (tiff(np.zeros((8, 8, 4), np.uint8), photometric="minisblack", planarconfig="contig"), 3, "4 channels where 3"),
         (npy(np.zeros((2, 3, 4, 5))), 3, "is not HW, HWC or CHW"),
         (npz(a=np.zeros((2, 2)), b=np.zeros((2, 2))), 1, "2 arrays"),
+        (npy(np.full((4, 4), 1e300)), 1, "16 of 16 values are NaN or infinite"),
+        (zipped(), 1, "the archive holds no array: a.txt is another file"),
         (npy(np.zeros((4, 4), complex)), 1, "pixels of type complex128"),
         (npy(np.zeros((9, 9)))[:90], 1, "."),
         (b"PK\x03\x04 no archive", 1, "."),

@@ -4,6 +4,7 @@ Nothing here knows what the values mean; `decoding` has that.
 """
 
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         return _png(data, max_pixels)
     if data[:4] in TIFF:
         return _tiff(data, channels, max_pixels)
-    if data[:2] == b"P6":
+    if data[:2] in (b"P6", b"P3"):
         return _ppm(data, max_pixels)
     if data[4:8] == b"jP  " and (at := data.find(b"ihdr")) > 0 and data[at + 14] & 0x7F > 7:
         return _jpeg2000(data, at + 4, max_pixels)
@@ -67,7 +68,9 @@ def _only_array(data: bytes, max_pixels: int) -> np.ndarray:
     if sizes[name] > 20 * max_pixels:
         raise Unread(f"an array of {sizes[name]:,} bytes is more than {max_pixels:,} pixels")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return arrays[name]
+        if not isinstance(array := arrays[name], np.ndarray):  # the bytes of any other file
+            raise Unread(f"the archive holds no array: {name} is another file")
+        return array
 
 
 def laid_out(array: np.ndarray, channels: int) -> Deep:
@@ -125,7 +128,11 @@ def _ppm(data: bytes, max_pixels: int) -> Deep | None:
     if most < 256:
         return None
     _fits(width, height, max_pixels)
-    values = np.frombuffer(data, ">u2", width * height * 3, at).reshape(height, width, 3)
+    if data[:2] == b"P3":  # as text
+        words = re.sub(rb"#[^\n]*", b"", data[at:]).split()[: width * height * 3]
+        values = np.array(words).astype(np.int64).reshape(height, width, 3)
+    else:
+        values = np.frombuffer(data, ">u2", width * height * 3, at).reshape(height, width, 3)
     return Deep(np.rint(values.astype(np.float64) * (65535 / most)).astype(np.uint16))
 
 

@@ -45,7 +45,14 @@ def _by_pillow(image: Image.Image, data: bytes, channels: int) -> Stored:
     bands = len(mode) if bits == 16 and mode in ("LA", "RGB", "RGBA") else bands
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
     left = ["alpha"] * alpha + ["frames after the first"] * (frames > 1)
+    left += ["bits beyond 8"] * (image.format in ("AVIF", "HEIF") and _announced(data) > 8)
     return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left), frames)
+
+
+def _announced(data: bytes) -> int:
+    """Bits a colour that the first box of pixel information states (ISO/IEC 23008-12, 6.5.6); 8 where there is none."""
+    at = data.find(b"pixi")
+    return data[at + 9] if 0 <= at < len(data) - 9 else 8
 
 
 def _tiff(data: bytes, channels: int) -> Stored | None:
