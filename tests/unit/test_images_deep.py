@@ -265,6 +265,12 @@ def test_a_numpy_file_of_four_axes_is_a_source_of_pictures(tmp_path: Path) -> No
         open_source(str(tmp_path / "cut.npz"))
 
 
+def test_a_numpy_file_without_pictures_says_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "none.npy", np.zeros((0, 16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match=r"holds no pictures: the shape of its array is \(0, 16, 16, 3\)"):
+        open_source(str(tmp_path / "none.npy"))
+
+
 def test_tars_and_parquet_hold_deep_pictures_and_arrays(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import parquet
