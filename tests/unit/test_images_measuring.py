@@ -99,7 +99,7 @@ def test_a_channel_without_any_has_deviation_one(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     source = open_source(folder(tmp_path / "a", ramps(200, "uint8")))
-    line = r"none of 4 pictures .* can be used; .*00.png: 1 channel where 6 are wanted; .*--set data.channels=1$"
+    line = r"none of 4 pictures .* can be used; .*00.png: 1 channel where 6 are wanted; they need .*data.channels=1$"
     with pytest.raises(UserError, match=line):
         measure(source, 6)
 

@@ -112,9 +112,9 @@ def measure(source: Source, channels: int, rule: Rule = "auto", *, sample: int =
 
 
 def _bands_cure(reasons: Iterable[str]) -> str:
-    """What to type where every picture has the same number of bands, which is another than the one that is wanted."""
+    """What would read them, where every picture has the same number of bands, another than the one that is wanted."""
     found = {match[1] if (match := OTHER_BANDS.match(reason)) else None for reason in reasons}
-    return f"; read them all with --set data.channels={bands}" if len(found) == 1 and (bands := found.pop()) else ""
+    return f"; they need a network of data.channels={bands}" if len(found) == 1 and (bands := found.pop()) else ""
 
 
 class _Raw(NamedTuple):
