@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,21 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
         parquet(tmp_path / "set" / f"{split}.parquet", 2)
     with pytest.raises(UserError, match=r"several splits \(test, train\)"):
         open_source(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([[[1, None], [3, 2]]], "its numbers make no array HW, HWC or CHW"),
+        ([[[1, 2], [3]]], "its numbers make no array HW, HWC or CHW"),
+        ([{"bytes": None, "path": "a\0.png"}], r"a path with a NUL byte: a\x00.png"),
+    ],
+)
+def test_a_damaged_row_of_parquet_is_a_bad_picture(tmp_path: Path, values: list[Any], line: str) -> None:
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    writer.write_table(arrow.table({"image": values}), tmp_path / "a.parquet")
+    with pytest.raises(OSError, match=re.escape(line)):
+        open_source(str(tmp_path / "a.parquet")).read(0)
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,20 @@ def npz(**arrays: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def zipped() -> bytes:
+    """An archive that numpy did not write."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.txt", "hello")
+    return stream.getvalue()
+
+
 def same(data: bytes | np.ndarray, array: np.ndarray, levels: Levels = FULL) -> bool:
     """Whether decoding gives the array HWC value for value."""
     return bool((decode(data, array.shape[2], levels=levels).permute(1, 2, 0).numpy() == array).all())
 
 
-@pytest.mark.parametrize("bands", [2, 4, 5, 6, 13])
+@pytest.mark.parametrize("bands", [2, 3, 4, 5, 6, 13])
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize(
     "form",
@@ -92,11 +101,41 @@ def test_pages_are_bands_where_that_many_are_wanted() -> None:
     assert stored(data, 1).left_out == ("pages after the first",)
 
 
+def test_pages_that_are_bands_are_turned_upright() -> None:
+    array = noise((20, 30, 3), "uint8", 256)
+    pages = array.transpose(2, 0, 1).copy()
+    data = tiff(pages, photometric="minisblack", planarconfig=None, extratags=[(274, "H", 1, 6, True)])
+    assert (decode(data, 3, levels=FULL).permute(1, 2, 0).numpy() == np.rot90(array, 3)).all()
+
+
+def test_pages_of_palettes_are_no_bands() -> None:
+    pages = [Image.fromarray(noise((20, 30, 3), "uint8", 256)).quantize(16) for _ in range(3)]
+    stream = io.BytesIO()
+    pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:])
+    assert same(stream.getvalue(), np.array(pages[0].convert("RGB")))
+    assert stored(stream.getvalue(), 3) == ("TIFF palette, 8 bits", 3, ("pages after the first",), 3)
+
+
 @pytest.mark.parametrize("compression", ["lzw", "zstd", "packbits"])
 def test_compressed_deep_tiffs(compression: str) -> None:
     pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
     array = noise((24, 40, 3))
     assert same(tiff(array, photometric="rgb", compression=compression), array)
+
+
+def test_colours_of_10_bits_written_as_text_keep_every_level() -> None:
+    array = noise((5, 7, 3), most=1024)
+    rows = "\n".join(" ".join(map(str, row.ravel())) for row in array)
+    data = f"P3\n# made by hand\n7 5\n1023\n# the first row\n{rows}\n".encode()
+    assert same(data, np.rint(array * (65535 / 1023)))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_bits_of_avif_that_no_reader_keeps_are_told(bits: int) -> None:
+    codecs = pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
+    array = noise((16, 16, 3), "uint8" if bits == 8 else "uint16", 256)
+    data = codecs.avif_encode(array, bitspersample=bits)
+    assert stored(data).left_out == ("bits beyond 8",) * (bits > 8)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4])
@@ -160,6 +199,15 @@ def test_alpha_is_told_and_read_where_it_is_wanted() -> None:
     assert same(stream.getvalue(), array)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_alpha_of_a_gray_tiff_is_told(kind: str, channels: int) -> None:
+    array = noise((12, 9, 2), kind, 256)
+    data = tiff(array, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
+    assert (decode(data, channels, levels=FULL)[0].numpy() == array[:, :, 0]).all()
+    assert stored(data, channels) == (f"TIFF grayA, {8 * array.itemsize} bits", 1, ("alpha",), 1)
+
+
 @pytest.mark.parametrize("turned", [3, 6, 8])
 def test_deep_tiffs_are_turned_upright(turned: int) -> None:
     array = noise((12, 9, 3))
@@ -174,8 +222,11 @@ def test_deep_tiffs_are_turned_upright(turned: int) -> None:
         (tiff(np.full((4, 4), np.nan, np.float32)), 1, "16 of 16 values are NaN or infinite"),
         (npy(np.array([[0, np.inf], [1, 2]])), 1, "1 of 4 values are NaN or infinite"),
         (tiff(np.zeros((8, 8, 6), np.uint8), photometric="minisblack", planarconfig="contig"), 3, "6 channels where 3"),
+        (tiff(np.zeros((8, 8, 4), np.uint8), photometric="minisblack", planarconfig="contig"), 3, "4 channels where 3"),
         (npy(np.zeros((2, 3, 4, 5))), 3, "is not HW, HWC or CHW"),
         (npz(a=np.zeros((2, 2)), b=np.zeros((2, 2))), 1, "2 arrays"),
+        (npy(np.full((4, 4), 1e300)), 1, "16 of 16 values are NaN or infinite"),
+        (zipped(), 1, "the archive holds no array: a.txt is another file"),
         (npy(np.zeros((4, 4), complex)), 1, "pixels of type complex128"),
         (npy(np.zeros((9, 9)))[:90], 1, "."),
         (b"PK\x03\x04 no archive", 1, "."),
@@ -214,6 +265,12 @@ def test_a_numpy_file_of_four_axes_is_a_source_of_pictures(tmp_path: Path) -> No
     (tmp_path / "cut.npz").write_bytes((tmp_path / "set.npz").read_bytes()[:300])
     with pytest.raises(UserError, match="cannot be read as numpy's"):
         open_source(str(tmp_path / "cut.npz"))
+
+
+def test_a_numpy_file_without_pictures_says_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "none.npy", np.zeros((0, 16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match=r"holds no pictures: the shape of its array is \(0, 16, 16, 3\)"):
+        open_source(str(tmp_path / "none.npy"))
 
 
 def test_tars_and_parquet_hold_deep_pictures_and_arrays(tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ def test_headings(tmp_path: Path, text: str, found: list[tuple[str, str | None]]
     assert rows(tmp_path, text, "list.csv") == found
 
 
+def test_tabs_are_columns_where_the_pictures_are_there(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "b c.jpg")
+    text = "image\tclass\twidth\na.jpg\tbig cat\t64\nb c.jpg\tdog\t32\n"
+    assert rows(tmp_path, text, "list.tsv") == [("a.jpg", "big cat"), ("b c.jpg", "dog")]
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

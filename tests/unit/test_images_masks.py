@@ -259,3 +259,17 @@ def test_broken_panoptic_files(tmp_path: Path, changes: Any, message: str) -> No
     path = panoptic(tmp_path, **changes)
     with pytest.raises(UserError, match=message):
         open_masks(str(tmp_path / "images"), str(path))
+
+
+def test_two_classes_drawn_as_0_and_255_are_refused_with_the_cure(tmp_path: Path) -> None:
+    write(tmp_path, {"a": gray([0, 255], [255, 0])})
+    said = {"classes": ["ground", "thing"]}
+
+    def opened(**more: Any) -> list[list[list[int]]]:
+        (tmp_path / "masks" / "classes.json").write_text(json.dumps({**said, **more}))
+        return read(open_masks(str(tmp_path / "images"), str(tmp_path / "masks")))
+
+    with pytest.raises(UserError, match=r'"palette": \[\[0, 0, 0\], \[255, 255, 255\]\]'):
+        opened()
+    assert opened(palette=[[0, 0, 0], [255, 255, 255]]) == [[[0, 1], [1, 0]]]
+    assert opened(ignore_index=IGNORE) == [[[0, IGNORE], [IGNORE, 0]]]

@@ -1,6 +1,8 @@
 """images/measuring.py: what a sample of a source says of its range, mean and deviation."""
 
 import io
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,22 @@ def test_values_that_are_black_in_the_range_are_refused_with_the_cure(tmp_path: 
         measure(open_source(folder(tmp_path / "a", ramps(200))), 1, "full")
 
 
+@pytest.mark.parametrize(
+    ("values", "cure"),
+    [
+        (np.linspace(0, 1e-3, 256, dtype=np.float32), "[0,0.001]"),
+        (np.arange(256, dtype=np.uint16) // 16 + 20000, "[20000,20015]"),
+    ],
+)
+def test_where_auto_has_no_contrast_the_cure_is_a_range_that_has(tmp_path: Path, values: np.ndarray, cure: str) -> None:
+    np.save(tmp_path / "a.npy", values.reshape(16, 16))
+    source = open_source(str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(f"use --set data.range={cure}") + "$"):
+        measure(source, 1)
+    measured = measure(source, 1, tuple(json.loads(cure)))
+    assert measured.mean[0] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_a_channel_without_any_has_deviation_one(tmp_path: Path) -> None:
     array = np.dstack([ramps(200, "uint8")[0], np.zeros((64, 64), np.uint8), ramps(90, "uint8")[0]])
     found = measure(open_source(folder(tmp_path / "a", [array] * 2)), 3)
@@ -81,7 +99,8 @@ def test_a_channel_without_any_has_deviation_one(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     source = open_source(folder(tmp_path / "a", ramps(200, "uint8")))
-    with pytest.raises(UserError, match=r"none of 4 pictures .* can be used; .*00.png: 1 channel where 6 are wanted"):
+    line = r"none of 4 pictures .* can be used; .*00.png: 1 channel where 6 are wanted; they need .*data.channels=1$"
+    with pytest.raises(UserError, match=line):
         measure(source, 6)
 
 

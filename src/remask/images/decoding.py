@@ -267,7 +267,8 @@ def _as_it_is(array: np.ndarray, levels: Levels) -> np.ndarray:
         return ((array.astype(np.float64) - ends.min) / (float(ends.max) - ends.min)).astype(np.float32)
     if kind != "f":
         raise BadImage(f"pixels of type {array.dtype}; integers, bool and floats are read")
-    values = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is counted
+        values = array.astype(np.float32)
     if count := values.size - int(np.isfinite(values).sum()):
         raise BadImage(f"{count:,} of {values.size:,} values are NaN or infinite")
     return values

@@ -4,6 +4,7 @@ Nothing here knows what the values mean; `decoding` has that.
 """
 
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         return _png(data, max_pixels)
     if data[:4] in TIFF:
         return _tiff(data, channels, max_pixels)
-    if data[:2] == b"P6":
+    if data[:2] in (b"P6", b"P3"):
         return _ppm(data, max_pixels)
     if data[4:8] == b"jP  " and (at := data.find(b"ihdr")) > 0 and data[at + 14] & 0x7F > 7:
         return _jpeg2000(data, at + 4, max_pixels)
@@ -67,7 +68,9 @@ def _only_array(data: bytes, max_pixels: int) -> np.ndarray:
     if sizes[name] > 20 * max_pixels:
         raise Unread(f"an array of {sizes[name]:,} bytes is more than {max_pixels:,} pixels")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return arrays[name]
+        if not isinstance(array := arrays[name], np.ndarray):  # the bytes of any other file
+            raise Unread(f"the archive holds no array: {name} is another file")
+        return array
 
 
 def laid_out(array: np.ndarray, channels: int) -> Deep:
@@ -125,7 +128,11 @@ def _ppm(data: bytes, max_pixels: int) -> Deep | None:
     if most < 256:
         return None
     _fits(width, height, max_pixels)
-    values = np.frombuffer(data, ">u2", width * height * 3, at).reshape(height, width, 3)
+    if data[:2] == b"P3":  # as text
+        words = re.sub(rb"#[^\n]*", b"", data[at:]).split()[: width * height * 3]
+        values = np.array(words).astype(np.int64).reshape(height, width, 3)
+    else:
+        values = np.frombuffer(data, ">u2", width * height * 3, at).reshape(height, width, 3)
     return Deep(np.rint(values.astype(np.float64) * (65535 / most)).astype(np.uint16))
 
 
@@ -138,10 +145,13 @@ def _tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         page: Any = file.pages[0]
         samples = int(page.samplesperpixel)
         _fits(page.imagewidth, page.imagelength, max_pixels)
+        tag = page.tags.get("Orientation")
+        turned = int(tag.value) if tag is not None else 1
         if samples == 1 and (bands := _as_pages(file, channels)) is not None:
-            return Deep(bands)
+            return Deep(upright(bands, turned))
         signed = page.dtype is not None and page.dtype.kind not in "ub"
-        if page.bitspersample <= 8 and not signed and samples in (1, 3, 4) and channels in (1, 3):
+        known = samples == 1 or (samples in (3, 4) and page.photometric > 1)  # 0 and 1 are gray, of one band for Pillow
+        if page.bitspersample <= 8 and not signed and known and channels in (1, 3):
             return None  # gray, palette, colour with or without a fourth band: Pillow knows their colours
         try:
             values = np.asarray(page.asarray())
@@ -153,16 +163,18 @@ def _tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
             raise Unread(f"its compression, {page.compression.name}, is read by imagecodecs: {EXTRA}") from None
         values = values.transpose(1, 2, 0) if page.axes.startswith("S") else _bands_last(values)
         colour, alpha = page.photometric == 2, tuple(page.extrasamples)[:1] in ((1,), (2,))
-        tag = page.tags.get("Orientation")
         return Deep(
-            upright(values, int(tag.value) if tag is not None else 1),
+            upright(values, turned),
             int((colour and samples == 4) or (not colour and samples == 2 and alpha)),
         )
 
 
 def _as_pages(file: Any, channels: int) -> np.ndarray | None:
-    """Pages that are the bands of one picture: as many as are wanted, all of one size. None where they are not."""
-    if channels == 1 or len(file.pages) != channels:
+    """Pages that are the bands of one picture: as many as are wanted, all of one size. None where they are not.
+
+    Pages of a palette are pictures of their own: their values are numbers of colours.
+    """
+    if channels == 1 or len(file.pages) != channels or any(page.photometric == 3 for page in file.pages):
         return None
     pages = [page.asarray() for page in file.pages]
     return np.stack(pages, axis=2) if len({page.shape for page in pages}) == 1 and pages[0].ndim == 2 else None

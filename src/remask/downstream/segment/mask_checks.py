@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from remask.downstream.segment.label_map import COLOUR, Ids, Table, listed, read_mask
+from remask.downstream.segment.label_map import COLOUR, IGNORE, Ids, Table, listed, read_mask
 from remask.errors import UserError
 from remask.images.decoding import BadImage
 from remask.images.orientation import Exif, Header, agreed, header_of, read_header, turned_mask
@@ -199,8 +199,14 @@ def other_colour(
     return next(((number, colour) for number, colour in pairs if known.get(number, colour) != colour), None)
 
 
-def check_ids(seen: Sequence[Seen], known: Table, count: int) -> None:
-    """Raise UserError for ids that no declared class has."""
+def check_ids(seen: Sequence[Seen], known: Table, count: int, two: bool = False) -> None:
+    """Raise UserError for ids that no declared class has; with `two` for two classes that are drawn as 0 and 255."""
+    if two and count == 2 and {int(i) for s in seen for i in s.ids} == {0, IGNORE}:
+        raise UserError(
+            f"all of {len(seen)} masks hold 0 and {IGNORE} alone, and {IGNORE} is no class: for the second of the 2 "
+            f'declared classes write "palette": [[0, 0, 0], [255, 255, 255]] into classes.json; if {IGNORE} is none, '
+            f'"ignore_index": {IGNORE}'
+        )
     wrong = [(s.shown, beyond) for s in seen if len(beyond := np.setdiff1d(s.ids, known.ids))]
     if wrong:
         first = first_of([f"{printable(shown)} has {listed(ids)}" for shown, ids in wrong])

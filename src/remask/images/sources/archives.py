@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remask.errors import UserError
-from remask.images.deep import laid_out
+from remask.images.deep import Unread, laid_out
 from remask.images.sources.columns import Part, is_label, joined, label_column
 from remask.images.sources.files import EXTENSIONS, one_split, printable, splits_of
 from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
@@ -141,15 +141,25 @@ class Parquet:
             self._load(number)
         value = self._cache[number][i - self._starts[number]].as_py()
         if isinstance(value, list):
-            return laid_out(np.asarray(value, self._kind).reshape(self._shape or np.shape(value)), 0).values
+            return self._array(value)
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):
-                with open(
-                    os.path.join(os.path.dirname(self._files[self._groups[number].file]), value["path"]), "rb"
-                ) as f:
-                    return f.read()
+                return self._beside(self._groups[number].file, value["path"])
             value = value.get("bytes")
         return value or b""
+
+    def _array(self, value: list[Any]) -> np.ndarray:
+        try:
+            return laid_out(np.asarray(value, self._kind).reshape(self._shape or np.shape(value)), 0).values
+        except (ValueError, TypeError, Unread):  # null among them, or rows of several lengths
+            raise OSError("its numbers make no array HW, HWC or CHW") from None
+
+    def _beside(self, file: int, path: str) -> bytes:
+        try:
+            with open(os.path.join(os.path.dirname(self._files[file]), path), "rb") as stream:
+                return stream.read()
+        except ValueError:
+            raise OSError(f"a path with a NUL byte: {printable(path)}") from None
 
     def where(self, i: int) -> str:
         number = bisect.bisect_right(self._starts, i) - 1

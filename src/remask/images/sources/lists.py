@@ -118,7 +118,8 @@ def _separator(lines: Sequence[str], beside: "_Beside") -> str:
     for separator in "\t,;":
         having = [line for line in lines[:LOOKED_AT] if separator in line]
         quoted = separator != "\t" and any(map(_QUOTED.fullmatch, having))
-        if not having or quoted or any(beside.has(_by_blanks(line, beside)[0]) for line in having):
+        named = (_by_blanks(line, beside)[0] for line in having)
+        if not having or quoted or any(separator in path and beside.has(path) for path in named):
             continue
         if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
             return separator

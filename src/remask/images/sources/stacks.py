@@ -40,7 +40,7 @@ class Stack:
 def open_stack(name: str, path: str, limit: int | None) -> Stack | None:
     """The pictures of a .npy or .npz with an array of four axes; None where its array is one picture.
 
-    Raises UserError for a file that cannot be read, and for several such arrays.
+    Raises UserError for a file that cannot be read, for several such arrays and for an empty one.
     """
     try:
         arrays: Any = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -50,6 +50,8 @@ def open_stack(name: str, path: str, limit: int | None) -> Stack | None:
     stacks = [key for key, array in arrays.items() if array.ndim == 4]
     if len(stacks) > 1:
         raise UserError(f"{printable(name)} holds several sets of pictures ({', '.join(stacks)}): save each by itself")
+    if stacks and not arrays[stacks[0]].size:
+        raise UserError(f"{printable(name)} holds no pictures: the shape of its array is {arrays[stacks[0]].shape}")
     return Stack(name, path, arrays, stacks[0], limit) if stacks else None
 
 

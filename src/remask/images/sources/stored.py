@@ -45,7 +45,14 @@ def _by_pillow(image: Image.Image, data: bytes, channels: int) -> Stored:
     bands = len(mode) if bits == 16 and mode in ("LA", "RGB", "RGBA") else bands
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
     left = ["alpha"] * alpha + ["frames after the first"] * (frames > 1)
+    left += ["bits beyond 8"] * (image.format in ("AVIF", "HEIF") and _announced(data) > 8)
     return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left), frames)
+
+
+def _announced(data: bytes) -> int:
+    """Bits a colour that the first box of pixel information states (ISO/IEC 23008-12, 6.5.6); 8 where there is none."""
+    at = data.find(b"pixi")
+    return data[at + 9] if 0 <= at < len(data) - 9 else 8
 
 
 def _tiff(data: bytes, channels: int) -> Stored | None:
@@ -57,12 +64,12 @@ def _tiff(data: bytes, channels: int) -> Stored | None:
         page: Any = file.pages[0]
         bands, bits, pages = int(page.samplesperpixel), int(page.bitspersample), len(file.pages)
         left = []
-        if bands == 1 and pages == channels > 1:
+        if bands == 1 and pages == channels > 1 and page.photometric != 3:
             bands = pages
         elif pages > 1:
             left.append("pages after the first")
         extra = tuple(page.extrasamples)
-        if extra and channels < bands and bands - len(extra) in (1, 3):
+        if extra and channels != bands and bands - len(extra) in (1, 3):
             left.append("alpha" if extra[0] in (1, 2) else f"band {bands - len(extra) + 1}")
         number = "float" if page.dtype is not None and page.dtype.kind == "f" else "bit" + "s" * (bits > 1)
         shown = {1: "gray", 3: "RGB"}.get(bands - len(extra), f"{bands} bands") + (

@@ -205,7 +205,10 @@ def _class_number(file: BinaryIO, member: Member, shard: str) -> int:
     where = f"{printable(shard)}: {printable(member.name)}"
     text = decoded(file.read(min(member.size, LONGEST)), where).strip()
     if not re.fullmatch(r"[+-]?[0-9]+", text):
-        raise UserError(f"{where} holds no class number but {text[:20].encode()!r}")
+        raise UserError(
+            f"{where} holds no class number but {text[:20].encode()!r}: number the classes, or unpack the tar into a "
+            "folder of each class"
+        )
     return int(text)
 
 

@@ -2,8 +2,9 @@
 deviation. What is found is written into the run, so that everything that follows reads pictures in the same way."""
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,9 @@ SAMPLE = 100
 
 PIXELS = 1 << 16
 """Pixels of a picture that its mean is taken over, at least, evenly spread."""
+
+OTHER_BANDS = re.compile(r"(\d+) channels? where")
+"""How `decode` says that a picture has another number of bands."""
 
 Rule = str | tuple[float, float]
 
@@ -90,17 +94,27 @@ def measure(source: Source, channels: int, rule: Rule = "auto", *, sample: int =
     found = [one for one in looked.values() if isinstance(one, _Raw)]
     if not found:
         i, why = next(iter(looked.items()))
-        raise UserError(f"none of {len(looked)} pictures of {source.name} can be used; {source.where(i)}: {why}")
+        raise UserError(
+            f"none of {len(looked)} pictures of {source.name} can be used; {source.where(i)}: {why}"
+            + _bands_cure(map(str, looked.values()))
+        )
     kinds, left = Counter(one.kind for one in found), Counter(what for one in found for what in one.left_out)
     deep = any(one.dtype != torch.uint8 for one in found)
     least, most = min(one.least for one in found), max(one.most for one in found)
+    asked = rule
     if rule == "auto":
         rule = _power(found, least, most) if all(one.dtype != torch.uint8 for one in found) else "full"
     mean, std = _moments(source, [one.number for one in found], channels, rule)
     colour = sum(one.bands >= 3 for one in found) * 2 > len(found)
     result = Measured(len(found), rule, mean, std, colour, deep, least, most, kinds, left)
-    _check_contrast(result, source.name)
+    _check_contrast(result, source.name, asked)
     return result
+
+
+def _bands_cure(reasons: Iterable[str]) -> str:
+    """What would read them, where every picture has the same number of bands, another than the one that is wanted."""
+    found = {match[1] if (match := OTHER_BANDS.match(reason)) else None for reason in reasons}
+    return f"; they need a network of data.channels={bands}" if len(found) == 1 and (bands := found.pop()) else ""
 
 
 class _Raw(NamedTuple):
@@ -155,7 +169,7 @@ def _moments(source: Source, numbers: Sequence[int], channels: int, rule: Rule) 
     return [float(f"{value:.6g}") for value in mean], [float(f"{value:.6g}") if value > 1e-9 else 1.0 for value in std]
 
 
-def _check_contrast(found: Measured, name: str) -> None:
+def _check_contrast(found: Measured, name: str, asked: Rule) -> None:
     if found.least == found.most:
         raise UserError(
             f"the pictures of {name} have no contrast: every value of {found.pictures} of them is {found.least:g}"
@@ -165,9 +179,10 @@ def _check_contrast(found: Measured, name: str) -> None:
         if isinstance(found.rule, str) and found.most <= 1:
             low, high = 0.0, 1.0
         if (found.most - found.least) * 255 < high - low:
+            cure = f"[{found.least:g},{found.most:g}]" if asked == "auto" else "auto"
             raise UserError(
                 f"the pictures of {name} have no contrast in data.range {low:g} to {high:g}: their values are "
-                f"{found.least:g} to {found.most:g}; use --set data.range=auto"
+                f"{found.least:g} to {found.most:g}; use --set data.range={cure}"
             )
 
 
