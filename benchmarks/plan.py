@@ -54,7 +54,7 @@ def trained(recipe: Recipe) -> tuple[float, float]:
     """MB at the peak and seconds an image of `remask pretrain`."""
     with tempfile.TemporaryDirectory() as folder:
         run, source, batch = Path(folder) / "run", str(recipe.data.source), str(recipe.optim.batch_size)
-        command = [sys.executable, "-m", "remask.cli", "pretrain", "--recipe", recipe.name, "--data", source]
+        command = [sys.executable, "-m", "remask.cli.main", "pretrain", "--recipe", recipe.name, "--data", source]
         command += ["--out", str(run), "--quiet", "--max-steps", str(STEPS), "--batch-size", batch]
         command += ["--device", "cpu", "--set", "runtime.threads=1", "--set", "runtime.log_every=1"]
         subprocess.run(command, check=True, capture_output=True)

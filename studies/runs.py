@@ -16,7 +16,7 @@ def pretrain(recipe: str, flags: Sequence[str], data: Path, out: Path) -> None:
         return
     begin = ["pretrain", "--recipe", recipe, "--data", str(data / "train.parquet"), "--out", str(out), *flags]
     command = ["resume", str(out)] if status.is_file() else [*begin, "--set", "runtime.threads=1"]
-    subprocess.run([sys.executable, "-m", "remask.cli", *command, "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "remask.cli.main", *command, "--quiet"], check=True)
 
 
 def probes(method: Any, data: Path, size: tuple[int, int], held_out: bool = False) -> dict[str, float]:

@@ -63,7 +63,7 @@ def measure(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     state = json.loads(status.read_text())["state"] if status.is_file() else "absent"
     if state != "finished":
         command = [*flags(row, given), "--out", str(out)] if state == "absent" else ["resume", str(out)]
-        subprocess.run([sys.executable, "-m", "remask.cli", *command, "--quiet"], check=True)
+        subprocess.run([sys.executable, "-m", "remask.cli.main", *command, "--quiet"], check=True)
     found = json.loads((out / "eval" / f"{'finetune' if row.share else 'segment'}.json").read_text())
     cost = json.loads((out / "cost.json").read_text())
     return {"result": found["top1" if row.share else "mIoU"], "minutes": 60 * cost["cpu_hours"]}

@@ -37,7 +37,7 @@ def fault_in_remask(words: list[str]) -> str | None:
     """Why `remask …` could not be parsed (no such command, option, or an option without its value), or None."""
     import typer.main
 
-    from remask.cli import app
+    from remask.cli.main import app
 
     command, rest = typer.main.get_command(app), words[1:]
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):

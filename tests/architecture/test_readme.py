@@ -15,7 +15,7 @@ DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.
 SECONDS = 120  # for one Python block, its imports included
 
 written = pytest.mark.skipif(len(README.read_text()) < 500, reason="README.md is still a stub")
-with_cli = pytest.mark.skipif(not exists("remask.cli"), reason="no cli yet")
+with_cli = pytest.mark.skipif(not exists("remask.cli.main"), reason="no cli yet")
 
 
 def commands_of(document: Path) -> list[list[str]]:

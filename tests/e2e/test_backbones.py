@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from remask import commands
 from remask.build.pretraining import build_method
-from remask.cli import app
+from remask.cli.main import app
 from remask.recipe import choose
 from remask.runs.progressive import at_size
 from tests.rounding import reached

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask import cli, commands
+from remask import commands
+from remask.cli import main as cli
 from remask.downstream.detect.task import opened
 from remask.downstream.segment.task import pairs
 from remask.errors import UserError

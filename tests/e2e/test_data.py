@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from remask import cli, commands
+from remask import commands
+from remask.cli import main as cli
 from remask.errors import UserError
 from remask.recipe import load_recipe
 

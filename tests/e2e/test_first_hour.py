@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask import cli
+from remask.cli import main as cli
 from remask.recipe import choose, dump, load_recipe
 
 RUN = ["pretrain", "--recipe", "demo"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask import cli
+from remask.cli import main as cli
 
 RUN = ["pretrain", "--recipe", "demo"]
 CASES = {

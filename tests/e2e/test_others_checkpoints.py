@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from remask import cli
 from remask.backbones.vit import create_vit
+from remask.cli import main as cli
 from remask.interop.mae import MEAN, STD
 
 SMALL = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

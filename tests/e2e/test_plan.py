@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from remask import cli, commands
+from remask import commands
+from remask.cli import main as cli
 from remask.planning import Forecast, Rehearsed
 from remask.planning import parts as parts_module
 

@@ -19,7 +19,7 @@ SETTINGS = [
 
 def remask(*arguments: str | Path, wait: bool = True) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "remask.cli", *map(str, arguments)], text=True, stderr=subprocess.PIPE
+        [sys.executable, "-m", "remask.cli.main", *map(str, arguments)], text=True, stderr=subprocess.PIPE
     )
     if wait:
         _, errors = process.communicate(timeout=300)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remask import cli, commands
+from remask import commands
+from remask.cli import main as cli
 from remask.commands import Asked, Look
 from remask.errors import UserError
 from remask.recipe import load_recipe

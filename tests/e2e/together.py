@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from remask import cli
+from remask.cli import main as cli
 from remask.images.loading.loader import Loader
 from remask.recipe import Recipe, choose
 from remask.runs.session import train

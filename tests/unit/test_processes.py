@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from remask import cli
+from remask.cli import main as cli
 from remask.errors import UserError
 from remask.training import distributed as processes
 from remask.training.distributed import World, ended, joined, leave, may_restart, restarted

@@ -108,7 +108,7 @@ def rehearse(recipe: Recipe, batch: int, parts: int = 1, steps: int = STEPS) -> 
         asked = {"recipe": recipe.model_dump(mode="json"), "batch": batch, "parts": parts, "steps": steps}
         asked |= {"source": source, "run": str(Path(folder) / "run")}
         # all that a real run holds in memory, and the command line did not import it here
-        code = "import remask.cli, remask.commands; from remask.planning.steps import main; main()"
+        code = "import remask.cli.main, remask.commands.pretraining; from remask.planning.steps import main; main()"
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
     if done.returncode:

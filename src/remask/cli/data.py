@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from remask.cli_flags import Exclude
+from remask.cli.options import Exclude
 
 Src = Annotated[
     str, typer.Argument(metavar="SRC", help="Folder, list file, tar shards, parquet, a set's name.", show_default=False)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from remask.cli_flags import Exclude
+from remask.cli.options import Exclude
 
 Start = Annotated[
     str | None,

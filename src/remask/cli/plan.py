@@ -1,11 +1,11 @@
-"""`remask plan`: parsing only, as in `remask.cli`."""
+"""`remask plan`: parsing only, as in `remask.cli.main`."""
 
 from json import dumps
 from typing import Annotated, Any
 
 import typer
 
-from remask.cli_flags import Exclude
+from remask.cli.options import Exclude
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")

@@ -10,10 +10,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from remask import cli_data, cli_downstream, cli_hints, cli_look, cli_plan
-from remask.cli_flags import Exclude
-from remask.cli_hints import explained as _explained
-from remask.errors import UserError
+from remask.cli import data as cli_data
+from remask.cli import downstream as cli_downstream
+from remask.cli import hints as cli_hints
+from remask.cli import look as cli_look
+from remask.cli import plan as cli_plan
+from remask.cli.ending import end, of_all
+from remask.cli.options import Exclude
 from remask.files.escaping import escape_on
 from remask.training import launcher
 
@@ -258,41 +261,13 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
     try:
-        _end(app(arguments, standalone_mode=False) or 0)
+        end(app(arguments, standalone_mode=False) or 0)
     except Exception as error:
         if debug:
             raise
-        _end(_of_all(error))
+        end(of_all(error))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _end(code: int) -> NoReturn:
-    """Exit, and where other processes were joined without waiting for the threads that served them."""
-    if "remask.training.distributed" in sys.modules:
-        from remask.training.distributed import leave
-
-        leave(code)
-    sys.exit(code)
-
-
-def _of_all(error: Exception) -> int:
-    """Say what went wrong; of the many processes of a run one says it, and all end with its code. Returns the code."""
-    line, code = _explained(error)
-    try:
-        together = bool({"pretrain", "resume"} & {*sys.argv})  # the other commands know no processes beside them
-        speaks = not together or launcher.place().rank == 0
-        if (
-            together and "remask.training.distributed" in sys.modules
-        ):  # else they have not joined, and each finds the same
-            from remask.training.distributed import ended
-
-            speaks, code = ended(code)
-    except UserError:  # of the variables themselves
-        speaks = True
-    if speaks:
-        print(line, file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":
