@@ -1,0 +1,121 @@
+"""Decoders of transformer blocks: MAE's over visible and mask tokens, FastMIM's over all tokens of a backbone."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from remask.heads.partial_block import entered, last_rows
+from remask.heads.rows import finer_rows
+from remask.tokens import sincos_positions, take
+from remask.types import Features, Grid
+from remask.views import Views
+
+
+class Decoder(nn.Module):
+    """MAE's decoder (2111.06377, section 3), DMJD's masked prediction branch: transformer blocks over all tokens.
+
+    Tokens stand in the order prefix, visible, masked: attention does not mind, so nothing is un-shuffled, and the
+    last block and the output layer run for the masked rows only, which come last. What enters at a masked place is the
+    same in every image, and so are its queries, keys and values in the first block: they are computed once per place.
+    Predicts the masked region.
+    """
+
+    mask_token: Tensor
+    positions: Tensor
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        grid: Grid,
+        width: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.grid, self.width, self.checkpointing = grid, width, False
+        self.embed = nn.Linear(width_in, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=1e-6)) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.predict = nn.Linear(width, width_out)
+        # stored with the weights: a checkpoint's own table is taken as it is
+        self.register_buffer("positions", sincos_positions(grid, width))
+
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB M P"]:
+        positions = self.positions
+        if views.grid != self.grid:
+            positions = sincos_positions(views.grid, self.width).to(positions.device)
+        visible = self.embed(features.tokens) + positions[views.visible]
+        # official: prefix tokens get a position row too, which is zero
+        seen = torch.cat([self.embed(features.prefix), visible], dim=1)
+        first, *rest = self.blocks
+        x = self._run(entered, first, seen, self.mask_token[0] + positions, views.masked, not rest)
+        for block in rest[:-1]:
+            x = self._run(block, x)
+        if rest:
+            x = self._run(last_rows, rest[-1], x, views.hidden)
+        return self.predict(self.norm(x))
+
+    def _run(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
+
+    def describe(self) -> str:
+        return f"decoder of {len(self.blocks)} blocks, width {self.width}"
+
+
+class TokenDecoder(nn.Module):
+    """FastMIM's decoder (2212.06593): plain transformer blocks over all tokens of a backbone that saw them all.
+
+    No positions and no mask tokens: what is hidden was replaced before the backbone. Prefix tokens pass through.
+    fine    rows and columns into which the grid of the masks cuts a token (1, 1 unless masks are finer than tokens);
+            a token then predicts a vector for each part
+    eps     of the layer norms (official: 1e-6 over a ViT, 1e-5 over the others)
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        width: int = 256,
+        depth: int = 1,
+        heads: int = 8,
+        mlp_ratio: float = 4.0,
+        fine: Grid = (1, 1),
+        eps: float = 1e-6,
+        region: str = "masked",
+    ) -> None:
+        super().__init__()
+        self.width, self.fine, self.region, self.checkpointing = width, fine, region, False
+        self.embed = nn.Linear(width_in, width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps)) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.predict = nn.Linear(width, width_out * fine[0] * fine[1])
+
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
+        x, prefix = torch.cat([features.prefix, features.tokens], dim=1), features.prefix.shape[1]
+        x = self.embed(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+        x = self.norm(x[:, prefix:])
+        if self.fine == (1, 1):
+            return self.predict(take(x, views.rows(self.region)))
+        return finer_rows(self.predict(x), views, self.region, self.fine)
+
+    def describe(self) -> str:
+        return (
+            f"decoder of {len(self.blocks)} block{'s' * (len(self.blocks) != 1)}, width {self.width}, over all tokens"
+        )

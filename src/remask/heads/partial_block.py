@@ -1,0 +1,67 @@
+"""timm's transformer block computed for some of its tokens only: exact, and cheaper by the rest.
+
+What enters a decoder at a masked place is the same in every image, so are its queries, keys and values in the first
+block; and of the last block only the rows that are predicted are needed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+
+def entered(
+    block: Block,
+    seen: Float[Tensor, "R S D"],
+    places: Float[Tensor, "N D"],
+    ids: Int[Tensor, "R M"],
+    tail: bool,
+) -> Float[Tensor, "R T D"]:
+    """The first decoder block on the T = S + M tokens [seen, mask tokens at `ids`]; with `tail` its last M rows.
+
+    places   the mask token plus position of each of the N places
+    The R·M mask tokens are rows of `places`: queries, keys and values are projected for the fewer of R·M and N.
+    """
+    attention = block.attn
+    x = torch.cat([seen, F.embedding(ids, places).to(seen.dtype)], dim=1)
+    if ids.numel() <= len(places):
+        qkv = attention.qkv(block.norm1(x))
+    else:
+        projected = F.embedding(ids, attention.qkv(block.norm1(places)))
+        qkv = torch.cat([attention.qkv(block.norm1(seen)), projected], dim=1)
+    q, k, v = _by_head(qkv, attention.num_heads)
+    count = ids.shape[1] if tail else x.shape[1]
+    return _mixed(block, x[:, -count:], q[:, :, -count:], k, v)
+
+
+def last_rows(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "R M D"]:
+    """A block's output for the last `count` tokens alone, M = `count`, which attend to all T."""
+    attention, width, normed = block.attn, x.shape[-1], block.norm1(x)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    q = _by_head(F.linear(normed[:, -count:], weight[:width], bias[:width]), attention.num_heads, 1)
+    kv = _by_head(F.linear(normed, weight[width:], bias[width:]), attention.num_heads, 2)
+    return _mixed(block, x[:, -count:], *q, *kv)
+
+
+def _by_head(x: Float[Tensor, "R T nD"], heads: int, parts: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _mixed(
+    block: Block,
+    x: Float[Tensor, "R Q D"],
+    q: Float[Tensor, "R h Q d"],
+    k: Float[Tensor, "R h T d"],
+    v: Float[Tensor, "R h T d"],
+) -> Float[Tensor, "R Q D"]:
+    """The rest of a block after queries, keys and values: attention, its projection, the MLP, and both residuals."""
+    attention = block.attn
+    if attention.fused_attn:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    else:
+        mixed = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))
