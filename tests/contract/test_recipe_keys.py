@@ -37,7 +37,8 @@ from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe, recipe_names, shrink
 from remask.recipe.distill import TeacherSection
 from remask.recipe.downstream import TASKS, Downstream
-from remask.recipe.load import FOLDER, load
+from remask.recipe.load import load
+from remask.recipe.naming import FOLDER
 from remask.recipe.sections import DISTILLING, METHODS
 from remask.recipe.used import unused
 from remask.recipe.values import SHORTHANDS, Target

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from remask.files.text import read_toml
 from remask.recipe.layers import Layer, leaves, merge, nest, refuse_unused, warmup_share
 from remask.recipe.messages import fail, first_problem, nearest_key
-from remask.recipe.naming import FOLDER, locate
+from remask.recipe.naming import PRETRAIN, locate
 from remask.recipe.schema import Recipe, recipe_keys
 from remask.recipe.used import reset
 
@@ -36,7 +36,7 @@ def load_recipe(
     Raises UserError: unknown recipe or key, wrong value, broken or missing file, a circle of `extends`, a key that the
     chosen method or backbone does not use.
     """
-    return load(Recipe, FOLDER, name_or_path, overrides, environment, strict)
+    return load(Recipe, PRETRAIN, name_or_path, overrides, environment, strict)
 
 
 def load(

@@ -8,11 +8,13 @@ from remask.recipe.messages import fail
 from remask.recipe.sections import METHODS
 
 FOLDER = Path(__file__).parent.parent / "recipes"
+"""Of the recipes that come with remask: a folder for each command that trains."""
+PRETRAIN = FOLDER / "pretrain"
 COMMANDS = ("finetune", "segment", "detect")
-"""Commands whose recipes lie in a folder of that name; those of pretrain lie above."""
+"""The commands of downstream tasks."""
 
 
-def recipe_names(folder: Path = FOLDER) -> list[str]:
+def recipe_names(folder: Path = PRETRAIN) -> list[str]:
     """The recipes that come with remask, sorted; those of pre-training unless a task's folder is given."""
     return sorted(path.stem for path in folder.glob("*.toml"))
 
@@ -39,7 +41,7 @@ def _instead(name: str, folder: Path) -> str:
     owners = [task for task in COMMANDS if folder != FOLDER / task and name in recipe_names(FOLDER / task)]
     if owners:
         return f"{name} is a recipe of {', '.join(owners)}, as in remask {owners[0]} RUN --recipe {name}"
-    if folder != FOLDER and name in recipe_names():
+    if folder != PRETRAIN and name in recipe_names():
         return f"{name} is a recipe of pretrain, as in remask pretrain --recipe {name}; {folder.name} has {_few(names)}"
     if (here / "recipe.toml").is_file():
         return f"{name} is a folder with one: did you mean {name}/recipe.toml?"
@@ -49,7 +51,7 @@ def _instead(name: str, folder: Path) -> str:
     near = [own for own in names if f"-{name}-" in f"-{own}-"] or difflib.get_close_matches(name, names, 2)
     near = near or [own for own in names if name and name in own]
     near.sort(key=lambda own: (not own.startswith(name), len(own)))
-    method = f", or --method {name}" if name in METHODS and folder == FOLDER else ""
+    method = f", or --method {name}" if name in METHODS and folder == PRETRAIN else ""
     return (f"did you mean {_few(near, ' or ')}{method}? " if near else "") + "remask recipes lists them"
 
 
@@ -57,4 +59,4 @@ def _few(names: list[str], word: str = ", ") -> str:
     return word.join(names[:3])
 
 
-__all__ = ["FOLDER", "locate", "recipe_names"]
+__all__ = ["FOLDER", "PRETRAIN", "locate", "recipe_names"]

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from remask.recipe.values import Deviation, Device, Pattern, PixelRange, Range, Section, Size, Target
 
 METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma")
-"""Method names that build.py knows."""
+"""Method names that build/pretraining.py knows."""
 
 DROPPING = ("mae", "convmae", "dmae", "moma")
 """Methods whose backbone sees visible patches only; the others replace the masked ones."""
