@@ -21,7 +21,7 @@ from remask.training.distributed import World
 from remask.training.optim import adamw, parameter_groups
 from remask.training.progress import Lines
 from remask.training.sharding import Plan, cut_like, exchanging, rehearse, spread, whole
-from tests.unit.test_progressive import on, trainer
+from tests.unit.runs.test_progressive import on, trainer
 
 TINY = ["backbone.width=32", "backbone.depth=2", "backbone.heads=2"]
 DECODER = ["method.decoder_width=32", "method.decoder_heads=2", "method.decoder_depth=3"]

@@ -28,7 +28,7 @@ from remask.interop.teachers import (
 )
 from remask.targets.teacher import Teacher
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared"
 WEIGHTS = SHARED / "data" / "weights"
 MOBILENET, ENCODER = WEIGHTS / "mobilenet_v2_imagenet_deq.safetensors", WEIGHTS / "taef2_encoder.safetensors"
 DECODER, PICTURES = WEIGHTS / "taef2_decoder.safetensors", SHARED / "data" / "imagenet1000" / "imagenet1000-000000.tar"

@@ -11,7 +11,7 @@ from PIL import Image
 from remask.errors import UserError
 from remask.report import write_task_report
 from remask.report.task import tables
-from tests.unit.test_report import Page
+from tests.unit.report.test_page import Page
 
 RECIPE = """title = "Of <b>bold</b> things"
 task = "{task}"

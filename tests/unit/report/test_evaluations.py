@@ -10,7 +10,7 @@ from remask.recipe.sections import METHODS
 from remask.report import write_report, write_task_report
 from remask.report.evaluations import HEADS, evaluations
 from remask.report.page import NAMES, summary
-from tests.unit.test_report import PROBE, RECIPE, Page
+from tests.unit.report.test_page import PROBE, RECIPE, Page
 
 COUNTS = {"train": 1400, "test": 357, "bad": {"train": [], "test": ["a.png: cut", "b.png: cut"]}}
 TOLD = {"data": "digits:train", "val": "digits:val", "pictures": COUNTS}
