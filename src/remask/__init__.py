@@ -1,3 +1,45 @@
-"""remask: efficient masked image modeling (DMJD, MAE and friends)."""
+"""remask: efficient masked image modeling (DMJD, MAE and friends).
+
+`import remask` loads nothing heavy; each name below is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "backbones.makers": ("create_backbone",),
+    "build.pretraining": ("build_method",),
+    "downstream.export": ("load_export",),
+    "errors": ("UserError",),
+    "heads": ("Align", "Decoder", "Linear", "Projector", "TokenDecoder"),
+    "images.loading.loader": ("Loader",),
+    "images.sources.opening": ("open_source",),
+    "masking": ("Blocks", "Masking"),
+    "method": ("Branch", "Method"),
+    "methods": ("beit", "convmae", "dm", "dmae", "fastmim", "jd", "mae", "maskfeat", "moma", "simmim"),
+    "recipe": ("load_recipe",),
+    "report.equation": ("equation",),
+    "runs.reopen": ("open_run",),
+    "targets": ("Hog", "Pixels"),
+    "targets.tokens": ("Codebook",),
+    "training.optim": ("learning_rate", "parameter_groups"),
+    "views": ("Views",),
+}
+"""The module of each public name."""
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'remask' has no attribute {name!r}")
+    found = getattr(import_module(f"remask.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

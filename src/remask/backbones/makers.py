@@ -1,6 +1,7 @@
 """Who makes a backbone, by how its name begins: one list for recipes and for exports that are opened again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import timm
 
@@ -12,6 +13,10 @@ from remask.backbones.refusals import is_plain
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
 from remask.errors import UserError
+from remask.types import Size
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, of values in 0..1."""
 
 NETWORKS: Mapping[str, Callable[..., Backbone]] = {
     "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,
@@ -42,4 +47,20 @@ def maker(name: str) -> Callable[..., Backbone]:
     return create_hierarchical if found is create_vit and not is_plain(name) else found
 
 
-__all__ = ["NETWORKS", "maker", "refuse_tag", "tag_of"]
+def create_backbone(
+    name: str, size: int | Size, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, **options: Any
+) -> Backbone:
+    """A backbone of any kind by name, with random weights: timm's names, and the small ones here (vit_micro).
+
+    size      of the images, height and width in pixels; one number for square ones
+    mean, std of the channels, of values in 0..1; as many as the images have channels. ImageNet's unless given
+    options   `overrides`, timm's own arguments; `drop_path`; for a ViT `positions`, "sincos" or "learned"
+    Raises UserError for an unknown name, one with a tag of trained weights, or a size that the network does not take.
+    """
+    if tag_of(name):
+        base = name.partition(".")[0]
+        raise UserError(f"{name} names trained weights, and this makes random ones: give {base!r}, and load yours")
+    return maker(name)(name, (size, size) if isinstance(size, int) else size, mean, std, **options)
+
+
+__all__ = ["NETWORKS", "create_backbone", "maker", "refuse_tag", "tag_of"]
