@@ -140,7 +140,7 @@ def test_another_user_is_told_how_to_go_on(request: pytest.FixtureRequest) -> No
     (tmp_path / "d/lost+found").chmod(0o700)
     code = (
         "import os, sys, remask.images, remask.images.decoding\n"
-        "from remask.images import open_source\n"
+        "from remask.images.sources.opening import open_source\n"
         "os.seteuid(65534)\n"
         "print(len(open_source(sys.argv[1], exclude=sys.argv[2:])))"
     )

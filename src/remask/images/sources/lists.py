@@ -118,12 +118,13 @@ def _separator(lines: Sequence[str], beside: "_Beside") -> str:
     for separator in "\t,;":
         having = [line for line in lines[:LOOKED_AT] if separator in line]
         quoted = separator != "\t" and any(map(_QUOTED.fullmatch, having))
-        named = (_by_blanks(line, beside)[0] for line in having)
-        if not having or quoted or any(separator in path and beside.has(path) for path in named):
+        there = [path for line in having if beside.has(path := _by_blanks(line, beside)[0])]
+        if not having or quoted or any(separator in path for path in there):
             continue
         if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
             return separator
-        if any(_PICTURE.fullmatch(_cells(line, separator)[0]) for line in having):
+        blanks = separator == "\t" and there  # in some lines a tab, in others a blank before the class
+        if not blanks and any(_PICTURE.fullmatch(_cells(line, separator)[0]) for line in having):
             return separator
     return ""
 
