@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.commands import blocks, fault_in_remask, make_targets, shell_commands
-from tests.architecture.source import ROOT, exists
+from tests.architecture.source import ROOT
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECONDS = 120  # for one Python block, its imports included
 
 written = pytest.mark.skipif(len(README.read_text()) < 500, reason="README.md is still a stub")
-with_cli = pytest.mark.skipif(not exists("remask.cli.main"), reason="no cli yet")
 
 
 def commands_of(document: Path) -> list[list[str]]:
@@ -34,7 +33,6 @@ def test_readme_shows_python() -> None:
     assert blocks(README.read_text(), "python")
 
 
-@with_cli
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_remask_commands_parse(document: Path) -> None:
     asked = [words for words in commands_of(document) if words[0] == "remask"]
@@ -65,7 +63,6 @@ def test_python_block_runs(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@with_cli
 def test_the_check_sees_a_wrong_command() -> None:
     assert fault_in_remask(["remask", "pretrian"])
     assert fault_in_remask(["remask", "pretrain", "--recpie", "demo"])

@@ -156,7 +156,6 @@ def test_recipe_states_what_it_is(path: Path) -> None:
     assert not [key for key in STATED if key != "paper" and not own.get(key)]
 
 
-@pytest.mark.skipif(not exists("remask.cli.main"), reason="no cli yet")
 @pytest.mark.parametrize("path", [*TOML, *DOWNSTREAM], ids=lambda path: path.stem)
 def test_recipe_command_parses(path: Path) -> None:
     commands = shell_commands(tomllib.loads(path.read_text())["command"])

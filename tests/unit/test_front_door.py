@@ -7,12 +7,18 @@ import pytest
 import torch
 
 import remask
+from remask import commands
 
 
 @pytest.mark.parametrize("name", [name for name in remask.__all__ if name != "__version__"])
 def test_every_name_is_there(name: str) -> None:
     assert getattr(remask, name).__name__ == name
     assert name in dir(remask)
+
+
+@pytest.mark.parametrize("name", commands.__all__)
+def test_every_verb_is_there(name: str) -> None:
+    assert getattr(commands, name).__name__ == name
 
 
 def test_what_is_not_there_is_said() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
@@ -14,9 +15,6 @@ from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
 from remask.errors import UserError
 from remask.types import Size
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of values in 0..1."""
 
 NETWORKS: Mapping[str, Callable[..., Backbone]] = {
     "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,
@@ -48,7 +46,11 @@ def maker(name: str) -> Callable[..., Backbone]:
 
 
 def create_backbone(
-    name: str, size: int | Size, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, **options: Any
+    name: str,
+    size: int | Size,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    **options: Any,
 ) -> Backbone:
     """A backbone of any kind by name, with random weights: timm's names, and the small ones here (vit_micro).
 

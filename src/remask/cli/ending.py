@@ -23,9 +23,8 @@ def of_all(error: Exception) -> int:
     try:
         together = bool({"pretrain", "resume"} & {*sys.argv})  # the other commands know no processes beside them
         speaks = not together or launcher.place().rank == 0
-        if (
-            together and "remask.training.distributed" in sys.modules
-        ):  # else they have not joined, and each finds the same
+        # where they have not joined, each finds the same
+        if together and "remask.training.distributed" in sys.modules:
             from remask.training.distributed import ended
 
             speaks, code = ended(code)

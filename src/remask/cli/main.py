@@ -267,7 +267,7 @@ def main() -> NoReturn:
             raise
         end(of_all(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        end(130)
 
 
 if __name__ == "__main__":

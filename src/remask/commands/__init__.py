@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from remask.commands.resuming import resume
     from remask.commands.subject import Look
 
-HOMES = {
+_HOMES = {
     "data": ("data_check", "data_pack", "parse_form"),
     "downstream": ("detect", "evaluate", "finetune", "segment"),
     "exporting": ("export",),
@@ -32,7 +32,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in HOMES.items():
+    for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"remask.commands.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from remask.backbones import Backbone
 from remask.backbones.cmt_network import Cmt
@@ -115,7 +116,7 @@ def _built_for(backbone: Any, arguments: dict[str, Any]) -> Size:
 def _published(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What timm states for a model; ImageNet's where it states nothing."""
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    return (tuple(cfg.mean), tuple(cfg.std)) if cfg else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return (tuple(cfg.mean), tuple(cfg.std)) if cfg else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def _published_size(name: str) -> Size:

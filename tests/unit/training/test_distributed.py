@@ -101,6 +101,20 @@ def test_one_of_many_ends_without_waiting_for_threads_that_the_others_may_block(
         leave(2)
 
 
+def test_an_interrupted_one_leaves_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    def at_once(code: int) -> None:
+        raise RuntimeError(f"left at once with {code}")
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(processes.os, "_exit", at_once)
+    monkeypatch.setattr(processes, "_JOINED", [World(1, 2)])
+    with pytest.raises(RuntimeError, match="left at once with 130"):
+        cli.main()
+
+
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("3", 0)])
 def test_a_mistake_is_said_by_one(
     launched: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, lines: int

@@ -184,7 +184,7 @@ def open_masks(
     said, where = said._replace(numbers=said.numbers or numbers), printable(beside)
     seen, coloured, entries = _looked_at(pairs, said, where, exif)
     found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, where)
-    check_ids(seen, found.table, len(found.names), two=said.ignore is None and otherwise is None)
+    check_ids(seen, found.table, len(found.names), two=said.ignore is None)
     said = said._replace(names=found.every)
     return MaskFiles(
         images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said,

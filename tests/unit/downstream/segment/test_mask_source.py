@@ -273,3 +273,22 @@ def test_two_classes_drawn_as_0_and_255_are_refused_with_the_cure(tmp_path: Path
         opened()
     assert opened(palette=[[0, 0, 0], [255, 255, 255]]) == [[[0, 1], [1, 0]]]
     assert opened(ignore_index=IGNORE) == [[[0, IGNORE], [IGNORE, 0]]]
+
+
+def test_masks_to_test_on_that_are_drawn_as_0_and_255_are_refused_too(tmp_path: Path) -> None:
+    """Where training's are 0 and 1, all of the second class would be left out of the result."""
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "train", {"a": gray([0, 1], [1, 0])})
+    write(tmp_path / "val", {"a": gray([0, 255], [255, 0])})
+    said = {"classes": ["ground", "thing"]}
+    (tmp_path / "train" / "masks" / "classes.json").write_text(json.dumps(said))
+    known = open_masks(str(tmp_path / "train" / "images")).said
+    with pytest.raises(UserError, match="hold 0 and 255 alone"):
+        open_masks(str(tmp_path / "val" / "images"), otherwise=known)
+    for more, ids in (
+        ({"palette": [[0] * 3, [255] * 3]}, [[0, 1], [1, 0]]),
+        ({"ignore_index": IGNORE}, [[0, 255], [255, 0]]),
+    ):
+        (tmp_path / "val" / "masks" / "classes.json").write_text(json.dumps({**said, **more}))
+        assert read(open_masks(str(tmp_path / "val" / "images"), otherwise=known)) == [ids]
