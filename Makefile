@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; say `make` for the list.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format bench bench-gpu lock clean
+.PHONY: help demo test test-fast test-lowest lint format bench bench-gpu lock clean
 
 PYTHON ?= python3
 LOCK_FLAGS ?=
@@ -28,6 +28,10 @@ demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR name
 
 test: $(READY) ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-fast: $(READY) ## unit, contract, property and architecture tests alone
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow" \
+		tests/unit tests/contract tests/property tests/architecture
 
 test-lowest: $(LOWEST_READY) ## the same with the lowest versions that pyproject.toml allows, in .venv-lowest
 	$(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

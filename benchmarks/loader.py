@@ -45,7 +45,7 @@ class Encoded:
     name, labels, classes = "photographs", None, None
 
     def __init__(self, data: list[bytes]) -> None:
-        self.data = data
+        self.data, self.left_out = data, dict[str, int]()
 
     def __len__(self) -> int:
         return len(self.data)

@@ -17,7 +17,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class Jitter:
+class BatchColorJitter:
     """Colour jitter. Pictures with other than three channels have their brightness and contrast changed alone.
 
     strength    brightness, contrast and saturation are multiplied by 1 - strength to 1 + strength
@@ -54,4 +54,4 @@ def turned(turns: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
     return angle.cos() * one + angle.sin() * across + (1 - angle.cos()) / 3  # Rodrigues
 
 
-__all__ = ["Jitter", "turned"]
+__all__ = ["BatchColorJitter", "turned"]

@@ -1,8 +1,9 @@
 """Distances: the `d` of the equation. Each compares rows of predictions with rows of targets and averages over P."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
@@ -54,6 +55,16 @@ def cross_entropy(prediction: Rows, target: Int[Tensor, "*rows 1"]) -> Float[Ten
     return F.cross_entropy(logits, target.flatten().long(), reduction="none").view(prediction.shape[:-1])
 
 
+def described(distance: Any) -> str:
+    """`squared`, `smooth-l1 β=2`: the function's name and its parameters, fixed by `partial` or by default."""
+    function, fixed = (distance.func, distance.keywords) if isinstance(distance, partial) else (distance, {})
+    parameters = inspect.signature(function).parameters.values()
+    values = {p.name: p.default for p in parameters if p.default is not p.empty} | fixed
+    greek = {"beta": "β"}
+    return " ".join([function.__name__.replace("_", "-"), *(f"{greek.get(k, k)}={v:g}" for k, v in values.items())])
+
+
 __all__ = [
-    "Distance", "cosine", "cross_entropy", "l1", "l1_unit", "smooth_l1", "smooth_l1_with", "squared", "squared_unit",
+    "Distance", "cosine", "cross_entropy", "described", "l1", "l1_unit", "smooth_l1", "smooth_l1_with", "squared",
+    "squared_unit",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from remask.files.escaping import on_one_line
 
@@ -14,6 +15,24 @@ class UserError(Exception):
 
     def __init__(self, line: str) -> None:
         super().__init__(on_one_line(line))
+
+
+_IN_RECIPE = ContextVar("whether mistakes are those of a recipe", default=False)
+
+
+@contextmanager
+def in_recipe() -> Iterator[None]:
+    """What is built inside comes from a recipe: errors name its keys."""
+    token = _IN_RECIPE.set(True)
+    try:
+        yield
+    finally:
+        _IN_RECIPE.reset(token)
+
+
+def setting(key: str, argument: str) -> str:
+    """How an error calls what should be changed: the key inside a recipe, the argument in a Python program."""
+    return key if _IN_RECIPE.get() else argument
 
 
 def first_line(error: BaseException) -> str:
@@ -32,4 +51,4 @@ def naming(keys: Sequence[str]) -> Iterator[None]:
         raise UserError(f"{', '.join(keys)}: {error}") from error
 
 
-__all__ = ["UserError", "first_line", "naming"]
+__all__ = ["UserError", "first_line", "in_recipe", "naming", "setting"]

@@ -1,34 +1,54 @@
-"""Masking: who is hidden, in how many views. A pattern is a score over cells; DM (disjoint views) lives here once.
+"""Masking: which tokens are hidden, in how many views. A pattern is a score over cells; disjoint views live here once.
 
 MAE 2111.06377 (random), SimMIM 2111.09886 (cells), BEiT 2106.08254 (blocks), DMJD 2301.00230 Eq. (3).
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.types import Grid
 from remask.views import Views
 
-WHOLE = slice(None)
-"""All of a batch."""
+ALL = slice(None)
+"""All images of a batch."""
+
+Guide = Float[Tensor, "B cells"]
+"""What an adaptive pattern goes by, per cell of the images at hand: a loss, an attention."""
 
 
 class Score(Protocol):
-    """A masking pattern: the lower a cell's score, the sooner it is hidden. No ties."""
+    """A masking pattern: the lower a cell's score, the sooner it is hidden. No ties.
 
-    def __call__(self, batch: int, grid: Grid, generator: Generator | None) -> Float[Tensor, "B cells"]: ...
+    batch   images of the global batch: random numbers are drawn for all of it, so that one process and many mask alike
+    grid    cells along each axis
+    rows    the images whose scores are returned, the share of one rank
+    guide   for these rows; patterns that do not adapt refuse one
+    """
+
+    def __call__(
+        self, batch: int, grid: Grid, generator: Generator | None, rows: slice = ALL, guide: Guide | None = None
+    ) -> Float[Tensor, "B cells"]: ...
 
 
-def random(batch: int, grid: Grid, generator: Generator | None = None) -> Float[Tensor, "B cells"]:
+def random(
+    batch: int, grid: Grid, generator: Generator | None = None, rows: slice = ALL, guide: Guide | None = None
+) -> Float[Tensor, "B cells"]:
     """Uniform random cells, independently per image (MAE; in cells of 2×2 patches SimMIM, and DMJD's "block-wise")."""
-    return torch.rand(batch, grid[0] * grid[1], generator=generator, device=generator.device if generator else None)
+    _refuse_guide(guide, "random")
+    device = generator.device if generator else None
+    return torch.rand(batch, math.prod(grid), generator=generator, device=device)[rows]
+
+
+def _refuse_guide(guide: Guide | None, pattern: str) -> None:
+    if guide is not None:
+        raise UserError(f"{pattern} masking does not adapt to a guide: leave it out, or choose a pattern that does")
 
 
 @dataclass(frozen=True)
@@ -46,28 +66,32 @@ class Blocks:
     aspect: float = 0.3
     steps: int = 24
 
-    def __call__(self, batch: int, grid: Grid, generator: Generator | None = None) -> Float[Tensor, "B cells"]:
-        return self.of(batch, grid, generator)
-
-    def of(
-        self, batch: int, grid: Grid, generator: Generator | None = None, part: slice = WHOLE
+    def __call__(
+        self,
+        batch: int,
+        grid: Grid,
+        generator: Generator | None = None,
+        rows: slice = ALL,
+        guide: Guide | None = None,
     ) -> Float[Tensor, "B cells"]:
-        """The scores of a part of the batch: numbers are drawn for all of it, rectangles laid for the part."""
-        (rows, cols), n = grid, grid[0] * grid[1]
+        _refuse_guide(guide, "block-wise")
+        if len(grid) != 2:
+            raise UserError(f"block-wise masking lays rectangles on rows and columns; this grid has {len(grid)} axes")
+        (down, across), n = grid, math.prod(grid)
         device = generator.device if generator else None
-        draw = torch.rand(5, batch, self.steps, 1, generator=generator, device=device)[:, part]
+        draw = torch.rand(5, batch, self.steps, 1, generator=generator, device=device)[:, rows]
         area = n * (self.smallest + (self.largest - self.smallest) * draw[0])
         aspect = torch.exp(math.log(self.aspect) * (1 - 2 * draw[1]))
-        height = (area * aspect).sqrt().round().clamp(1, rows)
-        width = (area / aspect).sqrt().round().clamp(1, cols)
+        height = (area * aspect).sqrt().round().clamp(1, down)
+        width = (area / aspect).sqrt().round().clamp(1, across)
         cell = torch.arange(n, device=device)
-        down = (cell // cols - (draw[2] * rows).floor()) % rows  # offsets from the block's corner, around the border
-        right = (cell % cols - (draw[3] * cols).floor()) % cols
-        covered = (down < height) & (right < width)
-        sweep = (down * cols + right) / n  # inside a block cells follow in raster order: a cut block stays compact
+        row = (cell // across - (draw[2] * down).floor()) % down  # offsets from the block's corner, around the border
+        column = (cell % across - (draw[3] * across).floor()) % across
+        covered = (row < height) & (column < width)
+        sweep = (row * across + column) / n  # inside a block cells follow in raster order: a cut block stays compact
         step = torch.arange(self.steps, device=device)[:, None]
         score = torch.where(covered, step + sweep, self.steps + draw[4]).amin(1)
-        return score + 1e-4 * torch.rand(batch, n, generator=generator, device=device)[part]
+        return score + 1e-4 * torch.rand(batch, n, generator=generator, device=device)[rows]
 
 
 Count = Literal["mae", "simmim", "maskfeat"]
@@ -86,11 +110,12 @@ def count_of(method: str) -> Count:
 
 
 class Counts(NamedTuple):
-    """How many tokens a masking hides: `hidden` in every view, `predicted` in the union of the views, of `tokens`."""
+    """How many of `tokens` a masking hides in every view, predicts over all views, and predicts in each view."""
 
     hidden: int
     predicted: float
     tokens: int
+    per_view: int
 
     @property
     def gain(self) -> float:
@@ -104,71 +129,114 @@ class Masking:
 
     ratio        m_corr in (0, 1)
     score        the pattern
-    cell         side of the smallest masked unit, in patches
+    cell         side of the smallest masked cell in tokens, one number or one per axis of the grid
     views        K ≥ 1
     prediction   m_pred in [ratio, 1]: the share hidden in at least one view; reached as far as views · ratio allows.
                  None = views drawn independently, the baseline that DM is measured against
     count        whose official rule turns the ratio into a number of cells (`COUNTS`)
+    predicted    which masked tokens are predicted. "all" · γ in (0, ratio]: a random share of the tokens in each view
+                 (CrossMAE, 2401.14391) · "once": each token in one of the views that hide it, ⌈N·m_pred/K⌉ a view, so
+                 that at most K - 1 tokens are predicted twice
     """
 
     ratio: float
     score: Score = random
-    cell: int = 1
+    cell: int | tuple[int, ...] = 1
     views: int = 1
     prediction: float | None = 1.0
     count: Count = "mae"
+    predicted: Literal["all", "once"] | float = "all"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise UserError(f"masking ratio {self.ratio} is outside (0, 1): it is the share of tokens a view hides")
-        if self.views < 1 or self.cell < 1:
+        if self.views < 1 or min(self._sides(1)) < 1:
             raise UserError(f"masking needs at least one view and cells of one patch, not {self.views} and {self.cell}")
         if self.views > 1 and self.prediction is not None and not self.ratio <= self.prediction <= 1:
             raise UserError(
                 f"prediction {self.prediction} is outside [{self.ratio}, 1]: "
                 "the union of the views cannot be smaller than one of them; raise it or lower the ratio"
             )
+        if self.predicted == "once" and self.prediction is None and self.views > 1:
+            raise UserError("tokens are predicted once in disjoint views: give a prediction, or predict all of them")
+        if not isinstance(self.predicted, str) and not 0 < self.predicted <= self.ratio:
+            raise UserError(
+                f"predicted {self.predicted} is outside (0, {self.ratio}]: it is a share of all tokens, of those hidden"
+            )
 
-    def __call__(self, batch: int, grid: Grid, generator: Generator | None = None, part: slice = WHOLE) -> Views:
+    def __call__(
+        self,
+        batch: int,
+        grid: Grid,
+        generator: Generator | None = None,
+        rows: slice = ALL,
+        guide: Guide | None = None,
+    ) -> Views:
         """Draw the views of `batch` images, on the generator's device. No host synchronisation, static shapes.
 
-        part   return those of some images only, the same as among all: one process of many ranks its own
+        rows    return the views of these images only, the same as among all: one rank of many draws its own
+        guide   for these images, where the pattern adapts to one
         """
         cells, hidden, fresh = self._cells(grid)
-        n, views = cells[0] * cells[1], []
-        count = len(range(*part.indices(batch)))
-        predicted = torch.zeros(count, n, dtype=torch.bool, device=generator.device if generator else None)
+        masks, images = list[Tensor](), len(range(*rows.indices(batch)))
+        device = generator.device if generator else None
+        union = torch.zeros(images, math.prod(cells), dtype=torch.bool, device=device)
         for share in fresh:
-            score = self._scores(batch, cells, generator, part)
-            view = _lowest(score, hidden) if share is None else _disjoint(score, predicted, share, hidden)
-            predicted = predicted | view
-            views.append(view)
-        mask = torch.stack(views).unflatten(-1, cells)
-        mask = mask.repeat_interleave(self.cell, 2).repeat_interleave(self.cell, 3)
-        return Views(mask.flatten(2), grid, hidden * self.cell**2)
-
-    def _scores(self, batch: int, cells: Grid, generator: Generator | None, part: slice) -> Float[Tensor, "B cells"]:
-        if isinstance(self.score, Blocks):
-            return self.score.of(batch, cells, generator, part)
-        return self.score(batch, cells, generator)[part]
+            score = self.score(batch, cells, generator, rows, guide)
+            mask = _lowest(score, hidden) if share is None else _disjoint(score, union, share, hidden)
+            union = union | mask
+            masks.append(mask)
+        mask = torch.stack(masks).unflatten(-1, cells)
+        for axis, side in enumerate(self._sides(len(grid)), 2):
+            mask = mask.repeat_interleave(side, axis)
+        mask, counts = mask.flatten(2), self.counts(grid)
+        if counts.per_view == counts.hidden:
+            return Views(mask, grid, counts.hidden)
+        noise = torch.rand(self.views, batch, counts.tokens, generator=generator, device=device)[:, rows]
+        predict = (_shared_out if self.predicted == "once" else _some)(mask, noise, counts.per_view)
+        return Views(mask, grid, counts.hidden, predict=predict, predictions=counts.per_view)
 
     def counts(self, grid: Grid) -> Counts:
-        """Hidden and predicted tokens on a grid; for independent views `predicted` is the expectation."""
+        """Tokens hidden and predicted on a grid; for independent views `predicted` is the expectation."""
         cells, hidden, fresh = self._cells(grid)
-        n = cells[0] * cells[1]
+        n, size = math.prod(cells), math.prod(self._sides(len(grid)))
         independent = n * (1 - (1 - hidden / n) ** self.views)
-        union = independent if self.prediction is None else sum(share or 0 for share in fresh)
-        return Counts(hidden * self.cell**2, union * self.cell**2, n * self.cell**2)
+        union = size * (independent if self.prediction is None else sum(share or 0 for share in fresh))
+        per_view = hidden * size
+        if self.predicted == "once" and self.views > 1:
+            per_view = max(math.ceil(union / self.views), size * max(share or 0 for share in fresh[1:]))
+        elif not isinstance(self.predicted, str):
+            per_view = min(per_view, max(1, round(self.predicted * n * size)))
+        return Counts(hidden * size, union, n * size, per_view)
+
+    def describe(self, grid: Grid) -> str:
+        """The pattern, m_corr, K and m_pred on a grid, in the words of the printed equation."""
+        counts, name = self.counts(grid), getattr(self.score, "__name__", type(self.score).__name__).lower()
+        sides = self._sides(len(grid))
+        cell = f" of cells of {'×'.join(map(str, sides))} patches" if max(sides) > 1 else ""
+        seen = f"{'block-wise' if name == 'blocks' else name} masking{cell}, m_corr {counts.hidden / counts.tokens:.4g}"
+        seen += f"; K = {self.views} view{'s' * (self.views > 1)}"
+        if self.views == 1:
+            return seen
+        m_pred = f"m_pred {counts.predicted / counts.tokens:.4g}"
+        if self.prediction is None:
+            return f"{seen}, drawn independently: {m_pred} on average"
+        return f"{seen}, disjoint as far as they can be: {m_pred} ({counts.predicted:g} of {counts.tokens} tokens)"
+
+    def _sides(self, axes: int) -> tuple[int, ...]:
+        """Tokens of a cell along each axis."""
+        return (self.cell,) * axes if isinstance(self.cell, int) else self.cell
 
     def _cells(self, grid: Grid) -> tuple[Grid, int, list[int | None]]:
         """The grid in cells, cells hidden per view, and for each view how many of them no earlier view hid."""
-        if grid[0] % self.cell or grid[1] % self.cell:
+        sides = self._sides(len(grid))
+        if len(sides) != len(grid) or any(tokens % side for tokens, side in zip(grid, sides, strict=True)):
             raise UserError(
-                f"a grid of {grid[0]}×{grid[1]} patches cannot be cut into masking cells of {self.cell}×{self.cell}; "
-                "change the image size or masking.cell"
+                f"a grid of {'×'.join(map(str, grid))} patches cannot be cut into masking cells of "
+                f"{'×'.join(map(str, sides))}; change the image size or {setting('masking.cell', 'cell')}"
             )
-        cells = grid[0] // self.cell, grid[1] // self.cell
-        n = cells[0] * cells[1]
+        cells = tuple(tokens // side for tokens, side in zip(grid, sides, strict=True))
+        n = math.prod(cells)
         hidden = COUNTS[self.count](n, self.ratio)
         visible = n - hidden
         if not 0 < hidden < n:
@@ -181,10 +249,8 @@ class Masking:
         # DMJD Eq. (3): the share of new tokens, min(m_pred - m_corr, (K-1) m_corr), spread evenly over views 2..K
         later = self.views - 1
         share = min(self.prediction - self.ratio, later * self.ratio)
-        everything = (
-            self.prediction == 1 and 1 - self.ratio <= later * self.ratio
-        )  # all that view 1 sees, however counted
-        fresh = min(visible if everything else int(share * n), later * hidden, visible)
+        all_visible = self.prediction == 1 and 1 - self.ratio <= later * self.ratio  # however cells are counted
+        fresh = min(visible if all_visible else int(share * n), later * hidden, visible)
         if fresh < later:
             raise UserError(
                 f"{self.views} views are more than the tokens allow: at ratio {self.ratio} and prediction "
@@ -194,24 +260,39 @@ class Masking:
         return cells, hidden, [hidden, *(fresh * (v + 1) // later - fresh * v // later for v in range(later))]
 
 
-def _lowest(score: Float[Tensor, "B n"], count: int) -> Bool[Tensor, "B n"]:
+def _lowest(score: Float[Tensor, "*rows n"], count: int) -> Bool[Tensor, "*rows n"]:
     """True at the `count` lowest scores of each row, exactly."""
-    ranked = score.argsort(dim=1, stable=True)[:, :count]
-    return torch.zeros_like(score, dtype=torch.bool).scatter(1, ranked, True)
+    ranked = score.argsort(dim=-1, stable=True)[..., :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter(-1, ranked, True)
 
 
-def _disjoint(
-    score: Float[Tensor, "B n"], predicted: Bool[Tensor, "B n"], fresh: int, hidden: int
-) -> Bool[Tensor, "B n"]:
-    """DMJD's regulation: `fresh` cells among those not yet predicted, topped up to `hidden` from the predicted ones."""
-    new = _lowest(score.masked_fill(predicted, math.inf), fresh)
-    old = _lowest(score.masked_fill(~predicted, math.inf), hidden - fresh)
+def _disjoint(score: Float[Tensor, "B n"], union: Bool[Tensor, "B n"], fresh: int, hidden: int) -> Bool[Tensor, "B n"]:
+    """DMJD's regulation: `fresh` cells that no earlier view hid, then of the `union` that they hid up to `hidden`."""
+    new = _lowest(score.masked_fill(union, math.inf), fresh)
+    old = _lowest(score.masked_fill(~union, math.inf), hidden - fresh)
     return new | old
 
 
-def disjoint(masking: Masking, views: int = 2, prediction: float | None = 1.0) -> Masking:
-    """The same pattern and m_corr in `views` views that together predict m_pred; None draws them independently."""
-    return replace(masking, views=views, prediction=prediction)
+def _some(mask: Bool[Tensor, "V B N"], noise: Float[Tensor, "V B N"], count: int) -> Bool[Tensor, "V B N"]:
+    """`count` random tokens among the masked ones of every view."""
+    return _lowest(noise.masked_fill(~mask, math.inf), count)
 
 
-__all__ = ["COUNTS", "WHOLE", "Blocks", "Count", "Counts", "Masking", "Score", "count_of", "disjoint", "random"]
+def _shared_out(mask: Bool[Tensor, "V B N"], noise: Float[Tensor, "V B N"], count: int) -> Bool[Tensor, "V B N"]:
+    """Every masked token in one of the views that hide it, `count` in each view.
+
+    From the last view backwards: a view takes first the tokens that no view before it hides and none after it took,
+    then at random others that none took. What a view must take is never more than `count`, which is at least what it
+    hides anew; count · K exceeds the union only by rounding, and so many tokens are taken again.
+    """
+    taken, chosen = torch.zeros_like(noise[0]), list[Tensor]()
+    before = mask.long().cumsum(0) - mask.long()
+    for own, hidden_before, random_order in zip(mask.flip(0), before.flip(0), noise.flip(0), strict=True):
+        last_chance = (hidden_before == 0) & (taken == 0)
+        order = torch.where(last_chance, 0, 1 + taken) + random_order
+        chosen.insert(0, _lowest(order.masked_fill(~own, math.inf), count))
+        taken = taken + chosen[0]
+    return torch.stack(chosen)
+
+
+__all__ = ["ALL", "COUNTS", "Blocks", "Count", "Counts", "Guide", "Masking", "Score", "count_of", "random"]

@@ -13,18 +13,19 @@ from jaxtyping import Float, Num
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
-from remask.color_jitter import Jitter
-from remask.distances import Distance
+from remask.backbones.masked_input import Dropped, MaskedInput
+from remask.color_jitter import BatchColorJitter
+from remask.distances import Distance, described
 from remask.errors import UserError
 from remask.heads import Head
-from remask.masking import WHOLE, Masking
+from remask.masking import ALL, Masking
 from remask.targets import Target, per_view
 from remask.tokens import grid_of, whole_grid
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
-Region = Literal["masked", "visible", "seen"]
-"""Ω; "seen" is prefix tokens and then the visible ones, all that a network has which drops the others."""
+Region = Literal["masked", "predicted", "visible", "encoded"]
+"""Ω: "predicted" is what of the masked tokens the masking chose; "encoded" the prefix tokens, then the visible ones."""
 
 Pair = tuple[Float[Tensor, "VB R P"], Num[Tensor, "VB R T"]]
 """Predictions, and targets: vectors of the same length, or one id a token (T = 1)."""
@@ -50,7 +51,7 @@ class Branch(nn.Module):
         learned: bool = False,
     ) -> None:
         super().__init__()
-        if region == "masked" and per_view(target):
+        if region in ("masked", "predicted") and per_view(target):
             raise UserError(f"{target.describe()}: it knows nothing of masked tokens; choose a target that sees them")
         self.name, self.region, self.weight, self.layer = name, region, weight, layer
         self.head, self.target, self.distance = head, target, distance
@@ -63,7 +64,7 @@ class Branch(nn.Module):
         prefix, tokens = targets[:, :first], targets[:, first:]
         if not of_view:
             prefix, tokens = views.repeat(prefix), views.gather(tokens, self.region)
-        return self.head(features, views), torch.cat([prefix, tokens], dim=1) if self.region == "seen" else tokens
+        return self.head(features, views), torch.cat([prefix, tokens], dim=1) if self.region == "encoded" else tokens
 
     @property
     def learned(self) -> Float[Tensor, ""] | None:
@@ -75,107 +76,133 @@ class Branch(nn.Module):
         s = self.log_variance
         return self.weight * loss if s is None else (-s).exp() * loss + s
 
-
-Replace = Literal["tokens", "pixels"]
+    def describe(self, over: str) -> str:
+        """λ · mean over Ω of d( h ; τ ), where `over` says how many tokens Ω has."""
+        depth = "" if self.layer == -1 else f" at block {self.layer}"
+        return (
+            f"{self.weight:g} · mean over {over}, of {described(self.distance)}"
+            f"( {self.head.describe()}{depth} ; {self.target.describe()} )"
+        )
 
 
 class Method(nn.Module):
-    """A backbone, a masking and the branches that predict.
+    """A backbone, a masking, how masked views enter the backbone, and the branches that predict.
 
-    replace   None: masked tokens are dropped · "tokens": replaced by a learned vector after the stem · "pixels": their
-              pixels by a learned colour before it (FastMIM), which any network bears
-    unit      pixels of a token of the grid of masks, heads and targets, where masks are finer than the backbone's
-    jitter    colours that the backbone alone sees; targets are of the image as it is (MOMA)
+    sees     Dropped() unless given, TokensReplaced(), PixelsReplaced(): what becomes of masked tokens
+    jitter   colours that the backbone alone sees; targets are of the image as it is (MOMA)
+    Raises UserError for a backbone that cannot be masked this way.
     """
 
     branches: Sequence[Branch]
-    fill: Tensor | None
 
     def __init__(
         self,
         backbone: Backbone,
         masking: Masking,
         branches: Sequence[Branch],
-        replace: Replace | None = None,
-        unit: Size | None = None,
-        jitter: Jitter | None = None,
+        sees: MaskedInput | None = None,
+        jitter: BatchColorJitter | None = None,
     ) -> None:
         super().__init__()
-        mode = {None: "drop", "tokens": "replace"}.get(replace)
-        if mode and mode not in backbone.modes:
-            raise UserError(
-                f"{backbone.network.__class__.__name__} cannot {mode} masked tokens, as this method asks; "
-                "choose another backbone, or method fastmim, which hides pixels"
-            )
-        self.backbone, self.masking, self.replace, self.finer, self.jitter = backbone, masking, replace, unit, jitter
+        self.sees: MaskedInput = sees or Dropped()
+        self.sees.prepare(backbone)
+        self.backbone, self.masking, self.jitter = backbone, masking, jitter
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
-        width = backbone.fill_width if replace == "tokens" else backbone.channels if replace else 0
-        self.fill = nn.Parameter(0.02 * torch.randn(width)) if width else None
 
-    def evolve(self, masking: Masking | None = None, *added: Branch) -> "Method":
-        """This method with another masking, with more branches: how plug-ins are made. Parts are shared, not copied."""
-        branches = [*self.branches, *added]
-        grown = Method(self.backbone, masking or self.masking, branches, self.replace, self.finer, self.jitter)
-        grown.fill = self.fill
-        return grown
+    def with_(self, masking: Masking | None = None, branches: Sequence[Branch] | None = None) -> "Method":
+        """This method with another masking or other branches: how plug-ins are made. Modules are shared, not copied."""
+        return Method(self.backbone, masking or self.masking, branches or [*self.branches], self.sees, self.jitter)
 
     def forward(
-        self, images: Images, views: Views | None = None, normalised: bool = False
+        self,
+        images: Images,
+        views: Views | None = None,
+        generator: Generator | None = None,
+        normalised: bool = False,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Losses by branch name and their weighted "total", in views drawn by `draw` (here, unless given).
+        """Losses by branch name and their weighted "total".
 
+        views        drawn here by `draw` with `generator` unless given
         normalised   floats in 0..1 are meant; UserError otherwise, for they look like pixels that nobody normalised
         """
         self.backbone.normalise.look(images, normalised)
-        pairs = self.pairs(images, views or self.draw(images))
+        pairs = self.pairs(images, views or self.draw(images, generator))
         losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
         total = torch.stack([b.term(losses[b.name]) for b in self.branches]).sum()  # DMJD Eq. (6)
         learned = {f"weight/{b.name}": b.learned.detach() for b in self.branches if b.learned is not None}
         return {**losses, **learned, "total": total}
 
     def pairs(self, images: Images, views: Views) -> dict[str, Pair]:
-        """Per branch the predictions and the targets of its region: what a loss compares and a picture shows."""
+        """Per branch the predictions and the targets of its region: what a loss compares and a figure shows."""
         images = self.backbone.normalise.deep(images)
         features = self.encode(images, views, tuple({branch.layer for branch in self.branches}))
         targets = {target: target(images, views) for target in {branch.target for branch in self.branches}}
         return {b.name: b(features[b.layer], targets[b.target], views) for b in self.branches}
 
     def encode(self, images: Images, views: Views, layers: Sequence[int] = (-1,)) -> dict[int, Features]:
-        """f(x, v) at the named depths: the stem once per image, or once per view where its pixels are hidden."""
+        """f(x, v) at the named blocks, in the colours of the views."""
         if self.jitter and views.colours is not None:
             images = self.jitter(images, views.colours)
-        if self.replace == "pixels":
-            return self.backbone.encode(self.backbone.embed(self.hide(images, views)), layers=layers)
-        return self.backbone.encode(self.backbone.embed(images), views, fill=self.fill, layers=layers)
+        return self.sees.encode(self.backbone, images, views, layers)
 
-    def hide(self, images: Images, views: Views) -> Float[Tensor, "VB C H W"]:
-        """The views as FastMIM's networks see them: normalised pixels, masked ones replaced by the learned colour."""
-        assert self.fill is not None
-        hidden = views.pixels(self.unit).flatten(0, 1).unsqueeze(1)
-        return torch.where(hidden, self.fill.view(-1, 1, 1), views.repeat(self.backbone.normalise(images)))
-
-    @property
-    def unit(self) -> Size:
-        """Pixels of a token of the grid of masks, heads and targets."""
-        return self.finer or self.backbone.patch
-
-    @property
-    def fine(self) -> Grid:
-        """Rows and columns of that grid in a token of the backbone."""
-        return grid_of(self.backbone.patch, self.finer) if self.finer else (1, 1)
-
-    def grid(self, size: Size) -> Grid:
-        """The grid of masks, heads and targets for images of `size` pixels: the backbone's, or finer."""
-        whole = self.backbone.grid(size)
-        return whole_grid(size, self.finer) if self.finer else whole
-
-    def draw(self, images: Images, generator: Generator | None = None, part: slice = WHOLE) -> Views:
+    def draw(self, images: Images, generator: Generator | None = None, rows: slice = ALL) -> Views:
         """The masked views of a batch and their colours, drawn on the generator's device and moved to the images'.
 
-        part   return what some of the images have among all
+        rows   return those of these images only, the same as among all
         """
-        grid = self.grid((images.shape[-2], images.shape[-1]))
-        views = self.masking(images.shape[0], grid, generator, part)
+        views = self.masking(len(images), self.grid((images.shape[-2], images.shape[-1])), generator, rows)
         if self.jitter:
-            views = dataclasses.replace(views, colours=self.jitter.draw(images.shape[0], generator)[part])
+            views = dataclasses.replace(views, colours=self.jitter.draw(len(images), generator)[rows])
         return views.to(images.device)
+
+    @property
+    def mask_unit(self) -> Size:
+        """Pixels of a token of the grid of masks, heads and targets: the backbone's, unless masks are finer."""
+        return self.sees.mask_unit or self.backbone.patch
+
+    @property
+    def cells_per_token(self) -> Grid:
+        """Rows and columns of that grid in a token of the backbone; (1, 1) unless masks are finer."""
+        return grid_of(self.backbone.patch, self.sees.mask_unit) if self.sees.mask_unit else (1, 1)
+
+    def grid(self, size: Size) -> Grid:
+        """The grid of masks, heads and targets for images of `size` pixels. UserError where either does not fit."""
+        of_backbone = self.backbone.grid(size)
+        return whole_grid(size, self.sees.mask_unit) if self.sees.mask_unit else of_backbone
+
+    @property
+    def former_names(self) -> dict[str, str]:
+        """Keys of state dicts written before 2026-12, and what they are called now."""
+        return {old: f"sees.{new}" for old, new in self.sees.former_names.items()}
+
+    def __str__(self) -> str:
+        return equation(self, self.backbone.size)
+
+
+def equation(method: Method, size: Size) -> str:
+    """The equation with a method's names and numbers, for images of `size` pixels: what `remask show` prints.
+
+    Raises UserError where patches or masking do not fit the size.
+    """
+    grid, backbone, views = method.grid(size), method.backbone, method.masking.views
+    counts = method.masking.counts(grid)
+    visible = counts.tokens - counts.hidden
+    tokens = {"masked": counts.hidden, "predicted": counts.per_view, "visible": visible}
+    tokens["encoded"] = visible + backbone.prefix
+    over = f"{views} views, {{}} {{}} tokens each" if views > 1 else "1 view, {} {} tokens"
+    terms = [b.describe(over.format(tokens[b.region], b.region)) for b in method.branches]
+    unit = "" if method.mask_unit == backbone.patch else " of {}×{} px".format(*method.mask_unit)
+    name = type(backbone if backbone.modes else backbone.network).__name__
+    return "\n".join(
+        [
+            "L(x) = " + "\n     + ".join(terms),
+            "",
+            f"f  {name} of width {backbone.width}, depth {backbone.depth}, patches of {backbone.patch[0]}×"
+            f"{backbone.patch[1]} px; sees {method.sees.describe()}{', in other colours' if method.jitter else ''}",
+            f"x  image of {size[0]}×{size[1]} px, {'×'.join(map(str, grid))} = {counts.tokens} tokens{unit}",
+            f"v  {method.masking.describe(grid)}",
+        ]
+    )
+
+
+__all__ = ["Branch", "Method", "Pair", "Region", "equation"]

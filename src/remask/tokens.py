@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.types import Grid, Size
 
 
@@ -20,7 +20,7 @@ def whole_grid(size: Size, patch: Size) -> Grid:
     if size[0] % patch[0] or size[1] % patch[1]:
         raise UserError(
             f"an image of {size[0]}×{size[1]} px cannot be cut into patches of {patch[0]}×{patch[1]} px; "
-            "change data.image_size or backbone.patch_size"
+            f"change {setting('data.image_size or backbone.patch_size', 'the image size or the patch')}"
         )
     return grid_of(size, patch)
 
@@ -36,7 +36,8 @@ def cell_of(pixels: int, patch: Size, stem: Size, named: str = "a masking cell o
     side = math.gcd(pixels, *patch)
     if side == patch[0] == patch[1] or not (side % stem[0] or side % stem[1]):
         return pixels // side, (side, side)
-    cure = f"whole patches of {stem[0]}×{stem[1]} px" if stem[0] == stem[1] else "given in patches, masking.cell"
+    in_patches = f"given in patches, {setting('masking.cell', 'cell')}"
+    cure = f"whole patches of {stem[0]}×{stem[1]} px" if stem[0] == stem[1] else in_patches
     raise UserError(
         f"{named} {pixels} does not fit tokens of {patch[0]}×{patch[1]} px: a cell is {cure}; simmim's on a Swin is "
         "whole patches of its stem, and fastmim's may be a whole part of a token"
@@ -58,12 +59,12 @@ def unpatchify(patches: Num[Tensor, "B N P"], grid: Grid, patch: Size) -> Num[Te
     return folded.reshape(b, c, rows * ph, cols * pw)
 
 
-def finer(tokens: Num[Tensor, "R n FP"], grid: Grid, fine: Grid) -> Num[Tensor, "R N P"]:
-    """Each token's vector cut into `fine` rows × columns of shorter ones, in raster order on the finer grid.
+def split_tokens(tokens: Num[Tensor, "R n FP"], grid: Grid, cells: Grid) -> Num[Tensor, "R N P"]:
+    """Each token's vector cut into `cells` rows × columns of shorter ones, in raster order on the grid of cells.
 
-    grid   the coarse one, n = rows · columns; a long vector holds its short ones in raster order
+    grid   of the tokens, n = rows · columns; a token's vector holds those of its cells in raster order
     """
-    cut = tokens.unflatten(-1, (*fine, -1)).unflatten(1, grid)
+    cut = tokens.unflatten(-1, (*cells, -1)).unflatten(1, grid)
     return cut.transpose(2, 3).flatten(1, 4)
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeAlias
 from jaxtyping import Float, Int, UInt8, UInt16
 from torch import Tensor
 
-Grid: TypeAlias = tuple[int, int]
-"""Rows and columns of the token grid, N = rows · columns."""
+Grid: TypeAlias = tuple[int, ...]
+"""Tokens along each axis of the grid: rows and columns of an image; N = their product."""
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""

@@ -14,26 +14,40 @@ from remask.types import Grid, Size
 class Views:
     """The masked views of a batch. `mask` is the single truth; ids are in raster order; row = v·B + b.
 
-    mask     Bool[V, B, N], True = masked, the same number M in every row
-    grid     rows and columns of the token grid, N = rows · columns
-    hidden   M
-    colours  numbers that decide in which other colours the backbone sees each image (`Jitter`); None: in its own
+    mask         Bool[V, B, N], True = masked, the same number M in every row
+    grid         tokens along each axis of the grid, N = their product
+    hidden       M
+    colours      numbers that decide in which other colours the backbone sees each image; None: in its own
+    predict      Bool[V, B, N], the masked tokens that are predicted, the same number in every row; None: all of them
+    predictions  R, how many those are; M unless given
     """
 
     mask: Bool[Tensor, "V B N"]
     grid: Grid
     hidden: int
     colours: Float[Tensor, "B J"] | None = None
+    predict: Bool[Tensor, "V B N"] | None = None
+    predictions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.predict is None:
+            object.__setattr__(self, "predictions", self.hidden)
 
     @classmethod
-    def of(cls, mask: Bool[Tensor, "V B N"], grid: Grid) -> "Views":
-        """Views from a stored mask; rows must hide equal numbers of tokens. Reads the mask back: not in a step."""
-        counts = mask.sum(-1)
-        if not bool((counts == counts.flatten()[0]).all()):
-            raise ValueError("every row of a mask must hide the same number of tokens")
-        if mask.shape[-1] != grid[0] * grid[1]:
-            raise ValueError(f"a mask of {mask.shape[-1]} tokens does not fit a grid of {grid[0]}×{grid[1]}")
-        return cls(mask, grid, int(counts.flatten()[0]))
+    def of(cls, mask: Bool[Tensor, "V B N"], grid: Grid, predict: Bool[Tensor, "V B N"] | None = None) -> "Views":
+        """Views from stored masks. Raises ValueError where rows differ in number, or unmasked tokens are predicted.
+
+        Reads the masks back from their device: not for use in a step.
+        """
+        if mask.shape[-1] != torch.Size(grid).numel():
+            size = "×".join(map(str, grid))
+            raise ValueError(f"a mask of {mask.shape[-1]} tokens does not fit a grid of {size}")
+        hidden = _equal_count(mask, "a mask must hide")
+        if predict is None:
+            return cls(mask, grid, hidden)
+        if bool((predict & ~mask).any()):
+            raise ValueError("only masked tokens are predicted: predict must be False where mask is")
+        return cls(mask, grid, hidden, predict=predict, predictions=_equal_count(predict, "predict must name"))
 
     @property
     def _order(self) -> Int[Tensor, "VB N"]:
@@ -53,13 +67,27 @@ class Views:
     def masked(self) -> Int[Tensor, "VB M"]:
         return self._order[:, self.mask.shape[-1] - self.hidden :]
 
-    def rows(self, region: str) -> Int[Tensor, "VB R"]:
-        """Ids of Ω: "masked" or "visible"."""
+    @property
+    def masked_predicted_last(self) -> Int[Tensor, "VB M"]:
+        """The masked ids with those that are predicted at the end: a decoder computes its last rows alone."""
+        if self.predict is None:
+            return self.masked
+        predicted = self.predict.flatten(0, 1).gather(1, self.masked)
+        return self.masked.gather(1, predicted.to(torch.uint8).argsort(dim=1, stable=True))
+
+    @property
+    def predicted(self) -> Int[Tensor, "VB R"]:
+        return self.masked_predicted_last[:, self.hidden - (self.predictions or self.hidden) :]
+
+    def ids(self, region: str) -> Int[Tensor, "VB R"]:
+        """Ids of Ω: "masked", "predicted" or "visible"."""
+        if region == "predicted":
+            return self.predicted
         return self.masked if region == "masked" else self.visible
 
     def gather(self, x: Num[Tensor, "B N P"], region: str) -> Num[Tensor, "VB R P"]:
         """The rows of Ω in every view, of what is the same in all views of an image; `x` is never repeated whole."""
-        ids = self.rows(region).unflatten(0, self.mask.shape[:2])
+        ids = self.ids(region).unflatten(0, self.mask.shape[:2])
         return torch.cat([take(x, view) for view in ids])
 
     def repeat(self, x: Num[Tensor, "B *rest"]) -> Num[Tensor, "VB *rest"]:
@@ -67,20 +95,26 @@ class Views:
         return x.repeat(self.mask.shape[0], *[1] * (x.ndim - 1))
 
     def pixels(self, unit: Size) -> Bool[Tensor, "V B H W"]:
-        """The mask over pixels, for tokens of `unit` pixels."""
+        """The mask over pixels, for tokens of `unit` pixels on a grid of rows and columns."""
         mask = self.mask.unflatten(-1, self.grid)
         return mask.repeat_interleave(unit[0], 2).repeat_interleave(unit[1], 3)
 
-    def split(self, parts: int) -> "list[Views]":
-        """The views of `parts` consecutive slices of the batch, cut as `Tensor.tensor_split` cuts it."""
-        masks, own = self.mask.tensor_split(parts, dim=1), self.colours
-        colours = [None] * parts if own is None else own.tensor_split(parts)
-        return [Views(mask, self.grid, self.hidden, c) for mask, c in zip(masks, colours, strict=True)]
+    def split(self, chunks: int) -> "list[Views]":
+        """The views of `chunks` consecutive slices of the batch, cut as `Tensor.tensor_split` cuts it."""
+        nothing = [None] * chunks
+        masks = self.mask.tensor_split(chunks, dim=1)
+        colours = nothing if self.colours is None else self.colours.tensor_split(chunks)
+        predict = nothing if self.predict is None else self.predict.tensor_split(chunks, dim=1)
+        return [
+            Views(mask, self.grid, self.hidden, c, p, self.predictions)
+            for mask, c, p in zip(masks, colours, predict, strict=True)
+        ]
 
     def to(self, device: torch.device) -> "Views":
         """On another device; to a GPU through page-locked memory, so that nothing waits for the copy."""
-        colours = self.colours if self.colours is None else _sent(self.colours, device)
-        return Views(_sent(self.mask, device), self.grid, self.hidden, colours)
+        colours = None if self.colours is None else _sent(self.colours, device)
+        predict = None if self.predict is None else _sent(self.predict, device)
+        return Views(_sent(self.mask, device), self.grid, self.hidden, colours, predict, self.predictions)
 
     @property
     def corruption_rate(self) -> float:
@@ -89,8 +123,15 @@ class Views:
 
     @property
     def prediction_rate(self) -> float:
-        """m_pred = |∪ masked| / N, the share predicted over all views, mean over images. Reads back: not in a step."""
-        return float(self.mask.any(0).float().mean())
+        """m_pred = |∪ predicted| / N, the share predicted over all views, mean over images. Not for use in a step."""
+        return float((self.mask if self.predict is None else self.predict).any(0).float().mean())
+
+
+def _equal_count(mask: Bool[Tensor, "V B N"], what: str) -> int:
+    counts = mask.sum(-1)
+    if not bool((counts == counts.flatten()[0]).all()):
+        raise ValueError(f"every row of {what} the same number of tokens")
+    return int(counts.flatten()[0])
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:

@@ -45,7 +45,11 @@ def test_make_targets_exist(document: Path) -> None:
     assert asked <= make_targets(ROOT / "Makefile")
 
 
-@pytest.mark.parametrize("block", blocks(README.read_text(), "python"))
+PYTHON = [*blocks(README.read_text(), "python"), "\n".join(blocks((ROOT / "docs" / "python.md").read_text(), "python"))]
+"""Each block of the README, and those of docs/python.md one after the other, as that page says."""
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=[f"block{i}" for i in range(len(PYTHON))])
 def test_python_block_runs(block: str, tmp_path: Path) -> None:
     """In a fresh interpreter and an empty folder, as a reader would paste it."""
     script = tmp_path / "block.py"

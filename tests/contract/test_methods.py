@@ -17,6 +17,7 @@ from remask.backbones.convvit import create_convvit
 from remask.backbones.convvit_network import ConvViTNetwork
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.makers import NETWORKS
+from remask.backbones.masked_input import Dropped
 from remask.build.pretraining import PATTERNS, build_method
 from remask.interop.export import export_backbone
 from remask.method import Method
@@ -174,13 +175,13 @@ def test_masked_pixels_reach_no_visible_token(case: Case) -> None:
     """One view at a time, for what one view hides another sees; where no token is dropped, they reach no token."""
     for v in range(len(case.views.mask)):
         views = Views(case.views.mask[v : v + 1], case.views.grid, case.views.hidden)
-        changed = torch.where(views.pixels(case.method.unit)[0].unsqueeze(1), 255 - case.images, case.images)
+        changed = torch.where(views.pixels(case.method.mask_unit)[0].unsqueeze(1), 255 - case.images, case.images)
         before, after = (case.method.encode(images, views)[-1] for images in (case.images, changed))
         assert not torch.equal(changed, case.images)
         assert torch.equal(before.tokens, after.tokens)
         assert torch.equal(before.prefix, after.prefix)
-        dropped = case.views.hidden if case.method.replace is None else 0
-        fine = case.method.fine[0] * case.method.fine[1]
+        dropped = case.views.hidden if isinstance(case.method.sees, Dropped) else 0
+        fine = case.method.cells_per_token[0] * case.method.cells_per_token[1]
         assert before.tokens.shape[1] == (24 - dropped) // fine
 
 
@@ -189,7 +190,7 @@ def test_predictions_and_targets_meet_token_by_token(case: Case) -> None:
     for branch in case.method.branches:
         prediction, wanted = pairs[branch.name]
         everything = branch.target(case.images, case.views)
-        if branch.region == "seen":
+        if branch.region == "encoded":
             assert prediction.shape[1] == 24 - case.views.hidden + case.method.backbone.prefix
         if not per_view(branch.target):
             everything = everything[:, prefix(branch.target) :]

@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from remask import commands
-from remask.recipe import recipe_names
+from remask.backbones.makers import maker
+from remask.build.pretraining import build_method
+from remask.recipe import Recipe, choose, recipe_names
 
 TINY = [
     "backbone.width=32",
@@ -43,8 +45,22 @@ COST = {
 }
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_every_recipe_runs_shrunk(recipe: str, tmp_path: Path):
+def shrunk(name: str) -> Recipe:
+    """A recipe as --smoke has it, on photographs."""
+    return choose(name, {"data.source": "photos"}, smoke=True)
+
+
+def kind(recipe: Recipe) -> tuple[str, object, bool]:
+    """What decides which code a recipe runs: its method, its family of backbones, and whether images grow."""
+    return recipe.method.name, maker(recipe.backbone.name), recipe.progress is not None
+
+
+ONE_OF_EACH = {kind(shrunk(name)): name for name in reversed(recipe_names())}
+"""The first recipe of each kind, which runs from end to end; the others differ in numbers that the next test builds."""
+
+
+@pytest.mark.parametrize("recipe", sorted(ONE_OF_EACH.values()))
+def test_a_recipe_of_each_kind_runs_shrunk(recipe: str, tmp_path: Path):
     run = commands.pretrain(recipe, {"data.source": "photos"}, out=tmp_path / "run", smoke=True, quiet=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == (6 if "[progress]" in (run / "recipe.toml").read_text() else 4)
@@ -53,6 +69,20 @@ def test_every_recipe_runs_shrunk(recipe: str, tmp_path: Path):
     assert (run / "export" / "backbone.safetensors").is_file()
     assert (run / "pictures" / "reconstruction.png").read_bytes()[:4] == b"\x89PNG"
     assert "<html" in (run / "report.html").read_text()
+
+
+def test_every_recipe_builds_shrunk_and_reaches_every_parameter():
+    """Forward and backward without memory; what receives no gradient are tokens that a network has and nobody reads."""
+    for name in recipe_names():
+        recipe = shrunk(name)
+        with torch.device("meta"):
+            method = build_method(recipe)
+            images = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
+            losses = method(images)
+            losses["total"].backward()
+        assert set(losses) >= {branch.name for branch in method.branches}, name
+        assert any(p.grad is not None for p in method.backbone.network.parameters()), name
+        assert all(p.grad is not None for branch in method.branches for p in branch.parameters()), name
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from remask import commands
 from remask.training.trainer import Trainer
@@ -33,12 +32,12 @@ from pathlib import Path
 from remask import commands
 from remask.training.trainer import Trainer
 
-learn = Trainer._learn
+learn = Trainer.step
 
-def dying(self, step, images):
-    return os.kill(os.getpid(), signal.SIGKILL) if step == int(sys.argv[2]) else learn(self, step, images)
+def dying(self, batch):
+    return os.kill(os.getpid(), signal.SIGKILL) if self.global_step == int(sys.argv[2]) else learn(self, batch)
 
-Trainer._learn = dying
+Trainer.step = dying
 commands.pretrain(sys.argv[3], settings=json.loads(sys.argv[4]), out=Path(sys.argv[1]), quiet=True)
 """
 KILLS = {3: 16, 4: 16, 5: 24, 9: 32}
@@ -50,15 +49,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, with what a kill would have left on the disk at each step; at the first switch a real one."""
     folder = tmp_path_factory.mktemp("growing")
     command = [sys.executable, "-c", DYING, folder / "4", "4", RECIPE, json.dumps(SETTINGS)]
-    process, learn = subprocess.Popen(command), Trainer._learn
+    process, learn = subprocess.Popen(command), Trainer.step
 
-    def watched(self: Trainer, step: int, images: Tensor) -> Any:
-        if step in {*KILLS} - {4}:
-            shutil.copytree(self.run.path, folder / str(step))
-        return learn(self, step, images)
+    def watched(self: Trainer, batch: Any) -> Any:
+        if self.global_step in {*KILLS} - {4}:
+            shutil.copytree(self.run.path, folder / str(self.global_step))
+        return learn(self, batch)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "_learn", watched)
+        patched.setattr(Trainer, "step", watched)
         patched.setattr(commands, "report", lambda path: path)
         commands.pretrain(RECIPE, settings=SETTINGS, out=folder / "whole", quiet=True)
     assert process.wait(timeout=300) == -signal.SIGKILL

@@ -55,14 +55,14 @@ def equal(pictures: Path, folder: Path) -> None:
 
 def killed(step: int) -> None:
     """The command line, in which the second process dies at a step the first time."""
-    learn = Trainer._learn
+    learn = Trainer.step
 
-    def dying(self: Trainer, now: int, batch: Any) -> Any:
-        if now == step and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    def dying(self: Trainer, batch: Any) -> Any:
+        if self.global_step == step and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
-        return learn(self, now, batch)
+        return learn(self, batch)
 
-    Trainer._learn = dying  # type: ignore[method-assign]
+    Trainer.step = dying  # type: ignore[method-assign]
     cli.main()
 
 

@@ -55,7 +55,7 @@ def encoded(method: Method, images: Tensor, mask: Tensor, layers: tuple[int, ...
     for image, hidden in zip(images.split(1), mask.split(1), strict=True):
         stem = method.backbone.embed(image)
         views = views_of(hidden, method.backbone.grid((image.shape[-2], image.shape[-1])))
-        rows.append(method.backbone.encode(stem, views, fill=method.fill, layers=layers))
+        rows.append(method.backbone.encode(stem, views, mask_token=method.sees.mask_token, layers=layers))
     return {i: Features(*(torch.cat(parts) for parts in zip(*(row[i] for row in rows), strict=True))) for i in layers}
 
 

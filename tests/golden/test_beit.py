@@ -14,7 +14,7 @@ SYSTEM = "beit"
 SMALLEST = 16  # patches of the official generator's smallest block, where config.json does not state another
 NAMES = {
     "beit.embeddings.cls_token": "backbone.network.cls_token",
-    "beit.embeddings.mask_token": "fill",
+    "beit.embeddings.mask_token": "sees.mask_token",
     "beit.embeddings.patch_embeddings.projection.": "backbone.network.patch_embed.proj.",
     "beit.shared_position_bias.": "backbone.network.rel_pos_bias.",
     "layernorm.": "backbone.network.norm.",
@@ -48,7 +48,7 @@ def test_sizes_are_read_from_the_weights(folder: Folder) -> None:
 def test_hidden_states(folder: Folder) -> None:
     method, stored = method_of(folder), folder.tensors("io.safetensors")
     backbone, mask = method.backbone, stored["mask"].bool()
-    embedded = torch.where(mask.unsqueeze(-1), method.fill, backbone.embed(stored["images"]).tokens)
+    embedded = torch.where(mask.unsqueeze(-1), method.sees.mask_token, backbone.embed(stored["images"]).tokens)
     first = torch.cat([backbone.network.cls_token.expand(len(mask), -1, -1), embedded], dim=1)
     activations(first, stored["hidden.0"])
     features = encoded(method, stored["images"], stored["mask"], tuple(range(backbone.depth)))

@@ -57,7 +57,7 @@ def method_of(folder: Folder, per_patch: bool = True) -> Method:
 def forward_method(forward: File, per_patch: bool = True) -> tuple[Method, Views]:
     """Our views from stored noise: official code keeps the lowest, ours hides the lowest."""
     method, noise = method_of(forward.folder, per_patch), forward.tensors["noise"]
-    views = Masking(method.masking.ratio, lambda batch, grid, generator: -noise)(len(noise), method.backbone.built_for)
+    views = Masking(method.masking.ratio, lambda *_: -noise)(len(noise), method.backbone.built_for)
     return method, views
 
 

@@ -42,7 +42,7 @@ class Given(nn.Module):
         self.everything, self.region = nn.Parameter(everything.clone()), region
 
     def forward(self, features: Features, views: Views) -> Tensor:
-        return take(self.everything, views.rows(self.region))
+        return take(self.everything, views.ids(self.region))
 
 
 class Latents(nn.Module):

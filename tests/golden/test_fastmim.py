@@ -118,7 +118,9 @@ def predictions(method: Method, stored: Entries) -> tuple[Tensor, Tensor]:
     seen, loss = run(method, stored, {"norm": "branches.0.head.norm"})
     head: Any = method.branches[0].head
     ours = head.predict(seen["norm"])
-    order = interop.rows(ours.shape[-1], method.fine, "hog" if isinstance(method.branches[0].target, Hog) else "pixels")
+    order = interop.rows(
+        ours.shape[-1], method.cells_per_token, "hog" if isinstance(method.branches[0].target, Hog) else "pixels"
+    )
     return ours[..., order.argsort()], loss
 
 
@@ -135,7 +137,7 @@ def test_sizes_are_read_from_the_weights(io: File) -> None:
         assert [*stages] == part["depths"]
         assert method.backbone.width == dims[-1]
     assert head.width == (part.get("decoder") or {"dim": part.get("decoder_dim")})["dim"]
-    assert min(method.unit) == min(int(match["block"]), min(method.backbone.patch))
+    assert min(method.mask_unit) == min(int(match["block"]), min(method.backbone.patch))
 
 
 def test_the_stored_mask_is_that_of_the_noise(io: File) -> None:
@@ -143,7 +145,7 @@ def test_the_stored_mask_is_that_of_the_noise(io: File) -> None:
     views, noise = views_of(stored), stored["noise"]
     assert method.grid(tuple(stored["images"].shape[-2:])) == views.grid
     assert method.masking.counts(views.grid).hidden == views.hidden
-    assert torch.equal(views.pixels(method.unit)[0].long().unsqueeze(1), stored["pixel_mask"])
+    assert torch.equal(views.pixels(method.mask_unit)[0].long().unsqueeze(1), stored["pixel_mask"])
     cells = views.grid[0] // method.masking.cell, views.grid[1] // method.masking.cell
     hidden = noise.argsort(1).argsort(1) >= int(noise.shape[1] * (1 - ratio_of(io)))
     hidden = hidden.unflatten(1, cells).repeat_interleave(method.masking.cell, 1)
@@ -155,7 +157,7 @@ def test_activations(io: File) -> None:
     expected = stored.below("act.")
     stems = {name for name in expected if name.endswith("patch_embed")}  # ours embeds by a matrix product, without them
     seen, _ = run(method, stored, {name: place_of(name, method) for name in expected if name not in stems})
-    hidden = method.hide(stored["images"], views_of(stored))
+    hidden = method.sees.hide(method.backbone, stored["images"], views_of(stored))
     network: Any = method.backbone.network
     for name, value in expected.items():
         actual = network.patch_embed(hidden) if name in stems else seen[name]
@@ -175,8 +177,8 @@ def test_named_gradients(io: File) -> None:
     method(stored["images"], views_of(stored))["total"].backward()
     actual = dict(method.named_parameters())
     target = "hog" if isinstance(method.branches[0].target, Hog) else "pixels"
-    for name, gradient in interop.from_official(stored.below("grad."), method.fine, target).items():
-        share = COLOUR if name == interop.FILL else GRADIENT
+    for name, gradient in interop.from_official(stored.below("grad."), method.cells_per_token, target).items():
+        share = COLOUR if name == interop.MASK_PIXEL else GRADIENT
         close(actual[name].grad, gradient, atol=share * float(gradient.abs().max()), rtol=0)
 
 

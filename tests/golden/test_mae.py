@@ -53,7 +53,7 @@ def method_of(folder: Folder, ratio: float = 0.75, per_patch: bool = True) -> Me
 def views_from(method: Method, noise: Tensor) -> Views:
     """Our views from stored noise: official code keeps the lowest, ours hides the lowest."""
     grid = method.backbone.built_for
-    return Masking(method.masking.ratio, lambda batch, grid, generator: -noise)(len(noise), grid)
+    return Masking(method.masking.ratio, lambda *_: -noise)(len(noise), grid)
 
 
 def forward_method(forward: File, per_patch: bool = True) -> tuple[Method, Views]:

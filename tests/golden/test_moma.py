@@ -28,7 +28,7 @@ MEAN, STD, PATCH = [0.5], [0.25], (4, 4)
 class Stored(nn.Module):
     """A backbone whose only block puts out stored rows: the class token's and those of visible tokens."""
 
-    modes, prefix, depth, channels, fill_width = ("drop",), 1, 1, 1, 0
+    modes, prefix, depth, channels, stem_width = ("drop",), 1, 1, 1, 0
     patch: Size = PATCH
 
     def __init__(self, rows: Tensor, views: Views) -> None:

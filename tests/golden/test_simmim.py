@@ -13,7 +13,7 @@ from remask.backbones.tables import resize_table
 from remask.interop import simmim as interop
 from remask.masking import Masking
 from remask.method import Method
-from remask.tokens import finer, unpatchify
+from remask.tokens import split_tokens, unpatchify
 from remask.views import Views
 from tests.golden.replacing import views_of, with_eps
 from tests.golden.vectors import Entries, Folder, activations, gradients, losses, some
@@ -46,7 +46,7 @@ def test_sizes_are_read_from_the_weights(folder: Folder, kind: str) -> None:
     if isinstance(backbone, Swin):
         assert backbone.depths == config["depths"]
         assert [stage.blocks[0].attn.num_heads for stage in backbone.network.layers] == config["heads"]
-        assert backbone.fill_width == config["dim"]
+        assert backbone.stem_width == config["dim"]
         assert backbone.network.layers[0].blocks[0].window_size == (config["window"],) * 2
     else:
         assert (backbone.width, backbone.depth) == (config["dim"], config["depth"])
@@ -58,8 +58,8 @@ def test_the_stored_mask_is_one_that_our_masking_draws(folder: Folder, kind: str
     method, stored = method_of(folder, kind), stored_of(folder, kind)
     views = stored_views(method, stored)
     assert method.masking.counts(views.grid).hidden == views.hidden
-    assert torch.equal(views.pixels(method.unit)[0].long().unsqueeze(1), stored["pixel_mask"])
-    cell = method.masking.cell * method.unit[0], method.masking.cell * method.unit[1]
+    assert torch.equal(views.pixels(method.mask_unit)[0].long().unsqueeze(1), stored["pixel_mask"])
+    cell = method.masking.cell * method.mask_unit[0], method.masking.cell * method.mask_unit[1]
     assert cell == (folder.config.part(kind)["mask_patch"],) * 2
     cells = views_of(stored["mask"], (views.grid[0] // method.masking.cell, views.grid[1] // method.masking.cell))
     assert cells.hidden == method.masking.counts(views.grid).hidden // method.masking.cell**2
@@ -73,7 +73,7 @@ def test_activations_of_the_vit(folder: Folder) -> None:
     activations(stem.tokens, stored["act.encoder.patch_embed"])
     activations(backbone.bias(backbone.network.rel_pos_bias, stem.grid), stored["rel_pos_bias"])
     numbers = {int(key): value for key, value in stored.below("act.encoder.blocks.").items() if key.isdecimal()}
-    features = backbone.encode(stem, views, fill=method.fill, layers=(*numbers, -1))
+    features = backbone.encode(stem, views, mask_token=method.sees.mask_token, layers=(*numbers, -1))
     for number, value in {**numbers, -1: stored["act.encoder.norm"]}.items():
         activations(torch.cat(features[number], dim=1), value)
 
@@ -85,7 +85,7 @@ def test_activations_of_the_swin(folder: Folder) -> None:
     stem = backbone.embed(stored["images"])
     activations(stem.tokens.flatten(1, 2), stored["act.encoder.patch_embed"])
     ends = [sum(backbone.depths[: i + 1]) - 1 for i in range(len(backbone.depths))]
-    features = backbone.encode(stem, views, fill=method.fill, layers=(*range(backbone.depth), -1))
+    features = backbone.encode(stem, views, mask_token=method.sees.mask_token, layers=(*range(backbone.depth), -1))
     activations(features[-1].tokens, stored["act.encoder.norm"])
     for key, value in stored.below("act.encoder.layers.").items():
         match = re.fullmatch(r"(\d+)(?:\.blocks\.(\d+)|\.downsample)?", key)
@@ -102,11 +102,11 @@ def test_activations_of_the_swin(folder: Folder) -> None:
 def test_reconstruction(folder: Folder, kind: str) -> None:
     method, stored = method_of(folder, kind), stored_of(folder, kind)
     backbone, views = method.backbone, stored_views(method, stored)
-    tokens = backbone.encode(backbone.embed(stored["images"]), views, fill=method.fill)[-1].tokens
+    tokens = backbone.encode(backbone.embed(stored["images"]), views, mask_token=method.sees.mask_token)[-1].tokens
     grid = backbone.grid(tuple(stored["images"].shape[-2:]))
     activations(tokens.mT.unflatten(2, grid), stored["encoder_out"])
-    restored = finer(method.branches[0].head.predict(tokens), grid, method.fine)
-    activations(unpatchify(restored, views.grid, method.unit), stored["reconstruction"])
+    restored = split_tokens(method.branches[0].head.predict(tokens), grid, method.cells_per_token)
+    activations(unpatchify(restored, views.grid, method.mask_unit), stored["reconstruction"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,7 +120,7 @@ def test_named_gradients(folder: Folder, kind: str) -> None:
     method, stored = method_of(folder, kind), stored_of(folder, kind)
     method(stored["images"], stored_views(method, stored))["total"].backward()
     actual = dict(method.named_parameters())
-    expected = interop.from_official(stored.below("grad."), method.backbone.channels, method.fine)
+    expected = interop.from_official(stored.below("grad."), method.backbone.channels, method.cells_per_token)
     for name, gradient in expected.items():
         gradients(actual[name].grad, gradient)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from remask.heads import Align, Decoder, Linear, Projector, TokenDecoder
 from remask.masking import Masking
-from remask.tokens import finer, sincos_positions
+from remask.tokens import sincos_positions, split_tokens
 from remask.types import Features
 from remask.views import Views
 
@@ -176,7 +176,7 @@ def test_token_decoder_is_plain_blocks_over_all_tokens(
 ) -> None:
     views = drawn()
     torch.manual_seed(0)
-    decoder = TokenDecoder(D, P, 16, depth, 4, fine=fine, region=region)
+    decoder = TokenDecoder(D, P, 16, depth, 4, cells_per_token=fine, region=region)
     features = whole_features(views, prefix, fine)
     by_hand = []
     for front, tokens in zip(*features, strict=True):
@@ -185,7 +185,7 @@ def test_token_decoder_is_plain_blocks_over_all_tokens(
             x = x + attention(block.attn, block.norm1(x))
             x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
         by_hand.append(decoder.predict(decoder.norm(x))[prefix:])
-    wanted = rows_of(region, finer(torch.stack(by_hand), (4 // fine[0], 6 // fine[1]), fine), views)
+    wanted = rows_of(region, split_tokens(torch.stack(by_hand), (4 // fine[0], 6 // fine[1]), fine), views)
     assert wanted.shape[-1] == P
     assert torch.allclose(decoder(features, views), wanted, atol=1e-5)
 
@@ -213,14 +213,14 @@ def test_token_decoder_norms_have_their_own_eps() -> None:
 def test_projector_of_finer_masks_predicts_every_part_of_a_token(region: str) -> None:
     views, fine = drawn(), (2, 3)
     torch.manual_seed(0)
-    projector, features = Projector(D, P, 8, region, fine=fine), whole_features(views, 1, fine)
+    projector, features = Projector(D, P, 8, region, cells_per_token=fine), whole_features(views, 1, fine)
     predicted = projector(features, views)
-    everything = finer(projector.predict(projector.project(features.tokens)), (2, 2), fine)
+    everything = split_tokens(projector.predict(projector.project(features.tokens)), (2, 2), fine)
     assert torch.allclose(predicted, rows_of(region, everything, views), atol=1e-6)
     other = features.tokens.clone()
     other[:, 3] += 1  # the last token: rows 2 and 3, columns 3 to 5
     changed = (projector(Features(features.prefix, other), views) - predicted).abs().amax(-1) > 0
-    inside = (views.rows(region) // 6 >= 2) & (views.rows(region) % 6 >= 3)
+    inside = (views.ids(region) // 6 >= 2) & (views.ids(region) % 6 >= 3)
     assert torch.equal(changed, inside)
 
 

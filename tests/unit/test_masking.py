@@ -1,11 +1,13 @@
 """masking.py: realised counts, patterns, and what DM promises; random settings are in tests/property."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Generator, Tensor
 
 from remask.errors import UserError
-from remask.masking import Blocks, Masking, disjoint, random
+from remask.masking import Blocks, Masking, random
 from remask.views import Views
 
 GRID = (14, 14)
@@ -28,7 +30,7 @@ def test_two_views_hide_what_the_official_sampler_hides(
     views = draw(masking)
     assert (views.mask.sum(-1) == hidden).all()
     assert (views.mask.any(0).sum(-1) == union).all()
-    assert tuple(masking.counts(GRID)) == (hidden, union, 196)
+    assert tuple(masking.counts(GRID)) == (hidden, union, 196, hidden)
     assert masking.counts(GRID).gain == union / hidden
 
 
@@ -62,7 +64,7 @@ def test_later_views_share_the_new_tokens_evenly() -> None:
 
 
 def test_independent_views_meet_their_expected_union() -> None:
-    masking = disjoint(Masking(0.6), views=2, prediction=None)
+    masking = replace(Masking(0.6), views=2, prediction=None)
     views = draw(masking, batch=512)
     assert (views.mask.sum(-1) == 118).all()
     expected = masking.counts(GRID).predicted
@@ -128,7 +130,7 @@ def test_the_first_block_lies_inside_the_size_and_aspect_it_may_have() -> None:
 
 def test_disjoint_changes_views_and_prediction_only() -> None:
     masking = Masking(0.4, Blocks(), 2)
-    changed = disjoint(masking, 3, 0.9)
+    changed = replace(masking, views=3, prediction=0.9)
     assert (changed.ratio, changed.score, changed.cell) == (0.4, masking.score, 2)
     assert (changed.views, changed.prediction) == (3, 0.9)
     assert masking.views == 1
@@ -185,3 +187,149 @@ def test_a_part_of_the_batch_has_what_it_has_in_the_whole(masking: Masking) -> N
     for part in (slice(0, 4), slice(4, 7)):
         mine = masking(7, (8, 8), torch.Generator().manual_seed(2), part)
         assert torch.equal(mine.mask, whole.mask[:, part])
+
+
+# ------------------------------------------------------------------------------------ which masked tokens are predicted
+
+
+@pytest.mark.parametrize(
+    ("ratio", "prediction", "views", "cell", "grid"),
+    [
+        (0.75, 1.0, 2, 1, (14, 14)),
+        (0.75, 1.0, 3, 1, (14, 14)),
+        (0.75, 0.9, 3, 1, (7, 9)),
+        (0.6, 1.0, 2, 2, (14, 14)),
+        (0.34, 1.0, 3, 1, (10, 10)),
+        (0.3, 1.0, 3, 1, (10, 10)),
+        (0.5, 0.6, 3, 1, (10, 10)),
+        (0.9, 1.0, 4, 1, (8, 14, 14)),
+        (0.13, 1.0, 8, 1, (11, 9)),
+        (0.36, 1.0, 3, 2, (10, 12)),
+        (0.2, 0.99, 6, 1, (50,)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_predicted_once_each_token_is_predicted_by_one_view_that_hides_it(
+    ratio: float, prediction: float, views: int, cell: int, grid: tuple[int, ...], seed: int
+) -> None:
+    masking = Masking(ratio, cell=cell, views=views, prediction=prediction, predicted="once")
+    drawn, counts = draw(masking, 16, grid, seed), masking.counts(grid)
+    predict = drawn.mask if drawn.predict is None else drawn.predict  # disjoint views: all that a view hides
+    assert not (predict & ~drawn.mask).any()
+    times = predict.sum(0)
+    assert torch.equal(times > 0, drawn.mask.any(0)), "every hidden token, and no other"
+    per_view = -(-int(counts.predicted) // views)
+    assert counts.per_view == per_view
+    assert (predict.sum(-1) == per_view).all()
+    assert ((times - 1).clamp(min=0).sum(-1) == per_view * views - counts.predicted).all()
+    assert per_view * views - counts.predicted <= views - 1
+
+
+def test_cells_that_do_not_divide_are_predicted_in_views_of_the_largest_share() -> None:
+    """29 cells of 4 tokens in three views: the last hides 10 cells anew, which is more than a third of the tokens."""
+    masking = Masking(1 / 3 + 0.01, cell=2, views=3, predicted="once", count="maskfeat")
+    for grid in ((10, 12), (6, 20), (4, 58)):
+        drawn, counts = draw(masking, 8, grid), masking.counts(grid)
+        predict = drawn.mask if drawn.predict is None else drawn.predict
+        assert torch.equal(predict.any(0), drawn.mask.any(0))
+        assert (predict.sum(-1) == counts.per_view).all()
+        assert counts.predicted / 3 <= counts.per_view < counts.predicted / 3 + 4
+
+
+def test_predicted_once_shares_tokens_out_at_random() -> None:
+    """Of the 98 tokens that both views hide, each goes to either view in half of the images."""
+    drawn = draw(Masking(0.75, views=2, predicted="once"), 4000)
+    assert drawn.predict is not None
+    both = drawn.mask.all(0)
+    first = (drawn.predict[0] & both).sum(0) / both.sum(0)
+    assert float((first - 0.5).abs().max()) < 0.06  # 4.5 deviations of a share of 2,000 images
+    assert int((drawn.predict[0] & both).sum()) * 2 == int(both.sum())
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.25, 49), (0.75, 147), (0.1, 20), (0.001, 1)])
+def test_a_share_of_the_tokens_is_predicted_in_every_view(share: float, count: int) -> None:
+    masking = Masking(0.75, views=2, predicted=share)
+    drawn = draw(masking)
+    assert masking.counts(GRID).per_view == count
+    assert drawn.predicted.shape == (16, count)
+    if drawn.predict is not None:
+        assert not (drawn.predict & ~drawn.mask).any()
+        assert not torch.equal(drawn.predicted, drawn.masked[:, :count]), "at random, not the first ones"
+
+
+def test_what_is_predicted_changes_no_mask_and_is_alike_in_many_processes() -> None:
+    for predicted in ("once", 0.3):
+        masking = Masking(0.6, views=2, predicted=predicted)  # type: ignore[arg-type]
+        drawn, plain = draw(masking, 6), draw(Masking(0.6, views=2), 6)
+        assert torch.equal(drawn.mask, plain.mask)
+        mine = masking(6, GRID, Generator().manual_seed(0), slice(2, 4))
+        assert torch.equal(mine.mask, drawn.mask[:, 2:4])
+        assert mine.predict is not None
+        assert drawn.predict is not None
+        assert torch.equal(mine.predict, drawn.predict[:, 2:4])
+
+
+def test_one_view_predicts_all_that_it_hides_once() -> None:
+    assert draw(Masking(0.6, predicted="once")).predict is None
+
+
+@pytest.mark.parametrize(
+    ("masking", "why"),
+    [
+        ({"predicted": 0.7}, "predicted 0.7 is outside"),
+        ({"predicted": 0.0}, "predicted 0.0 is outside"),
+        ({"predicted": "once", "views": 2, "prediction": None}, "once in disjoint views"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(masking: dict[str, object], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        Masking(0.6, **masking)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------- guides, and grids of any length
+
+
+def highest_first(
+    batch: int,
+    grid: tuple[int, ...],
+    generator: Generator | None,
+    rows: slice = slice(None),
+    guide: Tensor | None = None,
+) -> Tensor:
+    """A pattern that hides where its guide is highest."""
+    assert guide is not None
+    return -guide + 1e-3 * torch.rand(batch, guide.shape[1], generator=generator)[rows]
+
+
+def test_a_guide_decides_which_cells_are_hidden() -> None:
+    guide = torch.randn(2, 49)
+    views = Masking(0.5, highest_first, cell=2)(8, GRID, Generator().manual_seed(0), slice(2, 4), guide)
+    hidden = views.mask[0].unflatten(-1, GRID)[:, ::2, ::2].flatten(1)
+    for row in range(2):
+        assert guide[row][hidden[row]].min() > guide[row][~hidden[row]].max() - 2e-3
+
+
+@pytest.mark.parametrize("score", PATTERNS, ids=["random", "blocks"])
+def test_a_guide_is_refused_by_patterns_that_do_not_adapt(score: Blocks) -> None:
+    with pytest.raises(UserError, match="does not adapt to a guide"):
+        Masking(0.5, score)(2, GRID, guide=torch.zeros(2, 196))
+
+
+def test_tubes_are_cells_as_long_as_the_clip() -> None:
+    """A 2-D mask repeated over time (VideoMAE), on a grid of time, rows and columns."""
+    views = draw(Masking(0.9, cell=(8, 1, 1), views=2), 4, (8, 14, 14))
+    mask = views.mask.unflatten(-1, (8, 14, 14))
+    assert (mask == mask[:, :, :1]).all()
+    assert (mask[:, :, 0].flatten(2).sum(-1) == 177).all()
+    assert views.hidden == 8 * 177
+
+
+@pytest.mark.parametrize(("cell", "grid"), [(2, (3, 4, 4)), ((1, 2), (4, 4, 4)), (3, (9, 8))])
+def test_cells_that_do_not_tile_a_grid_are_refused(cell: int | tuple[int, ...], grid: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="cannot be cut into masking cells"):
+        Masking(0.5, cell=cell)(2, grid)
+
+
+def test_blocks_are_of_rows_and_columns() -> None:
+    with pytest.raises(UserError, match="this grid has 3 axes"):
+        Masking(0.5, Blocks())(2, (4, 4, 4))

@@ -7,12 +7,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.masked_input import Dropped, PixelsReplaced, TokensReplaced
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1, smooth_l1, squared
 from remask.errors import UserError
 from remask.heads import Align, Decoder, Linear, Projector, TokenDecoder
 from remask.masking import Masking
-from remask.method import Branch, Method, Region, Replace
+from remask.method import Branch, Method, Region
 from remask.methods import dm, jd, mae
 from remask.targets import Hog, Pixels
 from remask.views import Views
@@ -69,10 +70,10 @@ def test_a_loss_is_the_mean_distance_over_its_region() -> None:
         Branch("masked", Linear(16, 5), target, l1, "masked"),
         Branch("visible", Linear(16, 5, "visible"), target, smooth_l1, "visible", layer=0),
     ]
-    method = Method(backbone, Masking(0.6, views=2), parts, replace="tokens")
+    method = Method(backbone, Masking(0.6, views=2), parts, TokensReplaced())
     views = method.draw(images, Generator().manual_seed(0))
     losses = method(images, views)
-    features = backbone.encode(backbone.embed(images), views, fill=method.fill, layers=(0, -1))
+    features = backbone.encode(backbone.embed(images), views, mask_token=method.sees.mask_token, layers=(0, -1))
     by_hand: dict[str, list[Tensor]] = {"masked": [], "visible": []}
     for v in range(2):
         for b in range(3):
@@ -201,7 +202,7 @@ class Numbered(Counted):
 
 @pytest.mark.parametrize(
     ("region", "prefix"),
-    [("seen", 1), ("visible", 0), ("visible", 1), ("visible", 4), ("masked", 0), ("masked", 4)],
+    [("encoded", 1), ("visible", 0), ("visible", 1), ("visible", 4), ("masked", 0), ("masked", 4)],
 )
 @pytest.mark.parametrize("per_view", [False, True])
 def test_rows_of_a_target_that_has_prefix_tokens_or_sees_the_view(prefix: int, per_view: bool, region: Region) -> None:
@@ -210,9 +211,9 @@ def test_rows_of_a_target_that_has_prefix_tokens_or_sees_the_view(prefix: int, p
         with pytest.raises(UserError, match="counted: it knows nothing of masked tokens"):
             Branch("b", Linear(16, 5), target, l1, region)
         return
-    head = Align(16, 5, "linear", region) if region == "seen" else Linear(16, 5, region)
+    head = Align(16, 5, "linear", region) if region == "encoded" else Linear(16, 5, region)
     part = Branch("b", head, target, l1, region)
-    method = Method(vit(), Masking(0.6, views=2), [part], "tokens")
+    method = Method(vit(), Masking(0.6, views=2), [part], TokensReplaced())
     views = method.draw(images, Generator().manual_seed(0))
     prediction, wanted = method.pairs(images, views)["b"]
     for v in range(2):
@@ -221,7 +222,7 @@ def test_rows_of_a_target_that_has_prefix_tokens_or_sees_the_view(prefix: int, p
             places = hidden.nonzero().flatten().tolist()
             if per_view:  # its grid is the visible tokens
                 places = range(len(places))
-            places = [*(range(prefix) if region == "seen" else ()), *(prefix + place for place in places)]
+            places = [*(range(prefix) if region == "encoded" else ()), *(prefix + place for place in places)]
             row = 3 * v + b
             assert wanted[row, :, 0].tolist() == [100 * (row if per_view else b) + place for place in places]
     assert prediction.shape == wanted.shape
@@ -240,7 +241,7 @@ def test_a_learned_weight_is_one_parameter() -> None:
     assert losses["total"] == pytest.approx(expected)
     named = {name for name, _ in method.named_parameters() if "log_variance" in name}
     assert named == {"branches.2.log_variance"}
-    assert method.evolve().branches[2].log_variance is branches[2].log_variance
+    assert method.with_().branches[2].log_variance is branches[2].log_variance
 
 
 # ----------------------------------------------------------------------------------------------- masked pixels hidden
@@ -251,10 +252,10 @@ def hiding(views: int = 2, unit: tuple[int, int] | None = None) -> Method:
     fine = (1, 1) if unit is None else (4 // unit[0], 4 // unit[1])
     target = Pixels(unit or PATCH, MEAN, STD)
     parts = [
-        Branch(region, TokenDecoder(16, target.width, 16, 1, 2, fine=fine, region=region), target, squared, region)
+        Branch(region, TokenDecoder(16, target.width, 16, 1, 2, 4.0, fine, region=region), target, squared, region)
         for region in ("masked", "visible")
     ]
-    return Method(vit(), Masking(0.6, views=views), parts, replace="pixels", unit=unit)
+    return Method(vit(), Masking(0.6, views=views), parts, PixelsReplaced(unit))
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -265,16 +266,18 @@ def normalised(images: Tensor) -> Tensor:
 def test_hidden_pixels_are_one_learned_colour_and_the_rest_the_image(unit: tuple[int, int] | None) -> None:
     method, images = hiding(unit=unit), pictures()
     (down, right), views = unit or PATCH, method.draw(images, Generator().manual_seed(0))
-    assert method.fill is not None
-    assert (method.fill.shape, method.unit, views.grid) == ((1,), (down, right), (16 // down, 16 // right))
-    seen, whole = method.hide(images, views), normalised(images)
+    assert isinstance(method.sees, PixelsReplaced)
+    assert method.sees.mask_pixel is not None
+    colour = method.sees.mask_pixel
+    assert (colour.shape, method.mask_unit, views.grid) == ((1,), (down, right), (16 // down, 16 // right))
+    seen, whole = method.sees.hide(method.backbone, images, views), normalised(images)
     assert seen.shape == (2 * 3, 1, 16, 16)
     for v in range(2):
         for b in range(3):
             mask = views.mask[v, b].unflatten(0, views.grid)
             for y in range(16):
                 for x in range(16):
-                    wanted = method.fill if mask[y // down, x // right] else whole[b, :, y, x]
+                    wanted = colour if mask[y // down, x // right] else whole[b, :, y, x]
                     assert torch.allclose(seen[v * 3 + b, :, y, x], wanted, atol=1e-6)
 
 
@@ -283,7 +286,7 @@ def test_hidden_pixels_change_nothing_at_all(unit: tuple[int, int] | None) -> No
     """One view at a time, for what one view hides another sees; not by the smallest number."""
     method, images = hiding(views=1, unit=unit), pictures()
     views = method.draw(images, Generator().manual_seed(0))
-    hidden = views.pixels(method.unit)[0].unsqueeze(1)
+    hidden = views.pixels(method.mask_unit)[0].unsqueeze(1)
     before, after, other = (
         method.encode(x, views, (0, -1))
         for x in (images, torch.where(hidden, 255 - images, images), torch.where(hidden, images, 255 - images))
@@ -307,7 +310,11 @@ def test_views_share_nothing_but_the_image() -> None:
 def test_floats_are_taken_as_normalised_before_they_are_hidden() -> None:
     method, images = hiding(), pictures()
     views = method.draw(images, Generator().manual_seed(0))
-    assert torch.allclose(method.hide(normalised(images), views), method.hide(images, views), atol=1e-5)
+    assert torch.allclose(
+        method.sees.hide(method.backbone, normalised(images), views),  # type: ignore[attr-defined]
+        method.sees.hide(method.backbone, images, views),  # type: ignore[attr-defined]
+        atol=1e-5,
+    )
     mine, theirs = (method(x, views)["total"].item() for x in (images, normalised(images)))
     assert mine == pytest.approx(theirs, rel=1e-4)
 
@@ -315,18 +322,22 @@ def test_floats_are_taken_as_normalised_before_they_are_hidden() -> None:
 def test_plug_ins_keep_what_hides_and_where() -> None:
     plain, images = hiding(views=1, unit=(2, 2)), pictures()
     grown = jd(dm(plain, 2), Hog((2, 2), MEAN, STD, cell=1), 8)
-    assert (grown.replace, grown.unit, grown.fine, grown.masking.views) == ("pixels", (2, 2), (2, 2), 2)
-    assert grown.fill is plain.fill
+    assert (grown.mask_unit, grown.cells_per_token, grown.masking.views) == ((2, 2), (2, 2), 2)
+    assert grown.sees is plain.sees
     assert torch.isfinite(grown(images)["total"])
 
 
-@pytest.mark.parametrize(("replace", "line"), [(None, "cannot drop masked"), ("tokens", "cannot replace masked")])
-def test_a_backbone_that_cannot_is_refused_in_one_line(replace: Replace | None, line: str) -> None:
+@pytest.mark.parametrize(
+    ("sees", "line"), [(Dropped(), "cannot drop masked"), (TokensReplaced(), "cannot replace masked")]
+)
+def test_a_backbone_that_cannot_is_refused_in_one_line(sees: Dropped | TokensReplaced, line: str) -> None:
     backbone = create_hierarchical("resnet18", (32, 32), MEAN, STD)
     with pytest.raises(UserError, match=f"ResNet {line} tokens, as this method asks; choose another backbone") as error:
-        Method(backbone, Masking(0.5), [branch("masked", Counted())], replace)
+        Method(backbone, Masking(0.5), [branch("masked", Counted())], sees)
     assert "\n" not in str(error.value)
-    assert Method(backbone, Masking(0.5), [branch("masked", Counted())], "pixels").fill is not None
+    hiding_pixels = PixelsReplaced()
+    Method(backbone, Masking(0.5), [branch("masked", Counted())], hiding_pixels)
+    assert hiding_pixels.mask_pixel is not None
 
 
 def test_masks_must_fit_the_image() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remask.errors import UserError
-from remask.tokens import finer, grid_of, patchify, scatter, sincos_positions, take, unpatchify, whole_grid
+from remask.tokens import grid_of, patchify, scatter, sincos_positions, split_tokens, take, unpatchify, whole_grid
 
 
 def test_grid_is_rows_then_columns() -> None:
@@ -43,7 +43,7 @@ def test_unpatchify_is_the_inverse(dtype: torch.dtype) -> None:
 def test_finer_tokens_stand_in_raster_order(fine: tuple[int, int]) -> None:
     (rows, columns), (down, right), width = (2, 3), fine, 5
     coarse = torch.arange(2 * rows * columns * down * right * width).reshape(2, rows * columns, -1)
-    cut = finer(coarse, (rows, columns), fine)
+    cut = split_tokens(coarse, (rows, columns), fine)
     assert cut.shape == (2, rows * down * columns * right, width)
     for row in range(rows * down):
         for col in range(columns * right):

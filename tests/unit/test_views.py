@@ -26,8 +26,8 @@ def test_ids_are_in_raster_order_row_by_row(views: Views) -> None:
     rows = [MASK[v, b] for v in range(3) for b in range(2)]
     assert views.masked.tolist() == [[i for i in range(6) if row[i]] for row in rows]
     assert views.visible.tolist() == [[i for i in range(6) if not row[i]] for row in rows]
-    assert torch.equal(views.rows("masked"), views.masked)
-    assert torch.equal(views.rows("visible"), views.visible)
+    assert torch.equal(views.ids("masked"), views.masked)
+    assert torch.equal(views.ids("visible"), views.visible)
 
 
 def test_gather_takes_the_region_of_every_view(views: Views) -> None:
@@ -99,3 +99,56 @@ def test_colours_go_with_their_images(views: Views) -> None:
     assert [len(part.colours) for part in parts] == [1, 1]  # type: ignore[arg-type]
     assert torch.equal(torch.cat([part.colours for part in parts]), coloured.colours)  # type: ignore[arg-type,misc]
     assert coloured.to(torch.device("meta")).colours.device.type == "meta"  # type: ignore[union-attr]
+
+
+# ------------------------------------------------------------------------------------ a part of the masked is predicted
+
+PREDICT = torch.tensor(
+    [
+        [[0, 0, 0, 1, 1, 0], [0, 1, 0, 1, 0, 0]],
+        [[0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 1]],
+        [[1, 0, 1, 0, 0, 0], [0, 0, 1, 0, 1, 0]],
+    ],
+    dtype=torch.bool,
+)
+
+
+def test_all_masked_tokens_are_predicted_unless_said_otherwise(views: Views) -> None:
+    assert torch.equal(views.predicted, views.masked)
+    assert torch.equal(views.masked_predicted_last, views.masked)
+    assert views.predictions == views.hidden
+
+
+def test_predicted_tokens_are_ids_in_raster_order_at_the_end_of_the_masked() -> None:
+    views = Views.of(MASK, GRID, PREDICT)
+    rows = [(MASK[v, b], PREDICT[v, b]) for v in range(3) for b in range(2)]
+    predicted = [[i for i in range(6) if some[i]] for _, some in rows]
+    others = [[i for i in range(6) if mask[i] and not some[i]] for mask, some in rows]
+    assert views.predicted.tolist() == predicted
+    assert views.masked_predicted_last.tolist() == [a + b for a, b in zip(others, predicted, strict=True)]
+    assert views.masked.tolist() == [sorted(a + b) for a, b in zip(others, predicted, strict=True)]
+    x = torch.randn(2, 6, 3)
+    by_hand = torch.stack([x[b][PREDICT[v, b]] for v in range(3) for b in range(2)])
+    assert torch.equal(views.gather(x, "predicted"), by_hand)
+    assert views.prediction_rate == pytest.approx(float(PREDICT.any(0).float().mean()))
+
+
+def test_predicted_tokens_follow_to_slices_and_devices() -> None:
+    views = Views.of(MASK, GRID, PREDICT)
+    slices = views.split(2)
+    assert [part.predicted.tolist() for part in slices] == [views.predicted[row::2].tolist() for row in (0, 1)]
+    assert torch.equal(views.to(torch.device("cpu")).predicted, views.predicted)
+
+
+@pytest.mark.parametrize(
+    ("predict", "why"), [(~MASK, "only masked tokens"), (PREDICT & (torch.arange(6) != 3), "predict must name")]
+)
+def test_what_cannot_be_predicted_is_refused(predict: Tensor, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Views.of(MASK, GRID, predict)
+
+
+def test_grids_have_any_number_of_axes() -> None:
+    assert Views.of(MASK, (6,)).masked.tolist() == Views.of(MASK, (1, 2, 3)).masked.tolist()
+    with pytest.raises(ValueError, match="does not fit a grid of 2×2×2"):
+        Views.of(MASK, (2, 2, 2))

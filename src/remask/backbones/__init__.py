@@ -23,13 +23,15 @@ class Backbone(Protocol):
     """Pixels of a token of the grid on which masks, heads and targets live."""
     width: int
     """D, of what `encode` returns."""
-    fill_width: int
-    """Length of the vector that replaces a masked token: the width of the stem."""
+    stem_width: int
+    """Width of the stem's tokens: the length of a mask token."""
     modes: tuple[Mode, ...]
     """What it can do with masked tokens. Hiding their pixels before the stem needs nothing of it."""
     depth: int
     prefix: int
     channels: int
+    size: Size
+    """Height and width in pixels of the images that it was built for."""
 
     normalise: Normalise
     """Integers become what the network was meant to see; a float image is that already."""
@@ -46,13 +48,13 @@ class Backbone(Protocol):
         self,
         stem: Any,
         views: Views | None = None,
-        fill: Float[Tensor, "F"] | None = None,
+        mask_token: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
         """Features at the named blocks; -1 is the end, after the final norm.
 
         views None -> [B, N, D], the whole image · views -> [VB, K, D], masked tokens dropped ·
-        views and fill -> [VB, N, D], masked tokens replaced by `fill`.
+        views and mask_token -> [VB, N, D], masked tokens replaced by it.
         """
         ...
 

@@ -65,7 +65,8 @@ class BeitViT(nn.Module):
         self.patch: Size = (int(stem.patch_size[0]), int(stem.patch_size[1]))
         self.built_for: Grid = (int(stem.grid_size[0]), int(stem.grid_size[1]))
         self.width, self.depth = int(network.embed_dim), len(network.blocks)
-        self.fill_width = self.width
+        self.size: Size = (self.built_for[0] * self.patch[0], self.built_for[1] * self.patch[1])
+        self.stem_width = self.width
         self.prefix, self.channels = int(network.num_prefix_tokens), stem.proj.in_channels
         self.normalise = Normalise(mean, std)
 
@@ -83,15 +84,15 @@ class BeitViT(nn.Module):
         self,
         stem: Stem,
         views: Views | None = None,
-        fill: Float[Tensor, "D"] | None = None,
+        mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
         x, net = stem.tokens, self.network
         if views is not None:
-            if fill is None:
+            if mask_token is None:
                 raise UserError("a BEiT backbone replaces masked tokens and cannot drop them; choose a plain ViT")
             x = views.repeat(x)
-            x = torch.where(views.mask.flatten(0, 1).unsqueeze(-1), fill, x)
+            x = torch.where(views.mask.flatten(0, 1).unsqueeze(-1), mask_token, x)
         x = torch.cat([net.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if net.pos_embed is not None:
             x = x + self._positions(stem.grid)

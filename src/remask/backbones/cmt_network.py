@@ -15,7 +15,7 @@ from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.types import Grid, Size
 
 STAGES = "abcd"
@@ -95,7 +95,7 @@ class Cmt(nn.Module):
         if min(size) < STRIDE or size[0] % STRIDE or size[1] % STRIDE:
             raise UserError(
                 f"an image of {size[0]}×{size[1]} px cannot be halved down to CMT's cells of {STRIDE}×{STRIDE} px; "
-                "change data.image_size"
+                f"change {setting('data.image_size', 'the image size')}"
             )
         rows, columns = size[0] // 4, size[1] // 4
         queries = [(rows // 2**i, columns // 2**i) for i in range(len(STAGES))]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from remask.backbones import Mode
 from remask.backbones.convvit_network import ConvViTNetwork, Mix, Sizes, nest
 from remask.backbones.normalise import Normalise
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
@@ -81,7 +81,8 @@ class ConvViT(nn.Module):
         self.patch: Size = (sizes.patch, sizes.patch)
         self.built_for, self.channels = network.built_for, network.channels
         self.width, self.depth = sizes.dims[2], sizes.depths[2]
-        self.fill_width = self.width
+        self.size: Size = (self.built_for[0] * self.patch[0], self.built_for[1] * self.patch[1])
+        self.stem_width = self.width
         sides = (second * third, third)
         self.fusions = nn.ModuleList(  # type: ignore[assignment]
             nn.Conv2d(dim, self.width, side, side) for dim, side in zip(sizes.dims[:2], sides, strict=True)
@@ -105,11 +106,11 @@ class ConvViT(nn.Module):
         self,
         stem: Stem,
         views: Views | None = None,
-        fill: Float[Tensor, "D"] | None = None,
+        mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
         """As the protocol says; layers other than -1 are blocks of the third stage, without fusion and norm."""
-        if fill is not None:
+        if mask_token is not None:
             raise UserError("ConvViT drops masked tokens and cannot replace them; choose a method that drops")
         stages, table = self._stages(stem, views), self.network.positions(stem.grid)
         x = stages.third + (table if views is None else table[views.visible])
@@ -268,7 +269,8 @@ def _checked(sizes: Sizes) -> Sizes:
             raise UserError(f"ConvViT's {key} cannot be {value}: positive numbers, one for each of three stages")
     if sizes.dims[2] % sizes.num_heads:
         raise UserError(
-            f"{sizes.num_heads} heads do not divide ConvViT's width {sizes.dims[2]}; change backbone.heads or .width"
+            f"{sizes.num_heads} heads do not divide ConvViT's width {sizes.dims[2]}; "
+            f"change {setting('backbone.heads or .width', 'num_heads or embed_dim')}"
         )
     return sizes
 

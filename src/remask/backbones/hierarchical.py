@@ -55,7 +55,7 @@ class Hierarchical(nn.Module):
         with torch.enable_grad():
             tokens, grid = self._tried(size)
             self._freeze_unused(tokens)
-        self.width = self.fill_width = tokens.shape[-1]
+        self.width = self.stem_width = tokens.shape[-1]
         self.patch: Size = (size[0] // grid[0], size[1] // grid[1])
 
     @property
@@ -75,7 +75,7 @@ class Hierarchical(nn.Module):
         self,
         stem: Float[Tensor, "B C H W"],
         views: Views | None = None,
-        fill: Float[Tensor, "F"] | None = None,
+        mask_token: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
         if views is not None:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless
-from remask.errors import UserError, first_line
+from remask.errors import UserError, first_line, setting
 from remask.tokens import grid_of, patchify
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
@@ -68,7 +68,8 @@ class Swin(nn.Module):
         self.depth, self.stride = sum(self.depths), 2 ** (len(self.depths) - 1)
         self.stem_patch: Size = (int(stem.patch_size[0]), int(stem.patch_size[1]))
         self.patch: Size = (self.stem_patch[0] * self.stride, self.stem_patch[1] * self.stride)
-        self.width, self.fill_width = int(network.num_features), int(stem.proj.out_channels)
+        self.width, self.stem_width = int(network.num_features), int(stem.proj.out_channels)
+        self.size: Size = (int(stem.img_size[0]), int(stem.img_size[1]))
         self.channels = stem.proj.in_channels
         self.normalise = Normalise(mean, std)
 
@@ -77,7 +78,7 @@ class Swin(nn.Module):
         if size[0] % self.patch[0] or size[1] % self.patch[1]:
             raise UserError(
                 f"an image of {size[0]}×{size[1]} px cannot be halved down to tokens of "
-                f"{self.patch[0]}×{self.patch[1]} px; change data.image_size"
+                f"{self.patch[0]}×{self.patch[1]} px; change {setting('data.image_size', 'the image size')}"
             )
         for i, stage in enumerate(self.network.layers):
             grid = grid_of(size, (self.stem_patch[0] * 2**i, self.stem_patch[1] * 2**i))
@@ -85,7 +86,8 @@ class Swin(nn.Module):
             if grid[0] % window[0] or grid[1] % window[1]:
                 raise UserError(
                     f"windows of {window[0]}×{window[1]} do not tile the {grid[0]}×{grid[1]} tokens that stage {i + 1} "
-                    f"has of an image of {size[0]}×{size[1]} px; change data.image_size or the window"
+                    f"has of an image of {size[0]}×{size[1]} px; change "
+                    f"{setting('data.image_size', 'the image size')} or the window"
                 )
         return grid_of(size, self.patch)
 
@@ -102,14 +104,14 @@ class Swin(nn.Module):
         self,
         stem: Stem,
         views: Views | None = None,
-        fill: Float[Tensor, "F"] | None = None,
+        mask_token: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
         x = stem.tokens
         if views is not None:
-            if fill is None:
+            if mask_token is None:
                 raise UserError("a Swin backbone replaces masked tokens and cannot drop them; choose a plain ViT")
-            x = torch.where(self._hidden(views, stem.grid), fill, views.repeat(x))
+            x = torch.where(self._hidden(views, stem.grid), mask_token, views.repeat(x))
         if max(layers) >= self.depth or min(layers) < -1:
             raise UserError(f"layers {[*layers]} were asked of a Swin of {self.depth} blocks; -1 is its end")
         return self._stages(x, layers)

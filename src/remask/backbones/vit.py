@@ -66,7 +66,8 @@ class ViT(nn.Module):
         self.patch: Size = (int(stem.patch_size[0]), int(stem.patch_size[1]))
         self.built_for: Grid = (int(stem.grid_size[0]), int(stem.grid_size[1]))
         self.width, self.depth = int(network.embed_dim), len(network.blocks)
-        self.fill_width = self.width
+        self.size: Size = (self.built_for[0] * self.patch[0], self.built_for[1] * self.patch[1])
+        self.stem_width = self.width
         self.prefix, self.channels = int(network.num_prefix_tokens), stem.proj.in_channels
         self.normalise = Normalise(mean, std)
         pixels = self.patch[0] * self.patch[1]
@@ -84,17 +85,17 @@ class ViT(nn.Module):
         self,
         stem: Stem,
         views: Views | None = None,
-        fill: Float[Tensor, "D"] | None = None,
+        mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
         positions, prefix = self._positions(stem.grid)
         if views is None:
             x = self._project(stem.patches) + positions
-        elif fill is None:
+        elif mask_token is None:
             x = self._visible(stem.patches, views) + positions[views.visible]
         else:
             x = views.repeat(self._project(stem.patches))
-            x = torch.where(views.mask.flatten(0, 1).unsqueeze(-1), fill.to(x.dtype), x) + positions
+            x = torch.where(views.mask.flatten(0, 1).unsqueeze(-1), mask_token.to(x.dtype), x) + positions
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self._blocks(self.network.norm_pre(self.network.pos_drop(x)), layers)
 

@@ -17,12 +17,13 @@ from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
 from remask.build.starting import start_from
 from remask.build.teachers import build_teachers, map_teacher, student_layers, weight_of
-from remask.errors import UserError, naming
+from remask.errors import UserError, in_recipe, naming
 from remask.heads import Decoder, TokenDecoder
 from remask.images.levels import Levels, Scaling
 from remask.masking import Blocks, Counts, Masking, Score, count_of, random
 from remask.method import Method
 from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
+from remask.methods.defaults import hog_cell
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
 from remask.recipe.sections import DataSection
@@ -51,7 +52,7 @@ def build_backbone(recipe: Recipe) -> Backbone:
     sized = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)]
     if overrides and create is create_hierarchical:
         raise UserError(f"{part.name} has its own sizes: leave out {' and '.join(sized)}, or choose a vit")
-    with naming(sized):
+    with in_recipe(), naming(sized):
         network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
     network.normalise.read_by(Levels.of(data.range))
     return network
@@ -80,8 +81,7 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
 
 def build_target(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     """A target for tokens of `patch` pixels. A codebook that is still to be fitted has empty words."""
-    data = recipe.data
-    cell = part.cell or (8 if min(patch) >= 16 else max(min(patch) // 2, 1))
+    data, cell = recipe.data, part.cell or hog_cell(patch)
     kinds: dict[str, Callable[[], Target]] = {
         "pixels": lambda: Pixels(patch, data.mean, data.std, per_patch=part.norm == "patch"),
         "hog": lambda: Hog(patch, data.mean, data.std, part.flavour, cell, part.bins, part.norm),  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def codebook_features(part: TargetRecipe) -> TargetRecipe:
 
 def build_method(recipe: Recipe, start: bool = True) -> Method:
     """Base method, then DM, then JD; a target that two branches share is one object. `start` loads first weights."""
-    with seeded(recipe.seed, "weights"):
+    with in_recipe(), seeded(recipe.seed, "weights"):
         backbone, part = build_backbone(recipe), recipe.method
         masking, unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
         with naming(_given(part.target, "method.target")):
@@ -144,7 +144,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             with naming(_given(recipe.jd.target, "jd.target")):
                 visible = target if shared else build_target(recipe.jd.target, recipe, unit)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
-    counts(method, recipe)
+        counts(method, recipe)
     return method
 
 

@@ -58,7 +58,7 @@ def build_trainer(
     lr = peak_lr(recipe, method)
     if part.checkpointing:
         checkpoint_blocks(method)
-    learner = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
+    ddp_model = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)
     named = list(method.named_parameters())
@@ -73,8 +73,8 @@ def build_trainer(
     ledger = Ledger(images, method.masking.views, runtime.gpus, gflops)
     return Trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
-        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard, learner=learner,
-        whole=optim.batch_size if size > 1 else None,
+        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard, ddp_model=ddp_model,
+        global_batch_size=optim.batch_size if size > 1 else None,
     )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ from remask.commands.subject import LOOK, Look, Subject, subject
 from remask.commands.unusable import Unusable
 from remask.errors import UserError
 from remask.evaluation.figures.attention import attention_maps, attention_sheet
-from remask.evaluation.figures.embedding import check_file, whole
+from remask.evaluation.figures.embedding import check_file
 from remask.evaluation.figures.embedding import embed as write_features
 from remask.evaluation.figures.tsne import choose_images, picture, summary, table, tsne_maps
 from remask.evaluation.probing.features import extract
 from remask.files.escaping import printable
+from remask.files.records import atomic_write
 from remask.files.text import LONGEST
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import open_source
@@ -95,10 +96,10 @@ def tsne(
             progress=lambda line: watch(next(mapped), len(features), line),
         )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as part:
+    with atomic_write(out) as part:
         part.write_bytes(picture(maps, labels, source.classes))
     where = [chosen.where(i) for i in range(len(chosen))]
-    with whole(out.with_suffix(".csv")) as part:
+    with atomic_write(out.with_suffix(".csv")) as part:
         part.write_text(table(maps, labels, chosen.numbers, where, source.classes), encoding="utf-8")
     settings = {"perplexity": asked.perplexity, "k": asked.k, "seed": asked.seed, "layer": asked.layer}
     content = summary(maps, {**settings, "data": data, "images": len(chosen), "bad_images": left_out, "bad": bad.lines})

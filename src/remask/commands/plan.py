@@ -13,7 +13,7 @@ from remask.planning.devices import MFU
 from remask.planning.parts import SHARE, available_mb
 from remask.recipe import Recipe, method_label
 from remask.runs.progressive import phases
-from remask.training.oom import fewest
+from remask.training.oom import fewest_micro_batches
 from remask.training.runtime import Runtime, resolve
 
 IMAGENET = 1_281_167
@@ -88,7 +88,7 @@ def _sheet(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[s
         counted_in[parts] = held(recipe, batch, parts, dtype)
         return counted_in[parts].total <= room
 
-    parts = fewest(fits, batch) if part == "auto" else part
+    parts = fewest_micro_batches(fits, batch) if part == "auto" else part
     memory = counted_in.get(parts) or held(recipe, batch, parts, dtype)
     return {
         "device": sheet.name, "memory_of": "device", "accumulate": parts,
@@ -104,7 +104,9 @@ def _here(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[st
     recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": name})})
     runtime = resolve(name, recipe.optim.precision, recipe.runtime.compile, recipe.runtime.threads)
     expected, room, part = forecast(recipe, batch, counted.training), _room(runtime), recipe.runtime.accumulate
-    parts = fewest(lambda n: expected.memory_mb(batch, n) <= SHARE * room, batch) if part == "auto" else part
+    parts = (
+        fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= SHARE * room, batch) if part == "auto" else part
+    )
     total = expected.memory_mb(batch, parts)
     gpu = runtime.device.type == "cuda"
     facts = {

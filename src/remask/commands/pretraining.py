@@ -18,9 +18,9 @@ from remask.files.escaping import printable, quoted
 from remask.images.sources.opening import open_source
 from remask.images.sources.subset import Subset
 from remask.interop.export import export_backbone
+from remask.method import equation
 from remask.recipe import Recipe, choose, dump
 from remask.report import write_report
-from remask.report.equation import equation
 from remask.runs.knn import batches
 from remask.runs.reopen import open_run, trained
 from remask.runs.session import train

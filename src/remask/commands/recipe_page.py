@@ -15,8 +15,8 @@ def show(name: str, settings: Sequence[str] = (), as_json: bool = False) -> None
 
     from remask.build.pretraining import build_method, parameters
     from remask.build.training import gflops_per_image, peak_lr
+    from remask.method import equation
     from remask.recipe import dump
-    from remask.report.equation import equation
 
     with torch.device("meta"):
         method = build_method(recipe)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from remask.heads.partial_block import entered, last_rows
-from remask.heads.rows import finer_rows
+from remask.heads.rows import cell_rows
 from remask.tokens import sincos_positions, take
 from remask.types import Features, Grid
 from remask.views import Views
@@ -24,7 +24,7 @@ class Decoder(nn.Module):
     Tokens stand in the order prefix, visible, masked: attention does not mind, so nothing is un-shuffled, and the
     last block and the output layer run for the masked rows only, which come last. What enters at a masked place is the
     same in every image, and so are its queries, keys and values in the first block: they are computed once per place.
-    Predicts the masked region.
+    Predicts the masked region, or of it what the views predict.
     """
 
     mask_token: Tensor
@@ -39,9 +39,10 @@ class Decoder(nn.Module):
         depth: int = 8,
         heads: int = 16,
         mlp_ratio: float = 4.0,
+        region: Literal["masked", "predicted"] = "masked",
     ) -> None:
         super().__init__()
-        self.grid, self.width, self.checkpointing = grid, width, False
+        self.grid, self.width, self.region, self.checkpointing = grid, width, region, False
         self.embed = nn.Linear(width_in, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -53,35 +54,39 @@ class Decoder(nn.Module):
         # stored with the weights: a checkpoint's own table is taken as it is
         self.register_buffer("positions", sincos_positions(grid, width))
 
-    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB M P"]:
+    def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
         positions = self.positions
+        masked, rows = views.masked, views.hidden
+        if self.region == "predicted":
+            masked, rows = views.masked_predicted_last, views.predicted.shape[1]
         if views.grid != self.grid:
             positions = sincos_positions(views.grid, self.width).to(positions.device)
         visible = self.embed(features.tokens) + positions[views.visible]
         # official: prefix tokens get a position row too, which is zero
         seen = torch.cat([self.embed(features.prefix), visible], dim=1)
         first, *rest = self.blocks
-        x = self._run(entered, first, seen, self.mask_token[0] + positions, views.masked, not rest)
+        x = self._run(entered, first, seen, self.mask_token[0] + positions, masked, None if rest else rows)
         for block in rest[:-1]:
             x = self._run(block, x)
         if rest:
-            x = self._run(last_rows, rest[-1], x, views.hidden)
+            x = self._run(last_rows, rest[-1], x, rows)
         return self.predict(self.norm(x))
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
 
     def describe(self) -> str:
-        return f"decoder of {len(self.blocks)} blocks, width {self.width}"
+        count = len(self.blocks)
+        return f"decoder of {count} block{'s' * (count != 1)}, width {self.width}"
 
 
 class TokenDecoder(nn.Module):
     """FastMIM's decoder (2212.06593): plain transformer blocks over all tokens of a backbone that saw them all.
 
     No positions and no mask tokens: what is hidden was replaced before the backbone. Prefix tokens pass through.
-    fine    rows and columns into which the grid of the masks cuts a token (1, 1 unless masks are finer than tokens);
-            a token then predicts a vector for each part
-    eps     of the layer norms (official: 1e-6 over a ViT, 1e-5 over the others)
+    cells_per_token   rows and columns of mask cells in a token, for each of which it predicts a vector; (1, 1) unless
+                      masks are finer than tokens
+    eps               of the layer norms (official: 1e-6 over a ViT, 1e-5 over the others)
     """
 
     def __init__(
@@ -92,18 +97,18 @@ class TokenDecoder(nn.Module):
         depth: int = 1,
         heads: int = 8,
         mlp_ratio: float = 4.0,
-        fine: Grid = (1, 1),
+        cells_per_token: Grid = (1, 1),
         eps: float = 1e-6,
         region: str = "masked",
     ) -> None:
         super().__init__()
-        self.width, self.fine, self.region, self.checkpointing = width, fine, region, False
+        self.width, self.cells_per_token, self.region, self.checkpointing = width, cells_per_token, region, False
         self.embed = nn.Linear(width_in, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps)) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.predict = nn.Linear(width, width_out * fine[0] * fine[1])
+        self.predict = nn.Linear(width, width_out * cells_per_token[0] * cells_per_token[1])
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
         x, prefix = torch.cat([features.prefix, features.tokens], dim=1), features.prefix.shape[1]
@@ -111,9 +116,9 @@ class TokenDecoder(nn.Module):
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
         x = self.norm(x[:, prefix:])
-        if self.fine == (1, 1):
-            return self.predict(take(x, views.rows(self.region)))
-        return finer_rows(self.predict(x), views, self.region, self.fine)
+        if self.cells_per_token == (1, 1):
+            return self.predict(take(x, views.ids(self.region)))
+        return cell_rows(self.predict(x), views, self.region, self.cells_per_token)
 
     def describe(self) -> str:
         return (

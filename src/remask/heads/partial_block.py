@@ -18,9 +18,9 @@ def entered(
     seen: Float[Tensor, "R S D"],
     places: Float[Tensor, "N D"],
     ids: Int[Tensor, "R M"],
-    tail: bool,
+    rows: int | None = None,
 ) -> Float[Tensor, "R T D"]:
-    """The first decoder block on the T = S + M tokens [seen, mask tokens at `ids`]; with `tail` its last M rows.
+    """The first decoder block on the T = S + M tokens [seen, mask tokens at `ids`]; its last `rows` rows if given.
 
     places   the mask token plus position of each of the N places
     The R·M mask tokens are rows of `places`: queries, keys and values are projected for the fewer of R·M and N.
@@ -33,7 +33,7 @@ def entered(
         projected = F.embedding(ids, attention.qkv(block.norm1(places)))
         qkv = torch.cat([attention.qkv(block.norm1(seen)), projected], dim=1)
     q, k, v = _by_head(qkv, attention.num_heads)
-    count = ids.shape[1] if tail else x.shape[1]
+    count = rows or x.shape[1]
     return _mixed(block, x[:, -count:], q[:, :, -count:], k, v)
 
 

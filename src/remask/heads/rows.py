@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from remask.tokens import finer, take
+from remask.tokens import split_tokens, take
 from remask.types import Features, Grid
 from remask.views import Views
 
@@ -15,16 +15,18 @@ def rows_of(features: Features, views: Views, region: str) -> Float[Tensor, "VB 
     A backbone that drops masked tokens has computed the visible ones alone, one that replaces them has all N.
     Raises ValueError for masked rows of a backbone that dropped them.
     """
-    if region == "seen":
+    if region == "encoded":
         return torch.cat([features.prefix, rows_of(features, views, "visible")], dim=1)
     if features.tokens.shape[1] == views.mask.shape[-1]:
-        return take(features.tokens, views.rows(region))
+        return take(features.tokens, views.ids(region))
     if region == "masked":
         raise ValueError("a linear head on masked tokens needs a backbone that replaces them; this one dropped them")
     return features.tokens
 
 
-def finer_rows(predicted: Float[Tensor, "VB n FP"], views: Views, region: str, fine: Grid) -> Float[Tensor, "VB R P"]:
-    """Predictions per token, cut into `fine` rows and columns of mask cells each: those of a region's cells."""
-    grid = views.grid[0] // fine[0], views.grid[1] // fine[1]
-    return take(finer(predicted, grid, fine), views.rows(region))
+def cell_rows(
+    predicted: Float[Tensor, "VB n FP"], views: Views, region: str, cells_per_token: Grid
+) -> Float[Tensor, "VB R P"]:
+    """The predictions of a region's mask cells, cut out of vectors that hold those of all cells of a token."""
+    grid = views.grid[0] // cells_per_token[0], views.grid[1] // cells_per_token[1]
+    return take(split_tokens(predicted, grid, cells_per_token), views.ids(region))

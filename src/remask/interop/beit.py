@@ -2,7 +2,7 @@
 
 official                                                                  ours
 cls_token  pos_embed  patch_embed.*  blocks.*  norm.*  rel_pos_bias.*     backbone.network.(the same)
-mask_token                                                                fill
+mask_token                                                                sees.mask_token
 lm_head.*                                                                 branches.0.head.predict.*
 relative_position_index                                                   computed, not stored
 """
@@ -25,20 +25,20 @@ from remask.targets import Target
 from remask.types import Grid, Size
 
 MEAN = STD = (0.5, 0.5, 0.5)
-NETWORK, HEAD, FILL = "backbone.network.", "branches.0.head.predict.", "fill"
+NETWORK, HEAD, MASK_TOKEN = "backbone.network.", "branches.0.head.predict.", "sees.mask_token"
 TABLE, SHARED = "relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"
 BUFFERS = ("relative_position_index", "attn_mask")
 """Ends of the names of what official files store, and what follows from the sizes."""
 
 ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "rel_pos_bias.")
-OURS = {**{key: NETWORK + key for key in ENCODER}, "mask_token": FILL, "lm_head.": HEAD}
+OURS = {**{key: NETWORK + key for key in ENCODER}, "mask_token": MASK_TOKEN, "lm_head.": HEAD}
 OFFICIAL = {name: key for key, name in OURS.items()}
 
 
 def from_official(state: State) -> dict[str, Tensor]:
     """A pre-training state, or a part of one -> the state dict of `methods.beit`. Raises UserError for unknown keys."""
     named = {counterpart(key, OURS, "BEiT"): tensor for key, tensor in weights(state).items()}
-    return {name: tensor.flatten() if name == FILL else tensor for name, tensor in named.items()}
+    return {name: tensor.flatten() if name == MASK_TOKEN else tensor for name, tensor in named.items()}
 
 
 def to_official(method: Method) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """FastMIM's checkpoints, ViT, Swin, PVTv2 and CMT, ⇄ ours (Guo et al., arXiv 2212.06593).
 
 official                                                     ours
-mask_token  (a colour)                                       fill
+mask_token  (a colour)                                       sees.mask_pixel
 cls_token  pos_embed  patch_embed.*  blocks.*  norm.* (ViT)  backbone.network.(the same)
 encoder.*  (CMT)                                             backbone.network.*
 encoder.layers.i.downsample.*  (Swin)                        backbone.network.layers.(i+1).downsample.*
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from remask.errors import UserError
-from remask.interop.beit import FILL, NETWORK, counterpart, own_state, weights
+from remask.interop.beit import NETWORK, counterpart, own_state, weights
 from remask.interop.fastmim_encoders import PREFIX, Heads, Network, build, encoder_state, inner
 from remask.interop.mae import ENCODER, HEAD, MEAN, STD, check, shape, sizes
 from remask.interop.state_dicts import Source, State, label, read
@@ -32,7 +32,7 @@ from remask.types import Grid, Size
 
 Predicted: TypeAlias = Literal["hog", "pixels"]
 
-PREDICT, BINS = HEAD + "predict.", 9
+MASK_PIXEL, PREDICT, BINS = "sees.mask_pixel", HEAD + "predict.", 9
 DECODER = {
     "decoder_embed.": HEAD + "embed.",
     "decoder_blocks.": HEAD + "blocks.",
@@ -43,21 +43,23 @@ OURS = {**{key: NETWORK + key for key in ENCODER}, **DECODER}
 OFFICIAL = {name: key for key, name in DECODER.items()}
 
 
-def from_official(state: State, fine: Grid = (1, 1), target: Predicted = "hog", channels: int = 3) -> dict[str, Tensor]:
+def from_official(
+    state: State, cells: Grid = (1, 1), target: Predicted = "hog", channels: int = 3
+) -> dict[str, Tensor]:
     """A pre-training state, or a part of one -> the state dict of `methods.fastmim`. UserError for unknown keys.
 
-    fine     rows and columns of the masks' grid in a token, `Method.fine`
+    cells    rows and columns of the masks' grid in a token, `Method.cells_per_token`
     target   what the decoder predicts of images of so many channels
     """
     ours = {}
     for key, tensor in weights(state).items():
         if key == "mask_token":
-            ours[FILL] = tensor.flatten()
+            ours[MASK_PIXEL] = tensor.flatten()
         elif key.startswith(PREFIX):
             ours[NETWORK + inner(key.removeprefix(PREFIX))] = tensor
         else:
             name = counterpart(key, OURS, "FastMIM")
-            ours[name] = tensor[rows(len(tensor), fine, target, channels)] if name.startswith(PREDICT) else tensor
+            ours[name] = tensor[rows(len(tensor), cells, target, channels)] if name.startswith(PREDICT) else tensor
     return ours
 
 
@@ -65,32 +67,32 @@ def to_official(method: Method) -> dict[str, Tensor]:
     """The way back, bit for bit, buffers included. Raises UserError for what the layout has no place for."""
     official, target = encoder_state(method.backbone), _predicted(method.branches[0].target)
     for name, tensor in own_state(method).items():
-        if name == FILL:
+        if name == MASK_PIXEL:
             official["mask_token"] = tensor.view(1, -1, 1, 1)
         elif name.startswith(PREDICT):
-            order = rows(len(tensor), method.fine, target, method.backbone.channels)
+            order = rows(len(tensor), method.cells_per_token, target, method.backbone.channels)
             official[counterpart(name, OFFICIAL, "FastMIM")] = tensor[order.argsort()]
         elif not name.startswith(NETWORK):
             official[counterpart(name, OFFICIAL, "FastMIM")] = tensor
     return official
 
 
-def rows(count: int, fine: Grid, target: Predicted, channels: int = 3) -> Tensor:
-    """Which official row each of our `count` rows of a token's prediction is, where the token is cut into `fine` parts.
+def rows(count: int, cells: Grid, target: Predicted, channels: int = 3) -> Tensor:
+    """Which official row each of our `count` rows of a token's prediction is, where masks cut the token into `cells`.
 
-    Ours: part after part, each with the vector of a whole target. Official HOG: channel and bin, cell row, cell column,
-    over the whole token. Official pixels: number by number of a part's vector, each for all parts.
+    Ours: mask cell after mask cell, each with a whole target's vector. Official HOG: channel and bin, HOG cell row, HOG
+    cell column, over the whole token. Official pixels: number by number of a cell's vector, each for all cells.
     """
-    parts, each = fine[0] * fine[1], channels * BINS
-    if parts == 1:
+    inside, each = cells[0] * cells[1], channels * BINS
+    if inside == 1:
         return torch.arange(count)
-    if target == "pixels" and count % parts == 0:
-        return torch.arange(count).view(-1, parts).T.flatten()
+    if target == "pixels" and count % inside == 0:
+        return torch.arange(count).view(-1, inside).T.flatten()
     side = math.isqrt(count // each)
-    if target == "pixels" or each * side * side != count or side % fine[0] or side % fine[1]:
-        raise UserError(f"{count} numbers a token are no {target} that can be cut into {fine[0]}×{fine[1]} parts")
-    cells = torch.arange(count).view(each, fine[0], side // fine[0], fine[1], side // fine[1])
-    return cells.permute(1, 3, 0, 2, 4).flatten()
+    if target == "pixels" or each * side * side != count or side % cells[0] or side % cells[1]:
+        raise UserError(f"{count} numbers a token are no {target} that can be cut into {cells[0]}×{cells[1]} cells")
+    official = torch.arange(count).view(each, cells[0], side // cells[0], cells[1], side // cells[1])
+    return official.permute(1, 3, 0, 2, 4).flatten()
 
 
 def load(
@@ -125,7 +127,7 @@ def load(
     predicted: Target = Hog(unit, mean, std, "sobel", norm="l2") if target == "hog" else Pixels(unit, mean, std)
     method = fastmim(backbone, masking, predicted, unit, *decoder[:2], decoder_heads, decoder[2])
     check(state, weights(to_official(method)), where)
-    method.load_state_dict(from_official(state, method.fine, target, backbone.channels))
+    method.load_state_dict(from_official(state, method.cells_per_token, target, backbone.channels))
     return method
 
 
@@ -140,7 +142,7 @@ def load_backbone(
     """The encoder of a pre-training checkpoint, with or without a decoder in it, strictly.
 
     heads   of a ViT, and of a PVTv2 by stage; asked for, never guessed. FastMIM pre-trained ViT-B with 6 heads and
-            fine-tuned it with 12. A Swin's and a CMT's are read from their position tables
+            cells-tuned it with 12. A Swin's and a CMT's are read from their position tables
     size    pixels of the images that it is for, whatever it was trained on: position tables are resized. Unless given
             those it was trained on; a Swin's weights do not tell them, and a PVTv2 takes any
     """

@@ -2,7 +2,7 @@
 
 SlowFast                          mmpretrain                          ours
 cls_token  pos_embed              backbone.(the same)                 backbone.network.(the same)
-mask_token                        backbone.mask_token                 fill
+mask_token                        backbone.mask_token                 sees.mask_token
 patch_embed.proj.*                backbone.patch_embed.projection.*   backbone.network.patch_embed.proj.*
 blocks.i.*                        backbone.layers.i.*                 backbone.network.blocks.i.*
 norm1  norm2  mlp.fc1  mlp.fc2    ln1  ln2  ffn.layers.0.0  .1        inside a block: SlowFast's names
@@ -21,7 +21,7 @@ from torch import Tensor
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
 from remask.interop import mae, state_dicts
-from remask.interop.beit import FILL, HEAD, NETWORK, counterpart, own_state
+from remask.interop.beit import HEAD, MASK_TOKEN, NETWORK, counterpart, own_state
 from remask.interop.mae import MEAN, STD, check, shape, sizes
 from remask.interop.state_dicts import Source, State, label
 from remask.masking import Blocks, Masking
@@ -46,7 +46,7 @@ SAME = {name: name for name in ("norm1.", "norm2.", "attn.", "mlp.")}
 LAYOUTS: Mapping[str, Layout] = {
     "slowfast": Layout(
         {
-            "cls_token": NETWORK + "cls_token", "pos_embed": NETWORK + "pos_embed", "mask_token": FILL,
+            "cls_token": NETWORK + "cls_token", "pos_embed": NETWORK + "pos_embed", "mask_token": MASK_TOKEN,
             "patch_embed.": NETWORK + "patch_embed.", "norm.": NETWORK + "norm.",  # of a classifier
             "pred_head.transforms.0.0.": NETWORK + "norm.", "pred_head.projections.0.": HEAD,
         },
@@ -55,7 +55,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "mmpretrain": Layout(
         {
             "backbone.cls_token": NETWORK + "cls_token", "backbone.pos_embed": NETWORK + "pos_embed",
-            "backbone.mask_token": FILL, "backbone.patch_embed.projection.": NETWORK + "patch_embed.proj.",
+            "backbone.mask_token": MASK_TOKEN, "backbone.patch_embed.projection.": NETWORK + "patch_embed.proj.",
             "backbone.ln1.": NETWORK + "norm.", "neck.fc.": HEAD,
         },
         "backbone.layers.",
@@ -77,7 +77,7 @@ def from_official(state: State) -> dict[str, Tensor]:
     layout = LAYOUTS[name]
     kept = {key: tensor for key, tensor in state.items() if not key.startswith(layout.constants)}
     named = {_renamed(key, name, layout, NETWORK + "blocks."): tensor for key, tensor in kept.items()}
-    return {key: tensor.flatten() if key == FILL else tensor for key, tensor in named.items()}
+    return {key: tensor.flatten() if key == MASK_TOKEN else tensor for key, tensor in named.items()}
 
 
 def to_official(method: Method, layout: Name = "slowfast") -> dict[str, Tensor]:

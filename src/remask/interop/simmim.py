@@ -1,7 +1,7 @@
 """SimMIM's checkpoints, ViT and Swin, ⇄ ours (Xie et al., arXiv 2111.09886).
 
 official                                   ours
-encoder.mask_token                         fill
+encoder.mask_token                         sees.mask_token
 encoder.*                                  backbone.network.*
 encoder.layers.i.downsample.*  (Swin)      backbone.network.layers.(i+1).downsample.*: timm begins a stage with it
 decoder.0.*  (1×1 convolution)             branches.0.head.predict.*, rows from channel-row-column to row-column-channel
@@ -23,7 +23,7 @@ from remask.backbones.swin import Swin, create_swin
 from remask.backbones.tables import resize_table
 from remask.errors import UserError
 from remask.interop import beit, state_dicts
-from remask.interop.beit import BUFFERS, FILL, HEAD, NETWORK, TABLE, own_state, vit_of, weights, window_of
+from remask.interop.beit import BUFFERS, HEAD, MASK_TOKEN, NETWORK, TABLE, own_state, vit_of, weights, window_of
 from remask.interop.mae import MEAN, STD, check, shape
 from remask.interop.state_dicts import Source, State, label
 from remask.masking import Masking
@@ -36,23 +36,23 @@ from remask.types import Grid, Size
 MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
 
 
-def from_official(state: State, channels: int = 3, fine: Grid = (1, 1)) -> dict[str, Tensor]:
+def from_official(state: State, channels: int = 3, cells: Grid = (1, 1)) -> dict[str, Tensor]:
     """A pre-training state, or a part of one -> the state dict of `methods.simmim`. UserError for unknown keys.
 
     channels   of its images
-    fine       rows and columns of the masks' grid in a token, `Method.fine`
+    cells      rows and columns of the masks' grid in a token, `Method.cells_per_token`
     """
     ours = {}
     for key, tensor in weights(state).items():
         if key == "encoder.mask_token":
-            ours[FILL] = tensor.flatten()
+            ours[MASK_TOKEN] = tensor.flatten()
         elif key.startswith("encoder."):
             ours[NETWORK + _merging(key.removeprefix("encoder."), 1)] = tensor
         elif key.startswith("decoder.0."):
             side = math.isqrt(tensor.shape[0] // channels)
             # PixelShuffle's rows run channel, row, column; those of a patch vector row, column, channel
             flat = tensor.unsqueeze(-1).flatten(1)
-            pixels = flat.unflatten(0, (channels, fine[0], side // fine[0], fine[1], side // fine[1]))
+            pixels = flat.unflatten(0, (channels, cells[0], side // cells[0], cells[1], side // cells[1]))
             vectors = pixels.permute(1, 3, 2, 4, 0, 5).flatten(0, 4)
             ours[HEAD + key.removeprefix("decoder.0.")] = vectors if tensor.ndim > 1 else vectors[:, 0]
         else:
@@ -68,10 +68,14 @@ def to_official(method: Method) -> dict[str, Tensor]:
         raise UserError(f"SimMIM's layout holds a BEiT or a Swin of square patches, not a {held} of {backbone.patch}")
     official = {f"encoder.{key}": tensor for key, tensor in encoder_state(backbone).items()}
     for name, tensor in own_state(method).items():
-        if name == FILL:
+        if name == MASK_TOKEN:
             official["encoder.mask_token"] = tensor.view(1, 1, -1)
         elif name.startswith(HEAD):
-            pixels = tensor.unsqueeze(-1).flatten(1).unflatten(0, (*method.fine, *method.unit, backbone.channels))
+            pixels = (
+                tensor.unsqueeze(-1)
+                .flatten(1)
+                .unflatten(0, (*method.cells_per_token, *method.mask_unit, backbone.channels))
+            )
             rows = pixels.permute(4, 0, 2, 1, 3, 5).flatten(0, 4)
             official["decoder.0." + name.removeprefix(HEAD)] = rows[..., None, None] if tensor.ndim > 1 else rows[:, 0]
         elif not name.startswith(NETWORK):
@@ -111,7 +115,7 @@ def load(
     target = Pixels(unit, mean, std, per_patch=False)
     method = simmim(backbone, Masking(ratio, cell=units, count="simmim"), target, unit=unit)
     check(weights(state), weights(to_official(method)), where)
-    method.load_state_dict(from_official(state, backbone.channels, method.fine))
+    method.load_state_dict(from_official(state, backbone.channels, method.cells_per_token))
     return method
 
 
@@ -135,7 +139,7 @@ def load_backbone(
 
 
 def classifier_state(state: State, network: Beit | SwinTransformer) -> dict[str, Tensor]:
-    """What SimMIM's fine-tuning takes from a pre-training state into a timm classifier; load it with strict=False.
+    """What SimMIM's cells-tuning takes from a pre-training state into a timm classifier; load it with strict=False.
 
     A ViT's as BEiT's: the shared table copied into every block. A Swin's tables are resized to the new windows.
     """

@@ -4,7 +4,7 @@ from torch import nn
 
 from remask.backbones import Backbone
 from remask.backbones.convvit_network import ConvViTNetwork
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods.mae import initialise, mae
@@ -14,9 +14,9 @@ from remask.types import Size
 
 def convmae(
     backbone: Backbone,
-    masking: Masking,
-    target: Target,
-    size: Size,
+    masking: Masking | float = 0.75,
+    target: Target | None = None,
+    size: int | Size | None = None,
     width: int = 512,
     depth: int = 8,
     heads: int = 16,
@@ -24,13 +24,15 @@ def convmae(
 ) -> Method:
     """f drops the masked cells, its convolutions see none of them; all else is MAE, but for the initial weights.
 
-    width, depth, heads, mlp_ratio are the decoder's. Raises UserError for a backbone that is no ConvViT.
+    masking, target and size as in `mae`; width, depth, heads, mlp_ratio are the decoder's.
+    Raises UserError for a backbone that is no ConvViT.
     # official: the decoder's MLP ratio is that of the first stage (4 in ConvMAE, 8 in DMJD); here it is asked for.
     """
     network = backbone.network
     if not isinstance(network, ConvViTNetwork):
         raise UserError(
-            f"convmae trains a ConvViT, not a {type(network).__name__}: set backbone.name = convvit_base, or method mae"
+            f"convmae trains a ConvViT, not a {type(network).__name__}: "
+            f"{setting('set backbone.name = convvit_base, or method mae', 'give it one, or use mae')}"
         )
     method = mae(backbone, masking, target, size, width, depth, heads, mlp_ratio, _all_but_convolutions)
     initialise(network.patch_embed3.proj)  # of the convolutions the only one; the others start as PyTorch has them

@@ -18,10 +18,10 @@ DISTANCES = {"l1": l1_unit, "squared": squared_unit}
 
 def dmae(
     backbone: Backbone,
-    masking: Masking,
-    target: Target,
+    masking: Masking | float,
+    target: Target | None,
     teachers: Sequence[Target],
-    size: Size,
+    size: int | Size | None,
     layers: Sequence[int],
     *,
     head: Literal["linear", "mlp"] = "linear",
@@ -51,9 +51,9 @@ def dmae(
         region, name = region_of(backbone, teacher), f"align{i}" if len(teachers) > 1 else "align"
         align = Align(backbone.width, teacher.width, head, region)  # official: made after MAE's weights, so not by them
         branches.append(Branch(name, align, teacher, DISTANCES[distance], region, weight, layer % backbone.depth))
-    return method.evolve(None, *branches)
+    return method.with_(branches=[*method.branches, *branches])
 
 
 def region_of(backbone: Backbone, teacher: Target) -> Region:
     """All that is seen, where both have as many prefix tokens, or else the visible tokens alone."""
-    return "seen" if 0 < backbone.prefix == prefix(teacher) else "visible"
+    return "encoded" if 0 < backbone.prefix == prefix(teacher) else "visible"

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.method import Method
 from remask.methods.mae import initialise as as_mae
 
@@ -47,16 +47,17 @@ def initialise(
     if blocks:
         parts.append(network)  # type: ignore[arg-type]
         tokens = [p for name, p in network.named_parameters() if name in ("cls_token", "reg_token", "pos_embed")]
-        for token in (p for p in [*tokens, method.fill] if p is not None and p.requires_grad):
+        for token in (p for p in [*tokens, *method.sees.parameters()] if p.requires_grad):
             nn.init.trunc_normal_(token, std=STD, a=-bound, b=bound)
     for part in parts:
         if isinstance(part, nn.Module):
             part.apply(partial(truncated, bound=bound))
     for number, block in enumerate(blocks if rescale else [], 1):
         if not (hasattr(block, "attn") and hasattr(block, "mlp")):
+            xavier = setting("method.initial to xavier", "start to xavier")
             raise UserError(
                 f"the blocks of {type(network).__name__} are {type(block).__name__}s, without an attn and an mlp, "
-                "whose first weights this method states; set method.initial to xavier, or choose another backbone"
+                f"whose first weights this method states; set {xavier}, or choose another backbone"
             )
         with torch.no_grad():
             block.attn.proj.weight.div_(math.sqrt(2 * number))

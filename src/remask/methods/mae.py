@@ -9,15 +9,16 @@ from remask.distances import squared
 from remask.heads import Decoder
 from remask.masking import Masking
 from remask.method import Branch, Method
+from remask.methods.defaults import masking_of, pixels_of, size_of
 from remask.targets import Target
 from remask.types import Size
 
 
 def mae(
     backbone: Backbone,
-    masking: Masking,
-    target: Target,
-    size: Size,
+    masking: Masking | float = 0.75,
+    target: Target | None = None,
+    size: int | Size | None = None,
     width: int = 512,
     depth: int = 8,
     heads: int = 16,
@@ -26,10 +27,15 @@ def mae(
 ) -> Method:
     """f drops the masked tokens; a decoder predicts their targets (pixels, normalised per patch); squared; masked.
 
+    masking   a `Masking`, or the ratio of a random one
+    target    pixels normalised per patch unless given
+    size      of the images in pixels, one number or height and width; the backbone's unless given
     width, depth, heads, mlp_ratio are the decoder's. `initial` gives each module its first weights, in place of MAE's.
     """
-    decoder = Decoder(backbone.width, target.width, backbone.grid(size), width, depth, heads, mlp_ratio)
-    method = Method(backbone, masking, [Branch("masked", decoder, target, squared, "masked")])
+    target = target or pixels_of(backbone, per_patch=True)
+    grid = backbone.grid(size_of(backbone, size))
+    decoder = Decoder(backbone.width, target.width, grid, width, depth, heads, mlp_ratio)
+    method = Method(backbone, masking_of(masking), [Branch("masked", decoder, target, squared, "masked")])
     method.apply(initial or initialise)
     for name, parameter in method.named_parameters():
         if name.endswith("_token"):

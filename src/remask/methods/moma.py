@@ -6,12 +6,13 @@ from typing import Literal
 from torch import nn
 
 from remask.backbones import Backbone
-from remask.color_jitter import Jitter
+from remask.color_jitter import BatchColorJitter
 from remask.distances import smooth_l1_with
 from remask.errors import UserError
 from remask.heads import Align
 from remask.masking import Masking
 from remask.method import Branch, Method
+from remask.methods.defaults import masking_of
 from remask.methods.dmae import region_of
 from remask.methods.mae import initialise
 from remask.targets import Target
@@ -19,7 +20,7 @@ from remask.targets import Target
 
 def moma(
     backbone: Backbone,
-    masking: Masking,
+    masking: Masking | float,
     teachers: Sequence[Target],
     *,
     weights: Sequence[float] | None = None,
@@ -48,7 +49,7 @@ def moma(
         region = region_of(backbone, teacher)
         align = Align(backbone.width, teacher.width, head, region)
         branches.append(Branch(f"teacher{i}", align, teacher, smooth_l1_with(beta), region, share, layer, learned))
-    method = Method(backbone, masking, branches, jitter=Jitter(jitter) if jitter else None)
+    method = Method(backbone, masking_of(masking), branches, jitter=BatchColorJitter(jitter) if jitter else None)
     fresh: Sequence[nn.Module] = branches if pretrained else [method]
     for part in fresh:
         part.apply(initialise)

@@ -8,7 +8,7 @@ from remask.images.loading.loader import Batch
 from remask.planning.anatomy import anatomy
 from remask.planning.rehearsal import forecast
 from remask.recipe import Recipe
-from remask.training.oom import fewest
+from remask.training.oom import fewest_micro_batches
 from remask.training.runtime import Runtime, peak_resident_mb
 from remask.training.trainer import Trainer
 
@@ -21,11 +21,11 @@ def settle(recipe: Recipe, trainer: Trainer, runtime: Runtime) -> str:
     data, batch = recipe.data, recipe.optim.batch_size
     if runtime.device.type == "cuda":
         images = torch.zeros(batch, data.channels, *data.image_size, dtype=torch.uint8)
-        parts, why = trainer.fit(Batch(images, None, torch.arange(batch))), "tried on the device"
+        parts, why = trainer.choose_micro_batches(Batch(images, None, torch.arange(batch))), "tried on the device"
     else:
         expected = forecast(recipe, batch, anatomy(recipe).training)
         room = SHARE * available_mb() + peak_resident_mb()  # the forecast is of a whole process, and this is one
-        parts = trainer.parts = fewest(lambda n: expected.memory_mb(batch, n) <= room, batch)
+        parts = trainer.micro_batches = fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= room, batch)
         why = f"{expected.memory_mb(batch, parts) / 1024:.1f} GiB expected, {room / 1024:.1f} GiB there"
     return f"accumulate: a batch of {batch} in {parts} part{'s' * (parts > 1)} ({why})"
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from remask.errors import UserError
 from remask.files.escaping import printable
+from remask.files.records import read_json_lines
 from remask.report.evaluations import HEADS, evaluations, part_of, percent
 from remask.report.figures import curves
 from remask.report.reading import (
@@ -13,7 +14,6 @@ from remask.report.reading import (
     number,
     pretty,
     read_json,
-    read_metrics,
     read_text,
     read_toml,
     series,
@@ -44,7 +44,7 @@ def write_report(run: Path, recipe_text: str = "", equation: str = "") -> Path:
 def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
     """Everything the template shows."""
     metrics, cost, probe = (
-        read_metrics(run / "metrics.jsonl"),
+        read_json_lines(run / "metrics.jsonl"),
         read_json(run / "cost.json"),
         read_json(run / "eval" / "probe.json"),
     )

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from remask.errors import UserError
 from remask.files.escaping import in_utf8, printable, quoted, unmarked
+from remask.files.records import atomic_write
 from remask.files.text import read_text as text_of
 from remask.report.figures import Curve
 
@@ -40,10 +40,9 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
         loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     path = run / "report.html"
-    part = path.with_suffix(".part")
     text = in_utf8(page.get_template(template).render(style=load("style.css"), **content))
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 
@@ -97,17 +96,6 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that a killed run left half-written is passed over."""
-    found = []
-    for line in read_text(path).splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} where there is none, or it is damaged."""
     try:
@@ -147,6 +135,6 @@ def embedded(path: Path) -> str:
 
 
 __all__ = [
-    "Fact", "Figure", "changes", "embedded", "facts", "number", "pretty", "read_json", "read_metrics", "read_text",
+    "Fact", "Figure", "changes", "embedded", "facts", "number", "pretty", "read_json", "read_text",
     "read_toml", "series", "shared", "write_page",
 ]  # fmt: skip

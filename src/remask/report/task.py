@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from remask.errors import UserError
 from remask.files.escaping import printable
+from remask.files.records import read_json_lines
 from remask.report.evaluations import HEADS, evaluations
 from remask.report.figures import curves
 from remask.report.reading import (
@@ -14,7 +15,6 @@ from remask.report.reading import (
     number,
     pretty,
     read_json,
-    read_metrics,
     read_text,
     read_toml,
     series,
@@ -60,7 +60,7 @@ def write_task_report(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run} is no run folder: give the folder that --out named")
     text = read_text(run / "recipe.toml")
-    recipe, metrics = read_toml(text), read_metrics(run / "metrics.jsonl")
+    recipe, metrics = read_toml(text), read_json_lines(run / "metrics.jsonl")
     task = str(recipe.get("task", "finetune"))
     result = read_json(run / "eval" / f"{task}.json")
     content = {

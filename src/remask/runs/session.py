@@ -19,10 +19,9 @@ from remask.images.loading.loader import TooManyBad
 from remask.images.sources.fingerprint import of_file
 from remask.images.sources.left_out import notes as left_out
 from remask.images.sources.opening import Source, open_second, open_source
-from remask.method import Method
+from remask.method import Method, equation
 from remask.planning import settle
 from remask.recipe import Recipe, dump, method_label
-from remask.report.equation import equation
 from remask.runs.bad_images import BadImages, bad_of_all
 from remask.runs.data_sources import CODEBOOK, of_pretraining
 from remask.runs.knn import knn_hook, knn_split
@@ -126,7 +125,7 @@ def _through(
     """Train one phase after the other; where images grow, the next size's trainer takes over."""
     trainer.train(screen)
     for before, after in itertools.pairwise(ahead):
-        if trainer.step >= trainer.schedule.steps:  # max_steps ended the run
+        if trainer.global_step >= trainer.schedule.steps:  # max_steps ended the run
             return
         sizes = before.recipe.data.image_size, after.recipe.data.image_size
         following = trainer_of(after, build_method(after.recipe, start=False))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.files.tensors import Foreign, content_of, refuse_non_finite
 from remask.targets.hog import pixel_values
 from remask.targets.teacher import Frozen, full_precision, resized
@@ -38,7 +38,10 @@ class Dalle(nn.Module):
     def __init__(self, encoder: "DalleEncoder", patch: Size, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) not in (1, encoder.channels):
-            raise UserError(f"the tokenizer sees {encoder.channels} channels, not {len(mean)}; set data.channels")
+            raise UserError(
+                f"the tokenizer sees {encoder.channels} channels, not {len(mean)}; "
+                f"{setting('set data.channels', 'give images of as many')}"
+            )
         self.encoder, self.patch, self.width, self.channels = (
             Frozen(encoder),
             patch,

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor, nn
 
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.types import Images, Size
 from remask.views import Views
 
@@ -49,7 +49,7 @@ class Hog(nn.Module):
     patch    pixels of a patch, a multiple of `cell` both ways
     mean/std what a float image was normalised with; gradients know nothing of the mean, and integers are 0..255
     flavour  "central" (DMJD) or "sobel" (MaskFeat, FastMIM)
-    cell     side of a cell in pixels
+    cell     side of a cell in pixels; 8 as published unless given, half of a patch below 8
     norm     over the bins of each cell and channel: "layer" (LayerNorm without affine, DMJD), "l2" (MaskFeat), "none"
     gaussian weigh magnitudes by a 16×16 Gaussian tiled over the image (mmpretrain's MaskFeat; SlowFast's has none)
     """
@@ -68,15 +68,17 @@ class Hog(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         flavour: Flavour = "central",
-        cell: int = 8,
+        cell: int | None = None,
         bins: int = 9,
         norm: Norm = "layer",
         gaussian: bool = False,
     ) -> None:
         super().__init__()
+        cell = cell or (8 if min(patch) >= 8 else max(min(patch) // 2, 1))
         if patch[0] % cell or patch[1] % cell:
             raise UserError(
-                f"a HOG cell of {cell} px does not divide a patch of {patch[0]}×{patch[1]} px; set target.cell"
+                f"a HOG cell of {cell} px does not divide a patch of {patch[0]}×{patch[1]} px; "
+                f"change {setting('the cell of the target', 'cell')}"
             )
         self.patch, self.flavour, self.cell, self.bins, self.norm = patch, flavour, cell, bins, norm
         self.width = len(mean) * bins * (patch[0] // cell) * (patch[1] // cell)

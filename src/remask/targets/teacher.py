@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.targets.hog import pixel_values
 from remask.tokens import grid_of
 from remask.types import Images, Size
@@ -76,7 +76,10 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         if len(mean) not in (1, len(teacher_mean)):
-            raise UserError(f"the teacher {name} sees {len(teacher_mean)} channels, not {len(mean)}; set data.channels")
+            raise UserError(
+                f"the teacher {name} sees {len(teacher_mean)} channels, not {len(mean)}; "
+                f"{setting('set data.channels', 'give images of as many')}"
+            )
         self.network, self.patch, self.size, self.norm = Frozen(network), patch, size, norm
         self.width, self.name = width, name
         constants = {"mean": mean, "std": std, "shift": teacher_mean, "scale": teacher_std}

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from remask.errors import UserError
 from remask.files.escaping import encodable, is_text, printable, quoted
+from remask.files.records import atomic_write, read_json_lines
 from remask.files.tensors import refuse_non_finite
 from remask.training.sharding import cut_like, like, whole
 
@@ -68,11 +68,9 @@ class RunFolder:
         if not self.writes:
             return
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
         text = json.dumps(encodable(content), indent=None if isinstance(content, list) else 2)
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
+        with atomic_write(path) as part:
+            part.write_text(text + "\n", encoding="utf-8")
 
     def read(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -87,19 +85,15 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; the half line that a killed run may have left is not one."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_json_lines(self.path / "metrics.jsonl")
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: a killed run may have logged beyond its last checkpoint."""
         path = self.path / "metrics.jsonl"
         if path.is_file() and self.writes:
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(kept))
-            os.replace(part, path)
+            kept = [line for line in self.metrics() if line["step"] <= step]
+            with atomic_write(path) as part:
+                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def why_no_run(path: Path) -> str:
@@ -213,7 +207,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}; take another checkpoint of the run") from error
-    own = model.state_dict()
+    own, renamed = model.state_dict(), getattr(model, "former_names", {})
+    stored = {renamed.get(key, key): value for key, value in stored.items()}
     if faults := _faults(stored, own):
         raise UserError(
             f"{path} does not fit the model: {'; '.join(faults[:3])}{f'; {len(faults) - 3} more' * (len(faults) > 3)}"

@@ -4,7 +4,6 @@ A run that is resumed on something else is told what changed before anything is 
 accepted. What it went on with stands in the history of data.json, and in the report.
 """
 
-import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.files.escaping import quoted
+from remask.files.records import atomic_write
 from remask.images.sources.differences import differences
 from remask.images.sources.files import printable
 from remask.images.sources.fingerprint import Inventory, packed_names
@@ -241,10 +241,8 @@ def _write(run: RunFolder, now: Sources, history: list[dict[str, Any]]) -> None:
             "bytes": int(one.sizes[one.sizes > 0].sum()), "digest": digest, "classes": one.classes, "facts": one.facts,
             "named": named, "hashed": one.hashes is not None,
         }  # fmt: skip
-    part = run.path / "data.npz.part"
-    with open(part, "wb") as file:
+    with atomic_write(run.path / "data.npz") as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    os.replace(part, run.path / "data.npz")
     run.write("data.json", {"sources": sources, "history": history})
 
 

@@ -1,4 +1,4 @@
-"""A batch in as many parts as memory asks for: what to do when it runs out, and how to find the fewest beforehand."""
+"""Batches in as many micro-batches as memory asks for: what to do when it runs out, and how to find the fewest."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,27 +13,27 @@ from remask.errors import UserError
 Result = TypeVar("Result")
 
 
-def fitted(model: nn.Module, attempt: Callable[[int], Result], parts: int, most: int) -> tuple[Result, int]:
-    """What `attempt(parts)` returns, and the parts with which it did: twice as many whenever memory runs out.
+def oom_retry(model: nn.Module, attempt: Callable[[int], Result], micro_batches: int, most: int) -> tuple[Result, int]:
+    """Call attempt(micro_batches), doubling the number when memory runs out; return (result, number that worked).
 
-    attempt   forward and backward of a whole batch; its random draws must be the same in every call
-    most      pictures of the batch, the largest number of parts
-    A failed attempt leaves no gradient and no running mean behind. Raises UserError where a single picture is too much.
+    attempt   forward and backward of a batch; its random draws must be the same in every call
+    most      images of the batch, the largest number of micro-batches
+    A failed attempt leaves no gradient and no running mean behind. Raises UserError where a single image is too much.
     """
     while True:
         with undone_without_memory(model) as failed:
-            return attempt(parts), parts
+            return attempt(micro_batches), micro_batches
         assert failed
-        if parts >= most:
+        if micro_batches >= most:
             raise UserError(
                 "memory runs out even with one picture at a time; set runtime.checkpointing=true, or choose a smaller "
                 "network or data.image_size"
             )
-        parts = min(2 * parts, most)
+        micro_batches = min(2 * micro_batches, most)
 
 
-def fewest(fits: Callable[[int], bool], most: int) -> int:
-    """The smallest number of parts, 1 to `most`, that fits, where more parts never need more memory.
+def fewest_micro_batches(fits: Callable[[int], bool], most: int) -> int:
+    """The smallest number of micro-batches, 1 to `most`, that fits; more of them never need more memory.
 
     Raises UserError where none does.
     """
@@ -51,23 +51,25 @@ def fewest(fits: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def attempted(model: nn.Module, optimizer: torch.optim.Optimizer, attempt: Callable[[int], object], parts: int) -> bool:
+def fits_in_memory(
+    model: nn.Module, optimizer: torch.optim.Optimizer, attempt: Callable[[int], object], micro_batches: int
+) -> bool:
     """Whether an attempt fits beside the optimizer's state, which may not be there yet. Nothing is changed by it."""
     trained = [p for p in model.parameters() if p.requires_grad and not optimizer.state.get(p)]
     with undone_without_memory(model, always=True) as failed:
         moments = [torch.empty_like(p) for p in trained for _ in range(2)]  # AdamW has two
-        attempt(parts)
+        attempt(micro_batches)
         del moments
     return not failed
 
 
 @contextmanager
 def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[list[bool]]:
-    """Swallow an OutOfMemoryError: the list then holds something, gradients are gone and running means as before.
+    """Yield a list of failures. On an OutOfMemoryError True is appended, gradients dropped, BatchNorm means restored.
 
-    always   undo also what did not fail
+    always   restore also where nothing failed
     """
-    means = [b for part in model.modules() if isinstance(part, _BatchNorm) for b in part.buffers()]
+    means = [b for module in model.modules() if isinstance(module, _BatchNorm) for b in module.buffers()]
     before, failed = [mean.clone() for mean in means], list[bool]()
     try:
         yield failed
@@ -81,4 +83,4 @@ def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[li
             torch.cuda.empty_cache()
 
 
-__all__ = ["attempted", "fewest", "fitted", "undone_without_memory"]
+__all__ = ["fewest_micro_batches", "fits_in_memory", "oom_retry", "undone_without_memory"]

@@ -70,7 +70,7 @@ def test_replacing_hides_the_pixels_and_follows_timm(kind: str) -> None:
     backbone, images = small(kind=kind), pictures()
     views, fill, net = drawn(backbone, images), torch.randn(24), backbone.network
     with torch.no_grad():
-        ours = backbone.encode(backbone.embed(images), views, fill=fill, layers=(0, -1))
+        ours = backbone.encode(backbone.embed(images), views, mask_token=fill, layers=(0, -1))
         x = net.patch_embed(normalised(images))[[0, 1, 0, 1]]
         x[views.mask.flatten(0, 1)] = fill
         x = torch.cat([net.cls_token.expand(4, -1, -1), x], dim=1)

@@ -222,7 +222,7 @@ def test_overrides_and_what_rebuilds_the_network() -> None:
         (lambda: made({"width": 90, "num_heads": 3}), "divisible by 4"),
         (lambda: made({}, size=(30, 32)), "30×32 px cannot be cut into ConvViT's cells of 16×16"),
         (lambda: small().embed(pictures((16, 18))), "16×18 px cannot be cut"),
-        (lambda: small().encode(small().embed(pictures()), fill=torch.zeros(16)), "cannot replace them"),
+        (lambda: small().encode(small().embed(pictures()), mask_token=torch.zeros(16)), "cannot replace them"),
     ],
 )
 def test_mistakes_are_one_line(call: Callable[[], object], line: str) -> None:

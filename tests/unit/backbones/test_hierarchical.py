@@ -74,7 +74,7 @@ def test_every_layout_becomes_tokens_in_raster_order(name: str) -> None:
 )
 def test_sizes(name: str, patch: int, width: int, prefix: int) -> None:
     backbone = network(name)
-    assert (backbone.patch, backbone.width, backbone.fill_width) == ((patch, patch), width, width)
+    assert (backbone.patch, backbone.width, backbone.stem_width) == ((patch, patch), width, width)
     assert (backbone.prefix, backbone.channels, backbone.modes) == (prefix, 3, ())
     assert backbone.grid(SIZE) == (64 // patch, 96 // patch)
     assert backbone(pictures()).prefix.shape == (2, prefix, width)

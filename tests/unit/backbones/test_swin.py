@@ -51,7 +51,7 @@ def test_whole_images_are_encoded_as_timm_does(size: tuple[int, int]) -> None:
 
 def test_sizes_of_the_small_one() -> None:
     backbone = create_swin("swin_micro", (32, 32), MEAN, STD)
-    assert (backbone.patch, backbone.width, backbone.fill_width) == ((8, 8), 128, 32)
+    assert (backbone.patch, backbone.width, backbone.stem_width) == ((8, 8), 128, 32)
     assert (backbone.depth, backbone.prefix, backbone.channels) == (6, 0, 3)
     assert backbone.grid((32, 32)) == (4, 4)
     assert [stage.blocks[0].attn.num_heads for stage in backbone.network.layers] == [2, 4, 8]
@@ -75,7 +75,7 @@ def test_replacing_hides_the_stem_tokens_under_a_masked_token() -> None:
     backbone, images = small(), pictures()
     views, fill, net = drawn(backbone, images), torch.randn(8), backbone.network
     with torch.no_grad():
-        ours = backbone.encode(backbone.embed(images), views, fill=fill)[-1]
+        ours = backbone.encode(backbone.embed(images), views, mask_token=fill)[-1]
         x = net.patch_embed(normalised(images))[[0, 1, 0, 1]]
         for row, mask in enumerate(views.mask.flatten(0, 1)):
             for token in mask.nonzero().flatten().tolist():
@@ -91,7 +91,7 @@ def test_masked_pixels_reach_nothing() -> None:
     views, fill = drawn(backbone, images, views=1), torch.randn(8)
     hidden = unpatchify(views.mask[0].unsqueeze(-1).expand(-1, -1, 192).to(torch.uint8), (4, 4), (8, 8)).bool()
     changed = torch.where(hidden, 255 - images, images)
-    before, after = (backbone.encode(backbone.embed(x), views, fill=fill)[-1].tokens for x in (images, changed))
+    before, after = (backbone.encode(backbone.embed(x), views, mask_token=fill)[-1].tokens for x in (images, changed))
     assert torch.equal(before, after)
     assert not torch.equal(backbone(images).tokens, backbone(changed).tokens)
 

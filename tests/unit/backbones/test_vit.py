@@ -122,7 +122,7 @@ def test_replacing_returns_every_token_and_hides_the_pixels() -> None:
     backbone, images = small(), pictures()
     views, fill = drawn(backbone, images), torch.randn(24)
     with torch.no_grad():
-        replaced = backbone.encode(backbone.embed(images), views, fill=fill)[-1]
+        replaced = backbone.encode(backbone.embed(images), views, mask_token=fill)[-1]
         net = backbone.network
         embedded = net.patch_embed(normalised(images))[[0, 1, 0, 1]]
         embedded[views.mask.flatten(0, 1)] = fill

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from remask.backbones.vit import create_vit
 from remask.build.pretraining import build_method
 from remask.build.training import gflops_per_image
-from remask.color_jitter import Jitter
+from remask.color_jitter import BatchColorJitter
 from remask.errors import UserError
 from remask.interop.export import export_backbone
 from remask.method import Method
@@ -118,7 +118,7 @@ def test_a_student_of_gray_pictures_starts_from_a_gray_file(tmp_path: Path) -> N
 
 def test_jitter_and_cache_reach_their_parts(tmp_path: Path) -> None:
     teachers = ["untrained:vit_micro"]
-    assert build_method(recipe("moma", distill={"teachers": teachers, "jitter": 0.4})).jitter == Jitter(0.4)
+    assert build_method(recipe("moma", distill={"teachers": teachers, "jitter": 0.4})).jitter == BatchColorJitter(0.4)
     assert build_method(recipe("moma", distill={"teachers": teachers})).jitter is None
     fixed = {"data__crop_scale": [1, 1], "data__flip": False}
     kept = {"teachers": teachers, "cache": str(tmp_path / "kept")}

@@ -142,9 +142,9 @@ def test_heads_are_told_by_tables_or_asked_for() -> None:
     for heads in (None, 2, (1, 2, 4)):
         assert "one number for each of its 4 stages" in refusal("pvt", states["pvt"], heads=heads)
     for kind in ("swin", "cmt"):
-        assert load(kind, states[kind], heads=(1, 2, 4, 4)[: 3 if kind == "swin" else 4]).fill is not None
+        assert load(kind, states[kind], heads=(1, 2, 4, 4)[: 3 if kind == "swin" else 4]).sees.mask_pixel is not None
         assert "stated" in refusal(kind, states[kind], heads=(2, 2, 4))
-    assert load("swin", states["swin"], heads=1).fill is not None
+    assert load("swin", states["swin"], heads=1).sees.mask_pixel is not None
     assert len(load("cmt", states["cmt"], decoder_heads=None).branches[0].head.blocks) == 2  # type: ignore[attr-defined]
     assert "3 heads do not divide the width 32 of decoder_blocks" in refusal("vit", states["vit"], decoder_heads=3)
 

@@ -225,7 +225,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(official("simmim vit", loaded)["encoder.cls_token"], state["encoder.cls_token"])
     for kind, key in (("slowfast", "model_state"), ("mmpretrain", "state_dict"), ("beit", "model")):
         torch.save({key: official(kind, made(kind)), "epoch": 3}, tmp_path / f"{kind}.pth")
-        assert load(kind, tmp_path / f"{kind}.pth").fill is not None
+        assert load(kind, tmp_path / f"{kind}.pth").sees.mask_token is not None
     torch.save({"model": "vit"}, tmp_path / "text.pth")
     torch.save(torch.zeros(2), tmp_path / "tensor.pth")
     for kind in KEYS:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from remask.backbones.masked_input import Dropped
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1_unit, squared, squared_unit
 from remask.errors import UserError
@@ -46,12 +47,12 @@ def test_its_row_of_the_table() -> None:
     assert (masked.name, masked.region, masked.distance, masked.layer) == ("masked", "masked", squared, -1)
     assert isinstance(masked.head, Decoder)
     assert (masked.head.width, masked.head.blocks[0].mlp.fc1.out_features) == (16, 32)
-    assert (align.name, align.region, align.weight, align.layer) == ("align", "seen", 1.0, 2)
+    assert (align.name, align.region, align.weight, align.layer) == ("align", "encoded", 1.0, 2)
     assert align.distance is l1_unit
     assert isinstance(align.head, Align)
     assert isinstance(align.head.project, nn.Linear)
     assert align.head.project.weight.shape == (24, 16)
-    assert method.replace is None
+    assert isinstance(method.sees, Dropped)
 
 
 def test_its_options() -> None:

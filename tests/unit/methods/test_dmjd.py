@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from remask.backbones.masked_input import Dropped, TokensReplaced
 from remask.backbones.vit import create_vit
 from remask.distances import smooth_l1, squared
 from remask.heads import Decoder, Linear, Projector
@@ -38,8 +39,8 @@ def test_mae_is_its_row_of_the_table() -> None:
     (branch,) = method.branches
     assert (branch.name, branch.region, branch.weight, branch.layer) == ("masked", "masked", 1.0, -1)
     assert branch.distance is squared
-    assert method.replace is None
-    assert method.fill is None
+    assert isinstance(method.sees, Dropped)
+    assert not [*method.sees.parameters()]
     decoder = branch.head
     assert isinstance(decoder, Decoder)
     assert (decoder.width, len(decoder.blocks), decoder.grid) == (24, 2, (4, 4))
@@ -130,18 +131,18 @@ def test_the_visible_branch_is_aligned_token_by_token() -> None:
 def test_plugins_work_on_a_method_that_replaces() -> None:
     backbone, target = base().backbone, hog()
     head = Linear(backbone.width, target.width)
-    plain = Method(backbone, Masking(0.5), [Branch("masked", head, target, squared, "masked")], "tokens")
+    plain = Method(backbone, Masking(0.5), [Branch("masked", head, target, squared, "masked")], TokensReplaced())
     method = jd(dm(plain, 3), target, 8)
     losses = method(pictures())
     assert torch.isfinite(losses["total"])
     losses["total"].backward()
-    assert method.fill is not None
-    assert method.fill.grad is not None
-    assert method.fill.grad.any()
+    assert method.sees.mask_token is not None
+    assert method.sees.mask_token.grad is not None
+    assert method.sees.mask_token.grad.any()
 
 
 def test_plugins_pass_the_fill_token_on() -> None:
     backbone, target = base().backbone, hog()
     head = Linear(backbone.width, target.width)
-    plain = Method(backbone, Masking(0.5), [Branch("masked", head, target, squared, "masked")], "tokens")
-    assert dm(plain).fill is plain.fill
+    plain = Method(backbone, Masking(0.5), [Branch("masked", head, target, squared, "masked")], TokensReplaced())
+    assert dm(plain).sees is plain.sees

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from remask.backbones import Backbone
 from remask.backbones.hierarchical import create_hierarchical
+from remask.backbones.masked_input import PixelsReplaced
 from remask.backbones.vit import create_vit
 from remask.build.pretraining import build_backbone
 from remask.distances import squared
@@ -32,11 +33,16 @@ def pictures(size: tuple[int, int]) -> Tensor:
 def test_as_published() -> None:
     method = fastmim(backbone(), Masking(0.75), Hog((4, 4), MEAN, STD, cell=2, norm="l2"))
     (branch,) = method.branches
-    assert (method.replace, method.unit, branch.region, branch.weight) == ("pixels", (4, 4), "masked", 1.0)
+    assert (type(method.sees), method.mask_unit, branch.region, branch.weight) == (
+        PixelsReplaced,
+        (4, 4),
+        "masked",
+        1.0,
+    )
     assert branch.distance is squared
     head = branch.head
     assert isinstance(head, TokenDecoder)
-    assert (head.width, len(head.blocks), head.fine, head.region) == (256, 1, (1, 1), "masked")
+    assert (head.width, len(head.blocks), head.cells_per_token, head.region) == (256, 1, (1, 1), "masked")
     assert (head.blocks[0].attn.num_heads, head.blocks[0].mlp.fc1.out_features) == (8, 1024)
 
 
@@ -65,8 +71,8 @@ def test_weights_at_the_start() -> None:
             bound = (6 / (module.in_features + module.out_features)) ** 0.5
             assert 0.95 * bound < float(module.weight.detach().abs().max()) <= bound, name
             assert not module.bias.any(), name
-    assert method.fill is not None
-    assert 0 < float(method.fill.detach().abs().max()) < 0.1
+    assert method.sees.mask_pixel is not None
+    assert 0 < float(method.sees.mask_pixel.detach().abs().max()) < 0.1
     token = method.backbone.network.cls_token
     assert isinstance(token, Tensor)
     assert float(token.detach().std()) == pytest.approx(0.02, rel=0.5)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from remask.backbones.masked_input import Dropped
 from remask.backbones.vit import ViT, create_vit
-from remask.color_jitter import Jitter
+from remask.color_jitter import BatchColorJitter
 from remask.distances import smooth_l1
 from remask.errors import UserError
 from remask.heads import Align
@@ -47,10 +48,10 @@ def pictures() -> Tensor:
 def test_its_row_of_the_table() -> None:
     method = two()
     assert [(b.name, b.region, b.weight, b.layer) for b in method.branches] == [
-        ("teacher0", "seen", 0.5, -1),
-        ("teacher1", "seen", 0.5, -1),
+        ("teacher0", "encoded", 0.5, -1),
+        ("teacher1", "encoded", 0.5, -1),
     ]
-    assert method.replace is None
+    assert isinstance(method.sees, Dropped)
     x, y = torch.randn(4, 6), torch.randn(4, 6)
     for branch, width in zip(method.branches, (24, 12), strict=True):
         assert torch.equal(branch.distance(x, y), smooth_l1(x, y, beta=1.0))
@@ -204,7 +205,7 @@ def test_jitter_is_the_students_alone_and_a_function_of_the_draw() -> None:
 
 def test_the_plug_ins_keep_the_jitter() -> None:
     method = jd(dm(two(jitter=0.5), 2), Hog(PATCH, MEAN, STD, cell=2), 8)
-    assert method.jitter == Jitter(0.5)
+    assert method.jitter == BatchColorJitter(0.5)
     assert method.draw(pictures()).colours is not None
     assert two().draw(pictures()).colours is None
 

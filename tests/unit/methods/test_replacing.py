@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
 from remask.backbones.beit import create_beit
+from remask.backbones.masked_input import TokensReplaced
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
 from remask.errors import UserError
@@ -73,7 +74,7 @@ def made(kind: str, backbone: str = "beit") -> Method:
 
 def predicted(method: Method, images: Tensor, views: Views) -> Tensor:
     """The head's output for every token, [VB, N, P]."""
-    features = method.backbone.encode(method.backbone.embed(images), views, fill=method.fill)[-1]
+    features = method.backbone.encode(method.backbone.embed(images), views, mask_token=method.sees.mask_token)[-1]
     return method.branches[0].head.predict(features.tokens)  # type: ignore[attr-defined]
 
 
@@ -151,7 +152,7 @@ def test_published_start_of_a_beit(kind: str) -> None:
         assert bool((block.gamma_1 == 0.1).all())
     assert not network.patch_embed.proj.bias.any()
     assert not network.rel_pos_bias.relative_position_bias_table.any()
-    for token in (network.cls_token, method.fill):
+    for token in (network.cls_token, method.sees.mask_token):
         assert 0 < token.abs().max().item() <= 0.02
 
 
@@ -168,11 +169,11 @@ def test_published_start_of_maskfeat() -> None:
     method = made("maskfeat", "vit")
     network = method.backbone.network
     last = network.blocks[1]
-    for weight in (last.attn.proj.weight, last.mlp.fc2.weight, network.pos_embed, method.fill):
+    for weight in (last.attn.proj.weight, last.mlp.fc2.weight, network.pos_embed, method.sees.mask_token):
         assert spread(weight) == pytest.approx(0.02, rel=0.2)
         assert weight.abs().max().item() > 0.03
     assert network.pos_embed.requires_grad
-    assert method.fill is not None
+    assert method.sees.mask_token is not None
     assert not network.blocks[0].attn.qkv.bias.any()
 
 
@@ -181,7 +182,7 @@ def test_a_swin_keeps_the_weights_of_timm() -> None:
     before = BACKBONES["swin"]().network.state_dict()
     after = made("simmim", "swin").backbone.network.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert made("simmim", "swin").fill.shape == (32,)  # type: ignore[union-attr]
+    assert made("simmim", "swin").sees.mask_token.shape == (32,)  # type: ignore[union-attr]
 
 
 def test_a_tokenizer_keeps_its_weights() -> None:
@@ -200,9 +201,9 @@ def test_a_frozen_table_stays() -> None:
 def test_masked_tokens_are_replaced_never_dropped() -> None:
     for kind in ("simmim", "maskfeat", "beit"):
         method = made(kind)
-        assert method.replace == "tokens"
-        assert method.fill is not None
-        assert method.fill.shape == (128,)
+        assert isinstance(method.sees, TokensReplaced)
+        assert method.sees.mask_token is not None
+        assert method.sees.mask_token.shape == (128,)
 
 
 def test_a_backbone_that_cannot_replace_is_refused() -> None:

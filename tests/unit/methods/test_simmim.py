@@ -49,12 +49,12 @@ def test_loss_is_the_published_one_whatever_the_cell(official: dict[str, Tensor]
     """The official decoder, PixelShuffle and sum over hidden pixels, on a mask of cells of that many pixels."""
     method, images = loaded(official, cell), torch.randn(2, 3, *SIZE, generator=Generator().manual_seed(1))
     views = method.draw(images, Generator().manual_seed(2))
-    hidden = views.pixels(method.unit)[0].unsqueeze(1)
+    hidden = views.pixels(method.mask_unit)[0].unsqueeze(1)
     side = SIZE[0] // cell
     whole = hidden.unfold(2, cell, cell).unfold(3, cell, cell).flatten(4)
     assert (whole == whole[..., :1]).all()
     assert (whole[..., 0].sum((1, 2, 3)) == math.ceil(0.6 * side**2)).all()
-    tokens = method.backbone.encode(method.backbone.embed(images), views, fill=method.fill)[-1].tokens
+    tokens = method.backbone.encode(method.backbone.embed(images), views, mask_token=method.sees.mask_token)[-1].tokens
     maps = tokens.mT.unflatten(2, method.backbone.grid(SIZE))
     restored = F.pixel_shuffle(F.conv2d(maps, official["decoder.0.weight"], official["decoder.0.bias"]), 16)
     expected = ((images - restored).abs() * hidden).sum() / (hidden.sum() + 1e-5) / 3
@@ -67,8 +67,10 @@ def test_loss_is_the_published_one_whatever_the_cell(official: dict[str, Tensor]
 def test_what_is_hidden_reaches_nothing(official: dict[str, Tensor], cell: int) -> None:
     method, images = loaded(official, cell), torch.randn(1, 3, *SIZE, requires_grad=True)
     views = method.draw(images.detach(), Generator().manual_seed(2))
-    method.backbone.encode(method.backbone.embed(images), views, fill=method.fill)[-1].tokens.sum().backward()
-    hidden = views.pixels(method.unit)[0].unsqueeze(1).expand_as(images)
+    method.backbone.encode(method.backbone.embed(images), views, mask_token=method.sees.mask_token)[
+        -1
+    ].tokens.sum().backward()
+    hidden = views.pixels(method.mask_unit)[0].unsqueeze(1).expand_as(images)
     assert not images.grad[hidden].any()
     assert images.grad[~hidden].any()
 
@@ -94,7 +96,7 @@ def test_a_vit_hides_whole_patches(cell: int) -> None:
             interop.load(state, cell=cell)
     else:
         method = interop.load(state, cell=cell)
-        assert (method.masking.cell * 8, method.unit) == (cell, (8, 8))
+        assert (method.masking.cell * 8, method.mask_unit) == (cell, (8, 8))
 
 
 def test_cells_into_units() -> None:
@@ -153,7 +155,7 @@ def test_a_recipe_hides_cells_finer_than_a_swins_tokens(pixels: int, unit: int, 
     keys = {**SWIN_MICRO, "jd": "on"}
     recipe = load_recipe("simmim-vit-micro-cifar", {**keys, "masking.cell_pixels": pixels}, environment={})
     method = build_method(recipe)
-    assert (method.unit, method.masking.cell) == ((unit, unit), cell)
+    assert (method.mask_unit, method.masking.cell) == ((unit, unit), cell)
     images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
     losses = method(images, method.draw(images, Generator().manual_seed(0)))
     losses["total"].backward()

@@ -171,7 +171,7 @@ def test_parts_follow_the_memory_of_a_cpu(
     recipe, cut = choose("mae-vit-micro-cifar", {"optim.batch_size": 100}), trainer(tmp_path / "run")
     said = parts_module.settle(recipe, cut, Runtime(torch.device("cpu")))
     fits = [n for n in range(1, 101) if LINE.memory_mb(100, n) <= 0.9 * there]
-    assert cut.parts == min(fits) == parts
+    assert cut.micro_batches == min(fits) == parts
     assert f"a batch of 100 in {parts} part" in said
 
 

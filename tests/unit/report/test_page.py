@@ -12,12 +12,12 @@ from PIL import Image
 
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import create_vit
-from remask.distances import smooth_l1, smooth_l1_with, squared
+from remask.distances import described, smooth_l1, smooth_l1_with, squared
 from remask.errors import UserError
 from remask.masking import Blocks, Masking
+from remask.method import equation
 from remask.methods import dm, fastmim, jd, mae
-from remask.report import equation, write_report
-from remask.report.equation import distance_name
+from remask.report import write_report
 from remask.report.figures import averaged, curves
 from remask.targets import Hog, Pixels
 
@@ -222,7 +222,7 @@ def test_equation_of_a_size_that_does_not_fit() -> None:
         equation(method, (33, 32))
 
 
-def test_distance_names() -> None:
-    assert distance_name(squared) == "squared"
-    assert distance_name(smooth_l1) == "smooth-l1 β=2"
-    assert distance_name(smooth_l1_with(0.5)) == "smooth-l1 β=0.5"
+def test_distances_are_described() -> None:
+    assert described(squared) == "squared"
+    assert described(smooth_l1) == "smooth-l1 β=2"
+    assert described(smooth_l1_with(0.5)) == "smooth-l1 β=0.5"

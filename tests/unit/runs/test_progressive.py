@@ -190,7 +190,7 @@ def test_the_old_trainer_shares_nothing_with_the_new_one(tmp_path: Path) -> None
 def test_dm_and_jd_go_on_at_the_next_size(method: str, tmp_path: Path) -> None:
     plan = recipe(method, backbone__positions="learned")
     old, new = switched(plan, tmp_path)
-    assert (old.step, new.step, new.schedule.last_step, new.schedule.steps) == (2, 2, 4, 4)
+    assert (old.global_step, new.global_step, new.schedule.last_step, new.schedule.steps) == (2, 2, 4, 4)
     assert new.schedule.lr_at(3) == old.schedule.lr_at(3)
     grown: Any = new.model
     assert isinstance(grown, Method)

@@ -155,7 +155,7 @@ def test_it_is_a_target_and_holds_no_state(tmp_path: Path) -> None:
     small = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     student = create_vit("vit_micro", SIZE, MEAN, STD, overrides=small)
     method = moma(student, Masking(0.6), [opened(tmp_path)])  # type: ignore[list-item]
-    assert method.branches[0].region == "seen"
+    assert method.branches[0].region == "encoded"
     views = method.draw(pictures(), Generator().manual_seed(0))
     first = method(pictures(), views)["total"]
     first.backward()

@@ -95,7 +95,7 @@ def test_a_trainer_goes_on(tmp_path: Path, stop: int) -> None:
     train(trainer(tmp_path / "run", max_steps=stop))
     made = longer(tmp_path / "run")
     made.resume()
-    assert made.step == stop
+    assert made.global_step == stop
     lines = train(made)
     epochs, rates = [line["epoch"] for line in lines], [line["lr"] for line in lines]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))

@@ -61,14 +61,21 @@ def trainer(path: Path, kind: str, device: str) -> tuple[Trainer, list[Batch]]:
     return build_trainer(recipe, made, loader, runtime, RunFolder.create(path, "", {})), list(loader.epoch(0))
 
 
+def take(made: Trainer, batch: Batch) -> dict[str, Tensor]:
+    """A step, as `train` takes it."""
+    losses = made.step(batch)
+    made.global_step += 1
+    return losses
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_no_operation_of_a_step_reads_back(kind: str, tmp_path: Path) -> None:
     """Draws, forward, backward, clipping, optimizer, the sums for the log; the first step sets the optimizer up."""
     made, batches = trainer(tmp_path / "run", kind, "cpu")
-    made._learn(0, batches[0])
+    take(made, batches[0])
     with Watch() as watch:
-        losses = made._learn(1, batches[1])
-        made.window.add(losses, 0.0, 4)
+        losses = take(made, batches[1])
+        made.log.window.add(losses, 0.0, 4)
     assert watch.count > 300
     assert not watch.found
 
@@ -85,9 +92,9 @@ def test_the_watch_sees_what_reads_back() -> None:
 @pytest.mark.parametrize("kind", METHODS)
 def test_cuda_is_not_waited_for(kind: str, tmp_path: Path) -> None:
     made, batches = trainer(tmp_path / "run", kind, "cuda")
-    made._learn(0, batches[0])
+    take(made, batches[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        made.window.add(made._learn(1, batches[1]), 0.0, 4)
+        made.log.window.add(take(made, batches[1]), 0.0, 4)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from remask.errors import UserError
-from remask.training.oom import attempted, fewest, fitted
+from remask.training.oom import fewest_micro_batches, fits_in_memory, oom_retry
 from remask.training.progress import Lines
 from tests.toy import BATCH, Batch, Noise, Toy, losses, train, trainer, weights
 
@@ -51,7 +51,7 @@ def test_a_step_is_done_again_and_nothing_is_lost(tmp_path: Path, room: int, par
     made.train(screen)
     assert losses(made.run.metrics()) == losses(train(from_start))
     assert all(torch.equal(a, b) for a, b in zip(weights(made), weights(from_start), strict=True))
-    assert made.parts == parts
+    assert made.micro_batches == parts
     assert [line for line in screen.said if "memory" in line] == [
         f"memory ran out in step 1: done again, batches now in {parts} parts"
     ]
@@ -62,7 +62,7 @@ def test_in_the_middle_of_a_run(tmp_path: Path) -> None:
     whole, made = trainer(tmp_path / "whole", Small(BATCH)), trainer(tmp_path / "middle", Small(4, since=7))
     before, after = losses(train(whole)), losses(train(made))
     assert before[:6] == after[:6]
-    assert made.parts == 2
+    assert made.micro_batches == 2
     assert all(a == pytest.approx(b, abs=1e-6) for a, b in zip(before, after, strict=True))
 
 
@@ -90,7 +90,7 @@ def test_one_picture_that_does_not_fit(tmp_path: Path) -> None:
 def test_the_fewest_parts_are_found_and_nothing_is_changed(tmp_path: Path, room: int, parts: int) -> None:
     made = trainer(tmp_path / "run", Small(room))
     before, state = weights(made), torch.random.get_rng_state()
-    assert made.fit(Batch(torch.zeros(BATCH, 6))) == made.parts == parts
+    assert made.choose_micro_batches(Batch(torch.zeros(BATCH, 6))) == made.micro_batches == parts
     assert all(torch.equal(a, b) for a, b in zip(before, weights(made), strict=True)), "weights and running means"
     assert all(p.grad is None for p in made.model.parameters())
     assert not made.optimizer.state
@@ -104,7 +104,7 @@ def test_an_attempt_has_the_moments_beside_it(tmp_path: Path, monkeypatch: pytes
     made, held = trainer(tmp_path / "run"), list[tuple[int, ...]]()
     empty_like = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda p: held.append(tuple(p.shape)) or empty_like(p))
-    assert attempted(made.model, made.optimizer, lambda parts: None, 1)
+    assert fits_in_memory(made.model, made.optimizer, lambda parts: None, 1)
     assert sorted(held) == sorted([tuple(p.shape) for p in made.model.parameters()] * 2)
 
 
@@ -116,20 +116,20 @@ def test_fewest_is_the_smallest_that_fits(least: int) -> None:
         tried.append(parts)
         return parts >= least
 
-    assert fewest(fits, 13) == least
+    assert fewest_micro_batches(fits, 13) == least
     assert len(tried) <= 9
     assert max(tried) <= 13
 
 
 def test_nothing_fits() -> None:
     with pytest.raises(UserError, match="does not fit in memory even with one picture"):
-        fewest(lambda parts: False, 8)
+        fewest_micro_batches(lambda parts: False, 8)
 
 
 def test_other_errors_are_not_swallowed() -> None:
     def attempt(parts: int) -> Any:
         raise ValueError("broken")
 
-    run: Callable[[], Any] = lambda: fitted(nn.Linear(1, 1), attempt, 1, 8)  # noqa: E731
+    run: Callable[[], Any] = lambda: oom_retry(nn.Linear(1, 1), attempt, 1, 8)  # noqa: E731
     with pytest.raises(ValueError, match="broken"):
         run()

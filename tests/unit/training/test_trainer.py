@@ -15,6 +15,7 @@ from remask.errors import UserError
 from remask.seeds import generator
 from remask.training.checkpoint import find, load_weights
 from remask.training.progress import Lines
+from remask.training.run_log import RunLog
 from remask.training.trainer import Window
 from tests.toy import BATCH, PER_EPOCH, Batches, Toy, losses, train, trainer, weights
 
@@ -24,7 +25,17 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     metrics = train(made)
     assert [line["step"] for line in metrics] == list(range(1, 16))
     assert [line["epoch"] for line in metrics] == [round(step / 5, 4) for step in range(1, 16)]
-    promised = {"step", "epoch", "loss/total", "loss/masked", "lr", "images_per_s", "views_per_s", "data_wait"}
+    promised = {
+        "step",
+        "epoch",
+        "loss/total",
+        "loss/masked",
+        "grad_norm",
+        "lr",
+        "images_per_s",
+        "views_per_s",
+        "data_wait",
+    }
     assert all(set(line) == promised for line in metrics)
     assert all(line["views_per_s"] == pytest.approx(2 * line["images_per_s"], rel=1e-3) for line in metrics)
     assert all(0 <= line["data_wait"] <= 1 for line in metrics)
@@ -242,7 +253,7 @@ def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     made = trainer(tmp_path / "run", max_steps=3)
-    made.tensorboard = True
+    made.log = RunLog(made.run, made.runtime, tensorboard=True)
     metrics = train(made)
     events = EventAccumulator(str(made.run.path / "tensorboard"))
     events.Reload()

@@ -24,7 +24,7 @@ def test_a_killed_run_continues_bit_by_bit(tmp_path: Path, dies_in: int, log_eve
     resumed = trainer(tmp_path / "killed", make=False, log_every=log_every)
     resumed.model.body[0].weight.data.zero_()  # whatever it starts from, the checkpoint decides
     resumed.resume()
-    assert resumed.step == dies_in - 1
+    assert resumed.global_step == dies_in - 1
     assert losses(train(resumed)) == expected
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
     assert resumed.batches.asked[0] == divmod(dies_in - 1, PER_EPOCH)  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_metrics_beyond_the_checkpoint_are_not_kept_twice(tmp_path: Path) -> Non
     assert killed.run.metrics()[-1]["step"] == 8
     resumed = trainer(tmp_path / "killed", make=False)
     resumed.resume()
-    assert resumed.step == 5
+    assert resumed.global_step == 5
     assert [line["step"] for line in resumed.run.metrics()] == [1, 2, 3, 4, 5]
     assert losses(train(resumed)) == expected
 
@@ -77,7 +77,7 @@ def test_a_stop_request_ends_the_step_and_saves(tmp_path: Path, number: signal.S
     assert (status["state"], status["step"]) == ("interrupted", 7)
     resumed = trainer(tmp_path / "run", make=False)
     resumed.resume()
-    assert resumed.step == 7
+    assert resumed.global_step == 7
     assert losses(train(resumed)) == expected
 
 

@@ -1,9 +1,7 @@
 """Features of a source as a file: one row an image, parquet (by pyarrow) or npz (by numpy), whole or not at all."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +14,7 @@ from remask.backbones import Backbone
 from remask.errors import UserError
 from remask.evaluation.probing.features import Describe, Pool, Progress, evaluating, reader
 from remask.files.escaping import encodable, printable
-from remask.files.text import part_beside
+from remask.files.records import atomic_write
 from remask.images.sources.opening import Source
 
 KINDS = (".parquet", ".npz")
@@ -75,7 +73,7 @@ def embed(
     rows = _rows(describe, backbone, batches, source, say)
     metadata = json.dumps(encodable({**known, **(about or {})}))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole(file) as part:
+    with atomic_write(file) as part:
         count = (_parquet if file.suffix == ".parquet" else _npz)(part, rows, metadata)
         if not count:
             raise UserError("there is no image to embed: the source gave no batch")
@@ -93,17 +91,6 @@ def check_file(file: Path) -> None:
             import pyarrow  # noqa: F401
         except ImportError:
             raise UserError(f"{file} needs pyarrow: pip install 'remask[data]', or write .npz") from None
-
-
-@contextmanager
-def whole(file: Path) -> Iterator[Path]:
-    """A path beside `file` that takes its place at the end, and is deleted where that is not reached."""
-    part = part_beside(file)
-    try:
-        yield part
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _rows(
@@ -178,4 +165,4 @@ def _npz(file: Path, rows: Iterator[Rows], metadata: str) -> int:
     return sum(len(row.path) for row in found)
 
 
-__all__ = ["KINDS", "UNKNOWN", "check_file", "embed", "whole"]
+__all__ = ["KINDS", "UNKNOWN", "check_file", "embed"]

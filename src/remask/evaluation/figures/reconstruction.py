@@ -46,7 +46,7 @@ def panels(method: Method, images: Images, views: Views) -> Reconstruction:
         pairs = method.pairs(on_device, placed)
         groups = [_group(target, method.branches, pairs, on_device, placed) for target in _drawable(method.branches)]
     images = method.backbone.normalise.shown(images.to(where)).cpu()
-    views, patch = views.to(torch.device("cpu")), method.unit
+    views, patch = views.to(torch.device("cpu")), method.mask_unit
     columns = [_original(images), *_targets(groups, images, views)]
     for v in range(len(views.mask)):
         columns.append(_seen(images, views, patch, v))
@@ -68,7 +68,7 @@ def _group(
     regions = []
     for branch in branches:
         if branch.target is target:
-            canvas = scatter(pairs[branch.name][0].float(), views.rows(branch.region), canvas)
+            canvas = scatter(pairs[branch.name][0].float(), views.ids(branch.region), canvas)
             regions.append(branch.region)
     return _Group(target, canvas.unflatten(0, views.mask.shape[:2]).cpu(), tuple(regions))
 

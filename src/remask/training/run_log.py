@@ -1,0 +1,100 @@
+"""What a run writes about itself while it trains: metrics.jsonl, TensorBoard, status.json, cost.json, the bar."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from remask.files.escaping import quoted
+from remask.training.checkpoint import RunFolder
+from remask.training.cost import Ledger, Window
+from remask.training.optim import Schedule
+from remask.training.progress import Console, clock
+from remask.training.runtime import Runtime
+
+GRAD_NORM = "grad_norm"
+"""Name under which the norm of all gradients, before clipping, stands among the losses of a step."""
+
+
+class RunLog:
+    """The log of a run. All processes call it; the main one writes.
+
+    window   losses and times since the last line
+    """
+
+    ledger: Ledger
+    schedule: Schedule
+
+    def __init__(self, run: RunFolder, runtime: Runtime, tensorboard: bool = True) -> None:
+        self.run, self.runtime = run, runtime
+        self.window, self._tensorboard = Window(), tensorboard
+        self._writer: Any = None
+
+    def open(self, step: int, schedule: Schedule, ledger: Ledger) -> None:
+        """Begin at a step: what TensorBoard has of later ones, from a run that was killed, is discarded."""
+        self.schedule, self.ledger = schedule, ledger
+        if self._tensorboard and self.runtime.world.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=step)
+
+    def close(self) -> None:
+        """Write the cost, and close TensorBoard."""
+        self.run.write("cost.json", self.ledger.cost(self.runtime.peak_memory_mb()))
+        if self._writer:
+            self._writer.close()
+
+    def add(self, losses: Mapping[str, Tensor], waited: float, images: int) -> None:
+        """Count a step: its losses, the seconds that it waited for data, and images over all processes."""
+        self.ledger.add(images, waited)
+        self.window.add(losses, waited, images)
+
+    def line(self, step: int) -> dict[str, Any]:
+        """The means of the window, a line of metrics.jsonl; the window starts anew. All processes call it together."""
+        world = self.runtime.world
+        self.ledger.meet(world)
+        mean, images_per_s, wait = self.window.close(world)
+        norm = mean.pop(GRAD_NORM, math.nan)
+        return {
+            "step": step,
+            "epoch": round(self.schedule.epoch_at(step), 4),
+            **{f"loss/{name}": value for name, value in mean.items()},
+            **({GRAD_NORM: norm} if math.isfinite(norm) else {}),
+            "lr": self.schedule.lr_at(step - 1),
+            "images_per_s": round(images_per_s, 2),
+            "views_per_s": round(images_per_s * self.ledger.views_per_image, 2),
+            "data_wait": round(wait, 4),
+        }
+
+    def write(self, line: Mapping[str, Any], console: Console) -> None:
+        """A line to metrics.jsonl, TensorBoard and the bar; status and cost as of now."""
+        step = line["step"]
+        self.run.log(line)
+        self.status("running", step)
+        cost = self.ledger.cost(self.runtime.peak_memory_mb())
+        self.run.write("cost.json", cost)
+        left = (self.schedule.steps - step) * self.ledger.hours / max(step, 1)
+        hours = f"gpu-h {cost['gpu_hours']:.3f}" if cost["gpu_hours"] else f"cpu-h {cost['cpu_hours']:.3f}"
+        probes = "".join(f" | {name} {value:.1f}" for name, value in line.items() if name.startswith("probe/"))
+        console.update(
+            step,
+            f"epoch {line['epoch']:.2f}/{self.schedule.epochs} | loss {line['loss/total']:.4f} | lr {line['lr']:.2e} | "
+            f"{line['images_per_s']:.0f} images/s | {line['views_per_s']:.0f} views/s | wait {line['data_wait']:.0%} | "
+            f"eta {clock(left)} | {hours} | ETE {cost['ete']:.2f}{probes}",
+        )
+        if self._writer:
+            for name, value in line.items():
+                if name not in ("step", "epoch"):
+                    self._writer.add_scalar(name, value, step)
+
+    def status(self, state: str, step: int, why: str = "") -> None:
+        """status.json: running, finished, interrupted or failed, and how to go on."""
+        status = {"state": state, "step": step, "steps": self.schedule.steps}
+        command, now = f"remask resume {quoted(self.run.path)}", time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        status |= {"resume_command": command, "updated": now}
+        self.run.write("status.json", status | ({"error": why} if why else {}))
+
+
+__all__ = ["GRAD_NORM", "RunLog"]
