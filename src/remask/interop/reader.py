@@ -15,6 +15,9 @@ Needs numpy, Pillow, torch and torchvision; TIFFs of several bands or compressed
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 '''
 TAIL = '''
 def read_image(path: str, config: dict[str, Any]) -> Tensor:
@@ -31,6 +34,16 @@ def normalised(image: Tensor, config: dict[str, Any]) -> Tensor:
 def ready(image: Tensor, config: dict[str, Any]) -> Tensor:
     """A picture as remask's networks take it: 8 and 16 bits as they are, which they scale, floats normalised."""
     return normalised(image, config) if image.is_floating_point() else image
+
+
+@contextlib.contextmanager
+def ends_in_one_line(path: str, config: dict[str, Any]) -> Iterator[None]:
+    """For a script: a picture that cannot be used ends it with one line, which says what the network takes."""
+    try:
+        yield
+    except (BadImage, UserError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        sys.exit(f"{path}: {why}; this network takes an image of {len(config['mean'])} channels that is not damaged")
 
 
 def read_picture(path: str, config: dict[str, Any]) -> Tensor:
