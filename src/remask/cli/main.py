@@ -102,19 +102,17 @@ def pretrain(
     quiet: Quiet = False,
 ) -> None:
     """Pre-train a backbone on unlabelled pictures."""
+    from remask import commands
     from remask.recipe import choose
 
     flags: dict[str, Any] = {
         "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs, "seed": seed,
         "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit, "data.max_bad": max_bad,
-        "optim.max_steps": max_steps, "probe.source": probe, "runtime.device": device, "data.exclude": exclude or None,
-        "data.range": range_,
+        "optim.max_steps": max_steps, "probe.source": probe, "runtime.device": device, "data.range": range_,
     }  # fmt: skip
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = {key: value for key, value in {**flags, "data.exclude": exclude or None}.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
     _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
-    from remask import commands
-
     commands.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
 
 

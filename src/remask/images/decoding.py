@@ -12,9 +12,10 @@ from jaxtyping import Num, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from remask.images.deep import EXTRA, TIFF, WHITE, Deep, Unread, misread_by_pillow, read_deep
+from remask.images.deep import EXTRA, Deep, Unread, misread_by_pillow, read_deep
 from remask.images.heif import NoHeifReader, heif_formats, holds_heif
 from remask.images.levels import RAW, Levels, luma
+from remask.images.tiff import TIFF, WHITE
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""

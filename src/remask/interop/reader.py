@@ -5,7 +5,7 @@ import re
 from types import ModuleType
 from typing import Any
 
-from remask.images import decoding, deep, heif, levels, transforms
+from remask.images import arrays, decoding, deep, heif, levels, tiff, transforms
 
 HEAD = '''"""Pictures as this network was trained on them: `read_picture(path, config)` gives what it takes.
 
@@ -60,6 +60,8 @@ def reader_text() -> str:
     types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
     parts = [
         _alone(levels),
+        _alone(arrays),
+        _alone(tiff),
         _alone(deep),
         _alone(heif),
         _alone(decoding),

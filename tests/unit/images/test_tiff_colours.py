@@ -157,6 +157,22 @@ def test_gray_that_does_not_say_which_end_is_white_is_refused() -> None:
         decode(bytes(data), 1, levels=FULL)
 
 
+@RULES
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("space", [1, 14, 19])
+def test_jpeg_2000_in_colours_that_are_taken_for_rgb_is_refused(bits: int, space: int, levels: Levels | None) -> None:
+    codecs = pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
+    array = noise(9, 7, 3, bits=bits)
+    data = bytearray(codecs.jpeg2k_encode(array, codecformat="jp2", level=0))
+    at = data.find(b"colr") + 7
+    assert int.from_bytes(data[at : at + 4]) == 16
+    if bits == 8 or levels is not None:
+        assert (seen(bytes(data), 3, levels) == array).all()
+    data[at : at + 4] = space.to_bytes(4)
+    with pytest.raises(BadImage, match=f"a JPEG 2000 of colour space {space}, which is not converted here"):
+        decode(bytes(data), 3, levels=levels)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_masks_whose_ids_would_be_turned_round_are_refused(bits: int) -> None:
     ids = np.arange(16).reshape(4, 4).astype(np.uint8 if bits == 8 else np.uint16)
