@@ -17,6 +17,7 @@ from PIL import Image
 from remask import commands
 from remask.errors import UserError
 from remask.files.escaping import literal, printable
+from remask.images.sources.left_out import notes
 from remask.images.sources.opening import open_source
 from remask.recipe import load_recipe
 
@@ -125,6 +126,44 @@ def test_a_pre_training_of_any_name(root: Path) -> None:
     commands.probe(str(run), data, data, asked, quiet=True)
     page = text_of(commands.report(run))
     assert printable(RUN).split("'")[0] in page
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/total")] == [3]
+
+
+def test_features_of_any_names_in_parquet(root: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    look, file = commands.Look(image_size=(16, 16)), root / "look $" / "[features] \n.parquet"
+    commands.embed("untrained:vit_micro", str(root / "classes"), file, look, quiet=True)
+    rows = parquet.ParquetFile(file).read().to_pydict()
+    assert {literal(name) for name in rows["class"]} == set(NAMES)
+    assert all(Path(literal(path)).is_file() for path in rows["path"])
+
+
+def test_tables_and_arrays_of_any_names(root: Path) -> None:
+    """Classes as names of numbers and as texts in parquet, and as texts in numpy's archives, of files of any name."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    images = [(root / "classes" / name / "b.png").read_bytes() for name in NAMES]
+    texts = [name.encode("utf-8", "replace").decode() for name in NAMES]  # those of Arrow are UTF-8
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": texts}}
+    table = pa.table({"image": images, "label": list(range(len(NAMES))), "$not [used]\n": texts})
+    numbers = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    parquet.write_table(numbers, root / "$numbers [x].parquet")
+    parquet.write_table(table.set_column(1, "label", pa.array(texts)), root / "_texts \n.parquet")
+    pixels = np.zeros((len(NAMES), 8, 8, 3), np.uint8)
+    np.savez(root / "{arrays} $x.npz", images=pixels, labels=np.array(NAMES))
+    for file, expected in (
+        ("$numbers [x].parquet", texts), ("_texts \n.parquet", texts),
+        ("{arrays} $x.npz", NAMES), ("{arrays} $x.npz:images", NAMES),
+    ):  # fmt: skip
+        source = open_source(str(root / file), labelled=True)
+        names = [(source.classes or [])[label] for label in source.labels or []]
+        assert [literal(name) for name in names] == expected
+        assert all(source.where(i).isprintable() for i in range(len(source)))
+        assert all(line.isprintable() for line in notes(source))
 
 
 @pytest.fixture(scope="module")

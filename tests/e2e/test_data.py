@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from remask import commands
 from remask.cli import main as cli
@@ -93,3 +95,37 @@ def test_mistakes(
     assert (code, err.count("\n")) == (2, 1), err
     assert line in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_says_what_training_has_to_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).integers(0, 4096, (24, 24, 6)).astype(np.uint16))
+    check = ("data", "check", ".", "--workers", "0", "--image-size", "16", "-q")
+    _, out, _ = remask(capsys, monkeypatch, *check)
+    assert "channels   4 images have 6: check --channels 6, train with --set data.channels=6\n" in out
+    _, out, _ = remask(capsys, monkeypatch, *check, "--channels", "6", "--range", "0,9000")
+    assert "channels   train with --set data.channels=6\n" in out
+    assert "black to white is 0 to 9000 (values 0 to " in out
+    said = ("--data", ".", "--set", "data.channels=6", "--range", "0,9000", "--smoke", "--out", "run", "-q")
+    code, _, err = remask(capsys, monkeypatch, "pretrain", "--recipe", "demo", *said)
+    assert (code, err) == (0, "")
+    kept = load_recipe(tmp_path / "run" / "recipe.toml", environment={}, strict=False)
+    assert (kept.data.channels, kept.data.range) == (6, (0.0, 9000.0))
+
+
+def test_check_names_columns_and_labels_that_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        Image.new("RGB", (20, 20), (7, ord(name), 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "x.csv").write_text("image,label,width\na.png,1.0,20\nb.png,,20\n")
+    _, out, _ = remask(capsys, monkeypatch, "data", "check", "x.csv", "--workers", "0", "-q")
+    line = next(line for line in out.splitlines() if line.startswith("remarks"))
+    assert "columns used: image, label; not used: width" in line
+    assert "1 of 2 images have no label (missing, -1 or NaN)" in line
+    _, out, _ = remask(capsys, monkeypatch, "data", "check", "x.csv", "--workers", "0", "-q", "--json")
+    assert len(json.loads(out)["remarks"]) == 2

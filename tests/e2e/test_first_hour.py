@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remask import commands
 from remask.cli import main as cli
 from remask.recipe import choose, dump, load_recipe
 
@@ -138,3 +139,36 @@ def test_quiet_prints_the_result_alone(
         assert (ended.value.code, printed.err) == (0, "")
         assert printed.out.startswith(first)
         assert printed.out.count("\n") == 1
+
+
+def test_quiet_says_nothing_of_pixels_and_bad_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 16 bits, with one that cannot be used: the result alone, for every verb that looks."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(12):
+        file = tmp_path / "deep" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        array = np.random.default_rng(number).integers(0, 4096, (32, 32))
+        Image.fromarray(array.astype(np.uint16)).save(file)
+    (tmp_path / "deep" / "a" / "bad.png").write_bytes(b"x")
+    commands.pretrain(
+        "demo", {"data.source": "deep", "data.max_bad": 0.5}, smoke=True, out=tmp_path / "run", quiet=True
+    )
+    for arguments, lines in (
+        (["reconstruct", "run"], ["run/pictures/reconstruction.png"]),
+        (["reconstruct", "run", "--images", "deep/a"], ["run/pictures/reconstruction.png"]),
+        (["attention", "run", "--images", "deep/a"], ["run/pictures/attention.png"]),
+        (["embed", "run", "--data", "deep", "--out", "f.npz"],
+         ["12 × 32 features → f.npz, without 1 of 13 pictures, which cannot be used"]),
+        (["embed", "untrained:vit_micro", "--data", "deep", "--out", "f.npz", "--image-size", "32"],
+         ["12 × 128 features → f.npz, without 1 of 13 pictures, which cannot be used"]),
+        (["tsne", "run", "--data", "deep", "--out", "t.png"], ["t.png"]),
+        (["codebook", "--data", "deep", "--out", "w.st", "--recipe", "beit-vit-micro-cifar", "--vocabulary", "4"],
+         ["w.st"]),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["remask", *arguments, "-q"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        assert (ended.value.code, printed.err, printed.out.splitlines()) == (0, "", lines)

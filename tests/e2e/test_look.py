@@ -36,6 +36,21 @@ def test_tsne_puts_networks_side_by_side(tmp_path: Path) -> None:
     assert not (tmp_path / "other.png").exists()
 
 
+def test_tsne_of_few_images_lowers_what_they_do_not_allow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    asked = commands.Mapped(classes=3, per_class=4)  # of perplexity 30, and 20 neighbours
+    commands.tsne([NET], "digits", tmp_path / "few.png", asked, LOOK)
+    line = "t-SNE: 12 images allow no more than perplexity 3.67 and 11 neighbours, which are taken"
+    assert line in capsys.readouterr().err.splitlines()
+    used = json.loads((tmp_path / "few.json").read_text())["protocol"]
+    assert (used["perplexity"], used["k"]) == (pytest.approx(11 / 3), 11)
+    commands.tsne([NET], "digits", tmp_path / "k.png", asked._replace(perplexity=5, k=99), LOOK)
+    assert "perplexity 5 and 11 neighbours" in capsys.readouterr().err
+    with pytest.raises(UserError, match="3 images are too few"):
+        commands.tsne([NET], "digits", tmp_path / "no.png", commands.Mapped(classes=3, per_class=1), LOOK)
+
+
 def test_attention(tmp_path: Path) -> None:
     picture = commands.attention(NET, "photos", commands.Look(image_size=(32, 32)), out=tmp_path / "a.png", count=2)
     assert Image.open(picture).size[0] > 300

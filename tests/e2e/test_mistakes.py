@@ -10,6 +10,11 @@ from PIL import Image
 from remask.cli import main as cli
 
 RUN = ["pretrain", "--recipe", "demo"]
+LISTS = {
+    "spelled.txt": "a.png 01\nb.png 1\n",
+    "withheld.csv": "path,label\na.png,0\nb.png,\n",
+    "first.txt": "0 x/a.png\n1 x/b.png\n",
+}
 CASES = {
     "unknown command": (["pretrian"], "pretrain"),
     "unknown option": ([*RUN, "--batchsize", "3"], "--batch-size"),
@@ -35,6 +40,17 @@ CASES = {
     "probe without labels": ([*RUN, "--probe", "photos"], "labels"),
     "resume nothing": (["resume", "nowhere"], "nowhere"),
     "report nothing": (["report", "nowhere"], "nowhere"),
+    "a flag before the verb": (["-q", "pretrain", "--data", "x"], "remask pretrain -q --data x"),
+    "its value too": (["--epochs", "3", "pretrain"], "remask pretrain --epochs 3"),
+    "before two words": (["-q", "data", "check", "x y"], "remask data check -q 'x y'"),
+    "between two words": (["data", "-q", "check", "x"], "remask data check -q x"),
+    "a value that is a verb": (["--out", "report", "pretrain"], "remask pretrain --out report"),
+    "a flag of no verb": (["--nonsense", "pretrain"], "No such option: --nonsense"),
+    "a range": ([*RUN, "--range", "9,3"], "two numbers low < high"),
+    "a range to check": (["data", "check", "photos", "--range", "dark"], "--range must be auto, full, byte or two"),
+    "two spellings": ([*RUN, "--probe", "spelled.txt"], "'01' and '1', which are one number"),
+    "withheld labels": ([*RUN, "--probe", "withheld.csv"], "1 of 2 images have no label"),
+    "class first": ([*RUN, "--data", "first.txt"], "the second column names the files"),
     "probe nothing": (["probe", "nowhere", "--data", "digits"], "nowhere"),
 }
 
@@ -47,6 +63,9 @@ def test_one_line_exit_2_and_nothing_created(
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
+    there = sorted([*LISTS, "empty", "taken", "thesis.txt"])
+    for name, text in LISTS.items():
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["remask", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -56,7 +75,7 @@ def test_one_line_exit_2_and_nothing_created(
     assert printed.err.startswith("remask: ")
     assert printed.err.count("\n") == 1, printed.err
     assert telling in printed.err
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "taken", "thesis.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == there
 
 
 def stopped(capsys: pytest.CaptureFixture[str]) -> str:

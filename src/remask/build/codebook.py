@@ -1,6 +1,6 @@
 """Codebooks: the words of BEiT's τ, fitted by k-means on the user's own pictures (after 2106.08254, section 2.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from remask.build.pixel_rule import with_pixel_rule
 from remask.build.pretraining import build_backbone, build_target, codebook_features, scaling_of
 from remask.errors import UserError
-from remask.images.loading.loader import iterate
+from remask.files.escaping import printable
+from remask.images.loading.loader import Batch, TooManyBad, iterate
 from remask.images.sources.opening import Source, open_source
 from remask.images.sources.subset import Subset
 from remask.images.transforms import CentreCrop
@@ -47,17 +49,33 @@ def fit(recipe: Recipe, source: Source, say: Callable[[str], None], seed: int = 
     drawn = torch.randperm(len(source), generator=generator(seed, "codebook"))[: -(-ROWS // per_picture)].tolist()
     say(f"a codebook of {part.vocabulary} words over {target.describe()}: reading {len(drawn)} pictures")
     crop, data = CentreCrop(recipe.data.image_size), recipe.data
-    scaling, some, bad = scaling_of(data), Subset(source, drawn), max(data.max_bad, 0.01)
-    rows = [
-        target(scaling.ready(batch.images) if scaling else batch.images, None).flatten(0, 1)  # type: ignore[arg-type]  # no views
-        for batch in iterate(some, crop, 64, channels=data.channels, max_bad=bad, scaling=scaling)
-    ]
+    scaling, some, rows, read = scaling_of(data), Subset(source, drawn), list[Tensor](), 0
+    batches = iterate(
+        some, crop, 64, channels=data.channels, max_bad=max(data.max_bad, 0.01), scaling=scaling,
+        report=lambda line: say(f"skipped {line}"),
+    )  # fmt: skip
+    for images in _usable(batches, len(some), source.name):
+        rows.append(target(scaling.ready(images) if scaling else images, None).flatten(0, 1))  # type: ignore[arg-type]  # no views
+        read += len(images)
     if not rows:
         raise UserError(f"{source.name} has no picture to fit a codebook on")
     seen = torch.cat(rows)
     say(f"k-means over {len(seen)} patches of {seen.shape[1]} numbers")
-    about = {"target": described.model_dump(mode="json"), "patch": list(patch), "pictures": len(drawn)}
+    about = {"target": described.model_dump(mode="json"), "patch": list(patch), "pictures": read}
     return Words(fit_codebook(seen, part.vocabulary, seed), about)
+
+
+def _usable(batches: Iterator[Batch], total: int, name: str) -> Iterator[Tensor]:
+    """The images of the batches. Raises UserError, with the first that cannot be used, where those are too many."""
+    try:
+        for batch in batches:
+            yield batch.images
+    except TooManyBad as error:
+        first = "; ".join(f"{where}: {reason}" for where, reason in list(error.bad.items())[:3])
+        raise UserError(
+            f"at least {len(error.bad)} of {total} images of {printable(name)} cannot be used for the codebook "
+            f"({first}): remask data check names them all; repair them, or leave them out with --exclude"
+        ) from None
 
 
 def create(
@@ -84,7 +102,10 @@ def create(
     tokens = {"kind": "tokens", "tokenizer": "codebook", "file": None, **words, **over}
     chosen = choose(recipe, {"method.name": "beit", "method.target": tokens}, settings=settings)
     source = open_source(data, limit=limit, exclude=exclude)
-    fitted = fit(chosen, source, (lambda line: None) if quiet else print, seed)
+    say: Callable[[str], None] = (lambda line: None) if quiet else print
+    chosen, line = with_pixel_rule(chosen, source)  # as a run of this recipe would read the same images
+    say(line)
+    fitted = fit(chosen, source, say, seed)
     fitted.save(out)
     return out
 

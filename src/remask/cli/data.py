@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from remask.cli.options import Exclude
+from remask.cli.options import Exclude, Range
 
 Src = Annotated[
     str, typer.Argument(metavar="SRC", help="Folder, list file, tar shards, parquet, a set's name.", show_default=False)
@@ -29,6 +29,7 @@ def check(
     patch: Annotated[int, typer.Option(metavar="PX", help="Side of a patch: smaller pictures are no use.")] = 16,
     image_size: Annotated[str, typer.Option(metavar="HxW", help="Size of the crops that are timed.")] = "224",
     channels: Channels = 3,
+    range_: Range = None,
     limit: Limit = None,
     exclude: Exclude = None,
     workers: Workers = None,
@@ -40,10 +41,11 @@ def check(
     Reads and decodes every picture once. Names what cannot be used and why, and says how fast training can be fed.
     """
     from remask import commands
+    from remask.recipe.values import pixel_range
 
     commands.data_check(
         source, limit=limit, exclude=exclude or (), channels=channels, patch=patch, size=image_size, workers=workers,
-        as_json=json, quiet=quiet,
+        rule=pixel_range(range_) or "auto", as_json=json, quiet=quiet,
     )  # fmt: skip
 
 

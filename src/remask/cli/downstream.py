@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from remask.cli.options import Exclude
+from remask.cli.options import Exclude, Range
 
 Start = Annotated[
     str | None,
@@ -51,6 +51,7 @@ def finetune(
     limit: Limit = None,
     max_bad: MaxBad = None,
     exclude: Exclude = None,
+    range_: Range = None,
     share: Annotated[float | None, typer.Option(help="Learn from this share of each class only: 0.1.")] = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
@@ -64,7 +65,7 @@ def finetune(
     flags = {
         "data.source": data, "data.val": val, "data.image_size": image_size, "data.limit": limit, "data.share": share,
         "data.max_bad": max_bad,
-        "data.exclude": exclude or None,
+        "data.exclude": exclude or None, "data.range": range_,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("finetune", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
@@ -89,6 +90,7 @@ def segment(
     limit: Limit = None,
     max_bad: MaxBad = None,
     exclude: Exclude = None,
+    range_: Range = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -101,7 +103,7 @@ def segment(
     flags = {
         "data.source": data, "data.masks": masks, "data.val": val, "data.val_masks": val_masks, "model.head": head,
         "data.image_size": image_size, "data.limit": limit, "data.classes": classes, "data.max_bad": max_bad,
-        "data.exclude": exclude or None,
+        "data.exclude": exclude or None, "data.range": range_,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("segment", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)
@@ -125,6 +127,7 @@ def detect(
     max_bad: MaxBad = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out annotations that cannot be used.")] = False,
     exclude: Exclude = None,
+    range_: Range = None,
     untrained: Untrained = False,
     eval_only: EvalOnly = False,
     seed: Seed = None,
@@ -137,7 +140,7 @@ def detect(
     flags = {
         "data.source": data, "data.annotations": annotations, "data.val": val, "data.val_annotations": val_annotations,
         "data.image_size": image_size, "data.limit": limit, "data.max_bad": max_bad, "data.skip_bad": skip_bad or None,
-        "data.exclude": exclude or None,
+        "data.exclude": exclude or None, "data.range": range_,
         **_common(epochs, batch_size, lr, heads, normalise, untrained, seed, device),
     }  # fmt: skip
     _run("detect", start, recipe, flags, set_, out, eval_only, device, quiet, verify_data)

@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from remask.errors import UserError
+from remask.files.escaping import quoted
 
 ALIASES = {"help": "--help", "version": "--version"}
 """First words that other programs take."""
@@ -20,8 +22,10 @@ def aliased(arguments: Sequence[str]) -> list[str]:
     return [*arguments[1:], ALIASES[arguments[0]]]
 
 
-def hint(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
-    """The parser's line with what to type. `options` are those of the command."""
+def hint(line: str, arguments: Sequence[str], options: Sequence[str], group: Any = None) -> str:
+    """The parser's line with what to type. `options` are those of the command; `group` holds commands, if it does."""
+    if group is not None and "No such option" in line and (better := _moved(arguments, group)):
+        return better
     words = [word for word in arguments[: 2 if "data" in arguments[:1] else 1] if word.isalpha()]
     command = " ".join(["remask", *words])
     if "No such option" in line:
@@ -34,6 +38,27 @@ def hint(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
     if "No such command" in line and "Did you mean" not in line:
         return f"{line} remask --help lists them"
     return line
+
+
+def _moved(arguments: Sequence[str], group: Any) -> str:
+    """Flags that stand before the verb whose they are: the command with them behind it; "" where there is no such."""
+    words = list(arguments)
+    begin = words.index(group.name) + 1 if group.name in words else 0
+    for place, word in enumerate(words):
+        if place <= begin - 1 or (command := group.commands.get(word)) is None:
+            continue
+        flags, known = words[begin:place], {name for part in _all_of(command) for name in part.opts}
+        if flags and all(_stem(flag) in known for flag in flags if _stem(flag)):
+            inner = getattr(command, "commands", {})
+            end = next((at for at, one in enumerate(words) if at > place and one in inner), place) + 1
+            typed = ["remask", *words[:begin], *words[place:end], *flags, *words[end:]]
+            return f"{flags[0]} belongs behind the command: {' '.join(map(quoted, typed))}"
+    return ""
+
+
+def _all_of(command: Any) -> list[Any]:
+    """The options of a command, and of those below it."""
+    return [*command.params, *(part for one in getattr(command, "commands", {}).values() for part in one.params)]
 
 
 def _stem(word: str) -> str:
@@ -84,7 +109,8 @@ def explained(error: Exception) -> tuple[str, int]:
             return text, int(getattr(error, "exit_code", 2))
         context = getattr(error, "ctx", None)
         options = [name for part in context.command.params for name in part.opts] if context else []
-        return f"remask: {hint(text, sys.argv[1:], options)}", int(getattr(error, "exit_code", 2))
+        group = context.command if context and hasattr(context.command, "commands") else None
+        return f"remask: {hint(text, sys.argv[1:], options, group)}", int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
     if isinstance(error, UserError):

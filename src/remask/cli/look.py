@@ -127,12 +127,13 @@ def attention(
     heads: Heads = None,
     normalise: Normalise = None,
     exclude: Exclude = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw where a vision transformer looks, head by head."""
     from remask import commands
 
     look = _look(checkpoint, image_size, heads, normalise, None)
-    print(commands.attention(run, images, look, out=out, block=block, count=count, exclude=exclude or ()))
+    print(commands.attention(run, images, look, out=out, block=block, count=count, exclude=exclude or (), quiet=quiet))
 
 
 def _look(checkpoint: str, image_size: str | None, heads: str | None, normalise: str | None, device: str | None) -> Any:

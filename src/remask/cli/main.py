@@ -16,7 +16,7 @@ from remask.cli import hints as cli_hints
 from remask.cli import look as cli_look
 from remask.cli import plan as cli_plan
 from remask.cli.ending import end, of_all
-from remask.cli.options import Exclude
+from remask.cli.options import Exclude, Range
 from remask.files.escaping import escape_on
 from remask.training import launcher
 
@@ -93,6 +93,7 @@ def pretrain(
     max_bad: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of bad pictures that stops.")] = None,
     probe: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled pictures for kNN on the way.")] = None,
     exclude: Exclude = None,
+    range_: Range = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     device: Device = None,
     set_: Settings = None,
@@ -101,18 +102,17 @@ def pretrain(
     quiet: Quiet = False,
 ) -> None:
     """Pre-train a backbone on unlabelled pictures."""
+    from remask import commands
     from remask.recipe import choose
 
     flags: dict[str, Any] = {
         "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs, "seed": seed,
         "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit, "data.max_bad": max_bad,
-        "optim.max_steps": max_steps, "probe.source": probe, "runtime.device": device, "data.exclude": exclude or None,
+        "optim.max_steps": max_steps, "probe.source": probe, "runtime.device": device, "data.range": range_,
     }  # fmt: skip
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = {key: value for key, value in {**flags, "data.exclude": exclude or None}.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
     _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
-    from remask import commands
-
     commands.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
 
 
@@ -177,13 +177,15 @@ def reconstruct(
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
     exclude: Exclude = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw masked views and predictions."""
     from remask import commands
 
-    print(
-        commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint, exclude=exclude or ())
+    drawn = commands.reconstruct(
+        run, images, out=out, count=count, seed=seed, checkpoint=checkpoint, exclude=exclude or (), quiet=quiet
     )
+    print(drawn)
 
 
 @app.command()

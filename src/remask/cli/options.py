@@ -12,5 +12,9 @@ Exclude = Annotated[
         help="Leave out such names or paths; * and ? allowed; repeatable.",
     ),
 ]
+Range = Annotated[
+    str | None,
+    typer.Option("--range", metavar="RULE", help="Black and white of deep pictures: auto, full, byte or LOW,HIGH."),
+]
 
-__all__ = ["Exclude"]
+__all__ = ["Exclude", "Range"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from remask.images.sources.left_out import listed, notes
 from remask.images.sources.opening import open_source
 from remask.images.sources.packed import SUFFIX
 from remask.images.sources.splits import chosen
-from remask.images.tools.measuring import measure
+from remask.images.tools.measuring import OTHER_BANDS, Rule, measure
 from remask.images.tools.packing import Form, Written, pack
 from remask.images.tools.survey import Survey, survey
 from remask.recipe.values import image_size
@@ -81,15 +82,16 @@ def data_check(
     channels: int = 3,
     patch: int = 16,
     size: str = "224",
+    rule: Rule = "auto",
     workers: int | None = None,
     as_json: bool = False,
     quiet: bool = False,
 ) -> Survey:
-    """Print what is in a source, as text or JSON."""
+    """Print what is in a source, as text or JSON; `rule` is what data.range would be."""
     pictures, count = open_source(source, limit=limit, exclude=exclude), workers if workers is not None else cores()
     with console(len(pictures), "check", quiet) as screen:
         found = survey(
-            pictures, channels=channels, patch=patch, size=image_size(size) or (224, 224), workers=count,
+            pictures, channels=channels, patch=patch, size=image_size(size) or (224, 224), workers=count, rule=rule,
             progress=lambda step, so_far: screen.update(step, f"{len(so_far.unusable)} unusable"),
         )  # fmt: skip
     if as_json:
@@ -112,6 +114,10 @@ def _lines(found: Survey, spec: str, channels: int, patch: int, size: str) -> li
     if bad:
         named = "; ".join(f"{_short(where, spec)}: {reason}" for where, reason in list(found.unusable.items())[:NAMED])
         rows["unusable"] = named + (f"; and {bad - NAMED:,} more, which --json lists" if bad > NAMED else "")
+    if found.remarks:
+        rows["remarks"] = "; ".join(found.remarks)
+    if needed := _channels(found, channels):
+        rows["channels"] = needed
     if found.usable:
         small = f"; {found.too_small:,} below a patch of {patch} px are skipped" if found.too_small else ""
         frames = f"; {found.frames:,} have several frames, of which the first counts" if found.frames else ""
@@ -128,6 +134,17 @@ def _lines(found: Survey, spec: str, channels: int, patch: int, size: str) -> li
             "advice": _advice(found, spec, channels),
         }
     return [first, *(f"{key:<11}{value}" for key, value in rows.items())]
+
+
+def _channels(found: Survey, channels: int) -> str:
+    """What training has to be told of the number of channels, where it is not three."""
+    reasons = [reason for reason in found.unusable.values() if "in an array" not in reason]  # which says it itself
+    bands = Counter(match[1] for reason in reasons if (match := OTHER_BANDS.match(reason)))
+    lines = [f"train with --set data.channels={channels}"] if channels != 3 and found.usable else []
+    for number, count in bands.most_common(2):
+        both = f"check --channels {number}, train with --set data.channels={number}"
+        lines.append(f"{count:,} images have {number}: {both}")
+    return "; ".join(lines)
 
 
 def _short(where: str, spec: str) -> str:

@@ -71,6 +71,19 @@ class Mapped(NamedTuple):
 FIGURE = Mapped()
 
 
+def fitted(asked: Mapped, images: int, say: Say) -> Mapped:
+    """Perplexity and neighbours lowered to what so few images allow, which is said.
+
+    scikit-learn wants a perplexity below the number of images; of one beyond a third of it t-SNE sees little structure.
+    """
+    perplexity, k = min(asked.perplexity, (images - 1) / 3), min(asked.k, images - 1)
+    if images < 4 or (asked.perplexity < images and k == asked.k):
+        return asked
+    perplexity = asked.perplexity if asked.perplexity < images else perplexity
+    say(f"t-SNE: {images} images allow no more than perplexity {perplexity:.3g} and {k} neighbours, which are taken")
+    return asked._replace(perplexity=perplexity, k=k)
+
+
 @paths_or_texts
 def tsne(
     paths: Sequence[Path | str], data: str, out: Path, asked: Mapped = FIGURE, look: Look = LOOK, *,
@@ -89,6 +102,7 @@ def tsne(
     features, usable = _features(paths, chosen, asked, look, quiet, bad)
     left_out, chosen = len(chosen) - len(usable), Subset(source, [chosen.numbers[i] for i in usable])
     labels = torch.tensor(chosen.labels)
+    asked = fitted(asked, len(chosen), Watch("t-SNE", quiet).say)
     with Watch("t-SNE", quiet) as watch:
         mapped = itertools.count()
         maps = tsne_maps(

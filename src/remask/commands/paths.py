@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from remask.images.sources.left_out import relative_pattern
+from remask.images.sources.stacks import entry_of
 from remask.interop.loaded import split_spec
 from remask.recipe import Recipe
 
@@ -79,6 +80,8 @@ def anchored_spec(spec: str | None) -> str | None:
 
 def absolute(path: str | None) -> str | None:
     """What is there, by its whole path; anything else as it is, a set's name for instance."""
+    if path and (entry := entry_of(path)):  # an array of a numpy file
+        return f"{Path(entry[0]).resolve()}:{entry[1]}"
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 

@@ -45,7 +45,7 @@ class Look(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A backbone that is looked at. `folder` is the run's, where it is one."""
+    """A backbone that is looked at. `folder` is the run's, where it is one; `quiet` if nothing is said on the way."""
 
     name: str
     backbone: Backbone
@@ -54,6 +54,7 @@ class Subject(NamedTuple):
     folder: Path | None
     look: Look
     max_bad: float = 0.01
+    quiet: bool = False
 
     def batches(self, source: Source, count: int = 256, report: Callable[[str], None] | None = None) -> Iterator[Batch]:
         """Centre crops of a source, in order, as the backbone sees them; `report` gets a line for each bad picture."""
@@ -74,7 +75,7 @@ class Subject(NamedTuple):
         found = measure(source, self.channels, rule)
         normalise.read_by(Levels.of(found.rule))
         normalise.settled = True
-        if found.deep:
+        if found.deep and not self.quiet:
             print(f"pixels: {found.describe(self.channels, rule)}", file=sys.stderr)
 
     def twin(self) -> Any:
@@ -104,7 +105,7 @@ def subject(spec: str, look: Look = LOOK, quiet: bool = True) -> Subject:
         size = size or recipe.data.image_size
         backbone: Any = trained(run, recipe, look.checkpoint, size).backbone
         bad = max(recipe.data.max_bad, 0.01)
-        return Subject(path.name, backbone.to(where), size, backbone.channels, path, look, bad)
+        return Subject(path.name, backbone.to(where), size, backbone.channels, path, look, bad, quiet)
     if path.is_dir():
         _refuse_without_export(path)
         spec = f"run:{spec}"
@@ -114,7 +115,7 @@ def subject(spec: str, look: Look = LOOK, quiet: bool = True) -> Subject:
         backbone, size = _start(spec, size, look)
     if not quiet and (loaded := loaded_of(backbone)):
         print(loaded.line, file=sys.stderr)
-    return Subject(spec, backbone.to(where), size, backbone.channels, None, look)
+    return Subject(spec, backbone.to(where), size, backbone.channels, None, look, quiet=quiet)
 
 
 def _refuse_without_export(path: Path) -> None:

@@ -37,13 +37,14 @@ from pathlib import Path
 
 '''
 READER = """sys.path.insert(0, str(here))
-from read_pixels import CentreCrop, normalised, read_image, ready, resize
+from read_pixels import CentreCrop, ends_in_one_line, normalised, read_image, ready, resize
 
 """
 PICTURE = """
 channels, size = len(config["mean"]), tuple(config["image_size"])
 if len(sys.argv) > 1:
-    picture = read_image(sys.argv[1], config)
+    with ends_in_one_line(sys.argv[1], config):
+        picture = read_image(sys.argv[1], config)
 else:
     picture = torch.randint(0, 256, (channels, *size), dtype=torch.uint8)
 """

@@ -4,7 +4,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from jaxtyping import Num, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from remask.images.deep import EXTRA, TIFF, Deep, Unread, read_deep
+from remask.images.deep import EXTRA, Deep, Unread, misread_by_pillow, read_deep
 from remask.images.heif import NoHeifReader, heif_formats, holds_heif
-from remask.images.levels import RAW, Levels
+from remask.images.levels import RAW, Levels, luma
+from remask.images.tiff import TIFF, WHITE
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
@@ -128,9 +129,8 @@ def _decode_reduced(data: bytes, header: _JpegHeader, by: int, channels: int) ->
         with contextlib.suppress(ImportError):  # Pillow gives the same pixels, in 1.5 times the time
             from simplejpeg import decode_jpeg
 
-            pixels = decode_jpeg(
-                data, min_height=-(-header.height // by), min_width=-(-header.width // by), min_factor=1
-            )
+            height, width = -(-header.height // by), -(-header.width // by)
+            pixels = decode_jpeg(data, min_height=height, min_width=width, min_factor=1)
             return torch.from_numpy(pixels).permute(2, 0, 1)
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         image.draft(None, (max(1, image.width // by), max(1, image.height // by)))  # the mode stays the file's
@@ -148,7 +148,9 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
     warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.init()  # formats named in open are not looked for otherwise
     try:
-        if levels is not None and (found := read_deep(data, channels, max_pixels)) is not None:
+        if (levels is not None or misread_by_pillow(data)) and (
+            found := read_deep(data, channels, max_pixels)
+        ) is not None:
             return _from_deep(found, channels, levels)
         with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             _check_size(image.width, image.height, max_pixels)
@@ -193,14 +195,19 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 def _from_pillow(image: Image.Image, channels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:
+    tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    white_first = tags.get(262) == WHITE
     if image.mode.startswith("I;16"):
-        return _from_array(np.array(image).astype(np.uint16), channels, levels)
+        values = np.array(image).astype(np.uint16)  # Pillow turns round 8 bits whose 0 is white, and not these
+        return _from_array(65535 - values if white_first else values, channels, levels)
+    if image.mode in ("I", "F") and white_first:
+        raise BadImage("a TIFF of floats or signed numbers whose lowest value is white: save it anew")
     if image.mode in ("I", "F"):
         values = np.asarray(image)
         if image.mode == "I" and values.min() >= 0 and values.max() <= 65535:
             return _from_array(values.astype(np.uint16), channels, levels)
         return _from_array(_stretched(values.astype(np.float32)) if levels is None else values, channels, levels)
-    if levels is not None and image.format == "TIFF" and max(image.tag_v2.get(258, (8,))) > 8:  # type: ignore[attr-defined]
+    if (levels is not None or tags.get(284) == 2) and max(tags.get(258, (8,))) > 8:
         raise BadImage(f"colours of more than 8 bits, which Pillow would cut, are read by tifffile: {EXTRA}")
     own = len(image.getbands())
     mode = {1: "L", 3: "RGB"}.get(channels, image.mode if own == channels else "")
@@ -241,7 +248,7 @@ def _fitted(image: Num[Tensor, "c H W"], channels: int) -> Num[Tensor, "C H W"]:
     if image.shape[0] == 1 and channels == 3:
         return image.repeat(3, 1, 1)
     if image.shape[0] == 3 and channels == 1:
-        return _luma(image)
+        return luma(image)
     raise _other_channels(image.shape[0], channels)
 
 
@@ -276,8 +283,7 @@ def _as_it_is(array: np.ndarray, levels: Levels) -> np.ndarray:
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
-        shareable = array.flags.writeable and min(array.strides) >= 0
-        return array if shareable else array.copy()
+        return array if array.flags.writeable and min(array.strides) >= 0 else array.copy()
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # either byte order
@@ -288,11 +294,3 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
             raise BadImage(f"float pixels lie in {clean.min():g}..{clean.max():g}, not in 0..1")
         return np.rint(clean * 255).astype(np.uint8)
     raise BadImage(f"pixels of type {array.dtype}; uint8, uint16, bool or float 0..1 are read")
-
-
-def _luma(image: Num[Tensor, "3 H W"]) -> Num[Tensor, "1 H W"]:
-    """ITU-R 601-2 in 16-bit fixed point, as Pillow rounds it; of floats with the same weights."""
-    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int64)[:, None, None]
-    if image.is_floating_point():
-        return (image * (weights / 0x10000)).sum(0, keepdim=True)
-    return ((image.long() * weights).sum(0, keepdim=True) + 0x8000 >> 16).to(image.dtype)

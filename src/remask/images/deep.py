@@ -6,25 +6,12 @@ Nothing here knows what the values mean; `decoding` has that.
 import io
 import re
 import warnings
-import zipfile
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-EXTRA = "pip install 'remask[data]'"
-
-
-class Unread(Exception):  # noqa: N818  (a fact about a picture)
-    """Why a picture cannot be read, in one line."""
-
-
-class Deep(NamedTuple):
-    """Values HWC, of which the last `extra` bands are alpha or the like: left out where fewer are wanted."""
-
-    values: np.ndarray
-    extra: int = 0
+from remask.images.arrays import EXTRA, Deep, Unread, bands_last, fits, laid_out, only_array, upright
+from remask.images.tiff import TIFF, misread_planes, read_tiff
 
 
 def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
@@ -35,21 +22,18 @@ def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
     if data[:6] == b"\x93NUMPY":
         return laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
     if data[:4] == b"PK\x03\x04":
-        return laid_out(_only_array(data, max_pixels), channels)
+        return laid_out(only_array(data, max_pixels), channels)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and data[25:26] != b"\0":
         return _png(data, max_pixels)
     if data[:4] in TIFF:
-        return _tiff(data, channels, max_pixels)
+        return read_tiff(data, channels, max_pixels)
     if data[:2] in (b"P6", b"P3"):
         return _ppm(data, max_pixels)
-    if data[4:8] == b"jP  " and (at := data.find(b"ihdr")) > 0 and data[at + 14] & 0x7F > 7:
-        return _jpeg2000(data, at + 4, max_pixels)
+    if data[4:8] == b"jP  " and (at := data.find(b"ihdr")) > 0:
+        if unknown := _other_space(data, deep := data[at + 14] & 0x7F > 7):
+            raise Unread(f"a JPEG 2000 of colour space {unknown}, which is not converted here: save it as RGB")
+        return _jpeg2000(data, at + 4, max_pixels) if deep else None
     return None
-
-
-def _fits(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise Unread(f"{width}x{height} is more than {max_pixels:,} pixels")
 
 
 def _library(name: str) -> Any:
@@ -59,39 +43,21 @@ def _library(name: str) -> Any:
         raise Unread(f"more than 8 bits a colour are read by {name}: {EXTRA}") from None
 
 
-def _only_array(data: bytes, max_pixels: int) -> np.ndarray:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
-    name = "image" if "image" in sizes else next(iter(sizes), "")
-    if len(sizes) != 1 and name != "image":
-        raise Unread(f"the archive holds {len(sizes)} arrays ({', '.join(list(sizes)[:3])}); name one of them image")
-    if sizes[name] > 20 * max_pixels:
-        raise Unread(f"an array of {sizes[name]:,} bytes is more than {max_pixels:,} pixels")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        if not isinstance(array := arrays[name], np.ndarray):  # the bytes of any other file
-            raise Unread(f"the archive holds no array: {name} is another file")
-        return array
+def _other_space(data: bytes, deep: bool = False) -> int:
+    """The number of a colour space that is none of RGB, gray and sYCC, nor CMYK, which Pillow reads of 8 bits; else 0.
 
-
-def laid_out(array: np.ndarray, channels: int) -> Deep:
-    """HW, HWC or CHW as HWC: the axis of `channels` entries holds the bands, the last one if both outer axes might."""
-    if array.ndim == 2:
-        return Deep(array[:, :, None])
-    if array.ndim != 3 or not array.size:
-        raise Unread(f"an array of shape {array.shape} is not HW, HWC or CHW")
-    last = array.shape[2] == channels or (array.shape[0] != channels and array.shape[2] <= array.shape[0])
-    return Deep(array if last else array.transpose(1, 2, 0))
-
-
-def _bands_last(array: np.ndarray) -> np.ndarray:
-    return array[:, :, None] if array.ndim == 2 else array
+    What a JPEG 2000 says in its box of colour, where it names one by a number (15444-1, I.5.3.3; 15444-2, M.11.7.3).
+    """
+    at = data.find(b"colr", 0, max(data.find(b"jp2c"), 0))
+    space = int.from_bytes(data[at + 7 : at + 11]) if at > 0 and data[at + 4] == 1 else 0
+    return 0 if space in (0, 15, 16, 17, 18, 20, 21) or (space == 12 and not deep) else space
 
 
 def _jpeg2000(data: bytes, header: int, max_pixels: int) -> Deep:
     """More than 8 bits a colour. The header's box holds height, width and the number of bands (15444-1, I.5.3.1)."""
     height, width = (int.from_bytes(data[at : at + 4]) for at in (header, header + 4))
-    _fits(width, height, max_pixels)
-    values = _bands_last(_library("imagecodecs").jpeg2k_decode(data))
+    fits(width, height, max_pixels)
+    values = bands_last(_library("imagecodecs").jpeg2k_decode(data))
     return Deep(values, int(values.shape[2] in (2, 4)))
 
 
@@ -102,7 +68,7 @@ def _png(data: bytes, max_pixels: int) -> Deep:
     warnings.filterwarnings("ignore", message="The image decoding and encoding", category=DeprecationWarning)
     from torchvision.io import ImageReadMode, decode_png
 
-    _fits(int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), max_pixels)
+    fits(int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), max_pixels)
     pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     return Deep(pixels.permute(1, 2, 0).numpy(), int(len(pixels) in (2, 4)))
 
@@ -127,7 +93,7 @@ def _ppm(data: bytes, max_pixels: int) -> Deep | None:
     width, height, most = numbers
     if most < 256:
         return None
-    _fits(width, height, max_pixels)
+    fits(width, height, max_pixels)
     if data[:2] == b"P3":  # as text
         words = re.sub(rb"#[^\n]*", b"", data[at:]).split()[: width * height * 3]
         values = np.array(words).astype(np.int64).reshape(height, width, 3)
@@ -136,65 +102,11 @@ def _ppm(data: bytes, max_pixels: int) -> Deep | None:
     return Deep(np.rint(values.astype(np.float64) * (65535 / most)).astype(np.uint16))
 
 
-def _tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
-    try:
-        import tifffile
-    except ImportError:
-        return None  # Pillow reads one band of any depth, and `decoding` refuses what it would cut
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page: Any = file.pages[0]
-        samples = int(page.samplesperpixel)
-        _fits(page.imagewidth, page.imagelength, max_pixels)
-        tag = page.tags.get("Orientation")
-        turned = int(tag.value) if tag is not None else 1
-        if samples == 1 and (bands := _as_pages(file, channels)) is not None:
-            return Deep(upright(bands, turned))
-        signed = page.dtype is not None and page.dtype.kind not in "ub"
-        known = samples == 1 or (samples in (3, 4) and page.photometric > 1)  # 0 and 1 are gray, of one band for Pillow
-        if page.bitspersample <= 8 and not signed and known and channels in (1, 3):
-            return None  # gray, palette, colour with or without a fourth band: Pillow knows their colours
-        try:
-            values = np.asarray(page.asarray())
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            if samples == 1:
-                return None
-            raise Unread(f"its compression, {page.compression.name}, is read by imagecodecs: {EXTRA}") from None
-        values = values.transpose(1, 2, 0) if page.axes.startswith("S") else _bands_last(values)
-        colour, alpha = page.photometric == 2, tuple(page.extrasamples)[:1] in ((1,), (2,))
-        return Deep(
-            upright(values, turned),
-            int((colour and samples == 4) or (not colour and samples == 2 and alpha)),
-        )
+def misread_by_pillow(data: bytes) -> bool:
+    """Whether Pillow makes noise of it: a TIFF of deep planes, or a JPEG 2000 in colours that it takes for RGB."""
+    if data[:4] in TIFF:
+        return misread_planes(data)
+    return data[4:8] == b"jP  " and bool(_other_space(data))
 
 
-def _as_pages(file: Any, channels: int) -> np.ndarray | None:
-    """Pages that are the bands of one picture: as many as are wanted, all of one size. None where they are not.
-
-    Pages of a palette are pictures of their own: their values are numbers of colours.
-    """
-    if channels == 1 or len(file.pages) != channels or any(page.photometric == 3 for page in file.pages):
-        return None
-    pages = [page.asarray() for page in file.pages]
-    return np.stack(pages, axis=2) if len({page.shape for page in pages}) == 1 and pages[0].ndim == 2 else None
-
-
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.swapaxes(0, 1),
-    6: lambda image: image.swapaxes(0, 1)[:, ::-1],
-    7: lambda image: image.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda image: image.swapaxes(0, 1)[::-1],
-}
-"""What EXIF's orientation asks for, by its number."""
-
-
-def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """An image HWC as EXIF's orientation says it is to be seen."""
-    return TURNS[orientation](image) if orientation in TURNS else image
-
-
-__all__ = ["EXTRA", "Deep", "Unread", "laid_out", "read_deep", "upright"]
+__all__ = ["EXTRA", "Deep", "Unread", "laid_out", "misread_by_pillow", "read_deep", "upright"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Num
 from torch import Tensor
 
 FULL_RANGE = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}
@@ -132,6 +133,14 @@ def rule_of(levels: Levels | None) -> str | list[float]:
     return "byte" if levels is None else levels.config
 
 
+def luma(image: Num[Tensor, "3 H W"]) -> Num[Tensor, "1 H W"]:
+    """ITU-R 601-2 in 16-bit fixed point, as Pillow rounds it; of floats with the same weights."""
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int64)[:, None, None]
+    if image.is_floating_point():
+        return (image * (weights / 0x10000)).sum(0, keepdim=True)
+    return ((image.long() * weights).sum(0, keepdim=True) + 0x8000 >> 16).to(image.dtype)
+
+
 class Ready(Scaling):
     """Of batches whose images are made ready one by one: they are read with the values that they have, and stacked."""
 
@@ -142,4 +151,4 @@ class Ready(Scaling):
 RAW = Levels(-math.inf, math.inf)
 """Values as they are stored."""
 
-__all__ = ["FULL", "RAW", "Levels", "Ready", "Scaling", "levels_of", "rule_of"]
+__all__ = ["FULL", "RAW", "Levels", "Ready", "Scaling", "levels_of", "luma", "rule_of"]

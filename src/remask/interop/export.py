@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here))
-from read_pixels import normalised, read_picture
+from read_pixels import ends_in_one_line, normalised, read_picture
 
 config = json.loads((here / "config.json").read_text(encoding="utf-8"))
 model = timm.create_model(config["model"], **config["arguments"]).eval()
@@ -37,7 +37,8 @@ model.load_state_dict(load_file(here / "backbone.safetensors"), strict=True)
 
 size = config["image_size"]
 if len(sys.argv) > 1:
-    images = read_picture(sys.argv[1], config)
+    with ends_in_one_line(sys.argv[1], config):
+        images = read_picture(sys.argv[1], config)
 else:
     images = normalised(torch.randint(0, 256, (1, len(config["mean"]), *size), dtype=torch.uint8), config)
 

@@ -5,7 +5,7 @@ import re
 from types import ModuleType
 from typing import Any
 
-from remask.images import decoding, deep, heif, levels, transforms
+from remask.images import arrays, decoding, deep, heif, levels, tiff, transforms
 
 HEAD = '''"""Pictures as this network was trained on them: `read_picture(path, config)` gives what it takes.
 
@@ -14,6 +14,9 @@ Needs numpy, Pillow, torch and torchvision; TIFFs of several bands or compressed
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
 
 '''
 TAIL = '''
@@ -33,6 +36,16 @@ def ready(image: Tensor, config: dict[str, Any]) -> Tensor:
     return normalised(image, config) if image.is_floating_point() else image
 
 
+@contextlib.contextmanager
+def ends_in_one_line(path: str, config: dict[str, Any]) -> Iterator[None]:
+    """For a script: a picture that cannot be used ends it with one line, which says what the network takes."""
+    try:
+        yield
+    except (BadImage, UserError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        sys.exit(f"{path}: {why}; this network takes an image of {len(config['mean'])} channels that is not damaged")
+
+
 def read_picture(path: str, config: dict[str, Any]) -> Tensor:
     """The picture in a file as the network takes it [1, C, height, width]: its centre, resized and normalised."""
     crop = CentreCrop(tuple(config["image_size"]), config["crop_pct"])
@@ -47,6 +60,8 @@ def reader_text() -> str:
     types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
     parts = [
         _alone(levels),
+        _alone(arrays),
+        _alone(tiff),
         _alone(deep),
         _alone(heif),
         _alone(decoding),

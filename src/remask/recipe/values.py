@@ -65,6 +65,14 @@ def _levels(value: Any) -> Any:
     raise ValueError(f"must be auto, full, byte or two numbers low < high as in [0, 4095], not {value}")
 
 
+def pixel_range(text: str | None) -> Any:
+    """What `--range` says; None where it says nothing. Raises UserError."""
+    try:
+        return _levels(text) if text is not None else None
+    except ValueError as error:
+        raise UserError(f"--range {error}") from None
+
+
 def _size(value: Any) -> Any:
     """32, [96, 160] or "96x160" -> (height, width)."""
     given = value

@@ -47,7 +47,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
     parted, why = (None, []) if probed is None else knn_split(recipe, probed, older=not fresh and run.format == 1)
-    screen, said, notes = list[Console](), [*left_out(source), *why], dict[str, Any]()
+    screen, said, notes = list[Console](), [*dict.fromkeys([*left_out(source), *why])], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
         said.append(line)

@@ -174,13 +174,21 @@ def _device(name: str) -> torch.device:
         raise UserError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
     if not there.get(device.type, False):
         raise UserError(
-            f"device {name} is not there: torch sees {' and '.join(k for k in there if there[k])}; use --device auto"
+            f"device {name} is not there: torch sees {' and '.join(k for k in there if there[k])}{_hidden()}; "
+            "use --device auto"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device {name} is not there: torch sees {torch.cuda.device_count()} CUDA device(s), numbered from 0"
+            f"{_hidden()}"
         )
     return device
+
+
+def _hidden() -> str:
+    """The variable that hides GPUs, where it is set: a forgotten one looks like a GPU that is not there."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if value is None else f" (CUDA_VISIBLE_DEVICES is {value!r})"
 
 
 def _device_of(name: str, world: World) -> torch.device:

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from remask import commands
@@ -64,6 +66,42 @@ def test_words_over_any_vector_target(over: str, tmp_path: Path) -> None:
     target = loaded.branches[0].target
     assert isinstance(target, Codebook)
     assert torch.equal(target.centres, centres)
+
+
+def spoiled(folder: Path, bad: int) -> Path:
+    """Twelve images of 12 bits in files of 16, and some files that are none."""
+    folder.mkdir()
+    for number in range(12):
+        values = np.random.default_rng(number).integers(0, 4096, (32, 32)).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{number:02}.png")
+    for number in range(bad):
+        (folder / f"bad{number}.png").write_bytes(b"x")
+    return folder
+
+
+def test_bad_images_are_named_and_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys: dict[str, Any] = {"recipe": "beit-vit-micro-cifar", "vocabulary": 4}
+    out = tmp_path / "words"
+    codebook.create(str(spoiled(tmp_path / "one", 1)), out, **keys)
+    assert "skipped " in (said := capsys.readouterr().out)
+    assert "bad0.png: not a picture in a known format" in said
+    assert read_codebook(out)[1]["pictures"] == 12
+    with pytest.raises(
+        UserError, match=r"at least 4 of 21 images of .*many cannot be used for the codebook .*--exclude"
+    ):
+        codebook.create(str(spoiled(tmp_path / "many", 9)), tmp_path / "no", **keys)
+    assert not (tmp_path / "no").exists()
+
+
+def test_deep_images_are_read_as_a_run_reads_them(tmp_path: Path) -> None:
+    """12 bits in 16: words of pixels reach over the whole range, not over its first sixteenth."""
+    keys: dict[str, Any] = {"recipe": "beit-vit-micro-cifar", "target": "pixels", "vocabulary": 6, "quiet": True}
+    source = str(spoiled(tmp_path / "deep", 0))
+    for number, rule in enumerate(("auto", "[0,4095]")):
+        codebook.create(source, tmp_path / str(number), settings=[f"data.range={rule}"], **keys)
+    auto, named = (read_codebook(tmp_path / name)[0] for name in "01")
+    assert torch.equal(auto, named)
+    assert float(auto.std()) > 0.1
 
 
 def test_more_words_than_patches_is_one_line(tmp_path: Path) -> None:

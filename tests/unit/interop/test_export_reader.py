@@ -113,6 +113,23 @@ def test_pixels_are_equal_and_features_alike(tmp_path: Path, kind: str, levels: 
     torch.testing.assert_close(made["features"], features, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["six.npy", "text.png", "gone.png"])
+def test_a_picture_that_is_not_for_the_network_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    backbone = create_vit("vit_micro", SIZE, [0.5] * 3, [0.2] * 3).eval()
+    export_backbone(backbone, tmp_path / "export", SIZE, [0.5] * 3, [0.2] * 3)
+    np.save(tmp_path / "six.npy", ramp(40, 90, 6, 255).astype(np.uint8))
+    (tmp_path / "text.png").write_text("hello")
+    monkeypatch.setattr(sys, "argv", ["load_example.py", str(tmp_path / name)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(tmp_path / "export" / "load_example.py"))
+    why = {"six.npy": "6 channels where 3 are wanted", "text.png": "not a picture", "gone.png": "No such file"}
+    assert str(ended.value.code).startswith(f"{tmp_path / name}: {why[name]}")
+    assert str(ended.value.code).endswith("this network takes an image of 3 channels that is not damaged")
+    assert "\n" not in str(ended.value.code)
+
+
 def loaded(path: Path) -> Any:
     """A file as a module of its own, as a program without remask imports it."""
     spec = importlib.util.spec_from_file_location(f"reader_{path.parent.parent.name}", path)

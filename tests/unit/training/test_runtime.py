@@ -141,6 +141,18 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("hidden", ["", "foo", "7"])
+def test_gpus_that_a_variable_hides_are_one_line(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"torch sees cpu.* \(CUDA_VISIBLE_DEVICES is '{hidden}'\); use --device auto"):
+        resolve("cuda", "fp32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=rf"numbered from 0 \(CUDA_VISIBLE_DEVICES is '{hidden}'\)"):
+        resolve("cuda:1", "fp32")
+
+
 def test_a_cuda_number_beyond_the_last_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

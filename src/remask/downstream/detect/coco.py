@@ -5,6 +5,7 @@ evaluation ignores what is found on them. Where EXIF turns a picture whose annot
 file, they are turned with it: boxes and masks are those of the picture as it is decoded.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -103,6 +104,8 @@ class CocoSource:
                 f"data.skip_bad leaves out {len(self.unused)} pictures and {len(self.dropped)} annotations of "
                 f"{printable(self.name)} ({first([*self.unused, *self.dropped])})"
             )
+        if outside := sum(_leads_out(image["file_name"]) for image in self.images):
+            lines.append(f"{outside} images do not lie in {printable(self.name)}: their file_name leads elsewhere")
         if turned := sum("turned" in image for image in self.images):
             lines.append(f"EXIF turns {turned} pictures of {printable(self.name)}, and their annotations with them")
         return lines
@@ -168,7 +171,10 @@ def open_coco(
     ids, names = categories_of(data["categories"], annotations)
     lost, wrong = Faults(skip_bad), Faults(skip_bad)
     patterns = Patterns(exclude, images)
-    every = [p for p in images_of(data["images"], annotations, lost) if not patterns.exclude(p["file_name"])]
+    told = images_of(data["images"], annotations, lost)
+    for picture in told:  # of all, since what the annotations name is compared with what the folder holds
+        picture["file_name"] = _file_name(picture["file_name"], folder)
+    every = [p for p in told if not patterns.exclude(p["file_name"])]
     pictures = _matched(every[:limit], folder, (images, annotations), exif, lost)
     listed = frozenset(key_of(entry.get("id")) for entry in data["images"] if isinstance(entry, dict))
     known = Known(listed, {key_of(picture["id"]): picture for picture in pictures}, ids)
@@ -198,14 +204,15 @@ def _matched(
 ) -> list[Entry]:
     """Pictures with their files: there, once, and of the size that the annotations say, turned or not."""
     images, path = map(printable, typed)
-    for picture in pictures:
-        picture["file_name"] = _file_name(picture["file_name"], folder)
     with ThreadPoolExecutor(8, "remask-headers") as pool:
         headers = list(pool.map(_header, (os.path.join(folder, p["file_name"]) for p in pictures), chunksize=64))
     names = [printable(picture["file_name"]) for picture in pictures]
     missing = [name for name, header in zip(names, headers, strict=True) if header == MISSING]
     words = f"pictures of {path} are not in {images}"
-    faults.add(missing, len(names), words, "give the folder to which their file_name is relative")
+    cure = "give the folder to which their file_name is relative"
+    if any(header == MISSING and os.path.isabs(p["file_name"]) for p, header in zip(pictures, headers, strict=True)):
+        cure = "write each file_name relative to that folder"
+    faults.add(missing, len(names), words, cure)
     lines, sound, seen = list[str](), list[Entry](), dict[str, Any]()
     for picture, name, header in zip(pictures, names, headers, strict=True):
         turn: int | str = 1
@@ -244,7 +251,11 @@ def _header(path: str) -> Header | str | None:
 
 def _file_name(name: str, folder: str) -> str:
     """The name under which a picture is in the folder, where one is: as it is written, with the slashes that Windows
-    turns round, or without the folder's own name before it."""
+    turns round, or without the folder's own name before it. A whole path becomes one below the folder, if it leads
+    there."""
+    if os.path.isabs(name) or os.pardir in name.split("/"):
+        inside = _below(os.path.join(os.path.abspath(folder), name), folder)
+        return inside or name
     if os.path.isfile(os.path.join(folder, name)):
         return name
     straight = name.replace("\\", "/")
@@ -253,6 +264,19 @@ def _file_name(name: str, folder: str) -> str:
         if other != name and os.path.isfile(os.path.join(folder, other)):
             return other
     return name
+
+
+def _below(path: str, folder: str) -> str | None:
+    """A whole path relative to the folder, where it leads into it by its text or over links."""
+    with contextlib.suppress(OSError, ValueError):  # a NUL byte, or half a surrogate
+        for root, whole in ((os.path.abspath(folder), path), (os.path.realpath(folder), os.path.realpath(path))):
+            if os.path.normpath(whole).startswith(root.rstrip(os.sep) + os.sep):
+                return os.path.relpath(whole, root)
+    return None
+
+
+def _leads_out(name: str) -> bool:
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
 def _turned(entry: Entry, picture: Entry, back: bool = False) -> Entry:

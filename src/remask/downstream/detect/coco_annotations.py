@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from remask.downstream.detect.coco_file import Entry, Faults, key_of
-from remask.downstream.detect.coco_masks import FAR, fault_of_mask, faults_of_strings
+from remask.downstream.detect.coco_masks import FAR, Place, fault_of_mask, faults_of_strings
 from remask.images.sources.files import printable
 
 _CROWD = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "none": 0, "null": 0, "": 0}
@@ -88,27 +88,28 @@ def _line(annotation: Entry, place: int, known: Known, fault: str) -> str:
 def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[int, str]:
     """Why annotations cannot be used, by their place; iscrowd and area are made numbers on the way."""
     found, seen = dict[int, str](), set[Any]()
-    packed, strings, pixels = list[int](), list[str](), list[int]()
+    packed, strings, pixels, places = list[int](), list[str](), list[int](), list[Place]()
     for n, a in enumerate(annotations):
         image = known.pictures[a["image_id"]]
         size = image["height"], image["width"]
         fault = _fault_of_number(a, seen) or _fault_of_box(a["bbox"], size)
         if fault is None and masks:
             shape = a.get("segmentation")
-            fault = fault_of_mask(shape, size)
+            fault = fault_of_mask(shape, size, a["bbox"])
             if fault is None and type(shape) is dict and type(shape["counts"]) is str:
                 packed.append(n)
                 strings.append(shape["counts"])
                 pixels.append(size[0] * size[1])
+                places.append((size[0], a["bbox"]))
         if fault is not None:
             found[n] = fault
-    for place, fault in faults_of_strings(strings, pixels):
+    for place, fault in faults_of_strings(strings, pixels, places):
         found[packed[place]] = fault
     return found
 
 
 def _fault_of_number(annotation: Entry, seen: set[Any]) -> str | None:
-    """Whether it is a crowd, its area and its id."""
+    """Whether it is a crowd, its area and its id. An area that is not told is that of the mask, and 0 is told."""
     crowd = annotation.get("iscrowd")
     if crowd is None or type(crowd) is str:
         told = 0 if crowd is None else _CROWD.get(crowd.strip().lower())
@@ -117,6 +118,8 @@ def _fault_of_number(annotation: Entry, seen: set[Any]) -> str | None:
     if told is None:
         return f"iscrowd is {printable(repr(crowd)[:40])}, and not 0 or 1"
     annotation["iscrowd"], annotation["area"] = told, _area(annotation.get("area"))
+    if annotation["area"] == 0:
+        return "an area of 0 pixels"
     number = annotation.get("id")
     if number is None:
         return None

@@ -19,14 +19,19 @@ _TOGETHER = 1 << 22
 """Characters of compressed run lengths that are looked at in one go."""
 _LONGEST = 7
 """Characters of one run length: 5 bits each, enough for 2^34 pixels."""
+_SLACK = 1.0
+"""Pixels by which a mask and its box may miss each other: exporters round one of them, and count from 0 or 1."""
+EMPTY, ELSEWHERE = "a mask without a pixel", "a mask that lies elsewhere than its box"
 
 
-def fault_of_mask(segmentation: Any, size: Size) -> str | None:
-    """Why a segmentation cannot be used on a picture of this height and width; compressed strings are not looked at."""
+def fault_of_mask(segmentation: Any, size: Size, box: Sequence[float]) -> str | None:
+    """Why a segmentation cannot be used on a picture of this height and width, with a box x y w h; compressed strings
+    are not looked at.
+    """
     if not segmentation:
         return "no mask, where others have one"
     if isinstance(segmentation, list):
-        return _fault_of_polygons(segmentation, size)
+        return _fault_of_polygons(segmentation, size) or _fault_of_place(segmentation, box)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "a mask that is neither polygons nor run lengths"
     own, counts = segmentation["size"], segmentation["counts"]
@@ -35,7 +40,7 @@ def fault_of_mask(segmentation: Any, size: Size) -> str | None:
     if own != [*size]:
         return f"a mask of {own[1]}x{own[0]}, where the picture has {size[1]}x{size[0]}"
     segmentation["size"] = [*size]  # whole numbers, where a file has 64.0
-    return None if isinstance(counts, str) else _fault_of_runs(segmentation, math.prod(size))
+    return None if isinstance(counts, str) else _fault_of_runs(segmentation, math.prod(size), box)
 
 
 def _fault_of_polygons(polygons: list[Any], size: Size) -> str | None:
@@ -63,7 +68,35 @@ def _fault_of_polygons(polygons: list[Any], size: Size) -> str | None:
     return None if inside else f"a polygon outside the {width}x{height} picture"
 
 
-def _fault_of_runs(segmentation: dict[str, Any], pixels: int) -> str | None:
+def _fault_of_place(polygons: list[list[float]], box: Sequence[float]) -> str | None:
+    """Whether all polygons are lines without an area, or none of them comes near the box."""
+    if not any(map(_has_area, polygons)):
+        return "polygons without an area"
+    x, y, w, h = box
+    for polygon in polygons:
+        if x <= polygon[0] <= x + w and y <= polygon[1] <= y + h:  # nearly all are, and need no closer look
+            return None
+        across, down = polygon[0::2], polygon[1::2]
+        if _meet(min(across), max(across), x, w) and _meet(min(down), max(down), y, h):
+            return None
+    return ELSEWHERE
+
+
+def _meet(low: float, high: float, begin: float, length: float) -> bool:
+    return low < begin + length + _SLACK and high > begin - _SLACK
+
+
+def _has_area(polygon: list[float]) -> bool:
+    """Whether not all points lie on one line."""
+    x, y = polygon[0], polygon[1]
+    far = next((at for at in range(2, len(polygon), 2) if (polygon[at], polygon[at + 1]) != (x, y)), None)
+    if far is None:
+        return False
+    dx, dy = polygon[far] - x, polygon[far + 1] - y
+    return any(dx * (polygon[at + 1] - y) != dy * (polygon[at] - x) for at in range(far + 2, len(polygon), 2))
+
+
+def _fault_of_runs(segmentation: dict[str, Any], pixels: int, box: Sequence[float]) -> str | None:
     counts = segmentation["counts"]
     try:
         whole = [int(n) for n in counts] if isinstance(counts, list) else None
@@ -76,28 +109,69 @@ def _fault_of_runs(segmentation: dict[str, Any], pixels: int) -> str | None:
     if sum(whole) != pixels:
         return f"a mask of {sum(whole)} pixels, where the picture has {pixels}"
     segmentation["counts"] = whole
-    return None
+    runs = np.array(whole, np.int64)
+    return _fault_of_drawn(runs, np.zeros(len(runs), np.int64), [(segmentation["size"][0], box)])[0]
 
 
-def faults_of_strings(strings: Sequence[str], pixels: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """(number, fault) of the compressed run lengths that are damaged or do not make `pixels` of their picture."""
+Place = tuple[int, Sequence[float]]
+"""The height of a mask, and the box x y w h that it should lie in."""
+
+
+def faults_of_strings(
+    strings: Sequence[str], pixels: Sequence[int], places: Sequence[Place] | None = None
+) -> Iterator[tuple[int, str]]:
+    """(number, fault) of the compressed run lengths that are damaged or do not make `pixels` of their picture; with
+    `places` also of those that have no pixel, or none near their box.
+    """
     first = 0
     while first < len(strings):
         last, characters = first, 0
         while last < len(strings) and (last == first or characters + len(strings[last]) <= _TOGETHER):
             characters += len(strings[last])
             last += 1
-        damaged, sums = _decoded(strings[first:last])
+        damaged, sums, runs, owner = _decoded(strings[first:last])
+        drawn = _fault_of_drawn(runs, owner, places[first:last]) if places else [None] * (last - first)
         for n, wanted in enumerate(pixels[first:last]):
             if damaged[n]:
                 yield first + n, "damaged run lengths"
             elif sums[n] != wanted:
                 yield first + n, f"a mask of {sums[n]} pixels, where the picture has {wanted}"
+            elif (fault := drawn[n]) is not None:
+                yield first + n, fault
         first = last
 
 
-def _decoded(strings: Sequence[str]) -> tuple[Bool[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """Which strings cannot be run lengths, and the sum of the others' runs, all at once.
+def _fault_of_drawn(
+    runs: Int[np.ndarray, "m"], owner: Int[np.ndarray, "m"], places: Sequence[Place]
+) -> list[str | None]:  # fmt: skip
+    """What is wrong with where masks lie; run m is one of mask `owner[m]`, and they begin with one of background.
+
+    A run goes down a column and on at the top of the next one: of one that does, all rows count.
+    """
+    total = len(places)
+    begin = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=total))[:-1]]).astype(np.int64)
+    ends = np.cumsum(runs)
+    ends -= np.concatenate([[0], ends])[begin[owner]]  # from the first pixel of each mask on
+    drawn = ((np.arange(len(runs)) - begin[owner]) % 2 == 1) & (runs > 0)
+    of, last = owner[drawn], ends[drawn] - 1
+    first = last + 1 - runs[drawn]
+    height = np.array([max(1, high) for high, _ in places], np.int64)[of]
+    x, y, w, h = np.array([box for _, box in places], np.float64).reshape(-1, 4).T[:, of]
+    left, right = first // height, last // height + 1
+    several = right - left > 1
+    top, bottom = np.where(several, 0, first % height), np.where(several, height, last % height + 1)
+    near = (left < x + w + _SLACK) & (right > x - _SLACK) & (top < y + h + _SLACK) & (bottom > y - _SLACK)
+    filled, met = np.zeros(total, bool), np.zeros(total, bool)
+    filled[of] = True
+    met[of[near]] = True
+    return [None if ok else ELSEWHERE if some else EMPTY for ok, some in zip(met, filled, strict=True)]
+
+
+_Runs = tuple[Bool[np.ndarray, "n"], Int[np.ndarray, "n"], Int[np.ndarray, "m"], Int[np.ndarray, "m"]]
+
+
+def _decoded(strings: Sequence[str]) -> _Runs:
+    """Which strings cannot be run lengths, the sum of the others' runs, the runs and whose each is, all at once.
 
     A number is 5 bits a character, the lowest first, with a bit that says that more follow and the sign in the last;
     from the fourth on it is the difference from the last but one (COCO's rleToString).
@@ -123,11 +197,13 @@ def _decoded(strings: Sequence[str]) -> tuple[Bool[np.ndarray, "n"], Int[np.ndar
     numbers = np.add.reduceat((value & 31) << 5 * place, starts) if len(stops) else value
     digits = np.minimum(stops - starts + 1, _LONGEST + 1)
     numbers -= np.where(value[stops] & 16, np.int64(1) << 5 * digits, 0)
-    return damaged, _summed(numbers, owner[stops], damaged)
+    return damaged, *_summed(numbers, owner[stops], damaged), owner[stops]
 
 
-def _summed(numbers: Int[np.ndarray, "m"], owner: Int[np.ndarray, "m"], damaged: np.ndarray) -> Int[np.ndarray, "n"]:
-    """The sum of each string's runs, from differences; strings with a run below 0 become damaged."""
+def _summed(
+    numbers: Int[np.ndarray, "m"], owner: Int[np.ndarray, "m"], damaged: Bool[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]]:
+    """The sum of each string's runs, and the runs, from differences; strings with a run below 0 become damaged."""
     total = len(damaged)
     numbers = np.where(damaged[owner], 0, numbers)
     counts = np.bincount(owner, minlength=total)
@@ -141,8 +217,9 @@ def _summed(numbers: Int[np.ndarray, "m"], owner: Int[np.ndarray, "m"], damaged:
         runs = np.where((rank > 0) & (rank % 2 == odd), along - before, runs)
     damaged[owner[runs < 0]] = True
     sums = np.zeros(total, np.int64)
-    np.add.at(sums, owner, np.clip(runs, 0, 1 << 40))
-    return sums
+    runs = np.clip(runs, 0, 1 << 40)
+    np.add.at(sums, owner, runs)
+    return sums, runs
 
 
 def decode_mask(segmentation: Any, size: Size) -> UInt8[Tensor, "H W"]:

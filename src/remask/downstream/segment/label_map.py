@@ -213,6 +213,9 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
                 raise BadImage("its mask is a JPEG, which blurs class ids: save masks as PNG")
             if image.mode not in ("1", "L", "P", "LA", "PA", "I", "RGB", "RGBA") and not image.mode.startswith("I;16"):
                 raise BadImage(f"its mask has pixels of mode {image.mode}: integers and RGB are read")
+            tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+            if tags.get(262) == 0 and image.mode != "1":  # Pillow turns round 8 bits, and not 16
+                raise BadImage("its mask is a TIFF whose lowest value is white, which turns ids round: save it as PNG")
             if image.mode in ("P", "PA"):
                 return _indexed(image, coloured, palettes)
             ids = np.array(image.convert("RGB") if coloured else image).astype(np.int32)

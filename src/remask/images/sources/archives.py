@@ -11,8 +11,9 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.deep import Unread, laid_out
-from remask.images.sources.columns import Part, is_label, joined, label_column
+from remask.images.sources.columns import Columns, Part, is_label, joined, label_column, why_none
 from remask.images.sources.files import EXTENSIONS, one_split, printable, splits_of
+from remask.images.sources.labels import Told, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
 from remask.images.sources.tar_index import Member, index
 
@@ -33,8 +34,7 @@ class Tar:
         one_split(name, shards)
         self.name, self._shards = name, [os.path.abspath(shard) for shard in shards]
         self._members: list[tuple[int, Member]] = []
-        self.classes: list[str] | None = None
-        left_out, labels = Counter[str](), list[int | None]()
+        left_out, labels = Counter[str](), list[str | None]()
         for number, shard in enumerate(shards):
             left = None if limit is None else limit - len(self._members)
             if left == 0:
@@ -47,9 +47,10 @@ class Tar:
         if not self._members:
             other = f"; left out are {said}" if (said := listed(left_out)) else ""
             raise UserError(f"{printable(name)} holds no images: looked for {' '.join(EXTENSIONS)} in the tar{other}")
-        known = [label for label in labels if label is not None]
-        self.labels = known if len(known) == len(labels) else None
-        self.left_out: dict[str, int] = {**left_out, **({NO_LABEL: len(known)} if known and not self.labels else {})}
+        told = of_texts([label or "" for label in labels]) if any(labels) else Told()
+        self.labels, self.classes, self.unlabelled = told
+        known = sum(not says_none(label or "") for label in labels)
+        self.left_out: dict[str, int] = {**left_out, **({NO_LABEL: known} if known and not self.labels else {})}
         self.splits = splits_of([member.name for _, member in self._members])
 
     def __len__(self) -> int:
@@ -120,8 +121,12 @@ class Parquet:
             raise UserError(f"{printable(name)} holds no rows")
         self.labels, self.classes = joined(parts)
         self.left_out = further(others, self._length)
-        if lost := sum(map(is_label, (value for part in parts for value in part.values))) if self.labels is None else 0:
+        self.unlabelled = why_none(parts)
+        values = [value for part in parts for value in part.values]
+        if self.labels is None and 0 < (lost := sum(map(is_label, values))) < len(values):
             self.left_out[NO_LABEL] = lost
+        used = [self._column, *([label] if label else [])]
+        self.remarks = Columns(used, [name for name in schema.names if name not in (*used, *others)]).remarks()
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._held = len(self._groups) if size <= HELD_BYTES else HELD_GROUPS

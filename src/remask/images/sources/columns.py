@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 from remask.errors import UserError
 from remask.images.sources.files import printable
-from remask.images.sources.labels import numbered, repeated, united
+from remask.images.sources.labels import WITHHELD, lacking, measures, numbered, repeated, says_none, united
 
 USUAL = ("label", "labels", "fine_label", "class", "target", "cls")
 """Columns that are taken for classes where a file's metadata say nothing."""
-WITHHELD = -1
-"""What stands for a label that is not published."""
+
+
+SHOWN = 12
+"""Columns that a line names."""
 
 
 class Part(NamedTuple):
@@ -34,11 +36,9 @@ def joined(parts: Sequence[Part]) -> tuple[list[int] | None, list[str] | None]:
 
     Raises UserError for a number that has no name, a name twice, or files of numbers beside files with names.
     """
-    if not parts or any(value is None or value != value for part in parts for value in part.values):
+    if not parts or why_none(parts):
         return None, None
     named = [part for part in parts if part.names is not None]
-    if any(isinstance(value, float) and not value.is_integer() for part in parts for value in part.values):
-        return None, None  # a measure, and no class
     if not named:
         return _plain([value for part in parts for value in part.values])
     if bare := next((part for part in parts if part.names is None and any(map(_is_number, part.values))), None):
@@ -46,8 +46,6 @@ def joined(parts: Sequence[Part]) -> tuple[list[int] | None, list[str] | None]:
             f"{printable(bare.where)} numbers its classes without names, and {printable(named[0].where)} names them: "
             "write both with the same metadata"
         )
-    if any(value < 0 for part in named for value in part.values):
-        return None, None
     lists = [
         [printable(name) for name in part.names] if part.names is not None else sorted(set(map(_text, part.values)))
         for part in parts
@@ -65,8 +63,7 @@ def joined(parts: Sequence[Part]) -> tuple[list[int] | None, list[str] | None]:
 def _plain(values: Sequence[Any]) -> tuple[list[int] | None, list[str] | None]:
     """Labels of files without names."""
     if all(map(_is_number, values)):
-        whole = [int(value) for value in values]
-        return (None, None) if set(whole) <= {WITHHELD} else numbered(whole)
+        return numbered([int(value) for value in values])
     return numbered([_text(value) for value in values])
 
 
@@ -76,7 +73,34 @@ def _text(value: Any) -> str:
 
 def is_label(value: Any) -> bool:
     """Whether a row says its class: it is not empty, no NaN, and not withheld."""
+    if isinstance(value, str | bytes):
+        return not says_none(_text(value))
     return value is not None and value == value and value != WITHHELD
+
+
+def why_none(parts: Sequence[Part]) -> str:
+    """Why a column gives no classes, for a person: a row has none, or they are measures. Empty where it gives them."""
+    values = [value for part in parts for value in part.values]
+    if missing := sum(not is_label(value) for value in values):
+        return lacking(missing, len(values))
+    if (measure := next((v for v in values if isinstance(v, float) and not v.is_integer()), None)) is not None:
+        return measures(measure)
+    below = next((v for part in parts if part.names is not None for v in part.values if v < 0), None)
+    return "" if below is None else f"its class number {below} is below 0 and has no name"
+
+
+class Columns(NamedTuple):
+    """The columns of a table that are read, and the others."""
+
+    used: Sequence[str]
+    unused: Sequence[str]
+
+    def remarks(self) -> list[str]:
+        """A line for a person, where a column is not read: its name may be one that is not known here."""
+        if not self.unused:
+            return []
+        shown = ", ".join(map(printable, self.unused[:SHOWN])) + (", …" if len(self.unused) > SHOWN else "")
+        return [f"columns used: {', '.join(map(printable, self.used))}; not used: {shown}"]
 
 
 def _is_number(value: Any) -> bool:
@@ -93,4 +117,4 @@ def _check(part: Part, names: Sequence[str]) -> None:
         )
 
 
-__all__ = ["USUAL", "Part", "is_label", "joined", "label_column"]
+__all__ = ["USUAL", "Columns", "Part", "is_label", "joined", "label_column", "why_none"]

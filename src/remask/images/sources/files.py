@@ -21,7 +21,11 @@ EXTENSIONS = (
 
 @dataclass
 class Files:
-    """Pictures by path. `paths` are read, `shown` are said; `splits` counts the pictures of each."""
+    """Pictures by path. `paths` are read, `shown` are said; `splits` counts the pictures of each.
+
+    unlabelled   why there are no labels, where the source has a column of them
+    remarks      lines for a person who begins to use it
+    """
 
     name: str
     paths: list[str]
@@ -30,6 +34,8 @@ class Files:
     classes: list[str] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
+    unlabelled: str = ""
+    remarks: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -61,7 +61,7 @@ def parts(source: Any, held_out: HeldOut, cure: str) -> tuple[Subset, Subset]:
     train, test = (Subset(source, numbers) for numbers in (held_out.train, held_out.test))
     if names := [source.classes[label] for label in held_out.untested if source.classes]:
         few = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
-        test.remarks = [
+        test.remarks += [
             f"{source.name}: {len(names)} class{'es' * (len(names) > 1)} of one picture ({few}) "
             f"{'are' if len(names) > 1 else 'is'} learned and not tested"
         ]

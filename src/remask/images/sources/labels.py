@@ -1,23 +1,83 @@
 """Classes by name: labels of any kind become numbers 0..C-1 with a name each, and those of two sources are matched.
 
 Two names are one class where their text is equal (in Unicode's form NFC), or where both are whole numbers of one value:
-a folder "010", a list's 10 and a .cls of 10 are one class. The order in which a source lists its classes means nothing.
+a folder "010", a list's 10 or 10.0 and a .cls of 10 are one class. The order in which a source lists its classes means
+nothing. Within one source every number is written in one way: 1 beside 01 may be meant as one class or as two.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 from remask.errors import UserError
 
-_WHOLE = re.compile(r"[+-]?[0-9]{1,1000}")
+WITHHELD = -1
+"""The class number of an image whose label is not published, as in the test sets of ImageNet."""
+_WHOLE = re.compile(r"[+-]?[0-9]{1,1000}(?:\.0*)?")
+_NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
 _SHOWN = 3
 """Classes that a line names."""
 
 
 def whole(name: str) -> int | None:
-    """The value of a name that is a whole number, however it is written."""
-    return int(name) if _WHOLE.fullmatch(name) else None
+    """The value of a name that is a whole number, however it is written; tables write 3.0 beside missing values."""
+    return int(name.partition(".")[0]) if _WHOLE.fullmatch(name) else None
+
+
+class Told(NamedTuple):
+    """What a column of texts says of the classes. Without `classes`, labels are the numbers themselves.
+
+    why   the reason for which there are no labels, for a person
+    """
+
+    labels: list[int] | None = None
+    classes: list[str] | None = None
+    why: str = ""
+
+
+def of_texts(texts: Sequence[str]) -> Told:
+    """Classes that are written as texts: numbers by their value, or names in the order of the alphabet.
+
+    There are none where an image has none (see `says_none`), and where numbers are measures such as 0.37.
+    """
+    if missing := sum(map(says_none, texts)):
+        return Told(why=lacking(missing, len(texts)))
+    values = [whole(text) for text in texts]
+    if all(value is not None for value in values):
+        if len(set(values)) == len(set(texts)):
+            return Told(values)  # type: ignore[arg-type]
+        classes = sorted(set(texts), key=lambda text: (whole(text), text))
+    elif all(map(_NUMBER.fullmatch, texts)):
+        return Told(why=measures(next(text for text, value in zip(texts, values, strict=True) if value is None)))
+    else:
+        classes = sorted(set(texts))
+    places = {text: place for place, text in enumerate(classes)}
+    return Told([places[text] for text in texts], classes)
+
+
+def says_none(text: str) -> bool:
+    """Whether a text in the place of a label says that there is none: empty, NaN, or -1."""
+    return text in ("", "nan", "NaN", "NAN") or whole(text) == WITHHELD
+
+
+def lacking(missing: int, total: int) -> str:
+    """Why labels are not used, where some or all images have none."""
+    return f"{missing:,} of {total:,} images have no label (missing, -1 or NaN)"
+
+
+def measures(value: object) -> str:
+    """Why labels are not used, where they are no classes."""
+    return f"its labels are measures such as {value}, and no classes"
+
+
+def spelled_twice(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that are one number, as 01 and 1 are."""
+    seen: dict[int, str] = {}
+    for name in names:
+        if (value := whole(name)) is not None and (first := seen.setdefault(value, name)) != name:
+            return first, name
+    return None
 
 
 def numbered(values: Sequence[int] | Sequence[str]) -> tuple[list[int], list[str]]:
@@ -128,4 +188,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-__all__ = ["check_trained", "match", "numbered", "repeated", "united", "whole"]
+__all__ = [
+    "WITHHELD", "Told", "check_trained", "lacking", "match", "measures", "numbered", "of_texts", "repeated",
+    "says_none", "spelled_twice", "united", "whole",
+]  # fmt: skip

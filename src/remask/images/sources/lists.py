@@ -4,6 +4,7 @@ import contextlib
 import csv
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +12,10 @@ from typing import NamedTuple
 from remask.errors import UserError
 from remask.files.text import read_text
 from remask.images import heif
+from remask.images.sources.columns import Columns
 from remask.images.sources.files import EXTENSIONS, Files, printable
-from remask.images.sources.left_out import Patterns
+from remask.images.sources.labels import Told, of_texts, says_none, whole
+from remask.images.sources.left_out import NO_LABEL, Patterns
 from remask.images.sources.splits import are_splits
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".lst")
@@ -40,8 +43,12 @@ _PICTURE = re.compile(rf".*{_EXTENSION}", re.IGNORECASE)
 _BLANK = re.compile(rf"(.*{_EXTENSION})[ \t]+(\S.*)", re.IGNORECASE)
 _LAST = re.compile(r"(.*\S)[ \t]+(\S+)")
 _QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1(?:[ \t]+(["']?)(.+)\3)?""")
-_WHOLE = re.compile(r"[+-]?\d+")
 _ADDRESS = re.compile(r"\w+://")
+_FIRST = re.compile(r"(\S+)[ \t]+(\S.*)")
+_ODD_BLANK = re.compile(r"[^\S \t\n]|[\u200b\u2060\ufeff]")
+"""Blanks that people do not see as others, such as the no-break space, and characters without a width."""
+_ANY_BLANK = re.compile(rf"[ \t]|{_ODD_BLANK.pattern}")
+_ODD_ENDS = "".join(map(chr, (9, 11, 12, 32, 0xA0, *range(0x2000, 0x200C), 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF)))
 
 
 class Row(NamedTuple):
@@ -60,7 +67,7 @@ def open_list(name: str, path: str, limit: int | None, patterns: Patterns | None
     Lines that begin with # are comments: a picture of such a name is written ./#name. Blanks around a path, blank lines
     and what a system writes at the end of a line mean nothing. Raises UserError with the number of the first odd line.
     """
-    rows = read_rows(path, printable(name))
+    rows, columns = _read(path, printable(name))
     kept = [row for row in rows if not (patterns and patterns.exclude(os.path.normpath(row.path).lstrip("/")))]
     splits = Counter(row.split for row in kept if row.split)
     rows = kept[:limit]
@@ -73,25 +80,25 @@ def open_list(name: str, path: str, limit: int | None, patterns: Patterns | None
             f"{printable(name)}, line {first.line} gives no class for {printable(first.path)}, and others have one: "
             "give all or none"
         )
-    labels, classes = _numbered(given) if given else (None, None)
+    told = of_texts(given) if given else Told()
+    known = sum(not says_none(text) for text in given)
+    left_out = {NO_LABEL: known} if 0 < known < len(given) else {}
+    classes = None if told.classes is None else [printable(text) for text in told.classes]
     folder = os.path.dirname(os.path.abspath(path))
     paths = [os.path.join(folder, row.path) for row in rows]
     named = {printable(split): count for split, count in sorted(splits.items())}
     mixed = named if len(named) > 1 and are_splits(named) else {}
-    return Files(name, paths, [row.path for row in rows], labels, classes, splits=mixed)
-
-
-def _numbered(texts: Sequence[str]) -> tuple[list[int], list[str] | None]:
-    """Class numbers as they are; names by their place in the alphabet."""
-    if all(map(_WHOLE.fullmatch, texts)):
-        return [int(text) for text in texts], None
-    classes = sorted(set(texts))
-    places = {text: place for place, text in enumerate(classes)}
-    return [places[text] for text in texts], [printable(text) for text in classes]
+    shown = [row.path for row in rows]
+    return Files(name, paths, shown, told.labels, classes, left_out, mixed, told.why, columns.remarks())
 
 
 def read_rows(path: str, where: str) -> list[Row]:
     """The rows of a list. Raises UserError with the number of the first line that cannot be read."""
+    return _read(path, where)[0]
+
+
+def _read(path: str, where: str) -> tuple[list[Row], Columns]:
+    """The rows of a list, and its columns where a line names them."""
     text, beside = read_text(path, where, names=True), _Beside(os.path.dirname(os.path.abspath(path)))
     lines = [(number, line.strip(" \t\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
@@ -105,8 +112,41 @@ def read_rows(path: str, where: str) -> list[Row]:
         )
         if _ADDRESS.match(found):
             raise UserError(f"{at} is an address, {printable(found)}: pictures have to lie in files")
+        label = None if label is None else label.strip(_ODD_ENDS)
         rows.append(Row(beside.found(found, at), label, split, number))
-    return rows
+    _check_columns(rows[:LOOKED_AT], beside, where)
+    return rows, _columns(lines[0][1], separator, columns) if columns else Columns([], [])
+
+
+def _columns(line: str, separator: str, columns: dict[str, int]) -> Columns:
+    """The headings that are read, and the others."""
+    cells = _cells(line, separator)
+    places = sorted(columns.values())
+    return Columns([cells[i] for i in places], [cell or "(no name)" for i, cell in enumerate(cells) if i not in places])
+
+
+def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
+    """Raise UserError where lines were taken for paths that are not there, and it shows how they are to be written:
+    the class stands before the path, or what parts the columns is none of the usual blanks.
+    """
+    lost = [row for row in rows if _ANY_BLANK.search(row.path) and not beside.has(row.path)]
+    for row in lost:
+        for odd in _ODD_BLANK.finditer(row.path):
+            before, behind = row.path[: odd.start()].strip(_ODD_ENDS), row.path[odd.end() :].strip(_ODD_ENDS)
+            if (before and (_PICTURE.fullmatch(before) or beside.has(before))) or (behind and beside.has(behind)):
+                name = f"U+{ord(odd[0]):04X} ({unicodedata.name(odd[0], 'a control character').lower()})"
+                raise UserError(
+                    f"{where}, line {row.line}: {name} stands beside the path {printable(row.path)}: "
+                    "put a tab, a comma or a plain blank between the columns"
+                )
+    firsts = [(row, found[1], found[2]) for row in lost if row.label is None and (found := _FIRST.fullmatch(row.path))]
+    numbered = len(firsts) == len(rows) and all(whole(first) is not None for _, first, _ in firsts)
+    for row, first, rest in firsts:
+        if beside.has(rest) or (numbered and _PICTURE.fullmatch(rest)):
+            raise UserError(
+                f"{where}, line {row.line}: there is no {printable(row.path)}: the second column names the files; the "
+                f"first must, as in {printable(rest)} {printable(first)}"
+            )
 
 
 _Cells = tuple[str, str | None, str | None]
@@ -157,15 +197,18 @@ def _by_headings(line: str, separator: str, headings: dict[str, int], at: str) -
     if len(cells) <= max(headings.values()) or not cells[headings["path"]]:
         count, columns = len(cells), "column" if len(cells) == 1 else "columns"
         raise UserError(f"{at} has {count} {columns} and names no picture, or fewer than the headings: repair the line")
-    label, split = (cells[headings[key]] or None if key in headings else None for key in ("label", "split"))
-    return cells[headings["path"]], label, split
+    label = cells[headings["label"]] if "label" in headings else None  # an empty one says that there is none
+    return cells[headings["path"]], label, cells[headings["split"]] or None if "split" in headings else None
 
 
 def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
     """A line without headings: the path and its class, in the order in which only one of them looks like a path."""
     if not separator:
         return *_by_blanks(line, beside), None
-    cells = [cell for cell in _cells(line, separator) if cell]
+    every = _cells(line, separator)
+    cells = [cell for cell in every if cell]
+    if len(every) == 2 and len(cells) == 1:  # an empty column says that there is no class
+        return cells[0], "", None
     paths = [cell for cell in cells if _PICTURE.fullmatch(cell)] or [cell for cell in cells if beside.has(cell)]
     if len(cells) == 3 and paths == cells[2:] and cells[0].isdigit():  # MXNet: number of the row, class, path
         cells = [re.sub(r"\.0+$", "", cells[1]), cells[2]]
@@ -188,7 +231,7 @@ def _by_blanks(line: str, beside: "_Beside") -> tuple[str, str | None]:
     last = _LAST.fullmatch(line)
     if not last or beside.has(line):
         return line, None
-    other = _WHOLE.fullmatch(last[2]) and re.search(r"\.\w+$", last[1])  # an extension that is not known here
+    other = whole(last[2]) is not None and re.search(r"\.\w+$", last[1])  # an extension that is not known here
     return (last[1], last[2].strip("\"'")) if other or beside.has(last[1]) else (line, None)
 
 

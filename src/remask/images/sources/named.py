@@ -14,7 +14,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.decoding import decode
-from remask.images.sources.columns import Part, joined, label_column
+from remask.images.sources.columns import Columns, Part, joined, label_column, why_none
 from remask.images.sources.files import Files, files_under, open_files, sorted_out
 from remask.images.sources.left_out import further
 
@@ -91,6 +91,8 @@ class Hub:
     labels: list[int] | None
     classes: list[str] | None
     left_out: dict[str, int] = field(default_factory=dict)
+    unlabelled: str = ""
+    remarks: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -182,17 +184,25 @@ def open_hub(name: str, limit: int | None) -> Hub:
         column: "ClassLabel" if isinstance(kind, ClassLabel) else _kind(kind) for column, kind in rows.features.items()
     }
     label = label_column(kinds)
+    used = [pictures[0], *([label] if label else [])]
+    columns = Columns(used, [column for column in rows.features if column not in (*used, *pictures)])
     if label is None:
-        return Hub(name, rows, pictures[0], None, None, left_out)
-    names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
-    labels, classes = joined([Part(rows[label], names, name)])
-    return Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
+        found = Hub(name, rows, pictures[0], None, None, left_out)
+    else:
+        names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
+        parts = [Part(rows[label], names, name)]
+        labels, classes = joined(parts)
+        found = Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
+        found.unlabelled = why_none(parts)
+    found.remarks = columns.remarks()
+    return found
 
 
 def _kind(kind: Any) -> str:
     """The kind of a column by the `datasets` library's name of its type."""
     stored = str(getattr(kind, "dtype", ""))
-    return "integer" if "int" in stored else "text" if stored in ("string", "large_string", "bool") else stored
+    whole = "int" in stored or stored.startswith("float")  # beside missing ones they are stored as floats
+    return "integer" if whole else "text" if stored in ("string", "large_string", "bool") else stored
 
 
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {

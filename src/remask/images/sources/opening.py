@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,12 +29,12 @@ from remask.images.sources.files import (
     printable,
     sorted_out,
 )
-from remask.images.sources.labels import numbered
+from remask.images.sources.labels import numbered, spelled_twice
 from remask.images.sources.left_out import Patterns, listed
 from remask.images.sources.lists import SUFFIXES, open_list
 from remask.images.sources.named import NAMED, open_hub
 from remask.images.sources.packed import Packed, is_packed
-from remask.images.sources.stacks import ARRAYS, open_stack
+from remask.images.sources.stacks import ARRAYS, entry_of, open_stack
 
 
 class Source(Protocol):
@@ -76,7 +76,8 @@ def open_source(
     X.remask      what `remask data pack` wrote
     X.parquet, X-*.parquet                  rows in the Hugging Face layout
     PICTURE.jpg   a single picture
-    X.npz, X.npy  with an array of four axes: as many pictures, with labels where the archive has some
+    X.npz, X.npy  with an array of four axes: as many pictures, with labels where the archive has some; X.npz:ENTRY
+                  for one of several arrays, as of mnist.npz
     digits[:train|val], photos              installed with remask's dependencies
     cifar10[:train|val|test], imagenette[:train|val|test], hf:USER/SET[:split]      downloaded
     set:NAME      the named set, where a file of that name exists as well
@@ -98,18 +99,41 @@ def open_source(
         only_folder(source)
     if source.labels is not None and source.classes is None:  # of a list, a tar, an older packed set
         source.labels, source.classes = numbered(source.labels)
+    _say_of_labels(source, labelled)
+    return source
+
+
+def _say_of_labels(source: Any, labelled: bool) -> None:
+    """Remarks on labels that are not used, and on numbers that are written in two ways. Raises UserError for these,
+    and for no labels at all, where labels are wanted.
+    """
+    name, why, remarks = printable(source.name), getattr(source, "unlabelled", ""), [*getattr(source, "remarks", [])]
     if labelled and source.labels is None:
+        if why:
+            raise UserError(
+                f"{name} has no labels to use: {why}; give every image a class (by class folders, .cls members, a "
+                "label column or in the list), or leave out those without"
+            )
         raise UserError(
-            f"{printable(spec)} has no labels: they come from class folders, .cls members, a label column "
+            f"{name} has no labels: they come from class folders, .cls members, a label column "
             "or a class number after each path of a list"
         )
-    return source
+    if why:
+        remarks.append(f"{name}: {why}, so that it is used without labels")
+    if twice := spelled_twice(source.classes or []):
+        line = f"{name} has the classes {twice[0]!r} and {twice[1]!r}, which are one number"
+        if labelled:
+            raise UserError(f"{line}: write it alike where one class is meant, or give the other a name")
+        remarks.append(f"{line}: they are taken for two")
+    source.remarks = remarks
 
 
 def has_paths(spec: str) -> bool:
     """Whether a source is a folder, list or tar, from which some pictures may be excluded."""
     named = spec.startswith("hf:") or spec.removeprefix("set:").partition(":")[0] in NAMED
     path = os.path.expanduser(spec)
+    if entry_of(spec):
+        return False
     return not named and (not os.path.isfile(path) or path.lower().endswith((*SUFFIXES, ".tar")))
 
 
@@ -143,6 +167,8 @@ def _open(spec: str, limit: int | None, patterns: Patterns) -> Source:
         return _open_folder(spec, path, limit, patterns)
     if os.path.isfile(path):
         return _open_file(spec, path, limit, patterns)
+    if (entry := entry_of(spec)) and (stack := open_stack(spec, entry[0], limit, entry[1])):
+        return stack
     try:
         os.stat(path)
     except PermissionError:

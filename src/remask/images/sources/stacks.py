@@ -1,7 +1,9 @@
-"""Many pictures in one numpy file: an array of four axes, and the labels beside it."""
+"""Many pictures in one numpy file: an array of four axes, or of three with labels, and the labels beside it."""
 
 import os
+import re
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,23 +11,33 @@ import numpy as np
 from remask.errors import UserError
 from remask.images.deep import laid_out
 from remask.images.sources.files import printable
+from remask.images.sources.labels import Told, of_texts, says_none
+from remask.images.sources.left_out import NO_LABEL
 
 ARRAYS = (".npy", ".npz")
 LABELS = ("labels", "label", "targets", "y")
-"""Names of the classes' array in an archive, one number a picture."""
+"""Names of the classes' array in an archive, one class a picture."""
+PAIRED = (("images", "labels"), ("image", "label"), ("data", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
+"""What stands in the names of pictures, and in its place in those of their classes: x_train and y_train."""
+_ENTRY = re.compile(r"(.+\.npz):(\w+)", re.IGNORECASE | re.DOTALL)
+_BANDS = 4
+"""The last axis of so many entries or fewer may be that of colours."""
 
 
 class Stack:
-    """The pictures of an array NHWC or NCHW, whichever of the axes is the shorter; a .npy is mapped into memory."""
+    """The pictures of an array NHWC or NCHW, whichever of the axes is the shorter, or NHW where it has labels; a .npy
+    is mapped into memory.
+    """
 
     def __init__(self, name: str, path: str, arrays: dict[str, np.ndarray], key: str, limit: int | None) -> None:
         self.name, self._path, self._key = name, os.path.abspath(path), key
-        self._pictures, found = arrays[key][:limit], next((arrays[key] for key in LABELS if key in arrays), None)
-        fits = found is not None and found.ndim <= 2 and found.size == len(arrays[key]) and found.dtype.kind in "iu"
-        self.labels: list[int] | None = found.ravel()[:limit].tolist() if fits and found is not None else None
-        self.classes: list[str] | None = None
-        passed = [other for other in arrays if other != key and not (fits and other in LABELS)]
+        self._pictures, beside = arrays[key][:limit], _labels_of(arrays, key)
+        texts = [] if beside is None else _texts(arrays[beside].ravel()[:limit])
+        self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else Told()
+        passed = [other for other in arrays if other not in (key, beside)]
         self.left_out: dict[str, int] = {"other arrays of the archive": len(passed)} if passed else {}
+        if 0 < (missing := sum(map(says_none, texts))) < len(texts):
+            self.left_out[NO_LABEL] = len(texts) - missing
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -36,23 +48,81 @@ class Stack:
     def where(self, i: int) -> str:
         return f"{printable(os.path.basename(self._path))}: {self._key} {i}"
 
+    def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
+        """Name and size of the file, and the array where one of several was named; see `images.fingerprint`."""
+        named = {"array": self._key} if entry_of(self.name) else {}
+        size = os.path.getsize(self._path) if os.path.isfile(self._path) else -1
+        return [os.path.basename(self._path)], [size], named
 
-def open_stack(name: str, path: str, limit: int | None) -> Stack | None:
-    """The pictures of a .npy or .npz with an array of four axes; None where its array is one picture.
 
+def entry_of(spec: str) -> tuple[str, str] | None:
+    """ "mnist.npz:x_train" -> the file's path and the name of its array, where there is such a file and no other."""
+    found = _ENTRY.fullmatch(os.path.expanduser(spec))
+    return (found[1], found[2]) if found and not os.path.exists(found[0]) and os.path.isfile(found[1]) else None
+
+
+def open_stack(name: str, path: str, limit: int | None, key: str | None = None) -> Stack | None:
+    """The pictures of a .npy or .npz with an array of four axes, or one of three whose first is that of its labels;
+    None where its array is one picture.
+
+    key   the array to take, where there are several
     Raises UserError for a file that cannot be read, for several such arrays and for an empty one.
     """
-    try:
-        arrays: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays = {"array": arrays} if isinstance(arrays, np.ndarray) else {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{printable(name)} cannot be read as numpy's: {' '.join(str(error).split())}") from None
-    stacks = [key for key, array in arrays.items() if array.ndim == 4]
+    arrays = _arrays(name, path)
+    stacks = [one for one in arrays if _is_stack(arrays, one)]
+    if key is not None:
+        if key not in stacks:
+            known = f"those of images are {', '.join(stacks)}" if stacks else "it has no array of several images"
+            raise UserError(f"{printable(name)}: {key} is no array of several images in it; {known}")
+        stacks = [key]
     if len(stacks) > 1:
-        raise UserError(f"{printable(name)} holds several sets of pictures ({', '.join(stacks)}): save each by itself")
+        of = f"{printable(path)}:{next((one for one in stacks if 'train' in one.lower()), stacks[0])}"
+        raise UserError(f"{printable(name)} holds several sets of pictures ({', '.join(stacks)}): name one, as in {of}")
+    if not stacks and len(arrays) > 1 and "image" not in arrays:
+        shapes = ", ".join(f"{one} of shape {array.shape}" for one, array in [*arrays.items()][:4])
+        raise UserError(
+            f"{printable(name)} holds {len(arrays)} arrays and none of several images ({shapes}): save images with "
+            "four axes (N, H, W, channels), or with three and a label each; or name a single one image"
+        )
     if stacks and not arrays[stacks[0]].size:
         raise UserError(f"{printable(name)} holds no pictures: the shape of its array is {arrays[stacks[0]].shape}")
     return Stack(name, path, arrays, stacks[0], limit) if stacks else None
 
 
-__all__ = ["ARRAYS", "Stack", "open_stack"]
+def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
+    try:
+        arrays: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        return {"array": arrays} if isinstance(arrays, np.ndarray) else {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{printable(name)} cannot be read as numpy's: {' '.join(str(error).split())}") from None
+
+
+def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:
+    """Whether an array holds many pictures: it has four axes, or it is gray, has no axis of colours, and as many
+    classes stand beside it as its first axis is long. Without them three axes are those of one picture.
+    """
+    shape = arrays[key].shape
+    gray = len(shape) == 3 and min(shape[1:]) > _BANDS and arrays[key].dtype.kind in "biuf"
+    return len(shape) == 4 or (gray and _labels_of(arrays, key) is not None)
+
+
+def _labels_of(arrays: Mapping[str, np.ndarray], key: str) -> str | None:
+    """The array with a class for every picture of the array `key`."""
+    paired = [re.sub(rf"(?<![a-zA-Z]){one}(?![a-zA-Z])", other, key) for one, other in PAIRED]
+    names = [name for name in (*paired, *LABELS) if name in arrays and name != key]
+    return next((name for name in dict.fromkeys(names) if _fits(arrays[name], len(arrays[key]))), None)
+
+
+def _fits(labels: np.ndarray, count: int) -> bool:
+    return labels.ndim <= 2 and labels.size == count and labels.dtype.kind in "iufUSb"
+
+
+def _texts(values: np.ndarray) -> list[str]:
+    """Classes, numbers or names, as texts."""
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8", "replace")
+    whole = (int(value) if isinstance(value, float) and value.is_integer() else value for value in values.tolist())
+    return [printable(str(value)) for value in whole]
+
+
+__all__ = ["ARRAYS", "Stack", "entry_of", "open_stack"]

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from remask.images.decoding import FORMATS
-from remask.images.deep import TIFF
 from remask.images.heif import heif_formats
+from remask.images.tiff import TIFF
 
 
 class Stored(NamedTuple):

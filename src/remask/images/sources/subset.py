@@ -14,7 +14,7 @@ class Subset:
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.source, self.numbers = source, list(numbers)
-        self.remarks: list[str] = []
+        self.remarks: list[str] = [*getattr(source, "remarks", [])]
         self.name, self.classes, self.left_out = source.name, source.classes, source.left_out
         self.labels = None if source.labels is None else [source.labels[i] for i in self.numbers]
 

@@ -8,7 +8,6 @@ Hard links and symbolic ones are further names of what they lead to in the same 
 
 import os
 import posixpath
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from remask.errors import UserError
 from remask.files.text import decoded
 from remask.images import heif
 from remask.images.sources.files import EXTENSIONS, is_picture, printable
+from remask.images.sources.labels import says_none, whole
 from remask.images.sources.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
 
 MASKS = frozenset(
@@ -46,9 +46,9 @@ class Member(NamedTuple):
 
 @dataclass
 class Shard:
-    """The pictures of a shard in its own order, each with its class number if it has one."""
+    """The pictures of a shard in its own order, each with its class number if it has one, as it is written."""
 
-    pictures: list[tuple[Member, int | None]] = field(default_factory=list)
+    pictures: list[tuple[Member, str | None]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -187,7 +187,7 @@ def _rank(name: str) -> int:
     return every.index(posixpath.splitext(name)[1].lower())
 
 
-def _classes(pictures: list[Member], numbers: dict[str, int]) -> list[str | None]:
+def _classes(pictures: list[Member], numbers: dict[str, str]) -> list[str | None]:
     """For each picture the stem of the .cls that it takes."""
     taken = [next((stem for stem in _stems(member.name) if stem in numbers), None) for member in pictures]
     rest: dict[str, list[str]] = {}
@@ -200,16 +200,16 @@ def _classes(pictures: list[Member], numbers: dict[str, int]) -> list[str | None
     return taken
 
 
-def _class_number(file: BinaryIO, member: Member, shard: str) -> int:
+def _class_number(file: BinaryIO, member: Member, shard: str) -> str:
     file.seek(member.offset)
     where = f"{printable(shard)}: {printable(member.name)}"
     text = decoded(file.read(min(member.size, LONGEST)), where).strip()
-    if not re.fullmatch(r"[+-]?[0-9]+", text):
+    if whole(text) is None and not (text and says_none(text)):
         raise UserError(
             f"{where} holds no class number but {text[:20].encode()!r}: number the classes, or unpack the tar into a "
             "folder of each class"
         )
-    return int(text)
+    return text
 
 
 __all__ = ["Member", "Shard", "index"]

@@ -43,6 +43,7 @@ class Survey:
     frames      pictures of several frames or pages, of which the first counts
     left_out    what the source does not take, by reason
     splits      pictures of each split, where its folders or columns are such
+    remarks     lines about labels and columns that are not used
     decode_rate, loader_rate   decoding alone, and with a random crop
     """
 
@@ -59,6 +60,7 @@ class Survey:
     frames: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     classes: dict[str, int] | None = None
     pixels: str = ""
     range: Rule = "full"
@@ -99,14 +101,18 @@ def survey(
     patch: int = 16,
     size: Size = (224, 224),
     workers: int = 0,
+    rule: Rule = "auto",
     progress: Callable[[int, Survey], None] = lambda done, so_far: None,
 ) -> Survey:
-    """Look at every picture. `patch` is the side below which one cannot be used, `size` that of the timed crops."""
+    """Look at every picture. `patch` is the side below which one cannot be used, `size` that of the timed crops,
+    `rule` what `data.range` would be.
+    """
     found, facts = Survey(source.name, len(source)), list[Facts]()
     found.left_out, found.splits = dict(source.left_out), dict(getattr(source, "splits", {}))
+    found.remarks = list(getattr(source, "remarks", []))
     try:
-        sample = measure(source, channels)
-        found.pixels, found.range = sample.describe(channels, kinds=False), sample.rule
+        sample = measure(source, channels, rule)
+        found.pixels, found.range = sample.describe(channels, rule, kinds=False), sample.rule
     except UserError as error:  # what is unusable is named below
         found.pixels = str(error)
     levels = Levels.of(found.range) or FULL

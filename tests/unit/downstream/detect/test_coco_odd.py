@@ -116,7 +116,7 @@ ONE_MEANING: dict[str, Change] = {
     "no masks": each("annotations", "segmentation", lambda a: []),
     "masks missing": without("annotations", "segmentation"),
     "category names numbers": each("categories", "name", lambda c: c["id"]),
-    "runs float": each("annotations", "segmentation", {"size": [64.0, 64.0], "counts": [100.0, 300.0, 3696.0]}),
+    "runs float": each("annotations", "segmentation", {"size": [64.0, 64.0], "counts": [100.0, 3000.0, 996.0]}),
     "polygon over the border": each("annotations", "segmentation", lambda a: [[-30.5, 4, 90, 4, 90, 70, 3, 70]]),
     "box over the border": each("annotations", "bbox", lambda a: [-1.0, 5, 50, 60]),
 }  # fmt: skip
@@ -148,6 +148,13 @@ def shape(value: Any) -> Change:
 
 def packed(counts: str, size: Any = (64, 64)) -> Change:
     return shape({"size": [*size], "counts": counts})
+
+
+def drawn(x0: int, y0: int, x1: int, y1: int) -> Change:
+    """A compressed mask of one rectangle."""
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
+    mask[y0:y1, x0:x1] = 1
+    return shape(encode_mask(mask))
 
 
 DAMAGED: dict[str, tuple[Change, str]] = {
@@ -188,6 +195,18 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "runs null": (shape({"size": [64, 64], "counts": None}), "no whole numbers"),
     "runs of another size": (shape({"size": [64, 32], "counts": [2048]}), "a mask of 32x64, where"),
     "size of text": (shape({"size": "64", "counts": [4096]}), "a mask of no size"),
+    "area 0": (third(area=0), "an area of 0 pixels"),
+    "area 0 as text": (third(area="0.0"), "an area of 0 pixels"),
+    "runs without a pixel": (shape({"size": [64, 64], "counts": [4096]}), "a mask without a pixel"),
+    "runs of no length": (shape({"size": [64, 64], "counts": [4000, 0, 96]}), "a mask without a pixel"),
+    "runs elsewhere": (shape({"size": [64, 64], "counts": [4090, 6]}), "a mask that lies elsewhere than its box"),
+    "string without a pixel": (drawn(64, 64, 64, 64), "a mask without a pixel"),
+    "string elsewhere": (drawn(61, 61, 64, 64), "a mask that lies elsewhere than its box"),
+    "string in the box's rows alone": (drawn(0, 8, 1, 40), "a mask that lies elsewhere than its box"),
+    "string in its columns alone": (drawn(8, 0, 50, 1), "a mask that lies elsewhere than its box"),
+    "polygon elsewhere": (shape([[62, 62, 64, 62, 63, 64]]), "a mask that lies elsewhere than its box"),
+    "polygon of one point": (shape([[20, 20, 20, 20, 20, 20]]), "polygons without an area"),
+    "polygon of a line": (shape([[10, 20, 30, 30, 20, 25, 30, 30]]), "polygons without an area"),
     "string too long a number": (packed("P" * 31), "damaged run lengths"),
     "string of zero": (packed("0"), "a mask of 0 pixels"),
     "string empty": (packed(""), "damaged run lengths"),
@@ -341,3 +360,70 @@ def test_long_files_are_judged_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("remask.downstream.detect.coco_masks._TOGETHER", 7)
     strings = [encode_mask(torch.full((n, 3), n % 2, dtype=torch.uint8))["counts"] for n in range(1, 30)] + ["P"]
     assert list(faults_of_strings(strings, [3 * n for n in range(1, 30)] + [1])) == [(29, "damaged run lengths")]
+
+
+@pytest.mark.parametrize("form", ["string", "runs", "polygon"])
+def test_where_masks_may_lie(folder: Path, form: str) -> None:
+    """As far as a pixel beside their box, for one of them is rounded; and no further."""
+
+    def opens(x0: int, y0: int, x1: int, y1: int, box: list[float]) -> bool:
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[y0:y1, x0:x1] = 1
+        segmentation: Any = encode_mask(torch.from_numpy(mask))
+        if form == "runs":
+            flat = np.concatenate([[0], mask.T.ravel(), [0]])
+            ends = np.flatnonzero(np.diff(flat))
+            segmentation = {"size": [SIDE, SIDE], "counts": np.diff([0, *ends, SIDE * SIDE]).tolist()}
+        if form == "polygon":
+            segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        source = opened(folder, third(segmentation=segmentation, bbox=box), skip_bad=True)
+        return not source.dropped
+
+    box = [20.0, 30.0, 10.0, 12.0]
+    assert opens(20, 30, 30, 42, box), "the box itself"
+    assert opens(15, 32, 20, 40, box), "beside it"
+    assert opens(21, 25, 29, 30, box), "above it"
+    assert opens(29, 41, 64, 64, box), "one pixel within"
+    assert opens(0, 0, 64, 64, box), "all of the picture"
+    assert opens(22, 33, 23, 34, [22.4, 33.4, 0.2, 0.2]), "a box within a pixel"
+    assert not opens(12, 32, 18, 40, box), "two pixels to the left"
+    assert not opens(32, 32, 40, 40, box), "to the right"
+    assert not opens(21, 20, 29, 28, box), "above"
+    assert not opens(21, 45, 29, 50, box), "below"
+
+
+def test_one_polygon_of_several_is_enough(folder: Path) -> None:
+    x, y, w, h = base()["annotations"][3]["bbox"]
+    near, far = [x, y, x + w, y, x, y + h], [62, 62, 64, 62, 63, 64]
+    line = [x, y, x + w, y + h, x, y]
+    source = opened(folder, shape([far, line, near]))
+    usable(source)
+
+
+def absolute(root: Path) -> Change:
+    return each("images", "file_name", lambda i: str(root / i["file_name"]))
+
+
+def test_whole_paths_below_the_folder_are_its_pictures(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder / "images")
+    for root in (folder / "images", tmp_path / "link", folder / "images" / ".." / "images"):
+        source = opened(folder, absolute(root))
+        assert source.left_out == {}
+        assert source.notes() == []
+        assert [image["file_name"] for image in source.images] == [f"{k}.png" for k in range(8)]
+        usable(source)
+    excluded = opened(folder, absolute(folder / "images"), exclude=["3.png"], limit=4)
+    assert (len(excluded), excluded.left_out) == (4, {"excluded by 3.png": 1})
+
+
+def test_pictures_beside_the_folder_are_said(folder: Path, tmp_path: Path) -> None:
+    for k in range(8):
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / f"{k}.png")
+    source = opened(folder, absolute(tmp_path))
+    assert source.left_out == {"pictures that the annotations do not name": 8}
+    assert source.notes() == [f"8 images do not lie in {folder / 'images'}: their file_name leads elsewhere"]
+    usable(source)
+    with pytest.raises(UserError, match="write each file_name relative to that folder"):
+        opened(folder, absolute(tmp_path / "gone"))
+    limited = opened(folder, each("images", "file_name", lambda i: "images/" + i["file_name"]), limit=2)
+    assert limited.left_out == {}

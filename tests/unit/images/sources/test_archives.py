@@ -12,6 +12,7 @@ import pytest
 
 from remask.errors import UserError
 from remask.images.sources.archives import HELD_GROUPS
+from remask.images.sources.left_out import notes
 from remask.images.sources.opening import open_source
 
 
@@ -215,7 +216,7 @@ def test_parquet_files_of_one_source_are_joined_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([1234567890, -1, 7, 1234567890], ["1234567890", "-1", "7", "1234567890"]),
+        ([1234567890, -3, 7, 1234567890], ["1234567890", "-3", "7", "1234567890"]),
         (["n01440764", "n01443537"], ["n01440764", "n01443537"]),
         ([1.0, 3.0], ["1", "3"]),
         ([True, False], ["True", "False"]),
@@ -231,9 +232,38 @@ def test_labels_of_a_dictionary(tmp_path: Path) -> None:
     assert named(labelled(tmp_path / "x.parquet", pa.array(["b", "a", "b"]).dictionary_encode())) == ["b", "a", "b"]
 
 
-@pytest.mark.parametrize("values", [[0, None], [-1, -1], [0.5, 2.0], [float("nan"), 1.0]])
-def test_columns_that_are_no_classes(tmp_path: Path, values: list[Any]) -> None:
-    assert open_source(str(labelled(tmp_path / "x.parquet", values))).labels is None
+WITHOUT = "1 of 2 images have no label (missing, -1 or NaN)"
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ([0, None], WITHOUT), ([float("nan"), 1.0], WITHOUT), ([-1, 3], WITHOUT), ([-1.0, 3.0], WITHOUT),
+        (["", "cat"], WITHOUT), (["nan", "cat"], WITHOUT), (["-1", "3"], WITHOUT),
+        ([-1, -1], "2 of 2 images have no label"), ([0.5, 2.0], "measures such as 0.5, and no classes"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_no_classes(tmp_path: Path, values: list[Any], why: str) -> None:
+    source = open_source(str(labelled(tmp_path / "x.parquet", values)))
+    assert source.labels is None
+    assert [why in line for line in notes(source)].count(True) == 1
+    assert ("class labels, which not every picture has" in source.left_out) == (why == WITHOUT)
+    with pytest.raises(UserError, match="has no labels to use") as caught:
+        open_source(str(tmp_path / "x.parquet"), labelled=True)
+    assert why in str(caught.value)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": [b"A"], "caption": ["x"], "label": [3], "id": [7]}), tmp_path / "x.parquet")
+    assert notes(open_source(str(tmp_path / "x.parquet"))) == ["columns used: image, label; not used: caption, id"]
+
+
+def test_two_spellings_of_one_number_are_not_taken_for_classes(tmp_path: Path) -> None:
+    path = labelled(tmp_path / "x.parquet", ["01", "1"])
+    assert open_source(str(path)).classes == ["01", "1"]
+    with pytest.raises(UserError, match="has the classes '01' and '1', which are one number"):
+        open_source(str(path), labelled=True)
 
 
 def test_label_mistakes(tmp_path: Path) -> None:
@@ -250,7 +280,25 @@ def test_label_mistakes(tmp_path: Path) -> None:
         open_source(str(tmp_path / "mixed"))
 
 
+def cls_members(*texts: bytes) -> dict[str, bytes]:
+    return {name: data for i, text in enumerate(texts) for name, data in ((f"{i}.png", b"x"), (f"{i}.cls", text))}
+
+
 def test_ids_in_cls_members(tmp_path: Path) -> None:
-    texts = enumerate([b"1234567890", b"-3", b"12345678901234567890", b"0001234567890\n"])
-    members = {name: data for i, text in texts for name, data in ((f"{i}.png", b"x"), (f"{i}.cls", text))}
-    assert named(tar(tmp_path / "x.tar", members)) == ["1234567890", "-3", "12345678901234567890", "1234567890"]
+    members = cls_members(b"1234567890", b"-3", b"12345678901234567890", b"7.0\n")
+    assert named(tar(tmp_path / "x.tar", members)) == ["1234567890", "-3", "12345678901234567890", "7"]
+
+
+def test_one_number_written_in_two_ways_in_cls_members(tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", cls_members(b"1234567890", b"0001234567890\n"))
+    assert len(notes(open_source(str(path)))) == 1
+    with pytest.raises(UserError, match="'0001234567890' and '1234567890', which are one number"):
+        open_source(str(path), labelled=True)
+
+
+@pytest.mark.parametrize("text", [b"-1", b"nan", b"-1.0"])
+def test_withheld_labels_in_cls_members(tmp_path: Path, text: bytes) -> None:
+    path = tar(tmp_path / "x.tar", cls_members(b"0", text))
+    source = open_source(str(path))
+    assert (source.labels, source.left_out) == (None, {"class labels, which not every picture has": 1})
+    assert WITHOUT in notes(source)[-1]

@@ -8,6 +8,7 @@ import pytest
 
 from remask.errors import UserError
 from remask.images.sources.labels import match, numbered, repeated, united
+from remask.images.sources.left_out import notes
 from remask.images.sources.named import Arrays
 from remask.images.sources.opening import open_source
 from remask.images.sources.subset import by_classes
@@ -38,6 +39,7 @@ def test_classes_of_several_files_come_together_by_name() -> None:
         (["010", "+2", "-3"], ["2", "10", "-3"], {0: 1, 1: 0, 2: 2}),
         (["01", "1"], ["1", "01"], {0: 1, 1: 0}),  # the text itself comes before the value
         (["n\u00b0 1", DECOMPOSED], [COMPOSED, "n\u00b0 1"], {0: 1, 1: 0}),
+        (["1.0", "2."], ["2", "1"], {0: 1, 1: 0}),  # as tables write whole numbers beside missing ones
         (["99999999999999999999"], ["1", "099999999999999999999"], {0: 1}),
     ],
 )
@@ -61,7 +63,7 @@ def test_names_are_matched(names: list[str], known: list[str], expected: dict[in
         (["golden_retriever"], ["golden retriever"], "which has 'golden retriever'"),
         (["001"], ["1", "01"], "which has '1', '01': name the class alike"),
         (["1", "01"], ["1", "2"], "the classes '1' and '01' of here are both '1' of there"),
-        (["1.0"], ["1", "2"], "class '1.0' of here is not among"),
+        (["1.5"], ["1", "2"], "class '1.5' of here is not among"),
         (["\u0661"], ["1", "2"], "is not among"),  # an Arabic one is no file system's number
     ],
 )
@@ -120,9 +122,66 @@ def test_a_test_folder_may_have_one_class(tmp_path: Path) -> None:
         open_source(str(written(tmp_path / "split", {"train": 2})), labelled=True, one_class=True)
 
 
+def listed(folder: Path, *labels: str) -> str:
+    """A list of so many pictures with these labels."""
+    lines = (f"{number}.png\t{label}\n" for number, label in enumerate(labels))
+    (folder / "list.txt").write_text("".join(lines))
+    return str(folder / "list.txt")
+
+
 def test_ids_in_a_list(tmp_path: Path) -> None:
-    listed = tmp_path / "list.txt"
-    listed.write_text("a.png 1234567890\nb.png 9876543210987\nc.png -5\nd.png 01234567890\n")
-    source = open_source(str(listed), labelled=True)
-    assert source.labels == [1, 2, 0, 1], "equal numbers are one class, however they are written"
+    source = open_source(listed(tmp_path, "1234567890", "9876543210987", "-5", "1234567890"), labelled=True)
+    assert source.labels == [1, 2, 0, 1]
     assert source.classes == ["-5", "1234567890", "9876543210987"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["0.0", "1.0", "0.0"], ["0", "1"]),
+        (["00", "02", "10"], ["0", "2", "10"]),
+        (["v1.5", "2.0", "x"], ["2.0", "v1.5", "x"]),
+        (["-2", "3"], ["-2", "3"]),
+    ],
+)
+def test_numbers_in_a_list_are_their_values(tmp_path: Path, labels: list[str], classes: list[str]) -> None:
+    assert open_source(listed(tmp_path, *labels), labelled=True).classes == classes
+
+
+@pytest.mark.parametrize("labels", [("01", "1"), ("1", "1.0"), ("+2", "2"), ("0", "-0"), ("cat", "1", "001")])
+def test_one_rule_for_two_spellings_of_a_number(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    """In a list as in class folders: said where labels are not needed, refused where they are."""
+    folders = written(tmp_path / "folders", dict.fromkeys(labels, 1))
+    for spec in (str(folders), listed(tmp_path, *labels)):
+        source = open_source(spec)
+        assert sorted(source.classes or []) == sorted(labels)
+        assert "which are one number: they are taken for two" in notes(source)[0]
+        with pytest.raises(UserError, match="which are one number: write it alike where one class is meant") as caught:
+            open_source(spec, labelled=True)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("none", ["-1", "-1.0", "nan", "NaN", ""])
+@pytest.mark.parametrize("others", [("0", "1"), ("cat", "dog")])
+def test_labels_that_are_withheld(tmp_path: Path, none: str, others: tuple[str, str]) -> None:
+    (tmp_path / "list.csv").write_text(f"path,label\na.png,{others[0]}\nb.png,{none}\nc.png,{others[1]}\n")
+    source = open_source(str(tmp_path / "list.csv"))
+    assert (source.labels, source.classes) == (None, None)
+    assert source.left_out == {"class labels, which not every picture has": 2}
+    assert "1 of 3 images have no label (missing, -1 or NaN)" in notes(source)[-1]
+    with pytest.raises(UserError, match=r"has no labels to use: 1 of 3 images have no label"):
+        open_source(str(tmp_path / "list.csv"), labelled=True)
+
+
+def test_withheld_labels_of_a_whole_list_are_counted(tmp_path: Path) -> None:
+    source = open_source(listed(tmp_path, "-1", "-1"))
+    assert (source.labels, source.left_out) == (None, {})
+    assert "2 of 2 images have no label" in notes(source)[0]
+
+
+def test_measures_are_no_classes(tmp_path: Path) -> None:
+    source = open_source(listed(tmp_path, "0.25", "3", "1e-3"))
+    assert source.labels is None
+    assert "its labels are measures such as 0.25, and no classes" in notes(source)[0]
+    with pytest.raises(UserError, match="measures such as"):
+        open_source(listed(tmp_path, "0.25", "3", "1e-3"), labelled=True)

@@ -7,6 +7,7 @@ import pytest
 
 from remask.errors import UserError
 from remask.images.sources.files import Files
+from remask.images.sources.left_out import notes
 from remask.images.sources.lists import Row, read_rows
 from remask.images.sources.opening import open_source
 
@@ -146,3 +147,55 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
 def test_rows_know_their_lines(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,split\n\n# no\na.jpg,val\n")
     assert read_rows(str(tmp_path / "l.csv"), "l.csv") == [Row("a.jpg", None, "val", 4)]
+
+
+@pytest.mark.parametrize("first", ["3", "cat", "0.0"])
+def test_a_list_with_the_class_first_names_the_cure(tmp_path: Path, first: str) -> None:
+    put(tmp_path, "img/a b.png", "img/c.png")
+    (tmp_path / "l.txt").write_text(f"{first} img/a b.png\n{first} img/c.png\n")
+    with pytest.raises(UserError) as error:
+        open_source(str(tmp_path / "l.txt"))
+    assert "line 1: there is no" in str(error.value)
+    assert f"the second column names the files; the first must, as in img/a b.png {first}" in str(error.value)
+
+
+def test_numbers_before_files_that_are_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("3 x/a.png\n12 x/c.png\n")
+    with pytest.raises(UserError, match="the second column names the files"):
+        open_source(str(tmp_path / "l.txt"))
+    (tmp_path / "l.txt").write_text("IMG 3.png\nIMG 4.png\n")  # names that hold blanks, of files that are gone
+    assert len(open_source(str(tmp_path / "l.txt"))) == 2
+
+
+@pytest.mark.parametrize("between", [",", "\t", ";"])
+def test_a_class_first_in_columns_is_read(tmp_path: Path, between: str) -> None:
+    put(tmp_path, "img/1.png")
+    assert rows(tmp_path, f"cat{between}img/1.png\n") == [("img/1.png", "cat")]
+
+
+@pytest.mark.parametrize("blank", ["\u00a0", "\u2003", "\u202f", "\u3000", "\u200b", "\u2009 ", "\x0b"])
+def test_blanks_that_part_no_columns_are_named(tmp_path: Path, blank: str) -> None:
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "l.txt").write_text(f"a.png{blank}1\nb.png{blank}2\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        open_source(str(tmp_path / "l.txt"))
+    assert f"line 1: U+{ord(blank[0]):04X} (" in str(error.value)
+    assert "put a tab, a comma or a plain blank between the columns" in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_odd_blanks_in_names_and_around_classes(tmp_path: Path) -> None:
+    put(tmp_path, "a\u00a0b.png", "c.png\u00a0")
+    assert rows(tmp_path, "a\u00a0b.png 1\nc.png\u00a0\n") == [("a\u00a0b.png", "1"), ("c.png\u00a0", None)]
+    assert rows(tmp_path, "a\u00a0b.png,\u00a01\u3000\n") == [("a\u00a0b.png", "1")]
+    assert rows(tmp_path, "gone\u00a0b.png 1\n") == [("gone\u00a0b.png", "1")], "it may be the name of a lost file"
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "l.csv").write_text(",Image,width,Label,note\n0,a.png,64,cat,x\n")
+    assert notes(open_source(str(tmp_path / "l.csv"))) == [
+        "columns used: Image, Label; not used: (no name), width, note"
+    ]
+    (tmp_path / "l.csv").write_text("Image,Label\na.png,cat\n")
+    assert notes(open_source(str(tmp_path / "l.csv"))) == []

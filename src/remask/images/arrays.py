@@ -1,0 +1,87 @@
+"""Values of images as arrays HWC, from numpy's files too, and the reason for which some are not read.
+
+Nothing here knows what the values mean; `decoding` has that.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+EXTRA = "pip install 'remask[data]'"
+
+
+MOST_BANDS = 16
+"""Of an array without a shorter axis than this one may think that it holds many images."""
+
+
+class Unread(Exception):  # noqa: N818  (a fact about a picture)
+    """Why a picture cannot be read, in one line."""
+
+
+class Deep(NamedTuple):
+    """Values HWC, of which the last `extra` bands are alpha or the like: left out where fewer are wanted."""
+
+    values: np.ndarray
+    extra: int = 0
+
+
+def fits(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Unread(f"{width}x{height} is more than {max_pixels:,} pixels")
+
+
+def only_array(data: bytes, max_pixels: int) -> np.ndarray:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+    name = "image" if "image" in sizes else next(iter(sizes), "")
+    if len(sizes) != 1 and name != "image":
+        raise Unread(f"the archive holds {len(sizes)} arrays ({', '.join(list(sizes)[:3])}); name one of them image")
+    if sizes[name] > 20 * max_pixels:
+        raise Unread(f"an array of {sizes[name]:,} bytes is more than {max_pixels:,} pixels")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        if not isinstance(array := arrays[name], np.ndarray):  # the bytes of any other file
+            raise Unread(f"the archive holds no array: {name} is another file")
+        return array
+
+
+def laid_out(array: np.ndarray, channels: int) -> Deep:
+    """HW, HWC or CHW as HWC: the axis of `channels` entries holds the bands, the last one if both outer axes might."""
+    if array.ndim == 2:
+        return Deep(array[:, :, None])
+    if array.ndim != 3 or not array.size:
+        raise Unread(f"an array of shape {array.shape} is not HW, HWC or CHW")
+    last = array.shape[2] == channels or (array.shape[0] != channels and array.shape[2] <= array.shape[0])
+    if channels in (1, 3) and min(array.shape) > MOST_BANDS:
+        bands, are = array.shape[2 if last else 0], "are" if channels > 1 else "is"
+        raise Unread(
+            f"{bands} channels where {channels} {are} wanted, in an array of shape {array.shape}; many gray images "
+            "need an axis more: np.savez(FILE, images=array[..., None])"
+        )
+    return Deep(array if last else array.transpose(1, 2, 0))
+
+
+def bands_last(array: np.ndarray) -> np.ndarray:
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: image.swapaxes(0, 1)[:, ::-1],
+    7: lambda image: image.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda image: image.swapaxes(0, 1)[::-1],
+}
+"""What EXIF's orientation asks for, by its number."""
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An image HWC as EXIF's orientation says it is to be seen."""
+    return TURNS[orientation](image) if orientation in TURNS else image
+
+
+__all__ = ["EXTRA", "Deep", "Unread", "bands_last", "fits", "laid_out", "only_array", "upright"]
