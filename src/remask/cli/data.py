@@ -5,15 +5,13 @@ from typing import Annotated
 
 import typer
 
-from remask.cli.options import Exclude
+from remask.cli import options
 
 Src = Annotated[
     str, typer.Argument(metavar="SRC", help="Folder, list file, tar shards, parquet, a set's name.", show_default=False)
 ]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="The first N pictures only.")]
 Channels = Annotated[int, typer.Option(metavar="N", help="Channels that pictures are decoded to.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Processes that decode; 0 = this one.  [all cores]")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 
 app = typer.Typer(
     name="data",
@@ -27,13 +25,13 @@ app = typer.Typer(
 def check(
     source: Src,
     patch: Annotated[int, typer.Option(metavar="PX", help="Side of a patch: smaller pictures are no use.")] = 16,
-    image_size: Annotated[str, typer.Option(metavar="HxW", help="Size of the crops that are timed.")] = "224",
+    image_size: Annotated[str, options.image_size("Size of the crops that are timed.")] = "224",
     channels: Channels = 3,
-    limit: Limit = None,
-    exclude: Exclude = None,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
     workers: Workers = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Quiet = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Count, sizes, kinds, faults, mean and std, speed.
 
@@ -50,18 +48,18 @@ def check(
 @app.command()
 def pack(
     source: Src,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="New file; its name ends in .remask.", show_default=False)],
+    out: Annotated[Path, options.out("New file; its name ends in .remask.", "FILE", show_default=False)],
     size: Annotated[
         str, typer.Option(metavar="PX|HxW", help="Shorter side at most; 256x256 = cut to this; 0 = as they are.")
     ] = "256",
     format: Annotated[str, typer.Option(metavar="KIND", help="jpeg, or raw: pixels, never decoded again.")] = "jpeg",
     quality: Annotated[int, typer.Option(metavar="1..100", help="Of the JPEGs that are written.")] = 90,
     channels: Channels = 3,
-    max_bad: Annotated[float, typer.Option(metavar="SHARE", help="Share of unusable pictures that stops.")] = 0.01,
-    limit: Limit = None,
-    exclude: Exclude = None,
+    max_bad: Annotated[float, options.max_bad("Share of bad pictures that stops.")] = 0.01,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
     workers: Workers = None,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write all pictures into one file, decoded once.
 

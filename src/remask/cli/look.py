@@ -5,45 +5,33 @@ from typing import Annotated, Any
 
 import typer
 
-from remask.cli.options import Exclude
+from remask.cli import options
 
-Start = Annotated[
-    str,
-    typer.Argument(metavar="RUN|SPEC", help="A run, or mae:FILE, timm:NAME, untrained:NAME.", show_default=False),
-]
 Layer = Annotated[int, typer.Option(metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")]
-Checkpoint = Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")]
-ImageSize = Annotated[str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures it sees.  [the run's]")]
-Heads = Annotated[str | None, typer.Option(metavar="N", help="Attention heads, where a file does not tell them.")]
-Normalise = Annotated[str | None, typer.Option(help="imagenet, half or clip, where a file does not tell.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures of --data only.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 
 
 def probe(
-    run: Start,
-    data: Annotated[str, typer.Option(metavar="SRC", help="Labelled pictures to learn the probes on.")],
-    val: Annotated[str | None, typer.Option(metavar="SRC", help="Pictures to test on.  [1/5 of --data]")] = None,
+    run: options.Start,
+    data: Annotated[str, options.data("Labelled pictures to learn the probes on.")],
+    val: Annotated[str | None, options.val("Pictures to test on.  [1/5 of --data]")] = None,
     protocol: Annotated[
         str, typer.Option(help="fast (kNN, logistic regression), mae (BatchNorm, LARS, 90 epochs), attentive.")
     ] = "fast",
-    limit: Limit = None,
-    exclude: Exclude = None,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
     layer: Layer = -1,
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="all, or several: 0,3,-1.")] = None,
     fractions: Annotated[str | None, typer.Option(metavar="LIST", help="Shares of the labels too: 0.01,0.1.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of the mae and attentive probes.")] = None,
-    checkpoint: Checkpoint = "last",
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where eval/ goes.  [the run's folder]")] = None,
-    seed: Seed = 0,
-    device: Device = None,
-    quiet: Quiet = False,
+    epochs: Annotated[int | None, options.epochs("Of the mae and attentive probes.")] = None,
+    checkpoint: options.Checkpoint = "last",
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    out: Annotated[Path | None, options.out("Where eval/ goes.  [the run's folder]")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Say what a network learned: kNN and linear.
 
@@ -62,19 +50,19 @@ def probe(
 
 
 def embed(
-    run: Start,
-    data: Annotated[str, typer.Option(metavar="SRC", help="Pictures.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="features.parquet or features.npz.")],
+    run: options.Start,
+    data: Annotated[str, options.data("Pictures.")],
+    out: Annotated[Path, options.out("features.parquet or features.npz.", "FILE")],
     layer: Layer = -1,
     pool: Annotated[str, typer.Option(help="mean of the patches, or cls.")] = "mean",
-    limit: Limit = None,
-    exclude: Exclude = None,
-    checkpoint: Checkpoint = "last",
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    device: Device = None,
-    quiet: Quiet = False,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
+    checkpoint: options.Checkpoint = "last",
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a feature vector for every picture."""
     from remask import commands
@@ -90,22 +78,22 @@ def embed(
 
 def tsne(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or mae:FILE and the like.")],
-    data: Annotated[str, typer.Option(metavar="SRC", help="Labelled pictures.")],
-    out: Annotated[Path, typer.Option(metavar="PNG", help="The picture; a CSV goes beside it.")] = Path("tsne.png"),
+    data: Annotated[str, options.data("Labelled pictures.")],
+    out: Annotated[Path, options.out("The picture; a CSV goes beside it.", "PNG")] = Path("tsne.png"),
     names: Annotated[str | None, typer.Option(metavar="LIST", help="Titles of the panels: MAE,DMJD.")] = None,
-    untrained: Annotated[bool, typer.Option("--untrained", help="Put the first network untrained in front.")] = False,
-    classes: Annotated[int, typer.Option(metavar="N", help="Random classes.")] = 10,
+    untrained: Annotated[bool, options.untrained("Put the first network untrained in front.")] = False,
+    classes: Annotated[int, options.classes("Random classes.")] = 10,
     per_class: Annotated[int, typer.Option(metavar="N", help="Random pictures of each.")] = 100,
     perplexity: Annotated[float, typer.Option(help="Of t-SNE.")] = 30.0,
     k: Annotated[int, typer.Option(help="Neighbours, for the number in each title.")] = 20,
     layer: Layer = -1,
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    exclude: Exclude = None,
-    seed: Seed = 0,
-    device: Device = None,
-    quiet: Quiet = False,
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    exclude: options.Exclude = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Map the same pictures in several networks, side by side."""
     from remask import commands
@@ -117,16 +105,16 @@ def tsne(
 
 
 def attention(
-    run: Start,
-    images: Annotated[str, typer.Option(metavar="SRC", help="Pictures to show.")] = "photos",
-    out: Annotated[Path | None, typer.Option(metavar="PNG", help="[RUN/pictures/attention.png]")] = None,
+    run: options.Start,
+    images: Annotated[str, options.images("Pictures to show.")] = "photos",
+    out: Annotated[Path | None, options.out("[RUN/pictures/attention.png]", "PNG")] = None,
     block: Annotated[int, typer.Option(metavar="N", help="From 0; -1 is the last.")] = -1,
-    count: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Number of pictures.")] = 4,
-    checkpoint: Checkpoint = "last",
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    exclude: Exclude = None,
+    count: options.Count = 4,
+    checkpoint: options.Checkpoint = "last",
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    exclude: options.Exclude = None,
 ) -> None:
     """Draw where a vision transformer looks, head by head."""
     from remask import commands

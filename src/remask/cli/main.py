@@ -14,9 +14,9 @@ from remask.cli import data as cli_data
 from remask.cli import downstream as cli_downstream
 from remask.cli import hints as cli_hints
 from remask.cli import look as cli_look
+from remask.cli import options
 from remask.cli import plan as cli_plan
 from remask.cli.ending import end, of_all
-from remask.cli.options import Exclude
 from remask.files.escaping import escape_on
 from remask.training import launcher
 
@@ -31,17 +31,6 @@ app = typer.Typer(
 )
 
 DEFAULT_RECIPE = "dmjd-vit-tiny"
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that --out named.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
-]
-Verify = Annotated[
-    bool, typer.Option("--verify-data", help="Read all pictures and hash them: sees edits that keep name and size.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(asked: bool) -> bool:
@@ -65,40 +54,32 @@ def _options(
 
 @app.command()
 def pretrain(
-    recipe: Annotated[str, typer.Option(help="A recipe's name (remask recipes) or a TOML file.")] = DEFAULT_RECIPE,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SRC", help="Pictures: folder, list file, tar shards, parquet, a set's name."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the run.  [runs/RECIPE-DATE]")] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="mae, simmim, maskfeat, beit, convmae, fastmim, dmae, moma, with +dm, +jd, +dmjd."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="vit_micro, convvit_base, a timm ViT, BEiT or Swin; for fastmim any timm name.")
-    ] = None,
+    recipe: options.Recipe = DEFAULT_RECIPE,
+    data: Annotated[str | None, options.data("Pictures: folder, list file, tar shards, parquet, a set's name.")] = None,
+    out: Annotated[Path | None, options.out("New folder for the run.  [runs/RECIPE-DATE]")] = None,
+    method: options.Method = None,
+    model: options.Model = None,
     target: Annotated[
-        str | None, typer.Option(help="What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
+        str | None, options.target("What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
     ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(metavar="SPEC", help="dmae, moma: mae:FILE,heads=12; mocov3:FILE,heads=12; run:RUN; repeatable."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; the warm-up keeps its share.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Unique pictures per step, over all devices.")] = None,
-    image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size after cropping, 224 or 96x160.")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    image_size: options.CropSize = None,
+    limit: options.Limit = None,
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="End after N steps.")] = None,
-    max_bad: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of bad pictures that stops.")] = None,
+    max_bad: options.MaxBad = None,
     probe: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled pictures for kNN on the way.")] = None,
-    exclude: Exclude = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
-    device: Device = None,
-    set_: Settings = None,
+    exclude: options.Exclude = None,
+    seed: options.SeedOrNone = None,
+    device: options.Device = None,
+    set_: options.Settings = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Shrink the recipe to seconds, to see that it runs.")] = False,
-    verify_data: Verify = False,
-    quiet: Quiet = False,
+    verify_data: options.Verify = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Pre-train a backbone on unlabelled pictures."""
     from remask.recipe import choose
@@ -124,13 +105,13 @@ def _say_toy(model: str | None, toy: str) -> None:
 
 @app.command()
 def resume(
-    run: Run,
-    device: Device = None,
+    run: options.Run,
+    device: options.Device = None,
     accept_changed_data: Annotated[
         bool, typer.Option("--accept-changed-data", help="Go on where the data is not what the run was trained on.")
     ] = False,
-    verify_data: Verify = False,
-    quiet: Quiet = False,
+    verify_data: options.Verify = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Continue a run exactly where it was.
 
@@ -150,12 +131,10 @@ cli_plan.register(app)
 
 @app.command()
 def export(
-    run: Run,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to.  [RUN/export]")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures it will see.  [the run's]")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+    run: options.Run,
+    out: Annotated[Path | None, options.out("Where to.  [RUN/export]")] = None,
+    image_size: options.ImageSize = None,
+    checkpoint: options.Checkpoint = "last",
 ) -> None:
     """Write a run for other programs.
 
@@ -170,13 +149,13 @@ def export(
 
 @app.command()
 def reconstruct(
-    run: Run,
-    images: Annotated[str | None, typer.Option(metavar="SRC", help="Pictures to show.  [the run's own]")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="PNG", help="[RUN/pictures/reconstruction.png]")] = None,
-    count: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Number of pictures.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
-    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
-    exclude: Exclude = None,
+    run: options.Run,
+    images: Annotated[str | None, options.images("Pictures to show.  [the run's own]")] = None,
+    out: Annotated[Path | None, options.out("[RUN/pictures/reconstruction.png]", "PNG")] = None,
+    count: options.Count = 4,
+    seed: options.Seed = 0,
+    checkpoint: options.Checkpoint = "last",
+    exclude: options.Exclude = None,
 ) -> None:
     """Draw masked views and predictions."""
     from remask import commands
@@ -188,16 +167,16 @@ def reconstruct(
 
 @app.command()
 def codebook(
-    data: Annotated[str, typer.Option(metavar="SRC", help="Pictures to fit the words on.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="New safetensors file.")],
-    recipe: Annotated[str, typer.Option(help="Where picture and patch size come from.")] = "beit-vit-b",
-    target: Annotated[str, typer.Option(help="hog, hog-l2, pixels, pixels-norm, or a teacher as timm:NAME.")] = "hog",
+    data: Annotated[str, options.data("Pictures to fit the words on.")],
+    out: Annotated[Path, options.out("New safetensors file.", "FILE")],
+    recipe: Annotated[str, options.recipe("Where picture and patch size come from.")] = "beit-vit-b",
+    target: Annotated[str, options.target("hog, hog-l2, pixels, pixels-norm, or a teacher as timm:NAME.")] = "hog",
     vocabulary: Annotated[int | None, typer.Option(metavar="N", help="Number of words.  [the recipe's]")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
-    exclude: Exclude = None,
-    seed: Annotated[int, typer.Option(help="Seed of k-means.")] = 0,
-    set_: Settings = None,
-    quiet: Quiet = False,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
+    seed: options.Seed = 0,
+    set_: options.Settings = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit a codebook of patches by k-means.
 
@@ -214,7 +193,7 @@ def codebook(
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(run: options.Run) -> None:
     """Write one HTML page about a run.
 
     Curves, pictures, probe table, cost and recipe in RUN/report.html, which opens offline.
@@ -225,7 +204,7 @@ def report(run: Run) -> None:
 
 
 @app.command()
-def recipes(json: Json = False) -> None:
+def recipes(json: options.Json = False) -> None:
     """List the recipes."""
     from remask.commands.recipe_list import recipes as print_recipes
 
@@ -235,8 +214,8 @@ def recipes(json: Json = False) -> None:
 @app.command()
 def show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name or a TOML file.", show_default=False)],
-    set_: Settings = None,
-    json: Json = False,
+    set_: options.Settings = None,
+    json: options.Json = False,
 ) -> None:
     """Print a recipe's equation, size and cost."""
     from remask.commands.recipe_page import show as print_recipe
