@@ -17,7 +17,7 @@ from remask.downstream.build import build_model
 from remask.downstream.export import load_export
 from remask.downstream.training import learned, restored
 from remask.errors import UserError
-from remask.training.checkpoint import RunFolder
+from remask.training.run_folder import RunFolder
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0"]
 NETS: dict[str, tuple[str, int, dict[str, Any]]] = {

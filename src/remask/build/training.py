@@ -14,9 +14,9 @@ from remask.images.transforms import RandomCropFlip
 from remask.method import Method
 from remask.recipe import Recipe
 from remask.targets.cached import Cached
-from remask.training.checkpoint import RunFolder
 from remask.training.cost import Ledger, forward_gflops
 from remask.training.optim import Schedule, adamw, learning_rate, parameter_groups
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, auto_workers
 from remask.training.sharding import Plan, rehearse
 from remask.training.trainer import Hook, Trainer

@@ -22,8 +22,8 @@ from remask.recipe.load import load, parse_settings
 from remask.recipe.naming import FOLDER
 from remask.report import write_task_report
 from remask.runs.bad_images import BadImages
-from remask.training.checkpoint import RunFolder, refuse_bytes, refuse_existing
 from remask.training.data_record import CARE, Care
+from remask.training.run_folder import RunFolder, refuse_bytes, refuse_existing
 from remask.training.runtime import Runtime, resolve
 
 PATHS = ("source", "val", "masks", "val_masks", "annotations", "val_annotations")

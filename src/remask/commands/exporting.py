@@ -5,6 +5,7 @@ from pathlib import Path
 from remask.commands import downstream, pretraining
 from remask.commands.paths import paths_or_texts
 from remask.errors import UserError
+from remask.training.run_folder import is_task_run
 
 
 @paths_or_texts
@@ -12,7 +13,7 @@ def export(
     path: Path, out: Path | None = None, *, image_size: tuple[int, int] | None = None, checkpoint: str = "last"
 ) -> Path:
     """Write a run for other programs: the backbone of pre-training, or the whole model of a downstream task."""
-    if not (path / "task.json").is_file():
+    if not is_task_run(path):
         return pretraining.export(path, out, image_size=image_size, checkpoint=checkpoint)
     if image_size:
         raise UserError(f"{path} is fine-tuned for pictures of one size: leave out --image-size")

@@ -23,8 +23,8 @@ from remask.files.text import LONGEST
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import open_source
 from remask.images.sources.subset import Subset
-from remask.training.checkpoint import RunFolder
 from remask.training.progress import Watch
+from remask.training.run_folder import RunFolder
 
 
 @paths_or_texts

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from remask.commands.subject import Look, Subject
-from remask.training.checkpoint import RunFolder, position
+from remask.training.checkpoint import position
+from remask.training.run_folder import RunFolder
 
 
 class Partial:

@@ -25,9 +25,9 @@ from remask.runs.knn import batches
 from remask.runs.reopen import open_run, trained
 from remask.runs.session import train
 from remask.seeds import generator
-from remask.training.checkpoint import RunFolder, find, refuse_bytes, refuse_existing
 from remask.training.data_record import CARE, Care
 from remask.training.distributed import World, joined, may_restart, restarted
+from remask.training.run_folder import RunFolder, find, refuse_bytes, refuse_existing
 from remask.types import Size
 
 

@@ -30,8 +30,8 @@ from remask.images.sources.fingerprint import inventory
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import Source, open_source
 from remask.images.transforms import ProbeCrop
-from remask.training.checkpoint import RunFolder
 from remask.training.progress import Watch
+from remask.training.run_folder import RunFolder
 
 Protocol = Literal["fast", "mae", "attentive"]
 

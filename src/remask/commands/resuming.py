@@ -5,6 +5,7 @@ from pathlib import Path
 from remask.commands import downstream, pretraining
 from remask.commands.paths import paths_or_texts
 from remask.training.data_record import Care
+from remask.training.run_folder import is_task_run
 
 
 @paths_or_texts
@@ -18,5 +19,5 @@ def resume(
     verify_data           compare contents too, where the run has their hashes
     Raises UserError, before anything is written, where the data changed and that is not accepted.
     """
-    again = downstream.resume if (path / "task.json").is_file() else pretraining.resume
+    again = downstream.resume if is_task_run(path) else pretraining.resume
     return again(path, device=device, quiet=quiet, care=Care(accept_changed_data, verify_data))

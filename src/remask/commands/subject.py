@@ -20,7 +20,7 @@ from remask.interop.loaded import loaded_of
 from remask.interop.start import start
 from remask.runs.reopen import open_run, trained, untrained
 from remask.seeds import seeded
-from remask.training.checkpoint import why_no_run
+from remask.training.run_folder import is_task_run, why_no_run
 from remask.training.runtime import resolve
 from remask.types import Size
 
@@ -99,7 +99,7 @@ def subject(spec: str, look: Look = LOOK, quiet: bool = True) -> Subject:
     quiet   do not say what was loaded
     """
     path, size, where = Path(spec).expanduser(), look.image_size, device(look)
-    if (path / "recipe.toml").is_file() and not (path / "task.json").is_file():
+    if (path / "recipe.toml").is_file() and not is_task_run(path):
         run, recipe = open_run(path)
         size = size or recipe.data.image_size
         backbone: Any = trained(run, recipe, look.checkpoint, size).backbone
@@ -121,7 +121,7 @@ def _refuse_without_export(path: Path) -> None:
     """A folder is read by its export. Raises UserError where it has none, and says what the folder is instead."""
     if any((folder / "backbone.safetensors").is_file() for folder in (path, path / "export")):
         return
-    if (path / "task.json").is_file():
+    if is_task_run(path):
         raise UserError(
             f"{path} is fine-tuned and is read from its export: write that first with remask export {quoted(path)}"
         )

@@ -9,14 +9,15 @@ from remask.method import Method
 from remask.recipe import Recipe, load_recipe
 from remask.recipe.formats import rules_of
 from remask.runs.progressive import at_size, grow, phase_of, phases
-from remask.training.checkpoint import RunFolder, find, load_weights, position
+from remask.training.checkpoint import load_weights, position
+from remask.training.run_folder import RunFolder, find, is_task_run
 from remask.types import Size
 
 
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:
     """A run folder and the recipe it was made with."""
     run = RunFolder.open(path)
-    if (path / "task.json").is_file():
+    if is_task_run(path):
         raise UserError(
             f"{path} is a run of a downstream task, and this is for pre-training; remask report {quoted(path)} shows "
             f"its result, and after remask export {quoted(path)} remask embed and attention take it"

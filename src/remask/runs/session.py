@@ -27,11 +27,12 @@ from remask.runs.bad_images import BadImages, bad_of_all
 from remask.runs.data_sources import CODEBOOK, of_pretraining
 from remask.runs.knn import knn_hook, knn_split
 from remask.runs.progressive import Phase, hand_over, phase_of, phases
-from remask.training.checkpoint import RunFolder, position
+from remask.training.checkpoint import position
 from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.training.distributed import ALONE, World
 from remask.training.environment import environment
 from remask.training.progress import Console, console
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, resolve
 from remask.training.trainer import Trainer
 

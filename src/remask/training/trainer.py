@@ -17,11 +17,12 @@ from torch import Generator, Tensor, nn
 from remask.errors import UserError
 from remask.files.escaping import quoted
 from remask.seeds import generator, seeded
-from remask.training.checkpoint import RunFolder, find, restore, save
+from remask.training.checkpoint import restore, save
 from remask.training.cost import Ledger, Window
 from remask.training.oom import attempted, fewest, fitted
 from remask.training.optim import Schedule, set_lr
 from remask.training.progress import Console, clock
+from remask.training.run_folder import RunFolder, find
 from remask.training.runtime import Runtime, StopRequest
 from remask.training.sharding import exchanging
 

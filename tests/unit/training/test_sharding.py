@@ -16,10 +16,11 @@ from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.runs.progressive import hand_over, phases
 from remask.seeds import generator
-from remask.training.checkpoint import RunFolder, find, restore, save
+from remask.training.checkpoint import restore, save
 from remask.training.distributed import World
 from remask.training.optim import adamw, parameter_groups
 from remask.training.progress import Lines
+from remask.training.run_folder import RunFolder, find
 from remask.training.sharding import Plan, cut_like, exchanging, rehearse, spread, whole
 from tests.unit.runs.test_progressive import on, trainer
 
