@@ -17,11 +17,12 @@ from remask.interop import convmae, mae
 from remask.interop.encoder_files import LAYOUT_OF
 from remask.interop.encoders import open_encoder
 from remask.interop.fetching import fetched
-from remask.interop.loaded import Loaded, loaded_of, remember, resized, split_spec
+from remask.interop.loaded import Loaded, loaded_of, remember, resized
 from remask.interop.mae import DECODER, HEAD, check
 from remask.interop.state_dicts import read
 from remask.method import Method
 from remask.recipe import Recipe
+from remask.recipe.networks import split_spec
 from remask.targets.cached import Cached
 
 DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}

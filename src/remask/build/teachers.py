@@ -15,14 +15,12 @@ from remask.interop.loaded import loaded_of, remember
 from remask.interop.teachers import open_teacher
 from remask.recipe import Recipe
 from remask.recipe.distill import TeacherSection
+from remask.recipe.networks import MAPS
 from remask.seeds import seeded
 from remask.targets import Encoded, Target
 from remask.targets.cached import Cached
 from remask.targets.teacher import Teacher
 from remask.types import Size
-
-MAPS = ("torchvision", "clip", "open_clip", "tae")
-"""Kinds of teachers that give a map of features and no tokens."""
 
 
 def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:

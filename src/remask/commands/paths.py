@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from remask.images.sources.left_out import relative_pattern
-from remask.interop.loaded import split_spec
 from remask.recipe import Recipe
+from remask.recipe.networks import split_spec
 
 T = TypeVar("T")
 
