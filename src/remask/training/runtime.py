@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from remask.errors import UserError
+from remask.training.devices import no_device
 from remask.training.distributed import ALONE, World
 from remask.training.sharding import Parallel, Plan, spread
 
@@ -171,7 +172,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+        raise no_device(name) from None
     if not there.get(device.type, False):
         raise UserError(
             f"device {name} is not there: torch sees {' and '.join(k for k in there if there[k])}; use --device auto"

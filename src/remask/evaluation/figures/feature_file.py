@@ -1,0 +1,23 @@
+"""The file that features are written to: what it may be called. Free of torch."""
+
+from pathlib import Path
+
+from remask.errors import UserError
+
+KINDS = (".parquet", ".npz")
+
+
+def check_file(file: Path) -> None:
+    """Raise UserError unless the file can be written: its suffix, and what writes it."""
+    if file.suffix not in KINDS:
+        raise UserError(f"{file}: features are written to {' or '.join(KINDS)}; choose a file name that ends so")
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; choose another file name")
+    if file.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise UserError(f"{file} needs pyarrow: pip install 'remask[data]', or write .npz") from None
+
+
+__all__ = ["KINDS", "check_file"]
