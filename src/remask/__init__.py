@@ -21,7 +21,7 @@ _HOMES = {
     "methods": ("beit", "convmae", "dm", "dmae", "fastmim", "jd", "mae", "maskfeat", "moma", "simmim"),
     "recipe": ("load_recipe",),
     "report.equation": ("equation",),
-    "runs.reopen": ("open_run",),
+    "runs.opening": ("open_run",),
     "targets": ("Hog", "Pixels"),
     "targets.tokens": ("Codebook",),
     "training.optim": ("learning_rate", "parameter_groups"),

@@ -91,11 +91,6 @@ def build_target(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     return kinds[part.kind]()
 
 
-def _given(part: TargetRecipe, section: str) -> list[str]:
-    """The keys of a target that name what is opened."""
-    return [f"{section}.{key}" for key in ("file", "teacher", "weights") if getattr(part, key)]
-
-
 def _tokenizer(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     if part.file is None:
         features = build_target(codebook_features(part), recipe, patch)
@@ -120,7 +115,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
     with seeded(recipe.seed, "weights"):
         backbone, part = build_backbone(recipe), recipe.method
         masking, unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
-        with naming(_given(part.target, "method.target")):
+        with naming(part.target.opened("method.target")):
             target = build_target(part.target, recipe, unit)
         size = recipe.data.image_size
         decoder = (part.decoder_width, part.decoder_depth, part.decoder_heads, part.decoder_mlp_ratio)
@@ -141,7 +136,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:
             shared = recipe.jd.target == part.target
-            with naming(_given(recipe.jd.target, "jd.target")):
+            with naming(recipe.jd.target.opened("jd.target")):
                 visible = target if shared else build_target(recipe.jd.target, recipe, unit)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
     counts(method, recipe)

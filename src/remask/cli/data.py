@@ -10,8 +10,10 @@ from remask.cli import options
 Src = Annotated[
     str, typer.Argument(metavar="SRC", help="Folder, list file, tar shards, parquet, a set's name.", show_default=False)
 ]
-Channels = Annotated[int, typer.Option(metavar="N", help="Channels that pictures are decoded to.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", help="Processes that decode; 0 = this one.  [all cores]")]
+Channels = Annotated[int, typer.Option("--channels", metavar="N", help="Channels that pictures are decoded to.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="Processes that decode; 0 = this one.  [all cores]")
+]
 
 app = typer.Typer(
     name="data",
@@ -37,9 +39,14 @@ def check(
 
     Reads and decodes every picture once. Names what cannot be used and why, and says how fast training can be fed.
     """
-    from remask import commands
+    from remask.commands.refusals import check_source
+    from remask.recipe.values import image_size as parsed
 
-    commands.data_check(
+    check_source(source, limit, exclude or ())
+    parsed(image_size)
+    from remask.commands import surveying
+
+    surveying.data_check(
         source, limit=limit, exclude=exclude or (), channels=channels, patch=patch, size=image_size, workers=workers,
         as_json=json, quiet=quiet,
     )  # fmt: skip
@@ -66,10 +73,15 @@ def pack(
     --data FILE then trains on it. Labels, class names and picture names are kept; JPEGs that are small enough are kept
     byte for byte, larger pictures are resized; equal ones are stored once; unusable ones are left out and named.
     """
-    from remask import commands
+    from remask.commands.forms import parse_form
+    from remask.commands.refusals import check_file_out, check_source
 
-    form = commands.parse_form(format, size, quality, channels)
-    commands.data_pack(
+    form = parse_form(format, size, quality, channels)
+    check_source(source, limit, exclude or ())
+    check_file_out(out)
+    from remask.commands import packing
+
+    packing.data_pack(
         source, out, form, limit=limit, exclude=exclude or (), workers=workers, max_bad=max_bad, quiet=quiet
     )
 

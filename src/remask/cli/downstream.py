@@ -113,20 +113,25 @@ def detect(
 
 
 def _run(task: str, shared: Shared, keys: dict[str, Any]) -> None:
-    """Train a task, or test what it left, with the recipe keys of its own flags and of the shared ones."""
+    """Train a task, or test the model that it left, with the recipe keys of its own flags and of the shared ones."""
     from remask import commands
+    from remask.commands.choosing import choose_task_recipe
+    from remask.commands.refusals import check_evaluate, check_task
     from remask.errors import UserError
 
     given = {key: value for key, value in {**keys, **shared.keys()}.items() if value is not None}
+    settings = shared.set_ or []
     if not shared.eval_only:
-        train = {"finetune": commands.finetune, "segment": commands.segment, "detect": commands.detect}[task]
+        check_task(choose_task_recipe(task, shared.start, shared.recipe, given, settings), shared.out)
+        train = getattr(commands, task)
         train(
-            shared.start, shared.recipe, given, settings=shared.set_ or [], out=shared.out, quiet=shared.quiet,
+            shared.start, shared.recipe, given, settings=settings, out=shared.out, quiet=shared.quiet,
             verify_data=shared.verify_data, say=print,
         )  # fmt: skip
         return
     if shared.start is None:
         raise UserError(f"--eval-only tests a run that remask {task} left: give its folder")
+    check_evaluate(Path(shared.start), given, shared.device)
     commands.evaluate(Path(shared.start), given, device=shared.device, quiet=shared.quiet, say=print)
 
 

@@ -1,5 +1,6 @@
 """The commands that look at what a network knows: probe, embed, tsne, attention. `register` adds them to the app."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,9 @@ import typer
 
 from remask.cli import options
 
-Layer = Annotated[int, typer.Option(metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")]
+Layer = Annotated[
+    int, typer.Option("--layer", metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")
+]
 
 
 def probe(
@@ -37,16 +40,20 @@ def probe(
 
     Accuracy on frozen features, with all labels and with 10 a class, beside the same network untrained and raw pixels.
     """
+    from remask.commands import refusals
+
     chosen: Any = "all" if layers == "all" else _numbers("--layers", layers, int)
     shares = _numbers("--fractions", fractions, float) or []
-    from remask import commands
-    from remask.errors import UserError
+    refusals.check_protocol(protocol, chosen)
+    network = _network_flags([run], image_size, heads, normalise, device, checkpoint)
+    refusals.check_source(data, limit, exclude or ())
+    refusals.check_second(val, exclude or ())
+    refusals.check_folder_out(out)
+    from remask.commands import probing, subjects
 
-    if protocol not in ("fast", "mae", "attentive"):
-        raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
-    asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
-    look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.probe(run, data, val, asked, look, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
+    wanted = probing.ProbeOptions(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
+    model = subjects.ModelOptions(**network)
+    probing.probe(run, data, val, wanted, model, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
 
 
 def embed(
@@ -65,14 +72,20 @@ def embed(
     quiet: options.Quiet = False,
 ) -> None:
     """Write a feature vector for every picture."""
-    from remask import commands
+    from remask.commands import refusals
     from remask.errors import UserError
 
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")
-    look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.embed(
-        run, data, out, look, layer=layer, pool=pool, limit=limit, exclude=exclude or (), quiet=quiet, say=print
+    network = _network_flags([run], image_size, heads, normalise, device, checkpoint)
+    refusals.check_file(out)
+    refusals.check_source(data, limit, exclude or ())
+    refusals.check_file_out(out)
+    from remask.commands import embedding, subjects
+
+    model = subjects.ModelOptions(**network)
+    embedding.embed(
+        run, data, out, model, layer=layer, pool=pool, limit=limit, exclude=exclude or (), quiet=quiet, say=print
     )
 
 
@@ -96,12 +109,19 @@ def tsne(
     quiet: options.Quiet = False,
 ) -> None:
     """Map the same pictures in several networks, side by side."""
-    from remask import commands
+    from remask.commands import refusals
 
     titles = names.split(",") if names else ()
-    asked = commands.Mapped(titles, untrained, classes, per_class, perplexity, k, layer, seed)
-    look = _look("last", image_size, heads, normalise, device)
-    print(commands.tsne(runs, data, out, asked, look, exclude=exclude or (), quiet=quiet))
+    refusals.check_tsne(out, titles, len(runs))
+    network = _network_flags(runs, image_size, heads, normalise, device, "last")
+    refusals.check_source(data, exclude=exclude or ())
+    refusals.check_file_out(out)
+    from remask.commands import projection, subjects
+
+    wanted = projection.TsneOptions(titles, untrained, classes, per_class, perplexity, k, layer, seed)
+    print(
+        projection.tsne(runs, data, out, wanted, subjects.ModelOptions(**network), exclude=exclude or (), quiet=quiet)
+    )
 
 
 def attention(
@@ -117,24 +137,39 @@ def attention(
     exclude: options.Exclude = None,
 ) -> None:
     """Draw where a vision transformer looks, head by head."""
-    from remask import commands
+    from remask.commands import refusals
 
-    look = _look(checkpoint, image_size, heads, normalise, None)
-    print(commands.attention(run, images, look, out=out, block=block, count=count, exclude=exclude or ()))
+    network = _network_flags([run], image_size, heads, normalise, None, checkpoint)
+    refusals.check_source(images, exclude=exclude or ())
+    refusals.check_file_out(out)
+    from remask.commands import attention_maps, subjects
+
+    model = subjects.ModelOptions(**network)
+    print(attention_maps.attention(run, images, model, out=out, block=block, count=count, exclude=exclude or ()))
 
 
-def _look(checkpoint: str, image_size: str | None, heads: str | None, normalise: str | None, device: str | None) -> Any:
-    from remask import commands
+def _network_flags(
+    networks: Sequence[str], image_size: str | None, heads: str | None, normalise: str | None, device: str | None,
+    checkpoint: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of ModelOptions that the flags set. Raises UserError for a flag or network that is certainly wrong."""
+    from remask.commands import refusals
     from remask.errors import UserError
     from remask.recipe import values
 
     if normalise not in (None, "imagenet", "half", "clip"):
         raise UserError(f"--normalise {normalise} is not known: give imagenet, half or clip")
-    return commands.Look(checkpoint, values.image_size(image_size), values.heads(heads), device or "auto", normalise)
+    size, each = values.image_size(image_size), values.heads(heads)
+    refusals.check_device(device)
+    for network in networks:
+        refusals.check_subject(network, checkpoint)
+    return {
+        "checkpoint": checkpoint, "image_size": size, "heads": each, "device": device or "auto", "normalise": normalise,
+    }  # fmt: skip
 
 
 def _numbers(flag: str, text: str | None, kind: Any) -> list[Any] | None:
-    """ "0,3,-1" -> [0, 3, -1]."""
+    """The numbers of a list: "0,3,-1" -> [0, 3, -1]; None where no list was given. Raises UserError for other text."""
     from remask.errors import UserError
 
     try:

@@ -82,6 +82,7 @@ def pretrain(
     quiet: options.Quiet = False,
 ) -> None:
     """Pre-train a backbone on unlabelled pictures."""
+    from remask.commands.refusals import check_pretrain
     from remask.recipe import choose
 
     flags: dict[str, Any] = {
@@ -91,14 +92,15 @@ def pretrain(
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
+    check_pretrain(chosen, out)
     _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
-    from remask import commands
+    from remask.commands import pretraining
 
-    commands.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
+    pretraining.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
 
 
 def _say_toy(model: str | None, toy: str) -> None:
-    """The one thing that --smoke replaces although it was named."""
+    """Say which small network stands for the one that was named: --smoke replaces nothing else that is named."""
     if model and model != toy:
         print(f"smoke: {toy} stands for {model}", file=sys.stderr)
 
@@ -118,9 +120,13 @@ def resume(
     Names, sizes and labels of its data are compared with those that it was trained on, and a change stops it. An edit
     that keeps name and size is seen with --verify-data alone, if the run was started or resumed with it before.
     """
-    from remask import commands
+    from remask.commands.refusals import check_device, check_unfinished
 
-    commands.resume(run, device=device, quiet=quiet, accept_changed_data=accept_changed_data, verify_data=verify_data)
+    check_unfinished(run)
+    check_device(device)
+    from remask.commands import resuming
+
+    resuming.resume(run, device=device, quiet=quiet, accept_changed_data=accept_changed_data, verify_data=verify_data)
 
 
 cli_look.register(app)
@@ -141,10 +147,15 @@ def export(
     Pre-training: the backbone's weights, how timm rebuilds it, and a script that loads it; position tables are resized
     to the size asked. A downstream run: the whole model with its classes, for timm where timm has it, and the backbone.
     """
-    from remask import commands
+    from remask.commands.refusals import check_folder_out, check_run
     from remask.recipe.values import image_size as parsed
 
-    print(commands.export(run, out, image_size=parsed(image_size), checkpoint=checkpoint))
+    size = parsed(image_size)
+    check_run(run, checkpoint)
+    check_folder_out(out)
+    from remask.commands import exporting
+
+    print(exporting.export(run, out, image_size=size, checkpoint=checkpoint))
 
 
 @app.command()
@@ -158,11 +169,16 @@ def reconstruct(
     exclude: options.Exclude = None,
 ) -> None:
     """Draw masked views and predictions."""
-    from remask import commands
+    from remask.commands.refusals import check_file_out, check_reconstruct
 
-    print(
-        commands.reconstruct(run, images, out=out, count=count, seed=seed, checkpoint=checkpoint, exclude=exclude or ())
+    check_reconstruct(run, checkpoint, images, exclude or ())
+    check_file_out(out)
+    from remask.commands import reconstruction
+
+    drawn = reconstruction.reconstruct(
+        run, images, out=out, count=count, seed=seed, checkpoint=checkpoint, exclude=exclude or ()
     )
+    print(drawn)
 
 
 @app.command()
@@ -182,14 +198,20 @@ def codebook(
 
     Its words are what BEiT predicts: --set method.target.file=FILE.
     """
-    from remask.build import codebook as codebooks
+    from remask.commands.choosing import choose_codebook_recipe
+    from remask.commands.refusals import check_file_out, check_source, refuse_file
 
-    print(
-        codebooks.create(
-            data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed,
-            settings=set_ or [], exclude=exclude or [], quiet=quiet,
-        )
+    refuse_file(out)
+    choose_codebook_recipe(recipe, target, vocabulary, set_ or [])
+    check_source(data, limit, exclude or ())
+    check_file_out(out)
+    from remask.commands import codebooks
+
+    fitted = codebooks.codebook(
+        data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed, settings=set_ or [],
+        exclude=exclude or [], quiet=quiet,
     )  # fmt: skip
+    print(fitted)
 
 
 @app.command()
@@ -198,17 +220,20 @@ def report(run: options.Run) -> None:
 
     Curves, pictures, probe table, cost and recipe in RUN/report.html, which opens offline.
     """
-    from remask import commands
+    from remask.commands.refusals import check_run
 
-    print(commands.report(run))
+    check_run(run)
+    from remask.commands import reporting
+
+    print(reporting.report(run))
 
 
 @app.command()
 def recipes(json: options.Json = False) -> None:
     """List the recipes."""
-    from remask.commands.recipe_list import recipes as print_recipes
+    from remask.commands import recipe_list
 
-    print_recipes(as_json=json)
+    recipe_list.recipes(as_json=json)
 
 
 @app.command()
@@ -218,17 +243,17 @@ def show(
     json: options.Json = False,
 ) -> None:
     """Print a recipe's equation, size and cost."""
-    from remask.commands.recipe_page import show as print_recipe
+    from remask.commands import recipe_page
 
-    print_recipe(recipe, set_ or [], as_json=json)
+    recipe_page.show(recipe, set_ or [], as_json=json)
 
 
 @app.command()
 def doctor() -> None:
     """Check versions, devices, speed and disk."""
-    from remask.commands.diagnosis import doctor as print_machine
+    from remask.commands import diagnosis
 
-    print_machine()
+    diagnosis.doctor()
 
 
 def main() -> NoReturn:

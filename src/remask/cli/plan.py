@@ -45,10 +45,11 @@ def plan(
     For a device that is named, bytes and FLOPs are counted exactly and its speed is assumed. For this machine a few
     real steps are trained in processes of their own. Several --gpus without a --device are h200.
     """
+    from remask.commands.refusals import check_plan, check_source
     from remask.recipe import choose
 
     name = device or ("auto" if gpus == 1 else "h200")
-    check_device(name, measure=measure, mfu=mfu is not None)
+    check_plan(name, measure=measure, mfu=mfu is not None)
     flags: dict[str, Any] = {
         "data.source": data, "backbone.name": model, "optim.epochs": epochs, "optim.batch_size": batch_size,
         "data.image_size": image_size, "data.exclude": exclude or None,
@@ -56,21 +57,12 @@ def plan(
     given = {key: value for key, value in flags.items() if value is not None}
     chosen = choose(recipe, given, method=method, settings=set_ or [])
 
-    from remask.commands.plan import Asked, plan, text
+    if images is None:
+        check_source(chosen.data.source, chosen.data.limit, chosen.data.exclude)
+    from remask.commands import planning
 
-    facts = plan(chosen, Asked(name, gpus, images, mfu, core_rate, measure))
-    print(dumps(facts, indent=2) if json else text(facts))
-
-
-def check_device(name: str, *, measure: bool, mfu: bool) -> None:
-    """Only this machine is measured, and only another has a speed to assume."""
-    from remask.errors import UserError
-
-    here = name.partition(":")[0] in ("auto", "cpu", "cuda", "mps")
-    if measure and not here:
-        raise UserError(f"--measure trains on this machine, and --device {name} is another: leave one of them out")
-    if mfu and here:
-        raise UserError("--mfu is for a --device that is named; this machine's speed is measured")
+    facts = planning.plan(chosen, planning.PlanOptions(name, gpus, images, mfu, core_rate, measure))
+    print(dumps(facts, indent=2) if json else planning.text(facts))
 
 
 __all__ = ["register"]

@@ -1,4 +1,6 @@
-"""Names of devices, before torch is asked which of them are there."""
+"""Names of devices, before torch is asked which of them are there; and processors."""
+
+import os
 
 from remask.errors import UserError
 
@@ -21,4 +23,9 @@ def no_device(name: str) -> UserError:
     return UserError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
 
 
-__all__ = ["KINDS", "check_device", "no_device"]
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+__all__ = ["KINDS", "check_device", "cores", "no_device"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from remask.errors import UserError
 from remask.files.escaping import encodable, is_text, printable, quoted
+from remask.files.paths import write_error
 
 FORMAT = 2
 """Of run folders, in env.json: 1 is what says none. recipe/formats.py has the rules that each was started with."""
@@ -32,7 +33,7 @@ class RunFolder:
             for folder in ("checkpoints", "pictures", "eval"):
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path} cannot be made: {error.strerror}; choose another --out") from error
+            raise cannot_be_made(path, error) from error
         (path / "recipe.toml").write_text(recipe, encoding="utf-8")
         run.write("env.json", {"format": FORMAT, **env})
         return run
@@ -140,6 +141,20 @@ def find(run: RunFolder, name: str = "last") -> Path:
     raise UserError(f"{run.path} holds no checkpoint {name!r}: {why}")
 
 
+def check_new_run(path: Path | None) -> None:
+    """Raise UserError where a new run cannot be made: the path is taken, or the folder above cannot be written."""
+    if path is None:
+        return
+    refuse_existing(path)
+    if error := write_error(path):
+        raise cannot_be_made(path, error)
+
+
+def cannot_be_made(path: Path, error: OSError) -> UserError:
+    """The error for a folder that the system refuses."""
+    return UserError(f"{path} cannot be made: {error.strerror}; choose another --out")
+
+
 def is_task_run(path: Path) -> bool:
     """Whether a folder is a run of a downstream task; one of pre-training has no task.json."""
     return (path / "task.json").is_file()
@@ -148,6 +163,7 @@ def is_task_run(path: Path) -> bool:
 __all__ = [
     "FORMAT",
     "RunFolder",
+    "check_new_run",
     "find",
     "is_task_run",
     "refuse_bytes",

@@ -6,7 +6,6 @@ and the checkpoints ask.
 
 import contextlib
 import ctypes
-import os
 import signal
 import sys
 import threading
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from remask.errors import UserError
-from remask.training.devices import no_device
+from remask.training.devices import cores, no_device
 from remask.training.distributed import ALONE, World
 from remask.training.sharding import Parallel, Plan, spread
 
@@ -149,8 +148,7 @@ def resolve(
 
 def auto_workers(runtime: Runtime) -> int:
     """Loader processes: as many cores as can be spared on a GPU machine; on a CPU the cores have other work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
+    return min(max(cores() // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
 
 
 def keep_freed_memory() -> None:

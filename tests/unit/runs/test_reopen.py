@@ -11,7 +11,8 @@ from remask.backbones.tables import resize_state
 from remask.build.pretraining import build_method
 from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe
-from remask.runs.reopen import open_run, trained
+from remask.runs.opening import open_run
+from remask.runs.reopen import trained
 from remask.training.checkpoint import position, save
 from remask.training.run_folder import RunFolder
 

@@ -1,7 +1,6 @@
 """Names of devices are refused early exactly where torch refuses them."""
 
 import pytest
-import torch
 
 from remask.errors import UserError
 from remask.training.devices import KINDS, check_device
@@ -11,8 +10,6 @@ from remask.training.runtime import resolve
 @pytest.mark.parametrize("name", [None, "auto", "cuda:3", "mps", "cpu:0", *KINDS])
 def test_what_torch_may_know_is_not_refused(name: str | None) -> None:
     check_device(name)
-    if name not in (None, "auto"):
-        torch.device(name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu", "", "cuda3", "CPU"])
