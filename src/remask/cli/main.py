@@ -16,7 +16,7 @@ from remask.cli import hints as cli_hints
 from remask.cli import look as cli_look
 from remask.cli import options
 from remask.cli import plan as cli_plan
-from remask.cli.ending import end, of_all
+from remask.cli.ending import end, report_error
 from remask.files.escaping import escape_on
 from remask.training import launcher
 
@@ -33,13 +33,13 @@ app = typer.Typer(
 DEFAULT_RECIPE = "dmjd-vit-tiny"
 
 
-def _version(asked: bool) -> bool:
-    if asked:
+def _version(given: bool) -> bool:
+    if given:
         from remask import __version__
 
         print(__version__)
         raise typer.Exit
-    return asked
+    return given
 
 
 @app.callback()
@@ -269,7 +269,7 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        end(of_all(error))
+        end(report_error(error))
     except KeyboardInterrupt:
         end(130)
 
