@@ -1,4 +1,4 @@
-"""Codebooks: the words of BEiT's τ, fitted by k-means on the user's own pictures (after 2106.08254, section 2.1)."""
+"""Codebooks: the words of BEiT's τ, fitted by k-means on the user's own images (after 2106.08254, section 2.1)."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -78,7 +78,7 @@ def embed(
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")
     network = _network_flags([run], image_size, heads, normalise, device, checkpoint)
-    refusals.check_file(out)
+    refusals.check_name(out)
     refusals.check_source(data, limit, exclude or ())
     refusals.check_file_out(out)
     from remask.commands import embedding, subjects

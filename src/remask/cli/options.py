@@ -13,17 +13,17 @@ SRC, DIR = "SRC", "DIR"
 
 
 def data(help: str, metavar: str = SRC) -> Any:
-    """The option --data: the pictures that a command works on."""
+    """The option --data: the images that a command works on."""
     return typer.Option("--data", metavar=metavar, help=help)
 
 
 def val(help: str, metavar: str = SRC) -> Any:
-    """The option --val: the pictures that a command tests on."""
+    """The option --val: the images that a command tests on."""
     return typer.Option("--val", metavar=metavar, help=help)
 
 
 def images(help: str, metavar: str = SRC, **limits: Any) -> Any:
-    """The option --images: pictures that are shown, or their number."""
+    """The option --images: images that are shown, or their number."""
     return typer.Option("--images", metavar=metavar, help=help, **limits)
 
 
@@ -43,7 +43,7 @@ def target(help: str) -> Any:
 
 
 def epochs(help: str) -> Any:
-    """The option --epochs: passes over the pictures."""
+    """The option --epochs: passes over the images."""
     return typer.Option("--epochs", help=help)
 
 
@@ -58,7 +58,7 @@ def classes(help: str) -> Any:
 
 
 def max_bad(help: str) -> Any:
-    """The option --max-bad: the share of unusable pictures that stops."""
+    """The option --max-bad: the share of unusable images that stops a command."""
     return typer.Option("--max-bad", metavar="SHARE", help=help)
 
 

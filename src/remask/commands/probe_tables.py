@@ -5,7 +5,7 @@ from typing import Any
 
 
 def layer_table(result: Mapping[str, Any]) -> str:
-    """Accuracy of every layer as a table, and which was best on held-out training pictures."""
+    """A table of every layer's accuracy, and a line about the best one on held-out training images."""
     names = list(result["layers"])
     titles = " | ".join(f"linear, {name} | kNN, {name}".replace("top1", "trained") for name in names)
     lines = [f"| layer | {titles} |", "|--:" * (1 + 2 * len(names)) + "|"]
@@ -19,13 +19,13 @@ def layer_table(result: Mapping[str, Any]) -> str:
 
 
 def two_rows(title: str, result: Mapping[str, Any]) -> str:
-    """Trained and untrained accuracy as a table."""
+    """A table of trained and untrained accuracy."""
     lines = ["| accuracy, % | trained | untrained |", "|---|--:|--:|"]
     return "\n".join([*lines, f"| {title} | {result['top1']:.1f} | {result['untrained']:.1f} |"])
 
 
 def probe_table(result: Mapping[str, Any]) -> str:
-    """The fast probe as a table for a terminal and for Markdown."""
+    """A table of the fast probe's accuracies."""
     few = result["few_labels"]
     rows = {
         "kNN": result["knn"],

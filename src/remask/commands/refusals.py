@@ -11,7 +11,7 @@ from typing import Any
 
 from remask.downstream.inputs import check_task_recipe
 from remask.errors import UserError
-from remask.evaluation.figures.feature_file import check_file
+from remask.evaluation.figures.feature_file import check_name
 from remask.files.escaping import quoted
 from remask.files.paths import check_file_out, write_error
 from remask.files.text import LONGEST
@@ -23,12 +23,18 @@ from remask.recipe.networks import check_encoder
 from remask.runs.checks import check_recipe
 from remask.runs.opening import open_run, open_task
 from remask.training.devices import check_device
-from remask.training.launcher import may_restart, restarted
+from remask.training.launcher import may_restart, place, restarted
 from remask.training.run_folder import RunFolder, check_new_run, find, is_task_run, why_no_run
 
 
 def check_pretrain(recipe: Recipe, out: Path | None) -> None:
-    """Raise UserError for paths of a recipe, or an --out, with which it cannot be trained."""
+    """Raise UserError for paths of a recipe, or an --out, with which it cannot be trained.
+
+    Of several processes each may see other paths, on its own machine: they check once they have joined, so that the
+    one that fails is heard.
+    """
+    if place().size > 1:
+        return
     check_recipe(recipe)
     if not may_restart():  # else a run that is there may be continued
         check_new_run(out)
@@ -151,7 +157,7 @@ def _refuse_without_export(path: Path) -> None:
 
 
 __all__ = [
-    "check_device", "check_evaluate", "check_file", "check_file_out", "check_folder_out", "check_plan",
+    "check_device", "check_evaluate", "check_file_out", "check_folder_out", "check_name", "check_plan",
     "check_pretrain", "check_protocol", "check_reconstruct", "check_run", "check_second", "check_source",
     "check_subject", "check_task", "check_tsne", "check_unfinished", "refuse_file",
 ]  # fmt: skip

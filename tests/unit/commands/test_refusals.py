@@ -35,6 +35,17 @@ def test_a_run_that_torchrun_may_come_back_to_is_no_mistake(run: Path, monkeypat
     check_pretrain(recipe, None)
 
 
+def test_several_processes_check_once_they_have_joined(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails alone before that would end without a word."""
+    recipe = load_recipe("demo", {"data.source": "absent"}, {})
+    with pytest.raises(UserError, match="there is no file"):
+        check_pretrain(recipe, None)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_pretrain(recipe, run)
+
+
 def test_networks(run: Path) -> None:
     check_subject(str(run))
     check_subject("timm:any_name", "epoch-0100")
