@@ -113,6 +113,7 @@ def probe(
     result["protocol"] |= {"image_size": list(subject.size), "network": subject.name}
     images = [absolute(data), absolute(val), limit, list(exclude), *digests]
     network = "" if out is None else str(subject.folder or subject.name)  # a run that continues keeps its latest result
+    # under the names that older versions wrote: the name of the result's own file depends on them
     about = {"network": network, "look": model, "asked": options, "size": subject.size, "pictures": images}
     _write(subject, name, result, out, val or data, about)
     progress.delete()
