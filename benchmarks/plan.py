@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from remask.planning import Forecast, anatomy, forecast
-from remask.planning.rehearsal import pictures_for
+from remask.planning.anatomy import anatomy
+from remask.planning.rehearsal import Forecast, forecast, pictures_for
 from remask.recipe import Recipe, choose
 
 CASES: Mapping[str, int] = {"mae-vit-micro-cifar": 512, "convmae-convit-micro-cifar": 192, "dmjd-vit-tiny": 48}

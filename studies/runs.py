@@ -48,7 +48,8 @@ def probes(method: Any, data: Path, size: tuple[int, int], held_out: bool = Fals
 
 def result(out: Path, data: Path, size: tuple[int, int], held_out: bool, untrained_name: str) -> dict[str, Any]:
     """Cost and probes of a run, beside the same network untrained, which is probed once a name."""
-    from remask.runs.reopen import open_run, trained, untrained
+    from remask.runs.opening import open_run
+    from remask.runs.reopen import trained, untrained
 
     run, recipe = open_run(out)
     cost, known = run.read("cost.json"), out.parent / f"untrained-{untrained_name}.json"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from remask.training.checkpoint import RunFolder
 from remask.training.cost import Ledger
 from remask.training.optim import Schedule, adamw, parameter_groups
 from remask.training.progress import Lines
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 from remask.training.trainer import Trainer
 

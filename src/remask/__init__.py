@@ -23,7 +23,7 @@ _HOMES = {
     "method": ("Branch", "Method", "equation"),
     "methods": ("beit", "convmae", "dm", "dmae", "fastmim", "jd", "mae", "maskfeat", "moma", "simmim"),
     "recipe": ("load_recipe",),
-    "runs.reopen": ("open_run",),
+    "runs.opening": ("open_run",),
     "targets": ("Hog", "Pixels"),
     "targets.tokens": ("Codebook",),
     "training.optim": ("learning_rate", "parameter_groups"),

@@ -91,8 +91,8 @@ def test_a_classifier_of_any_names(
 
 def test_looking_at_pictures_of_any_name(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, model = str(root / "classes"), "untrained:vit_micro"
-    look = commands.Look(image_size=(16, 16))
-    asked = commands.Mapped(names=["$net_{1}$ [red] \n"], perplexity=5, k=2, classes=30)
+    look = commands.ModelOptions(image_size=(16, 16))
+    asked = commands.TsneOptions(names=["$net_{1}$ [red] \n"], perplexity=5, k=2, classes=30)
     out = commands.tsne([model], data, root / "look" / "map $.png", asked, look, quiet=True)
     rows = list(csv.DictReader(text_of(out.with_suffix(".csv")).splitlines()))
     assert {literal(row["class"]) for row in rows} == set(NAMES)
@@ -122,7 +122,7 @@ def test_a_pre_training_of_any_name(root: Path) -> None:
     commands.pretrain(load_recipe("demo", changed, environment={}), out=run, quiet=True)
     kept = load_recipe(run / "recipe.toml", environment={}, strict=False)
     assert kept.data.source == data
-    asked = commands.Asked(k=2)
+    asked = commands.ProbeOptions(k=2)
     commands.probe(str(run), data, data, asked, quiet=True)
     page = text_of(commands.report(run))
     assert printable(RUN).split("'")[0] in page
@@ -265,7 +265,7 @@ def test_data_of_a_name_that_is_no_utf8_on_a_screen_of_ascii(tmp_path: Path) -> 
 
 
 def test_files_of_the_longest_name(root: Path) -> None:
-    look = commands.Look(image_size=(16, 16))
+    look = commands.ModelOptions(image_size=(16, 16))
     out = root / ("e" * 251 + ".npz")
     assert commands.embed("untrained:vit_micro", str(root / "classes"), out, look, limit=3, quiet=True).is_file()
     packed = root / ("p" * 248 + ".remask")

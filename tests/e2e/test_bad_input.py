@@ -148,8 +148,10 @@ def test_probes(source: str, k: int, words: str, tmp_path: Path) -> None:
     sizes = {"one": {"a": 12}, "train": {"a": 12, "b": 12}}
     data = str(coloured(tmp_path / source, sizes[source])) if source in sizes else source
     val = str(coloured(tmp_path / "val", {"a": 3, "b": 3, "c": 3})) if source == "train" else data
-    look = commands.Look(image_size=(16, 16))
+    look = commands.ModelOptions(image_size=(16, 16))
     with pytest.raises(UserError, match=words) as caught:
-        commands.probe("untrained:vit_micro", data, val, commands.Asked(k=k), look, out=tmp_path / "out", quiet=True)
+        commands.probe(
+            "untrained:vit_micro", data, val, commands.ProbeOptions(k=k), look, out=tmp_path / "out", quiet=True
+        )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from remask import commands
 from remask.build import codebook
 from remask.errors import UserError
-from remask.training.checkpoint import RunFolder
+from remask.training.run_folder import RunFolder
 from tests.e2e.test_dense import drawn
 
 SMALL = [

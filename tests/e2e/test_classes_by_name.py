@@ -24,7 +24,7 @@ NAMES = ("ant", "bee", "cow", "dog")
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 60, 220), (220, 210, 30), (200, 40, 210), (30, 210, 210),
            (120, 60, 20), (250, 250, 250), (250, 130, 160), (0, 100, 60), (255, 120, 0), (90, 160, 90)]  # fmt: skip
 """A class is a colour, so that any features tell classes apart and every accuracy below 100 is a matter of names."""
-LOOK = commands.Look(image_size=(16, 16))
+LOOK = commands.ModelOptions(image_size=(16, 16))
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0", "runtime.save_every_minutes=0.00001"]
 LEARN: dict[str, Any] = {"data.image_size": 16, "optim.epochs": 10, "optim.batch_size": 8, "optim.lr": 2e-3}
 
@@ -160,7 +160,9 @@ PAIRS = [
 @pytest.mark.parametrize("sources", PAIRS, ids=lambda sources: sources.__name__)
 def test_probe(sources: Any, tmp_path: Path) -> None:
     data, val = sources(tmp_path)
-    found = commands.probe("untrained:vit_micro", data, val, commands.Asked(k=1), LOOK, out=tmp_path / "o", quiet=True)
+    found = commands.probe(
+        "untrained:vit_micro", data, val, commands.ProbeOptions(k=1), LOOK, out=tmp_path / "o", quiet=True
+    )
     for part in ("knn", "linear"):
         assert found[part]["pixels"] == 100, f"{part}: colours tell classes apart without a network"
 
@@ -169,7 +171,7 @@ def test_probe(sources: Any, tmp_path: Path) -> None:
 def test_the_other_probes(protocol: Any, tmp_path: Path) -> None:
     """The same test pictures say the same, with their classes in any order or in that of the training pictures."""
     data, numbers = folders(tmp_path / "t", of(*NAMES), range(6)), [1, 1, 2, 2, 3, 3]
-    asked = commands.Asked(protocol=protocol, epochs=8)
+    asked = commands.ProbeOptions(protocol=protocol, epochs=8)
     found = []
     for order in (NAMES, ("dog", "cow", "bee")):
         val = table(tmp_path / f"{order[0]}.parquet", [order.index(NAMES[n]) for n in numbers], numbers, order, 90)

@@ -100,10 +100,10 @@ def test_a_probed_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     data = pictures(tmp_path / "labelled", 6, 6)
     run = pretrained(tmp_path, data)
     assert "Not probed yet" in (run / "report.html").read_text()
-    for asked in (commands.Asked("mae", epochs=1), commands.Asked("attentive", epochs=1)):
+    for asked in (commands.ProbeOptions("mae", epochs=1), commands.ProbeOptions("attentive", epochs=1)):
         commands.probe(str(run), str(data), None, asked, quiet=True)
     assert "Not probed yet" not in (run / "report.html").read_text()
-    commands.probe(str(run), str(data), None, commands.Asked(fractions=(0.5,)), quiet=True)
+    commands.probe(str(run), str(data), None, commands.ProbeOptions(fractions=(0.5,)), quiet=True)
     text = (run / "report.html").read_text()
     for words in ("linear probe as MAE", "attentive probe", "kNN, 50 % of the labels", "8 to learn from"):
         assert words in text or words.replace("8", "10") in text, words

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from remask import commands
-from remask.commands.downstream import open_task
 from remask.downstream.build import build_model
 from remask.downstream.export import load_export
 from remask.downstream.training import learned, restored
 from remask.errors import UserError
-from remask.training.checkpoint import RunFolder
+from remask.runs.opening import open_task
+from remask.training.run_folder import RunFolder
 
 SETTINGS = ["runtime.threads=1", "optim.precision=fp32", "runtime.workers=0"]
 NETS: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -67,7 +67,7 @@ def test_a_classifier(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("sys.argv", ["load_example.py"])
     runpy.run_path(str(folder / "load_example.py"))
     assert capsys.readouterr().out.count("%") == 5
-    second = commands.Look(image_size=None)
+    second = commands.ModelOptions(image_size=None)
     features = commands.embed(f"run:{folder}", "digits:val", tmp_path / "x.npz", second, limit=8, quiet=True)
     assert features.exists(), "its backbone opens as any other's"
 

@@ -10,7 +10,7 @@ from PIL import Image
 from remask import commands
 from remask.errors import UserError
 
-LOOK = commands.Look(image_size=(16, 16))
+LOOK = commands.ModelOptions(image_size=(16, 16))
 NET = "untrained:vit_micro"
 
 
@@ -23,7 +23,7 @@ def test_embed(tmp_path: Path) -> None:
 
 
 def test_tsne_puts_networks_side_by_side(tmp_path: Path) -> None:
-    asked = commands.Mapped(names=("a", "b"), untrained=True, classes=4, per_class=20, perplexity=10, k=5)
+    asked = commands.TsneOptions(names=("a", "b"), untrained=True, classes=4, per_class=20, perplexity=10, k=5)
     picture = commands.tsne([NET, NET], "digits", tmp_path / "maps.png", asked, LOOK, quiet=True)
     rows = (tmp_path / "maps.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 80
@@ -32,7 +32,7 @@ def test_tsne_puts_networks_side_by_side(tmp_path: Path) -> None:
     assert set(found) == {"untrained", "a", "b"}
     assert found["a"] == found["b"], "the same network twice"
     with pytest.raises(UserError, match="no labels"):
-        commands.tsne([NET], "photos", tmp_path / "other.png", look=LOOK, quiet=True)
+        commands.tsne([NET], "photos", tmp_path / "other.png", model=LOOK, quiet=True)
     assert not (tmp_path / "other.png").exists()
 
 
@@ -52,7 +52,9 @@ def test_tsne_of_few_images_lowers_what_they_do_not_allow(
 
 
 def test_attention(tmp_path: Path) -> None:
-    picture = commands.attention(NET, "photos", commands.Look(image_size=(32, 32)), out=tmp_path / "a.png", count=2)
+    picture = commands.attention(
+        NET, "photos", commands.ModelOptions(image_size=(32, 32)), out=tmp_path / "a.png", count=2
+    )
     assert Image.open(picture).size[0] > 300
     with pytest.raises(UserError, match="--out"):
         commands.attention(NET)
@@ -61,13 +63,13 @@ def test_attention(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "name"),
     [
-        (commands.Asked(layers=(0, -1)), "layers"),
-        (commands.Asked("mae", epochs=2), "linprobe"),
-        (commands.Asked("attentive", epochs=1), "attentive"),
-        (commands.Asked(fractions=(0.5,)), "probe"),
+        (commands.ProbeOptions(layers=(0, -1)), "layers"),
+        (commands.ProbeOptions("mae", epochs=2), "linprobe"),
+        (commands.ProbeOptions("attentive", epochs=1), "attentive"),
+        (commands.ProbeOptions(fractions=(0.5,)), "probe"),
     ],
 )
-def test_probes_of_a_specification(asked: commands.Asked, name: str, tmp_path: Path) -> None:
+def test_probes_of_a_specification(asked: commands.ProbeOptions, name: str, tmp_path: Path) -> None:
     found = commands.probe(NET, "digits:train", "digits:val", asked, LOOK, limit=400, out=tmp_path, quiet=True)
     assert json.loads((tmp_path / "eval" / f"{name}.json").read_text())["protocol"]["image_size"] == [16, 16]
     assert found["protocol"]["val"] == "digits:val"

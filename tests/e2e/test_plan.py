@@ -8,8 +8,8 @@ import pytest
 
 from remask import commands
 from remask.cli import main as cli
-from remask.planning import Forecast, Rehearsed
 from remask.planning import parts as parts_module
+from remask.planning.rehearsal import Forecast, Rehearsed
 
 
 def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

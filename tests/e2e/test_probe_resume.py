@@ -12,7 +12,7 @@ from remask import commands
 from remask.evaluation.probing import attentive
 from remask.evaluation.probing import mae_probe as linprobe
 
-NET, LOOK = "untrained:vit_micro", commands.Look(image_size=(16, 16))
+NET, LOOK = "untrained:vit_micro", commands.ModelOptions(image_size=(16, 16))
 PARTS: dict[str, tuple[Any, str, int]] = {
     "linprobe": (linprobe.LinearProbe, "state_dict", 4),
     "attentive": (attentive, "fit", 9),
@@ -20,13 +20,15 @@ PARTS: dict[str, tuple[Any, str, int]] = {
 """What is killed when it is called for so many a time: within the second network."""
 
 
-def probe(out: Path, asked: commands.Asked) -> dict[str, Any]:
+def probe(out: Path, asked: commands.ProbeOptions) -> dict[str, Any]:
     return commands.probe(NET, "digits:train", "digits:val", asked, LOOK, limit=120, out=out, quiet=True)
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_killed_probe_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = commands.Asked("mae", epochs=3) if name == "linprobe" else commands.Asked("attentive", epochs=1)
+    asked = (
+        commands.ProbeOptions("mae", epochs=3) if name == "linprobe" else commands.ProbeOptions("attentive", epochs=1)
+    )
     whole = probe(tmp_path / "whole", asked)
     owner, method, last = PARTS[name]
     own, calls = getattr(owner, method), list[int]()
@@ -57,13 +59,13 @@ def test_what_another_call_left_is_not_taken_up(tmp_path: Path, monkeypatch: pyt
 
     own = attentive.score
     monkeypatch.setattr(attentive, "score", lambda *a, **k: (99.0, 0.0))
-    memory = commands.Asked("attentive", epochs=1)
-    monkeypatch.setattr("remask.commands.probing._keep", killed)
+    memory = commands.ProbeOptions("attentive", epochs=1)
+    monkeypatch.setattr("remask.commands.probing._write", killed)
     with pytest.raises(MemoryError):
         probe(tmp_path, memory)
     monkeypatch.undo()
     assert own is attentive.score
-    assert probe(tmp_path, commands.Asked("attentive", epochs=1, seed=1))["top1"] != 99.0
+    assert probe(tmp_path, commands.ProbeOptions("attentive", epochs=1, seed=1))["top1"] != 99.0
 
 
 def test_what_was_reached_on_other_pictures_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +75,10 @@ def test_what_was_reached_on_other_pictures_is_not_taken_up(tmp_path: Path, monk
         for i in range(12):
             pixels = np.random.default_rng(i).integers(90 * number, 90 * number + 80, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
-    asked, kept = commands.Asked("attentive", epochs=1), list[object]()
-    monkeypatch.setattr("remask.commands.probing.key_of", lambda *named: kept.append(named[3:]) or {"named": named[3:]})
+    asked, kept = commands.ProbeOptions("attentive", epochs=1), list[object]()
+    monkeypatch.setattr(
+        "remask.commands.probing.request_key", lambda *named: kept.append(named[3:]) or {"named": named[3:]}
+    )
 
     def call() -> None:
         commands.probe(NET, str(tmp_path / "data"), None, asked, LOOK, out=tmp_path / "out", quiet=True)

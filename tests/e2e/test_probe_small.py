@@ -12,12 +12,12 @@ from PIL import Image
 from remask import commands
 from remask.errors import UserError
 
-NET, LOOK = "untrained:vit_micro", commands.Look(image_size=(16, 16))
+NET, LOOK = "untrained:vit_micro", commands.ModelOptions(image_size=(16, 16))
 PROBES = {
-    "probe": commands.Asked(),
-    "layers": commands.Asked(layers="all"),
-    "linprobe": commands.Asked("mae", epochs=2),
-    "attentive": commands.Asked("attentive", epochs=1),
+    "probe": commands.ProbeOptions(),
+    "layers": commands.ProbeOptions(layers="all"),
+    "linprobe": commands.ProbeOptions("mae", epochs=2),
+    "attentive": commands.ProbeOptions("attentive", epochs=1),
 }
 
 
@@ -39,7 +39,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
-def probe(data: Path, out: Path, asked: commands.Asked = PROBES["probe"], **more: Any) -> dict[str, Any]:
+def probe(data: Path, out: Path, asked: commands.ProbeOptions = PROBES["probe"], **more: Any) -> dict[str, Any]:
     return commands.probe(NET, str(data), None, asked, LOOK, out=out, **more)
 
 
@@ -63,7 +63,7 @@ def test_fewer_than_k_all_vote_and_it_is_said(tmp_path: Path, capsys: pytest.Cap
     assert "there are 8 training images and not 20" in capsys.readouterr().err
     assert found["linear"]["pixels"] == 100
     with pytest.raises(UserError, match="at least one neighbour"):
-        probe(tmp_path / "data", tmp_path / "out", commands.Asked(k=0), quiet=True)
+        probe(tmp_path / "data", tmp_path / "out", commands.ProbeOptions(k=0), quiet=True)
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (1, 1, 1, 1, 1, 1)])
@@ -113,7 +113,7 @@ def test_results_on_several_data_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_fractions_are_in_result_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = commands.Asked(fractions=(0.25, 0.5))
+    asked = commands.ProbeOptions(fractions=(0.25, 0.5))
     found = probe(pictures(tmp_path / "data", 20, 20), tmp_path / "out", asked)
     assert list(found["fractions"]) == ["0.25", "0.5"]
     out = capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_a_map_leaves_bad_pictures_out(
     for name in bad:
         cut(data / name)
         (clean / name).unlink()
-    asked, rows = commands.Mapped(untrained=True, perplexity=4, k=3), {}
+    asked, rows = commands.TsneOptions(untrained=True, perplexity=4, k=3), {}
     for root in (data, clean):
         commands.tsne([NET, NET], str(root), tmp_path / f"{root.name}.png", asked, LOOK)
         lines = (tmp_path / f"{root.name}.csv").read_text().splitlines()[1:]

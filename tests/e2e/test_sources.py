@@ -16,7 +16,7 @@ from PIL import Image
 
 from remask import commands
 from remask.cli import main as cli
-from remask.commands import Asked, Look
+from remask.commands import ModelOptions, ProbeOptions
 from remask.errors import UserError
 from remask.recipe import load_recipe
 
@@ -65,7 +65,13 @@ def test_two_pictures_of_a_scene_keep_their_classes(tmp_path: Path, sign: str) -
                         tar.addfile(info, io.BytesIO(data))
     data, val = str(tmp_path / "train.tar"), str(tmp_path / "test.tar")
     result = commands.probe(
-        "untrained:vit_micro", data, val, Asked(k=3), Look(image_size=(32, 32)), out=tmp_path / "out", quiet=True
+        "untrained:vit_micro",
+        data,
+        val,
+        ProbeOptions(k=3),
+        ModelOptions(image_size=(32, 32)),
+        out=tmp_path / "out",
+        quiet=True,
     )
     assert result["knn"]["top1"] == result["linear"]["top1"] == 100
 

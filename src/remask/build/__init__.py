@@ -1,1 +1,1 @@
-"""A recipe becomes objects: method, loader, trainer, teachers, codebook."""
+"""From a recipe to objects: method, loader, trainer, teachers, codebook."""

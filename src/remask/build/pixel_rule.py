@@ -1,4 +1,4 @@
-"""How a run reads its pixels, settled once by a sample of its source and written into its recipe."""
+"""How a run reads its pixels: chosen once by a sample of its source, and written into its recipe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,10 @@ from remask.recipe import Recipe
 
 
 def with_pixel_rule(recipe: Recipe, source: Source) -> tuple[Recipe, str]:
-    """The recipe with the range, and the mean and deviation if they are measured, that a sample of the source shows;
-    and what the sample is, in a line."""
+    """The recipe with the range of pixel values that a sample of the source shows, and a line about the sample.
+
+    Mean and deviation are taken from the sample too, where the recipe measures them.
+    """
     data = recipe.data
     found = measure(source, data.channels, data.range)
     updates: dict[str, Any] = {"range": found.rule}
@@ -29,16 +31,16 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _check_deep(recipe: Recipe, deep: bool) -> None:
-    """Raise UserError for what 8-bit pictures alone can do, where the source has deeper ones."""
+    """Raise UserError for a key that is for 8-bit images, where the source has deeper ones."""
     if not deep or recipe.data.range == "byte":
         return
-    for key, asked in {
+    for key, is_set in {
         "distill.jitter": recipe.distill and recipe.distill.jitter,
         'data.keep "device"': recipe.data.keep == "device",
         'data.decode "cuda"': recipe.data.decode == "cuda",
         'method.target.tokenizer "stored"': recipe.method.target.tokenizer == "stored",
     }.items():
-        if asked:
+        if is_set:
             raise UserError(f"{key} is for 8-bit pictures, and these are deeper: leave it out, or set data.range=byte")
 
 

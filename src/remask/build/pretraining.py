@@ -1,4 +1,4 @@
-"""Recipe → objects: one dict literal per kind, and nothing else that knows both names and parts."""
+"""Recipe → method: one dict literal per kind; no other file knows both the names in a recipe and the objects."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -40,37 +40,44 @@ UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_pos
 
 
 def build_backbone(recipe: Recipe) -> Backbone:
-    """The network of [backbone] for pictures of [data]."""
-    part, data = recipe.backbone, recipe.data
-    sizes = {"patch_size": part.patch_size, "embed_dim": part.width, "depth": part.depth, "num_heads": part.heads}
+    """The network of [backbone], for images as [data] has them."""
+    section, data = recipe.backbone, recipe.data
+    sizes = {
+        "patch_size": section.patch_size,
+        "embed_dim": section.width,
+        "depth": section.depth,
+        "num_heads": section.heads,
+    }
     overrides = {name: value for name, value in sizes.items() if value is not None}
-    create = maker(part.name)
+    create = maker(section.name)
     if create is create_vit:
-        create = partial(create_vit, positions=part.positions)
-    if create is create_hierarchical and recipe.method.name != "fastmim" and known(part.name):
-        refuse_tokens(part.name, recipe.method.name)
-    sized = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(part, key)]
+        create = partial(create_vit, positions=section.positions)
+    if create is create_hierarchical and recipe.method.name != "fastmim" and known(section.name):
+        refuse_tokens(section.name, recipe.method.name)
+    sized = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(section, key)]
     if overrides and create is create_hierarchical:
-        raise UserError(f"{part.name} has its own sizes: leave out {' and '.join(sized)}, or choose a vit")
+        raise UserError(f"{section.name} has its own sizes: leave out {' and '.join(sized)}, or choose a vit")
     with in_recipe(), naming(sized):
-        network = create(part.name, data.image_size, data.mean, data.std, drop_path=part.drop_path, overrides=overrides)
+        network = create(
+            section.name, data.image_size, data.mean, data.std, drop_path=section.drop_path, overrides=overrides
+        )
     network.normalise.read_by(Levels.of(data.range))
     return network
 
 
 def scaling_of(data: DataSection) -> Scaling | None:
-    """How pictures are read and normalised by [data]; None: as 8 bits."""
+    """How [data] has images of more than 8 bits read and normalised; None for 8 bits."""
     levels = Levels.of(data.range)
     return Scaling(levels, data.mean, data.std) if levels else None
 
 
 def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tuple[Masking, Size]:
-    """The pattern of [masking], one view (DM comes as a plug-in), and the pixels of a unit of its grid.
+    """The masking of [masking] with one view (DM adds the others), and the pixels of a unit of its grid.
 
-    A cell in pixels is whole tokens, in fastmim also a whole part of one, in simmim patches of `stem`; or an error.
+    A cell in pixels is whole tokens, in fastmim also a whole fraction of one, in simmim patches of `stem`; or an error.
     """
-    part, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
-    masking = Masking(part.ratio, PATTERNS[part.pattern], part.cell, count=part.count or count_of(method))
+    section, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
+    masking = Masking(section.ratio, PATTERNS[section.pattern], section.cell, count=section.count or count_of(method))
     if not side:
         return masking, patch
     if method == "fastmim" and patch[0] % side == patch[1] % side == 0:
@@ -79,69 +86,68 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
     return replace(masking, cell=cell), unit
 
 
-def build_target(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
-    """A target for tokens of `patch` pixels. A codebook that is still to be fitted has empty words."""
-    data, cell = recipe.data, part.cell or hog_cell(patch)
+def build_target(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
+    """The target of a recipe's section, for tokens of `patch` pixels. A codebook without a file gets words of zeros."""
+    data = recipe.data
+    cell = section.cell or hog_cell(patch)
     kinds: dict[str, Callable[[], Target]] = {
-        "pixels": lambda: Pixels(patch, data.mean, data.std, per_patch=part.norm == "patch"),
-        "hog": lambda: Hog(patch, data.mean, data.std, part.flavour, cell, part.bins, part.norm),  # type: ignore[arg-type]
-        "features": lambda: map_teacher(str(part.teacher), part.weights, part.norm, recipe, patch),
-        "tokens": lambda: _tokenizer(part, recipe, patch),
+        "pixels": lambda: Pixels(patch, data.mean, data.std, per_patch=section.norm == "patch"),
+        "hog": lambda: Hog(patch, data.mean, data.std, section.flavour, cell, section.bins, section.norm),  # type: ignore[arg-type]
+        "features": lambda: map_teacher(str(section.teacher), section.weights, section.norm, recipe, patch),
+        "tokens": lambda: _tokenizer(section, recipe, patch),
     }
-    return kinds[part.kind]()
+    return kinds[section.kind]()
 
 
-def _given(part: TargetRecipe, section: str) -> list[str]:
-    """The keys of a target that name what is opened."""
-    return [f"{section}.{key}" for key in ("file", "teacher", "weights") if getattr(part, key)]
-
-
-def _tokenizer(part: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
-    if part.file is None:
-        features = build_target(codebook_features(part), recipe, patch)
-        return Codebook(features, torch.zeros(part.vocabulary, features.width))
-    if part.tokenizer == "dalle":
-        return Dalle(load_dalle(Path(part.file)), patch, recipe.data.mean, recipe.data.std)
-    if part.tokenizer == "stored":
-        return StoredIds(Path(part.file), patch, part.vocabulary)
-    centres, about = read_codebook(Path(part.file))
+def _tokenizer(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
+    if section.file is None:
+        features = build_target(codebook_features(section), recipe, patch)
+        return Codebook(features, torch.zeros(section.vocabulary, features.width))
+    if section.tokenizer == "dalle":
+        return Dalle(load_dalle(Path(section.file)), patch, recipe.data.mean, recipe.data.std)
+    if section.tokenizer == "stored":
+        return StoredIds(Path(section.file), patch, section.vocabulary)
+    centres, about = read_codebook(Path(section.file))
     return Codebook(build_target(TargetRecipe.model_validate(about["target"]), recipe, patch), centres)
 
 
-def codebook_features(part: TargetRecipe) -> TargetRecipe:
-    """What a codebook without a file is fitted on."""
-    if part.over != "features":
-        return TargetRecipe.model_validate(part.over)
-    return TargetRecipe.model_validate({"kind": "features", "teacher": part.teacher, "weights": part.weights})
+def codebook_features(section: TargetRecipe) -> TargetRecipe:
+    """The target over which a codebook without a file is fitted."""
+    if section.over != "features":
+        return TargetRecipe.model_validate(section.over)
+    return TargetRecipe.model_validate({"kind": "features", "teacher": section.teacher, "weights": section.weights})
 
 
 def build_method(recipe: Recipe, start: bool = True) -> Method:
-    """Base method, then DM, then JD; a target that two branches share is one object. `start` loads first weights."""
+    """The recipe's method, then DM, then JD; a target that two branches share is one object.
+
+    start   load the first weights that the recipe names
+    """
     with in_recipe(), seeded(recipe.seed, "weights"):
-        backbone, part = build_backbone(recipe), recipe.method
+        backbone, section = build_backbone(recipe), recipe.method
         masking, unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
-        with naming(_given(part.target, "method.target")):
-            target = build_target(part.target, recipe, unit)
+        with naming(section.target.opened("method.target")):
+            target = build_target(section.target, recipe, unit)
         size = recipe.data.image_size
-        decoder = (part.decoder_width, part.decoder_depth, part.decoder_heads, part.decoder_mlp_ratio)
+        decoder = (section.decoder_width, section.decoder_depth, section.decoder_heads, section.decoder_mlp_ratio)
         bases: dict[str, Callable[[], Method]] = {
             "mae": lambda: mae(backbone, masking, target, size, *decoder),
-            "simmim": lambda: simmim(backbone, masking, target, part.initial, unit),
-            "maskfeat": lambda: maskfeat(backbone, masking, target, part.initial),
-            "beit": lambda: beit(backbone, masking, target, part.initial),
+            "simmim": lambda: simmim(backbone, masking, target, section.initial, unit),
+            "maskfeat": lambda: maskfeat(backbone, masking, target, section.initial),
+            "beit": lambda: beit(backbone, masking, target, section.initial),
             "convmae": lambda: convmae(backbone, masking, target, size, *decoder),
             "fastmim": lambda: fastmim(backbone, masking, target, unit, *decoder),
             "dmae": lambda: _dmae(recipe, backbone, masking, target, decoder),
             "moma": lambda: _moma(recipe, backbone, masking),
         }
-        method = bases[part.name]()
+        method = bases[section.name]()
         if start:
             start_from(method, recipe)
         if recipe.dm:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:
-            shared = recipe.jd.target == part.target
-            with naming(_given(recipe.jd.target, "jd.target")):
+            shared = recipe.jd.target == section.target
+            with naming(recipe.jd.target.opened("jd.target")):
                 visible = target if shared else build_target(recipe.jd.target, recipe, unit)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
         counts(method, recipe)
@@ -149,37 +155,37 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
 
 
 def _dmae(recipe: Recipe, backbone: Backbone, masking: Masking, target: Target, decoder: tuple[Any, ...]) -> Method:
-    teachers, part = build_teachers(recipe, backbone.patch), recipe.distill
-    assert part
+    teachers, distill = build_teachers(recipe, backbone.patch), recipe.distill
+    assert distill
     layers, size = student_layers(recipe, backbone), recipe.data.image_size
     width, depth, heads, mlp_ratio = decoder
     method = dmae(
         backbone, masking, target, teachers, size, layers,
-        head=part.head, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio,
+        head=distill.head, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio,
     )  # fmt: skip
-    for branch, teacher in zip(method.branches[1:], part.teachers, strict=True):
+    for branch, teacher in zip(method.branches[1:], distill.teachers, strict=True):
         branch.weight = weight_of(teacher, 1.0)
     return method
 
 
 def _moma(recipe: Recipe, backbone: Backbone, masking: Masking) -> Method:
-    teachers, part = build_teachers(recipe, backbone.patch), recipe.distill
-    assert part
-    weights = [weight_of(teacher, 1 / len(teachers)) for teacher in part.teachers]
-    layer = part.layers[0] if part.layers else -1
+    teachers, distill = build_teachers(recipe, backbone.patch), recipe.distill
+    assert distill
+    weights = [weight_of(teacher, 1 / len(teachers)) for teacher in distill.teachers]
+    layer = distill.layers[0] if distill.layers else -1
     return moma(
-        backbone, masking, teachers, weights=weights, learned=part.learned, head=part.head, beta=part.beta,
-        layer=layer, jitter=part.jitter,
+        backbone, masking, teachers, weights=weights, learned=distill.learned, head=distill.head, beta=distill.beta,
+        layer=layer, jitter=distill.jitter,
     )  # fmt: skip
 
 
 def counts(method: Method, recipe: Recipe) -> Counts:
-    """Tokens hidden and predicted on this recipe's grid. Raises UserError where the masking does not fit it."""
+    """Numbers of hidden and predicted tokens on the recipe's grid. Raises UserError where the masking does not fit."""
     return method.masking.counts(method.grid(recipe.data.image_size))
 
 
 def checkpoint_blocks(method: Method) -> None:
-    """Blocks of the backbone and of decoders are computed again in the backward pass instead of being kept."""
+    """Have blocks of the backbone and of decoders computed again in the backward pass, instead of kept in memory."""
     set_checkpointing(method.backbone, key="runtime.checkpointing")
     for branch in method.branches:
         if isinstance(branch.head, Decoder | TokenDecoder):

@@ -1,4 +1,4 @@
-"""A student's first weights: [backbone].weights, or those that the tag of a timm name means; and what was loaded."""
+"""A student's first weights: those of [backbone].weights, or of the tag in a timm name; and lines about them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,21 +17,22 @@ from remask.interop import convmae, mae
 from remask.interop.encoder_files import LAYOUT_OF
 from remask.interop.encoders import open_encoder
 from remask.interop.fetching import fetched
-from remask.interop.loaded import Loaded, loaded_of, remember, resized, split_spec
+from remask.interop.loaded import Loaded, loaded_of, remember, resized
 from remask.interop.mae import DECODER, HEAD, check
 from remask.interop.state_dicts import read
 from remask.method import Method
 from remask.recipe import Recipe
+from remask.recipe.networks import split_spec
 from remask.targets.cached import Cached
 
 DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}
-"""Kinds of files that hold a decoder, and the methods that have such a one."""
+"""Kinds of files that hold a decoder, and the methods whose decoder is of the same layout."""
 
 POSITIONS = HEAD + "positions"
 
 
 def start_from(method: Method, recipe: Recipe) -> None:
-    """Load [backbone].weights, or what the backbone's name asks for; `loaded_of` the backbone tells what it took.
+    """Load [backbone].weights, or the weights that the backbone's name means; `loaded_of` the backbone lists them.
 
     Position tables are resized, and all of it is trained (MOMA). A decoder in the file is taken too where the method
     has one of its sizes. Raises UserError for weights that are out of reach or do not fit.
@@ -64,14 +65,14 @@ def start_from(method: Method, recipe: Recipe) -> None:
 
 
 def loaded_lines(method: Method) -> list[str]:
-    """What the backbone and the targets of a method were given, a line each."""
+    """A line about the loaded weights of the backbone, and of each target."""
     targets = [branch.target for branch in method.branches]
     each = [method.backbone, *(target.target if isinstance(target, Cached) else target for target in targets)]
     return list(dict.fromkeys(loaded.line for one in each if (loaded := loaded_of(one))))
 
 
 def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe) -> Any:
-    """The network that a student starts from, with as many heads as the student, which weights do not tell."""
+    """The network that a student starts from, with the student's number of heads, which weights do not tell."""
     if stated.keys() - {"heads"}:
         raise UserError(f"backbone.weights {spec} takes heads and no more: pictures are normalised as [data] says")
     if spec.partition(":")[0] in ("timm", "untrained", "run"):
@@ -87,7 +88,7 @@ def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe)
 
 
 def _named_weights(backbone: Any, recipe: Recipe) -> None:
-    """Load what the tag of a timm name stands for; timm itself resizes its tables and adapts its first layer."""
+    """Load the weights that the tag of a timm name means; timm resizes the tables and adapts the first layer."""
     name, (base, arguments) = recipe.backbone.name, backbone.origin
     cure = (
         f"give backbone.name={name.partition('.')[0]} to start from random weights, "
@@ -104,7 +105,7 @@ def _named_weights(backbone: Any, recipe: Recipe) -> None:
 
 
 def _with_decoder(loaded: Loaded, method: Method, recipe: Recipe) -> Loaded:
-    """Take the decoder of a file where the method has one of its sizes; else say why it was left out."""
+    """The record of what was loaded, with the file's decoder, which is loaded too, or the reason why it is not."""
     kind, _, name = loaded.spec.partition(":")
     if kind not in DECODERS or not any(key.startswith("decoder") for key in loaded.left_out):
         return loaded
@@ -126,7 +127,7 @@ def _with_decoder(loaded: Loaded, method: Method, recipe: Recipe) -> Loaded:
 
 
 def _differences(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[str]:
-    """What keeps a decoder from being taken, in words."""
+    """The differences, in words, that keep the file's decoder from being loaded into our own."""
     for key, tensor in own.items():
         name = key.removeprefix(HEAD)
         if key not in theirs:

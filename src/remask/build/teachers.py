@@ -15,18 +15,16 @@ from remask.interop.loaded import loaded_of, remember
 from remask.interop.teachers import open_teacher
 from remask.recipe import Recipe
 from remask.recipe.distill import TeacherSection
+from remask.recipe.networks import MAPS
 from remask.seeds import seeded
 from remask.targets import Encoded, Target
 from remask.targets.cached import Cached
 from remask.targets.teacher import Teacher
 from remask.types import Size
 
-MAPS = ("torchvision", "clip", "open_clip", "tae")
-"""Kinds of teachers that give a map of features and no tokens."""
-
 
 def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
-    """The teachers of [distill]: for dmae of the view that the student sees, for moma of the whole image."""
+    """The teachers of [distill] as targets: dmae's see the student's view, moma's the whole image."""
     assert recipe.distill
     teachers, cache = list[Target](), recipe.distill.cache
     for teacher in recipe.distill.teachers:
@@ -58,21 +56,21 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
 
 
 def _constants(teacher: TeacherSection) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and deviation as they were stated; None where a teacher's kind may know them."""
+    """Mean and deviation as the recipe states them; None where the kind of the teacher may know them."""
     if teacher.normalise:
         return NORMALISATIONS[teacher.normalise]
     return teacher.mean, teacher.std
 
 
 def _refuse(teacher: TeacherSection, keys: tuple[str, ...], why: str) -> None:
-    """Raise UserError for what was stated and would be passed over."""
+    """Raise UserError for keys that are set and would be ignored."""
     if stated := [key for key in keys if getattr(teacher, key) != TeacherSection.model_fields[key].default]:
         vain = " and ".join(f"distill.teachers.{key}" for key in stated)
         raise UserError(f"the teacher {teacher.source} {why}: leave out {vain}")
 
 
 def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, patch: Size) -> Teacher:
-    """A teacher by its feature map: a convolutional network, CLIP, an autoencoder."""
+    """The teacher that gives a feature map: a convolutional network, CLIP, an autoencoder."""
     with seeded(0, source):
         network, mean, std, size, width = open_teacher(source, weights)
     target = Teacher(
@@ -84,7 +82,7 @@ def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, pat
 
 
 def _gives_map(teacher: TeacherSection) -> bool:
-    """Whether a teacher has no tokens: by its kind, and timm's networks by where they are defined."""
+    """Whether a teacher gives a map and no tokens: by its kind; of timm's networks, by the module that defines them."""
     kind, _, name = teacher.source.partition(":")
     if kind not in ("timm", "untrained") or name in SMALL or not timm.is_model(name):
         return kind in MAPS
@@ -93,13 +91,13 @@ def _gives_map(teacher: TeacherSection) -> bool:
 
 
 def student_layers(recipe: Recipe, backbone: Backbone) -> list[int]:
-    """The student's block for each teacher of dmae: as given, or at 3/4 of its depth."""
+    """The student's block for each teacher of dmae: as the recipe has them, or at 3/4 of the depth."""
     assert recipe.distill
     return recipe.distill.layers or [backbone.depth * 3 // 4 - 1] * len(recipe.distill.teachers)
 
 
 def weight_of(teacher: TeacherSection, unstated: float) -> float:
-    """λ of a teacher's branch."""
+    """λ of a teacher's branch: as the recipe states it, or `unstated`."""
     return unstated if teacher.weight is None else teacher.weight
 
 

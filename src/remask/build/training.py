@@ -14,9 +14,9 @@ from remask.images.transforms import RandomCropFlip
 from remask.method import Method
 from remask.recipe import Recipe
 from remask.targets.cached import Cached
-from remask.training.checkpoint import RunFolder
 from remask.training.cost import Ledger, forward_gflops
 from remask.training.optim import Schedule, adamw, learning_rate, parameter_groups
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, auto_workers
 from remask.training.sharding import Plan, rehearse
 from remask.training.trainer import Hook, Trainer
@@ -30,7 +30,7 @@ def peak_lr(recipe: Recipe, method: Method) -> float:
 
 
 def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:
-    """Random crops of the source in batches of unique images."""
+    """The loader of random crops of the source, in batches of unique images."""
     data, workers = recipe.data, recipe.runtime.workers
     crop = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
     return Loader(
@@ -52,52 +52,52 @@ def build_trainer(
     hooks: Sequence[Hook] = (),
     until_epoch: int | None = None,
 ) -> Trainer:
-    """Optimizer, schedule and ledger around a method; it stops at `until_epoch`, or where the recipe ends."""
-    optim, part, size = recipe.optim, recipe.runtime, runtime.world.size
-    gflops, parts = gflops_per_image(recipe), _parts(recipe, size)
+    """The trainer of a method, with optimizer, schedule and cost; it stops at `until_epoch`, or at the recipe's end."""
+    optim, settings, size = recipe.optim, recipe.runtime, runtime.world.size
+    gflops, micro_batches = gflops_per_image(recipe), _micro_batches(recipe, size)
     lr = peak_lr(recipe, method)
-    if part.checkpointing:
+    if settings.checkpointing:
         checkpoint_blocks(method)
-    ddp_model = runtime.prepare(method, None if runtime.world.alone else plan(recipe))
+    ddp_model = runtime.prepare(method, None if runtime.world.alone else sharding_plan(recipe))
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)
     named = list(method.named_parameters())
     exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
     optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
     schedule = Schedule(
-        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, parts,
-        optim.max_steps, part.log_every, part.save_every_minutes, part.keep_every_epochs,
+        optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, micro_batches,
+        optim.max_steps, settings.log_every, settings.save_every_minutes, settings.keep_every_epochs,
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
     images = len(loader) * optim.batch_size
     ledger = Ledger(images, method.masking.views, runtime.gpus, gflops)
     return Trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
-        seed=recipe.seed, hooks=hooks, tensorboard=part.tensorboard, ddp_model=ddp_model,
+        seed=recipe.seed, hooks=hooks, tensorboard=settings.tensorboard, ddp_model=ddp_model,
         global_batch_size=optim.batch_size if size > 1 else None,
     )  # fmt: skip
 
 
-def _parts(recipe: Recipe, processes: int) -> int:
-    """Parts of each process's batch to begin with. Raises UserError where a process would have no picture for one."""
-    parts, batch = recipe.runtime.accumulate, recipe.optim.batch_size
-    if parts == "auto":
+def _micro_batches(recipe: Recipe, processes: int) -> int:
+    """Micro-batches of each process's batch at the start. Raises UserError where one of them would have no image."""
+    micro_batches, batch = recipe.runtime.accumulate, recipe.optim.batch_size
+    if micro_batches == "auto":
         if processes > 1:
             raise UserError(
                 "runtime.accumulate auto tries one process's memory: give several a number of parts, which "
                 "remask plan --gpus N helps to find"
             )
         return 1
-    if batch < processes * parts:
+    if batch < processes * micro_batches:
         raise UserError(
-            f"optim.batch_size {batch} leaves nothing for some of {processes} processes in {parts} part(s) each: "
-            "raise it, it is the batch of all processes, or start fewer"
+            f"optim.batch_size {batch} leaves nothing for some of {processes} processes in {micro_batches} part(s) "
+            "each: raise it, it is the batch of all processes, or start fewer"
         )
-    return parts
+    return micro_batches
 
 
-def plan(recipe: Recipe) -> Plan:
-    """What many processes need to know of a method, seen on one without memory."""
+def sharding_plan(recipe: Recipe) -> Plan:
+    """What several processes have to know of a method to share it, found on a copy without memory."""
     with torch.device("meta"):
         method = build_method(recipe)
         image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)

@@ -1,15 +1,15 @@
-"""How a process ends: what went wrong is said once, and the processes of a run end with one code."""
+"""How a process ends: one line says what went wrong, and all processes of a run end with one exit code."""
 
 import sys
 from typing import NoReturn
 
-from remask.cli.hints import explained
+from remask.cli.hints import explain
 from remask.errors import UserError
 from remask.training import launcher
 
 
 def end(code: int) -> NoReturn:
-    """Exit, and where other processes were joined without waiting for the threads that served them."""
+    """Exit with a code; in one of several processes of a run, without waiting for the threads that connect them."""
     if "remask.training.distributed" in sys.modules:
         from remask.training.distributed import leave
 
@@ -17,9 +17,12 @@ def end(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def of_all(error: Exception) -> int:
-    """Say what went wrong; of the many processes of a run one says it, and all end with its code. Returns the code."""
-    line, code = explained(error)
+def report_error(error: Exception) -> int:
+    """The exit code of an error, after a line about it on stderr.
+
+    One of a run's processes prints the line, and all of them get its code.
+    """
+    line, code = explain(error)
     try:
         together = bool({"pretrain", "resume"} & {*sys.argv})  # the other commands know no processes beside them
         speaks = not together or launcher.place().rank == 0

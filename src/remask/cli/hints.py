@@ -1,4 +1,4 @@
-"""What to type after a command line that the parser refused: one sentence, guessed from the words that were given."""
+"""Errors as one line for a person; after a command line that the parser refused, with a guess of what was meant."""
 
 import difflib
 import errno
@@ -12,18 +12,18 @@ from remask.errors import UserError
 from remask.files.escaping import quoted
 
 ALIASES = {"help": "--help", "version": "--version"}
-"""First words that other programs take."""
+"""First words that other programs take, and the options that stand for them here."""
 
 
 def aliased(arguments: Sequence[str]) -> list[str]:
-    """`help COMMAND` as `COMMAND --help`, `version` as `--version`."""
+    """The arguments with `help COMMAND` as `COMMAND --help`, and `version` as `--version`."""
     if not arguments or arguments[0] not in ALIASES:
         return list(arguments)
     return [*arguments[1:], ALIASES[arguments[0]]]
 
 
 def hint(line: str, arguments: Sequence[str], options: Sequence[str], group: Any = None) -> str:
-    """The parser's line with what to type. `options` are those of the command; `group` holds commands, if it does."""
+    """The parser's line, with what to type instead. `options` are those of the command, `group` holds commands."""
     if group is not None and "No such option" in line and (better := _moved(arguments, group)):
         return better
     words = [word for word in arguments[: 2 if "data" in arguments[:1] else 1] if word.isalpha()]
@@ -62,7 +62,7 @@ def _all_of(command: Any) -> list[Any]:
 
 
 def _stem(word: str) -> str:
-    """The option of `--epochs=3`, `--epochs`; "" of what is none."""
+    """The option in a word: `--epochs` of `--epochs=3`; "" where the word is no option."""
     return word.partition("=")[0] if word.startswith("-") and not word.lstrip("-")[:1].isdigit() else ""
 
 
@@ -77,7 +77,7 @@ def _option(given: str, arguments: Sequence[str], options: Sequence[str]) -> str
 
 
 def _keys(command: str, name: str) -> list[str]:
-    """Recipe keys with this last part."""
+    """The keys of a command's recipe whose last part is, or resembles, `name`."""
     from remask.recipe import Recipe, recipe_keys
     from remask.recipe.downstream import TASKS
 
@@ -101,8 +101,8 @@ def _extra(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
     return "see "
 
 
-def explained(error: Exception) -> tuple[str, int]:
-    """What went wrong, for a person, and the exit code."""
+def explain(error: Exception) -> tuple[str, int]:
+    """A line about an error for a person, and the exit code."""
     parsed = getattr(error, "format_message", None)
     if parsed:  # the parser's: an unknown option, a missing argument
         if "\n" in (text := parsed()):
@@ -128,4 +128,4 @@ def _was_named(path: str) -> bool:
     return any(word.startswith(os.path.abspath(path)) or os.path.abspath(path).startswith(word) for word in named)
 
 
-__all__ = ["aliased", "explained", "hint"]
+__all__ = ["aliased", "explain", "hint"]

@@ -1,153 +1,177 @@
 """The commands that look at what a network knows: probe, embed, tsne, attention. `register` adds them to the app."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from remask.cli.options import Exclude
+from remask.cli import options
 
-Start = Annotated[
-    str,
-    typer.Argument(metavar="RUN|SPEC", help="A run, or mae:FILE, timm:NAME, untrained:NAME.", show_default=False),
+Layer = Annotated[
+    int, typer.Option("--layer", metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")
 ]
-Layer = Annotated[int, typer.Option(metavar="N", help="Block to read, from 0; -1 is the end, after the norm.")]
-Checkpoint = Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")]
-ImageSize = Annotated[str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures it sees.  [the run's]")]
-Heads = Annotated[str | None, typer.Option(metavar="N", help="Attention heads, where a file does not tell them.")]
-Normalise = Annotated[str | None, typer.Option(help="imagenet, half or clip, where a file does not tell.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures of --data only.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 
 
 def probe(
-    run: Start,
-    data: Annotated[str, typer.Option(metavar="SRC", help="Labelled pictures to learn the probes on.")],
-    val: Annotated[str | None, typer.Option(metavar="SRC", help="Pictures to test on.  [1/5 of --data]")] = None,
+    run: options.Start,
+    data: Annotated[str, options.data("Labelled pictures to learn the probes on.")],
+    val: Annotated[str | None, options.val("Pictures to test on.  [1/5 of --data]")] = None,
     protocol: Annotated[
         str, typer.Option(help="fast (kNN, logistic regression), mae (BatchNorm, LARS, 90 epochs), attentive.")
     ] = "fast",
-    limit: Limit = None,
-    exclude: Exclude = None,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
     layer: Layer = -1,
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="all, or several: 0,3,-1.")] = None,
     fractions: Annotated[str | None, typer.Option(metavar="LIST", help="Shares of the labels too: 0.01,0.1.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of the mae and attentive probes.")] = None,
-    checkpoint: Checkpoint = "last",
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where eval/ goes.  [the run's folder]")] = None,
-    seed: Seed = 0,
-    device: Device = None,
-    quiet: Quiet = False,
+    epochs: Annotated[int | None, options.epochs("Of the mae and attentive probes.")] = None,
+    checkpoint: options.Checkpoint = "last",
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    out: Annotated[Path | None, options.out("Where eval/ goes.  [the run's folder]")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Say what a network learned: kNN and linear.
 
     Accuracy on frozen features, with all labels and with 10 a class, beside the same network untrained and raw pixels.
     """
+    from remask.commands import refusals
+
     chosen: Any = "all" if layers == "all" else _numbers("--layers", layers, int)
     shares = _numbers("--fractions", fractions, float) or []
-    from remask import commands
-    from remask.errors import UserError
+    refusals.check_protocol(protocol, chosen)
+    network = _network_flags([run], image_size, heads, normalise, device, checkpoint)
+    refusals.check_source(data, limit, exclude or ())
+    refusals.check_second(val, exclude or ())
+    refusals.check_folder_out(out)
+    from remask.commands import probing, subjects
 
-    if protocol not in ("fast", "mae", "attentive"):
-        raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
-    asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
-    look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.probe(run, data, val, asked, look, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
+    wanted = probing.ProbeOptions(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
+    model = subjects.ModelOptions(**network)
+    probing.probe(run, data, val, wanted, model, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
 
 
 def embed(
-    run: Start,
-    data: Annotated[str, typer.Option(metavar="SRC", help="Pictures.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="features.parquet or features.npz.")],
+    run: options.Start,
+    data: Annotated[str, options.data("Pictures.")],
+    out: Annotated[Path, options.out("features.parquet or features.npz.", "FILE")],
     layer: Layer = -1,
     pool: Annotated[str, typer.Option(help="mean of the patches, or cls.")] = "mean",
-    limit: Limit = None,
-    exclude: Exclude = None,
-    checkpoint: Checkpoint = "last",
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    device: Device = None,
-    quiet: Quiet = False,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
+    checkpoint: options.Checkpoint = "last",
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a feature vector for every picture."""
-    from remask import commands
+    from remask.commands import refusals
     from remask.errors import UserError
 
     if pool not in ("mean", "cls"):
         raise UserError(f"there is no pool {pool!r}: choose mean or cls")
-    look = _look(checkpoint, image_size, heads, normalise, device)
-    commands.embed(
-        run, data, out, look, layer=layer, pool=pool, limit=limit, exclude=exclude or (), quiet=quiet, say=print
+    network = _network_flags([run], image_size, heads, normalise, device, checkpoint)
+    refusals.check_name(out)
+    refusals.check_source(data, limit, exclude or ())
+    refusals.check_file_out(out)
+    from remask.commands import embedding, subjects
+
+    model = subjects.ModelOptions(**network)
+    embedding.embed(
+        run, data, out, model, layer=layer, pool=pool, limit=limit, exclude=exclude or (), quiet=quiet, say=print
     )
 
 
 def tsne(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or mae:FILE and the like.")],
-    data: Annotated[str, typer.Option(metavar="SRC", help="Labelled pictures.")],
-    out: Annotated[Path, typer.Option(metavar="PNG", help="The picture; a CSV goes beside it.")] = Path("tsne.png"),
+    data: Annotated[str, options.data("Labelled pictures.")],
+    out: Annotated[Path, options.out("The picture; a CSV goes beside it.", "PNG")] = Path("tsne.png"),
     names: Annotated[str | None, typer.Option(metavar="LIST", help="Titles of the panels: MAE,DMJD.")] = None,
-    untrained: Annotated[bool, typer.Option("--untrained", help="Put the first network untrained in front.")] = False,
-    classes: Annotated[int, typer.Option(metavar="N", help="Random classes.")] = 10,
+    untrained: Annotated[bool, options.untrained("Put the first network untrained in front.")] = False,
+    classes: Annotated[int, options.classes("Random classes.")] = 10,
     per_class: Annotated[int, typer.Option(metavar="N", help="Random pictures of each.")] = 100,
     perplexity: Annotated[float, typer.Option(help="Of t-SNE.")] = 30.0,
     k: Annotated[int, typer.Option(help="Neighbours, for the number in each title.")] = 20,
     layer: Layer = -1,
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    exclude: Exclude = None,
-    seed: Seed = 0,
-    device: Device = None,
-    quiet: Quiet = False,
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    exclude: options.Exclude = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Map the same pictures in several networks, side by side."""
-    from remask import commands
+    from remask.commands import refusals
 
     titles = names.split(",") if names else ()
-    asked = commands.Mapped(titles, untrained, classes, per_class, perplexity, k, layer, seed)
-    look = _look("last", image_size, heads, normalise, device)
-    print(commands.tsne(runs, data, out, asked, look, exclude=exclude or (), quiet=quiet))
+    refusals.check_tsne(out, titles, len(runs))
+    network = _network_flags(runs, image_size, heads, normalise, device, "last")
+    refusals.check_source(data, exclude=exclude or ())
+    refusals.check_file_out(out)
+    from remask.commands import projection, subjects
+
+    wanted = projection.TsneOptions(titles, untrained, classes, per_class, perplexity, k, layer, seed)
+    print(
+        projection.tsne(runs, data, out, wanted, subjects.ModelOptions(**network), exclude=exclude or (), quiet=quiet)
+    )
 
 
 def attention(
-    run: Start,
-    images: Annotated[str, typer.Option(metavar="SRC", help="Pictures to show.")] = "photos",
-    out: Annotated[Path | None, typer.Option(metavar="PNG", help="[RUN/pictures/attention.png]")] = None,
+    run: options.Start,
+    images: Annotated[str, options.images("Pictures to show.")] = "photos",
+    out: Annotated[Path | None, options.out("[RUN/pictures/attention.png]", "PNG")] = None,
     block: Annotated[int, typer.Option(metavar="N", help="From 0; -1 is the last.")] = -1,
-    count: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Number of pictures.")] = 4,
-    checkpoint: Checkpoint = "last",
-    image_size: ImageSize = None,
-    heads: Heads = None,
-    normalise: Normalise = None,
-    exclude: Exclude = None,
-    quiet: Quiet = False,
+    count: options.Count = 4,
+    checkpoint: options.Checkpoint = "last",
+    image_size: options.ImageSize = None,
+    heads: options.Heads = None,
+    normalise: options.Normalise = None,
+    exclude: options.Exclude = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw where a vision transformer looks, head by head."""
-    from remask import commands
+    from remask.commands import refusals
 
-    look = _look(checkpoint, image_size, heads, normalise, None)
-    print(commands.attention(run, images, look, out=out, block=block, count=count, exclude=exclude or (), quiet=quiet))
+    network = _network_flags([run], image_size, heads, normalise, None, checkpoint)
+    refusals.check_source(images, exclude=exclude or ())
+    refusals.check_file_out(out)
+    from remask.commands import attention_maps, subjects
+
+    model = subjects.ModelOptions(**network)
+    shown = exclude or ()
+    print(attention_maps.attention(run, images, model, out=out, block=block, count=count, exclude=shown, quiet=quiet))
 
 
-def _look(checkpoint: str, image_size: str | None, heads: str | None, normalise: str | None, device: str | None) -> Any:
-    from remask import commands
+def _network_flags(
+    networks: Sequence[str], image_size: str | None, heads: str | None, normalise: str | None, device: str | None,
+    checkpoint: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of ModelOptions that the flags set. Raises UserError for a flag or network that is certainly wrong."""
+    from remask.commands import refusals
     from remask.errors import UserError
     from remask.recipe import values
 
     if normalise not in (None, "imagenet", "half", "clip"):
         raise UserError(f"--normalise {normalise} is not known: give imagenet, half or clip")
-    return commands.Look(checkpoint, values.image_size(image_size), values.heads(heads), device or "auto", normalise)
+    size, each = values.image_size(image_size), values.heads(heads)
+    refusals.check_device(device)
+    for network in networks:
+        refusals.check_subject(network, checkpoint)
+    return {
+        "checkpoint": checkpoint, "image_size": size, "heads": each, "device": device or "auto", "normalise": normalise,
+    }  # fmt: skip
 
 
 def _numbers(flag: str, text: str | None, kind: Any) -> list[Any] | None:
-    """ "0,3,-1" -> [0, 3, -1]."""
+    """The numbers of a list: "0,3,-1" -> [0, 3, -1]; None where no list was given. Raises UserError for other text."""
     from remask.errors import UserError
 
     try:

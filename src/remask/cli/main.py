@@ -14,9 +14,9 @@ from remask.cli import data as cli_data
 from remask.cli import downstream as cli_downstream
 from remask.cli import hints as cli_hints
 from remask.cli import look as cli_look
+from remask.cli import options
 from remask.cli import plan as cli_plan
-from remask.cli.ending import end, of_all
-from remask.cli.options import Exclude, Range
+from remask.cli.ending import end, report_error
 from remask.files.escaping import escape_on
 from remask.training import launcher
 
@@ -32,25 +32,14 @@ app = typer.Typer(
 
 DEFAULT_RECIPE = "dmjd-vit-tiny"
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that --out named.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
-]
-Verify = Annotated[
-    bool, typer.Option("--verify-data", help="Read all pictures and hash them: sees edits that keep name and size.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
-def _version(asked: bool) -> bool:
-    if asked:
+def _version(given: bool) -> bool:
+    if given:
         from remask import __version__
 
         print(__version__)
         raise typer.Exit
-    return asked
+    return given
 
 
 @app.callback()
@@ -65,44 +54,36 @@ def _options(
 
 @app.command()
 def pretrain(
-    recipe: Annotated[str, typer.Option(help="A recipe's name (remask recipes) or a TOML file.")] = DEFAULT_RECIPE,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SRC", help="Pictures: folder, list file, tar shards, parquet, a set's name."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the run.  [runs/RECIPE-DATE]")] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="mae, simmim, maskfeat, beit, convmae, fastmim, dmae, moma, with +dm, +jd, +dmjd."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="vit_micro, convvit_base, a timm ViT, BEiT or Swin; for fastmim any timm name.")
-    ] = None,
+    recipe: options.Recipe = DEFAULT_RECIPE,
+    data: Annotated[str | None, options.data("Pictures: folder, list file, tar shards, parquet, a set's name.")] = None,
+    out: Annotated[Path | None, options.out("New folder for the run.  [runs/RECIPE-DATE]")] = None,
+    method: options.Method = None,
+    model: options.Model = None,
     target: Annotated[
-        str | None, typer.Option(help="What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
+        str | None, options.target("What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
     ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(metavar="SPEC", help="dmae, moma: mae:FILE,heads=12; mocov3:FILE,heads=12; run:RUN; repeatable."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; the warm-up keeps its share.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Unique pictures per step, over all devices.")] = None,
-    image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size after cropping, 224 or 96x160.")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    image_size: options.CropSize = None,
+    limit: options.Limit = None,
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="End after N steps.")] = None,
-    max_bad: Annotated[float | None, typer.Option(metavar="SHARE", help="Share of bad pictures that stops.")] = None,
+    max_bad: options.MaxBad = None,
     probe: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled pictures for kNN on the way.")] = None,
-    exclude: Exclude = None,
-    range_: Range = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
-    device: Device = None,
-    set_: Settings = None,
+    exclude: options.Exclude = None,
+    range_: options.Range = None,
+    seed: options.SeedOrNone = None,
+    device: options.Device = None,
+    set_: options.Settings = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Shrink the recipe to seconds, to see that it runs.")] = False,
-    verify_data: Verify = False,
-    quiet: Quiet = False,
+    verify_data: options.Verify = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Pre-train a backbone on unlabelled pictures."""
-    from remask import commands
+    from remask.commands.refusals import check_pretrain
     from remask.recipe import choose
 
     flags: dict[str, Any] = {
@@ -112,34 +93,41 @@ def pretrain(
     }  # fmt: skip
     given = {key: value for key, value in {**flags, "data.exclude": exclude or None}.items() if value is not None}
     chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
+    check_pretrain(chosen, out)
     _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
-    commands.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
+    from remask.commands import pretraining
+
+    pretraining.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
 
 
 def _say_toy(model: str | None, toy: str) -> None:
-    """The one thing that --smoke replaces although it was named."""
+    """Say which small network stands for the one that was named: --smoke replaces nothing else that is named."""
     if model and model != toy:
         print(f"smoke: {toy} stands for {model}", file=sys.stderr)
 
 
 @app.command()
 def resume(
-    run: Run,
-    device: Device = None,
+    run: options.Run,
+    device: options.Device = None,
     accept_changed_data: Annotated[
         bool, typer.Option("--accept-changed-data", help="Go on where the data is not what the run was trained on.")
     ] = False,
-    verify_data: Verify = False,
-    quiet: Quiet = False,
+    verify_data: options.Verify = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Continue a run exactly where it was.
 
     Names, sizes and labels of its data are compared with those that it was trained on, and a change stops it. An edit
     that keeps name and size is seen with --verify-data alone, if the run was started or resumed with it before.
     """
-    from remask import commands
+    from remask.commands.refusals import check_device, check_unfinished
 
-    commands.resume(run, device=device, quiet=quiet, accept_changed_data=accept_changed_data, verify_data=verify_data)
+    check_unfinished(run)
+    check_device(device)
+    from remask.commands import resuming
+
+    resuming.resume(run, device=device, quiet=quiet, accept_changed_data=accept_changed_data, verify_data=verify_data)
 
 
 cli_look.register(app)
@@ -150,39 +138,46 @@ cli_plan.register(app)
 
 @app.command()
 def export(
-    run: Run,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to.  [RUN/export]")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(metavar="PX", help="224 or 96x160: pictures it will see.  [the run's]")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
+    run: options.Run,
+    out: Annotated[Path | None, options.out("Where to.  [RUN/export]")] = None,
+    image_size: options.ImageSize = None,
+    checkpoint: options.Checkpoint = "last",
 ) -> None:
     """Write a run for other programs.
 
     Pre-training: the backbone's weights, how timm rebuilds it, and a script that loads it; position tables are resized
     to the size asked. A downstream run: the whole model with its classes, for timm where timm has it, and the backbone.
     """
-    from remask import commands
+    from remask.commands.refusals import check_folder_out, check_run
     from remask.recipe.values import image_size as parsed
 
-    print(commands.export(run, out, image_size=parsed(image_size), checkpoint=checkpoint))
+    size = parsed(image_size)
+    check_run(run, checkpoint)
+    check_folder_out(out)
+    from remask.commands import exporting
+
+    print(exporting.export(run, out, image_size=size, checkpoint=checkpoint))
 
 
 @app.command()
 def reconstruct(
-    run: Run,
-    images: Annotated[str | None, typer.Option(metavar="SRC", help="Pictures to show.  [the run's own]")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="PNG", help="[RUN/pictures/reconstruction.png]")] = None,
-    count: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Number of pictures.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
-    checkpoint: Annotated[str, typer.Option(metavar="NAME", help="last, or a kept one such as epoch-0100.")] = "last",
-    exclude: Exclude = None,
-    quiet: Quiet = False,
+    run: options.Run,
+    images: Annotated[str | None, options.images("Pictures to show.  [the run's own]")] = None,
+    out: Annotated[Path | None, options.out("[RUN/pictures/reconstruction.png]", "PNG")] = None,
+    count: options.Count = 4,
+    seed: options.Seed = 0,
+    checkpoint: options.Checkpoint = "last",
+    exclude: options.Exclude = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw masked views and predictions."""
-    from remask import commands
+    from remask.commands.refusals import check_file_out, check_reconstruct
 
-    drawn = commands.reconstruct(
+    check_reconstruct(run, checkpoint, images, exclude or ())
+    check_file_out(out)
+    from remask.commands import reconstruction
+
+    drawn = reconstruction.reconstruct(
         run, images, out=out, count=count, seed=seed, checkpoint=checkpoint, exclude=exclude or (), quiet=quiet
     )
     print(drawn)
@@ -190,68 +185,77 @@ def reconstruct(
 
 @app.command()
 def codebook(
-    data: Annotated[str, typer.Option(metavar="SRC", help="Pictures to fit the words on.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="New safetensors file.")],
-    recipe: Annotated[str, typer.Option(help="Where picture and patch size come from.")] = "beit-vit-b",
-    target: Annotated[str, typer.Option(help="hog, hog-l2, pixels, pixels-norm, or a teacher as timm:NAME.")] = "hog",
+    data: Annotated[str, options.data("Pictures to fit the words on.")],
+    out: Annotated[Path, options.out("New safetensors file.", "FILE")],
+    recipe: Annotated[str, options.recipe("Where picture and patch size come from.")] = "beit-vit-b",
+    target: Annotated[str, options.target("hog, hog-l2, pixels, pixels-norm, or a teacher as timm:NAME.")] = "hog",
     vocabulary: Annotated[int | None, typer.Option(metavar="N", help="Number of words.  [the recipe's]")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use the first N pictures only.")] = None,
-    exclude: Exclude = None,
-    seed: Annotated[int, typer.Option(help="Seed of k-means.")] = 0,
-    set_: Settings = None,
-    quiet: Quiet = False,
+    limit: options.Limit = None,
+    exclude: options.Exclude = None,
+    seed: options.Seed = 0,
+    set_: options.Settings = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit a codebook of patches by k-means.
 
     Its words are what BEiT predicts: --set method.target.file=FILE.
     """
-    from remask.build import codebook as codebooks
+    from remask.commands.choosing import choose_codebook_recipe
+    from remask.commands.refusals import check_file_out, check_source, refuse_file
 
-    print(
-        codebooks.create(
-            data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed,
-            settings=set_ or [], exclude=exclude or [], quiet=quiet,
-        )
+    refuse_file(out)
+    choose_codebook_recipe(recipe, target, vocabulary, set_ or [])
+    check_source(data, limit, exclude or ())
+    check_file_out(out)
+    from remask.commands import codebooks
+
+    fitted = codebooks.codebook(
+        data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed, settings=set_ or [],
+        exclude=exclude or [], quiet=quiet,
     )  # fmt: skip
+    print(fitted)
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(run: options.Run) -> None:
     """Write one HTML page about a run.
 
     Curves, pictures, probe table, cost and recipe in RUN/report.html, which opens offline.
     """
-    from remask import commands
+    from remask.commands.refusals import check_run
 
-    print(commands.report(run))
+    check_run(run)
+    from remask.commands import reporting
+
+    print(reporting.report(run))
 
 
 @app.command()
-def recipes(json: Json = False) -> None:
+def recipes(json: options.Json = False) -> None:
     """List the recipes."""
-    from remask.commands.recipe_list import recipes as print_recipes
+    from remask.commands import recipe_list
 
-    print_recipes(as_json=json)
+    recipe_list.recipes(as_json=json)
 
 
 @app.command()
 def show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name or a TOML file.", show_default=False)],
-    set_: Settings = None,
-    json: Json = False,
+    set_: options.Settings = None,
+    json: options.Json = False,
 ) -> None:
     """Print a recipe's equation, size and cost."""
-    from remask.commands.recipe_page import show as print_recipe
+    from remask.commands import recipe_page
 
-    print_recipe(recipe, set_ or [], as_json=json)
+    recipe_page.show(recipe, set_ or [], as_json=json)
 
 
 @app.command()
 def doctor() -> None:
     """Check versions, devices, speed and disk."""
-    from remask.commands.diagnosis import doctor as print_machine
+    from remask.commands import diagnosis
 
-    print_machine()
+    diagnosis.doctor()
 
 
 def main() -> NoReturn:
@@ -267,7 +271,7 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        end(of_all(error))
+        end(report_error(error))
     except KeyboardInterrupt:
         end(130)
 

@@ -4,41 +4,28 @@ One verb a file, imported when it is first used, so that a mistake on the comman
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from remask.commands.data import data_check, data_pack, parse_form
-    from remask.commands.downstream import detect, evaluate, finetune, segment
-    from remask.commands.exporting import export
-    from remask.commands.looking import Mapped, attention, embed, tsne
-    from remask.commands.pretraining import pretrain, reconstruct
-    from remask.commands.probing import Asked, probe, probe_table
-    from remask.commands.reporting import report
-    from remask.commands.resuming import resume
-    from remask.commands.subject import Look
+from typing import Any
 
 _HOMES = {
-    "data": ("data_check", "data_pack", "parse_form"),
-    "downstream": ("detect", "evaluate", "finetune", "segment"),
-    "exporting": ("export",),
-    "looking": ("Mapped", "attention", "embed", "tsne"),
-    "pretraining": ("pretrain", "reconstruct"),
-    "probing": ("Asked", "probe", "probe_table"),
-    "reporting": ("report",),
-    "resuming": ("resume",),
-    "subject": ("Look",),
-}
-"""Where each name is defined."""
+    "pretrain": "pretraining", "resume": "resuming", "export": "exporting", "reconstruct": "reconstruction",
+    "report": "reporting", "codebook": "codebooks", "plan": "planning",
+    "finetune": "finetuning", "segment": "segmentation", "detect": "detection", "evaluate": "testing",
+    "probe": "probing", "embed": "embedding", "tsne": "projection", "attention": "attention_maps",
+    "data_check": "surveying", "data_pack": "packing",
+    "recipes": "recipe_list", "show": "recipe_page", "doctor": "diagnosis",
+    "ModelOptions": "subjects", "PlanOptions": "planning", "ProbeOptions": "probing", "TsneOptions": "projection",
+    "parse_form": "forms", "probe_table": "probe_tables",
+}  # fmt: skip
+"""The file of each command, of its options, and of what a script needs besides."""
+
+_FORMER = {"Asked": "ProbeOptions", "Look": "ModelOptions", "Mapped": "TsneOptions"}
+"""Names of earlier versions, which scripts may still use."""
+
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"remask.commands.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = [
-    "Asked", "Look", "Mapped", "attention", "data_check", "data_pack", "detect", "embed", "evaluate", "export",
-    "finetune", "parse_form", "pretrain", "probe", "probe_table", "reconstruct", "report", "resume", "segment", "tsne",
-]  # fmt: skip
+    name = _FORMER.get(name, name)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"remask.commands.{_HOMES[name]}"), name)

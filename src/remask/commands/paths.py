@@ -1,4 +1,4 @@
-"""Paths that commands are given: texts as well as paths, and those of a recipe made absolute."""
+"""Paths that commands are given: texts as well as paths, and those of a recipe made absolute. Free of torch."""
 
 import functools
 import inspect
@@ -6,32 +6,37 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from remask.images.sources.addresses import entry_of
 from remask.images.sources.left_out import relative_pattern
-from remask.images.sources.stacks import entry_of
-from remask.interop.loaded import split_spec
 from remask.recipe import Recipe
+from remask.recipe.networks import split_spec
 
 T = TypeVar("T")
 
+FORMER_NAMES = {"asked": "options", "look": "model"}
+"""Arguments of commands by their names in earlier versions, which scripts may still use."""
+
 
 def paths_or_texts(command: Callable[..., T]) -> Callable[..., T]:
-    """The command for a script that has texts where it wants paths, and the other way round.
+    """The command, which then takes texts where it is annotated with paths, and paths where it is with texts.
 
-    What each argument wants is read from its annotation; `~` is the home folder.
+    `~` is the home folder. Arguments may bear their names of earlier versions.
     """
-    wanted = inspect.signature(command, eval_str=True)
+    signature = inspect.signature(command, eval_str=True)
 
     @functools.wraps(command)
-    def taking(*given: Any, **named: Any) -> T:
-        bound = wanted.bind(*given, **named)
-        kinds = {name: wanted.parameters[name].annotation for name in bound.arguments}
-        bound.arguments |= {name: _as_wanted(value, kinds[name]) for name, value in bound.arguments.items()}
+    def called(*given: Any, **named: Any) -> T:
+        named = {FORMER_NAMES.get(name, name): value for name, value in named.items()}
+        bound = signature.bind(*given, **named)
+        kinds = {name: signature.parameters[name].annotation for name in bound.arguments}
+        bound.arguments |= {name: _converted(value, kinds[name]) for name, value in bound.arguments.items()}
         return command(*bound.args, **bound.kwargs)
 
-    return taking
+    return called
 
 
-def _as_wanted(value: Any, annotation: Any) -> Any:
+def _converted(value: Any, annotation: Any) -> Any:
+    """The value as the annotation has it: a path as a text, or a text as a path."""
     kinds = (annotation, *get_args(annotation))
     if isinstance(value, Mapping):  # overrides by their dotted keys
         return {key: str(inner) if isinstance(inner, Path) else inner for key, inner in value.items()}
@@ -42,14 +47,14 @@ def _as_wanted(value: Any, annotation: Any) -> Any:
     return value
 
 
-def anchored(recipe: Recipe) -> Recipe:
-    """Local paths made absolute, so that a run can be resumed from anywhere."""
+def resolve_paths(recipe: Recipe) -> Recipe:
+    """The recipe with its local paths made absolute, so that a run can be resumed from anywhere."""
     updates: dict[str, Any] = {}
     for name in ("data", "probe"):
         section = getattr(recipe, name)
         if section:
             updates[name] = section.model_copy(update={"source": absolute(section.source)})
-    patterns = relative_to(recipe.data.source, recipe.data.exclude)
+    patterns = relative_patterns(recipe.data.source, recipe.data.exclude)
     updates["data"] = updates["data"].model_copy(update={"exclude": patterns})
     for name in ("method", "jd"):
         if section := getattr(recipe, name):
@@ -57,18 +62,18 @@ def anchored(recipe: Recipe) -> Recipe:
             updates[name] = section.model_copy(update={"target": section.target.model_copy(update=files)})
     if recipe.distill:
         teachers = [
-            t.model_copy(update={"source": anchored_spec(t.source), "weights": absolute(t.weights)})
+            t.model_copy(update={"source": resolve_spec(t.source), "weights": absolute(t.weights)})
             for t in recipe.distill.teachers
         ]
         cache = recipe.distill.cache  # which may not be there yet
         kept = str(Path(cache).expanduser().resolve()) if cache else None
         updates["distill"] = recipe.distill.model_copy(update={"teachers": teachers, "cache": kept})
-    updates["backbone"] = recipe.backbone.model_copy(update={"weights": anchored_spec(recipe.backbone.weights)})
+    updates["backbone"] = recipe.backbone.model_copy(update={"weights": resolve_spec(recipe.backbone.weights)})
     return recipe.model_copy(update=updates)
 
 
-def anchored_spec(spec: str | None) -> str | None:
-    """The file of "mae:FILE" and the like by its whole path."""
+def resolve_spec(spec: str | None) -> str | None:
+    """The specification with the path of "mae:FILE" and the like made absolute."""
     if spec is None:
         return None
     plain, _ = split_spec(spec)
@@ -79,15 +84,15 @@ def anchored_spec(spec: str | None) -> str | None:
 
 
 def absolute(path: str | None) -> str | None:
-    """What is there, by its whole path; anything else as it is, a set's name for instance."""
+    """The whole path of what exists; any other text as it is, a set's name for instance."""
     if path and (entry := entry_of(path)):  # an array of a numpy file
         return f"{Path(entry[0]).resolve()}:{entry[1]}"
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
-def relative_to(source: str | None, patterns: Sequence[str]) -> list[str]:
-    """Patterns as they are held against paths below a source, wherever the command is given again."""
+def relative_patterns(source: str | None, patterns: Sequence[str]) -> list[str]:
+    """The patterns relative to a source, so that they mean the same wherever the command is given again."""
     return [relative_pattern(pattern, source or "") for pattern in patterns]
 
 
-__all__ = ["absolute", "anchored", "anchored_spec", "paths_or_texts", "relative_to"]
+__all__ = ["absolute", "paths_or_texts", "relative_patterns", "resolve_paths", "resolve_spec"]

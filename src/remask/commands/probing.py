@@ -1,6 +1,9 @@
-"""What a network learned, by frozen features: kNN and linear, MAE's linear probe, attentive probe, every layer."""
+"""`remask probe`: what a network learned, by frozen features.
 
-from collections.abc import Iterable, Mapping, Sequence
+kNN and linear, MAE's linear probe, the attentive probe, every layer.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,14 +11,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from remask.commands.partial import Partial, key_of
 from remask.commands.paths import absolute, paths_or_texts
-from remask.commands.pretraining import report
-from remask.commands.saying import Say, sayer
-from remask.commands.subject import LOOK, Look, Subject, subject
-from remask.commands.unusable import Unusable, bounded
+from remask.commands.printing import Say, printer
+from remask.commands.probe_tables import layer_table, probe_table, two_rows
+from remask.commands.refusals import check_protocol
+from remask.commands.reporting import report
+from remask.commands.saved_progress import SavedProgress, request_key
+from remask.commands.subjects import MODEL_DEFAULTS, ModelOptions, Subject, open_subject
+from remask.commands.unusable_images import UnusableImages, refuse_too_many
 from remask.downstream.build import split
-from remask.errors import UserError
 from remask.evaluation.probing.attentive import Settings as Attentive
 from remask.evaluation.probing.attentive import attentive_probe
 from remask.evaluation.probing.fast_probe import Factory
@@ -30,20 +34,20 @@ from remask.images.sources.fingerprint import inventory
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import Source, open_source
 from remask.images.transforms import ProbeCrop
-from remask.training.checkpoint import RunFolder
 from remask.training.progress import Watch
+from remask.training.run_folder import RunFolder
 
 Protocol = Literal["fast", "mae", "attentive"]
 
 
-class Asked(NamedTuple):
-    """What a probe does, beside how the network is looked at.
+class ProbeOptions(NamedTuple):
+    """What a probe does, beside how the network is read.
 
     protocol    fast: kNN and logistic regression on cached features (probe.json) · mae: BatchNorm, LARS, 90 epochs of
                 random crops (linprobe.json) · attentive: a learned query over all tokens (attentive.json)
     k           neighbours that vote
     layer       the block that is read, in both networks; -1 is the end, after the final norm
-    layers      several of them, or "all": layers.json and a picture of accuracy over depth
+    layers      several blocks, or "all": layers.json and a figure of accuracy over depth
     fractions   shares of every class's labels, beside all of them and ten a class
     epochs      of the mae and attentive probes; theirs by default
     """
@@ -57,186 +61,159 @@ class Asked(NamedTuple):
     seed: int = 0
 
 
-FAST = Asked()
+PROBE_DEFAULTS = ProbeOptions()
+
+
+class Comparison(NamedTuple):
+    """What a probe compares, and on which images.
+
+    networks   "top1", the network itself, and "untrained"
+    bad        callbacks for unusable training and test images
+    """
+
+    options: ProbeOptions
+    subject: Subject
+    networks: Mapping[str, Any]
+    train: Source
+    test: Source
+    watch: Watch
+    bad: tuple[UnusableImages, UnusableImages]
+    progress: SavedProgress
 
 
 @paths_or_texts
 def probe(
-    path: Path | str, data: str, val: str | None = None, asked: Asked = FAST, look: Look = LOOK, *,
-    limit: int | None = None, exclude: Sequence[str] = (), out: Path | None = None, quiet: bool = False,
-    say: Say | None = None,
+    path: Path | str, data: str, val: str | None = None, options: ProbeOptions = PROBE_DEFAULTS,
+    model: ModelOptions = MODEL_DEFAULTS, *, limit: int | None = None, exclude: Sequence[str] = (),
+    out: Path | None = None, quiet: bool = False, say: Say | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Probe a backbone beside the untrained one; the result goes into RUN/eval/, or into `out`.
+    """The result of a probe of a backbone beside the untrained one, which is also written into RUN/eval/ or `out`.
 
-    path    a run, or mae:FILE, timm:NAME and the like (then `look.heads` where a file does not tell them)
-    val     labelled pictures to test on; a random fifth of `data` by default
-    limit   the first N pictures of `data` only
+    path    a run, or mae:FILE, timm:NAME and the like (then `model.heads` where a file does not tell them)
+    val     labelled images to test on; a random fifth of `data` by default
+    limit   the first N images of `data` only
     exclude shell-style patterns of paths that are left out
-    say     gets the table of accuracies; by default it is printed unless quiet
-    Raises UserError for sources without labels, and all that the probes find fault with.
+    say     receives the table of accuracies; by default it is printed unless quiet
+    Raises UserError for a source without labels, a network or layer that does not exist, and too few images or classes.
     """
-    if asked.layers and asked.protocol != "fast":
-        raise UserError(f"--layers is for the fast probe; with --protocol {asked.protocol} give one --layer")
-    source, test = split(open_source(data, limit=limit, labelled=True, exclude=exclude), val, asked.seed, exclude)
-    seen = subject(str(path), look, quiet)
-    seen.settle(source)
-    nets = {"top1": seen.backbone, "untrained": seen.twin()}
-    pictures = [inventory(one, labelled=True).digest() for one in (source, test)]  # those of a killed call, or others
-    key = key_of(seen, look, asked, data, val, limit, list(exclude), *pictures)
-    part = Partial(out or seen.folder, asked.protocol, key)
-    name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
-    result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
-    result["protocol"] |= {"image_size": list(seen.size), "network": seen.name}
-    told = [absolute(data), absolute(val), limit, list(exclude), *pictures]
-    network = "" if out is None else str(seen.folder or seen.name)  # of a run that goes on the latest is kept
-    about = {"network": network, "look": look, "asked": asked, "size": seen.size, "pictures": told}
-    _keep(seen, name, result, out, val or data, about)
-    part.forget()
-    sayer(say, quiet)(shown)
+    check_protocol(options.protocol, options.layers)
+    source, test = split(open_source(data, limit=limit, labelled=True, exclude=exclude), val, options.seed, exclude)
+    subject = open_subject(str(path), model, quiet)
+    subject.read_levels(source)
+    networks = {"top1": subject.backbone, "untrained": subject.untrained()}
+    digests = [inventory(one, labelled=True).digest() for one in (source, test)]  # a killed call may have read others
+    key = request_key(subject, model, options, data, val, limit, list(exclude), *digests)
+    progress = SavedProgress(out or subject.folder, options.protocol, key)
+    with Watch("probe", quiet) as watch:
+        bad = UnusableImages(watch.say), UnusableImages(watch.say)
+        compared = Comparison(options, subject, networks, source, test, watch, bad, progress)
+        name, result, table = _compare(compared)
+    table += _count_images(result, compared)
+    result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": model.checkpoint}
+    result["protocol"] |= {"image_size": list(subject.size), "network": subject.name}
+    images = [absolute(data), absolute(val), limit, list(exclude), *digests]
+    network = "" if out is None else str(subject.folder or subject.name)  # a run that continues keeps its latest result
+    # under the names that older versions wrote: the name of the result's own file depends on them
+    about = {"network": network, "look": model, "asked": options, "size": subject.size, "pictures": images}
+    _write(subject, name, result, out, val or data, about)
+    progress.delete()
+    printer(say, quiet)(table)
     return result
 
 
-def _probed(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial
-) -> tuple[str, dict[str, Any], str]:
-    """The name of the file, its content, and a table for a person."""
-    with Watch("probe", quiet) as watch:
-        bad = Unusable(watch.say), Unusable(watch.say)
-        name, result, shown = _watched(asked, seen, nets, source, test, part, watch, bad)
-    lines, left_out = [one.lines for one in bad], [getattr(one, "left_out", {}) for one in (source, test)]
-    result["protocol"]["pictures"] = {
-        "train": len(source) - len(lines[0]),
-        "test": len(test) - len(lines[1]),
-        "bad": dict(zip(("train", "test"), lines, strict=True)),
-        "left_out": dict(zip(("train", "test"), map(dict, left_out), strict=True)),
-    }
-    for number, said in ((len(lines[0]), "training"), (len(lines[1]), "test")):
-        shown += f"\n\nwithout {number} of the {said} pictures, which cannot be used" if number else ""
-    return name, result, shown
-
-
-def _watched(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, part: Partial,
-    watch: Watch, bad: tuple[Unusable, Unusable],
-) -> tuple[str, dict[str, Any], str]:  # fmt: skip
-    """`_probed`, with a bar; `bad` are told of training and test pictures that cannot be used."""
-    train = partial(_passed, watch, seen, source, "training pictures", bad[0])
-    val = partial(_passed, watch, seen, test, "test pictures", bad[1])
-    say, k, seed = watch.say, asked.k, asked.seed
+def _compare(compared: Comparison) -> tuple[str, dict[str, Any], str]:
+    """The name of the result's file, its content, and a table for a person, by the protocol of the options."""
+    options, subject, networks, source, test, watch, bad, progress = compared
+    train = partial(subject.watched, watch, source, "training pictures", bad[0])
+    val = partial(subject.watched, watch, test, "test pictures", bad[1])
+    say, k, seed = watch.say, options.k, options.seed
     for line in dict.fromkeys([*notes(source), *notes(test)]):
         say(line)
-    if asked.layers:
-        layers = None if asked.layers == "all" else asked.layers
-        result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
+    if options.layers:
+        layers = None if options.layers == "all" else options.layers
+        result = probe_layers(networks, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
         return "layers", result, layer_table(result)
-    if asked.protocol == "mae":
-        result = _linear(asked, seen, nets, source, val, watch, part, bad[0])
+    if options.protocol == "mae":
+        result = _mae_probe(compared, val)
         return "linprobe", result, two_rows("linear probe as MAE's", result)
-    if asked.protocol == "attentive":
-        settings, counts = Attentive(layer=asked.layer, seed=seed), (len(source), len(test))
-        if asked.epochs:
-            settings = replace(settings, epochs=asked.epochs)
-        memory = Memory(part.read(), part.write)
-        result = attentive_probe(nets, train, val, counts, settings, progress=watch, memory=memory)
+    if options.protocol == "attentive":
+        settings, counts = Attentive(layer=options.layer, seed=seed), (len(source), len(test))
+        if options.epochs:
+            settings = replace(settings, epochs=options.epochs)
+        memory = Memory(progress.read(), progress.write)
+        result = attentive_probe(networks, train, val, counts, settings, progress=watch, memory=memory)
         return "attentive", result, two_rows("attentive probe", result)
     result = fast_probe(
-        nets, train, val, k=k, layer=asked.layer, seed=seed, fractions=asked.fractions, progress=say, fitted=watch
+        networks, train, val, k=k, layer=options.layer, seed=seed, fractions=options.fractions, progress=say,
+        fitted=watch,
     )  # fmt: skip
     return "probe", result, probe_table(result)
 
 
-def _keep(
-    seen: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any]
-) -> None:
-    """Into the run's eval folder and its report, or into a folder of the user's choice; beside results on other data.
+def _count_images(result: dict[str, Any], compared: Comparison) -> str:
+    """Lines for a person about unusable images, whose numbers also go into the result's protocol."""
+    lines = [one.lines for one in compared.bad]
+    left_out = [getattr(one, "left_out", {}) for one in (compared.train, compared.test)]
+    result["protocol"]["pictures"] = {
+        "train": len(compared.train) - len(lines[0]),
+        "test": len(compared.test) - len(lines[1]),
+        "bad": dict(zip(("train", "test"), lines, strict=True)),
+        "left_out": dict(zip(("train", "test"), map(dict, left_out), strict=True)),
+    }
+    counts = ((len(lines[0]), "training"), (len(lines[1]), "test"))
+    return "".join(f"\n\nwithout {n} of the {what} pictures, which cannot be used" for n, what in counts if n)
 
-    data, about   as `evaluation.keeping` has them
+
+def _write(
+    subject: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any]
+) -> None:
+    """Write the result into the run's eval folder and report, or into `out`; beside results on other data.
+
+    data, about   as `evaluation.results.keep` has them
     """
-    folder = out or seen.folder
+    folder = out or subject.folder
     if folder is None:
         return
     keep(RunFolder(folder), name, result, data, about)
     if name == "layers":
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         (folder / "pictures" / "layers.png").write_bytes(layers_figure(result))
-    if seen.folder == folder:
+    if subject.folder == folder:
         report(folder)
 
 
-def _linear(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, val: Factory, watch: Watch, part: Partial,
-    bad: Unusable,
-) -> dict[str, Any]:  # fmt: skip
-    """MAE's linear probe of both networks, on the same crops; what each reached is kept after every epoch."""
-    settings, reached = Linear(layer=asked.layer, seed=asked.seed), part.read()
+def _mae_probe(compared: Comparison, val: Factory) -> dict[str, Any]:
+    """MAE's linear probe of both networks, on the same crops; each one's state is saved after every epoch."""
+    options, subject, progress = compared.options, compared.subject, compared.progress
+    settings, reached = Linear(layer=options.layer, seed=options.seed), progress.read()
     found: dict[str, Any] = reached.get("found", {})
-    if asked.epochs:
-        settings = replace(settings, epochs=asked.epochs)
-    labels = torch.tensor(source.labels)
-    for name, backbone in nets.items():
+    if options.epochs:
+        settings = replace(settings, epochs=options.epochs)
+    labels = torch.tensor(compared.train.labels)
+    for name, backbone in compared.networks.items():
         if name in found:
             continue
-        state, keep = reached.get("states", {}).get(name), partial(_keep_state, part, found, name)
+        state = reached.get("states", {}).get(name)
         crops = Loader(
-            source, ProbeCrop(seen.size), 256, seed=asked.seed, drop_last=False, channels=seen.channels,
-            scaling=seen.backbone.normalise.scaling, max_bad=seen.max_bad, report=bad,
+            compared.train, ProbeCrop(subject.size), 256, seed=options.seed, drop_last=False, channels=subject.channels,
+            scaling=subject.backbone.normalise.scaling, max_bad=subject.max_bad, report=compared.bad[0],
         )  # fmt: skip
         found[name] = linprobe(
-            backbone, partial(_cropped, source, crops), val, labels, settings, progress=watch,
-            state=state, keep=keep,
+            backbone, _epochs(compared.train, crops), val, labels, settings, progress=compared.watch,
+            state=state, keep=partial(_save_state, progress, found, name),
         )  # fmt: skip
-        part.write({"found": found})
+        progress.write({"found": found})
     protocol = found["top1"].pop("protocol")
     return {name: result["top1"] for name, result in found.items()} | {"runs": found, "protocol": protocol}
 
 
-def _cropped(source: Source, crops: Loader, epoch: int) -> Iterable[Any]:
-    return bounded(source, crops.epoch(epoch))
+def _epochs(source: Source, crops: Loader) -> Callable[[int], Iterable[Any]]:
+    """A function from the number of an epoch to its batches of crops."""
+    return lambda epoch: refuse_too_many(source, crops.epoch(epoch))
 
 
-def _keep_state(part: Partial, found: Mapping[str, Any], name: str, state: Mapping[str, Any]) -> None:
-    part.write({"found": dict(found), "states": {name: state}})
+def _save_state(progress: SavedProgress, found: Mapping[str, Any], name: str, state: Mapping[str, Any]) -> None:
+    progress.write({"found": dict(found), "states": {name: state}})
 
 
-def _passed(watch: Watch, seen: Subject, source: Source, title: str, bad: Unusable) -> Iterable[Any]:
-    return watch.over(seen.batches(source, report=bad), len(source), title)
-
-
-def layer_table(result: Mapping[str, Any]) -> str:
-    """Accuracy of every layer as a table, and which was best on held-out training pictures."""
-    names = list(result["layers"])
-    titles = " | ".join(f"linear, {name} | kNN, {name}".replace("top1", "trained") for name in names)
-    lines = [f"| layer | {titles} |", "|--:" * (1 + 2 * len(names)) + "|"]
-    for rows in zip(*result["layers"].values(), strict=True):
-        cells = [f"{row['linear']:.1f} | {row['knn']:.1f}" for row in rows]
-        lines.append(f"| {'end' if rows[0]['layer'] == -1 else rows[0]['layer']} | {' | '.join(cells)} |")
-    best = result["best"]["top1"]["linear"]
-    return "\n".join(
-        [*lines, "", f"best on held-out training pictures: layer {best['layer']}, {best['test']:.1f} on test"]
-    )
-
-
-def two_rows(title: str, result: Mapping[str, Any]) -> str:
-    """Trained and untrained accuracy as a table."""
-    lines = ["| accuracy, % | trained | untrained |", "|---|--:|--:|"]
-    return "\n".join([*lines, f"| {title} | {result['top1']:.1f} | {result['untrained']:.1f} |"])
-
-
-def probe_table(result: Mapping[str, Any]) -> str:
-    """The fast probe as a table for a terminal and for Markdown."""
-    few = result["few_labels"]
-    rows = {
-        "kNN": result["knn"],
-        "linear": result["linear"],
-        f"kNN, {few['per_class']} labels a class": few["knn"],
-        f"linear, {few['per_class']} labels a class": few,
-    }
-    for share, part in result.get("fractions", {}).items():
-        rows |= {f"kNN, {100 * float(share):g} % of the labels": part["knn"]}
-        rows |= {f"linear, {100 * float(share):g} % of the labels": part}
-    lines = ["| accuracy, % | trained | untrained | raw pixels |", "|---|--:|--:|--:|"]
-    lines += [f"| {name} | {r['top1']:.1f} | {r['untrained']:.1f} | {r['pixels']:.1f} |" for name, r in rows.items()]
-    return "\n".join(lines)
-
-
-__all__ = ["Asked", "Protocol", "probe", "probe_table", "two_rows"]
+__all__ = ["PROBE_DEFAULTS", "ProbeOptions", "Protocol", "probe"]

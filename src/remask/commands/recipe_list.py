@@ -1,4 +1,4 @@
-"""`remask recipes`: what is shipped."""
+"""`remask recipes`: the recipes that come with remask."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from remask.recipe.naming import FOLDER
 
 
 def recipes(as_json: bool = False) -> None:
-    """Print every shipped recipe by the table it stands in, then those of downstream tasks; JSON has the former."""
+    """Print the recipes of pre-training by their table in the paper, then those of tasks; JSON has the former alone."""
     rows = [_row(load_recipe(name, environment={})) for name in recipe_names()]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -35,7 +35,7 @@ TABLES = ("Table I", "Table II", "Table III", "Table IV", "Table V", "Table VI")
 
 
 def _table(row: Mapping[str, str]) -> str:
-    """The first of DMJD's tables in which a recipe is a row."""
+    """The title of the first of DMJD's tables in which a recipe is a row."""
     found = re.search(r"Tables? ([IV]+)\b", row["table"])
     return f"Table {found[1]}" if found else "Not in a table of DMJD"
 

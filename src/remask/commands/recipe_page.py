@@ -1,4 +1,4 @@
-"""`remask show`: one recipe, its equation and what it costs."""
+"""`remask show`: a recipe's equation, size and cost."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from remask.recipe import load_recipe
 
 
 def show(name: str, settings: Sequence[str] = (), as_json: bool = False) -> None:
-    """Print a recipe: what it trains, its equation, parameters and GFLOP. No weights are made."""
+    """Print a recipe with its equation, parameters and GFLOP, which are counted without making weights."""
     recipe = load_recipe(name, settings)
 
     import torch

@@ -8,7 +8,8 @@ from remask import commands
 from remask.backbones import Backbone
 from remask.method import Method
 from remask.recipe import Recipe
-from remask.runs.reopen import open_run, trained
+from remask.runs.opening import open_run
+from remask.runs.reopen import trained
 
 
 class Run:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from remask.backbones.checkpointing import set_checkpointing
+from remask.downstream.inputs import NO_NETWORK, stated_keys
 from remask.errors import UserError, naming
 from remask.evaluation.probing.features import evaluating
 from remask.images.levels import Levels, rule_of
@@ -24,8 +25,8 @@ from remask.types import Size
 def network(part: FinetuneModel | SegmentModel | DetectModel, size: Size | None) -> tuple[Any, Size]:
     """The backbone, and the size of the images that it was asked for or, without one, built for."""
     if part.source is None:
-        raise UserError("no network to start from: give a RUN, or mae:FILE, timm:NAME, untrained:NAME")
-    with naming([f"model.{key}" for key in ("heads", "normalise") if getattr(part, key)]):
+        raise UserError(NO_NETWORK)
+    with naming(stated_keys(part)):
         found = start(
             part.source, size, heads=part.heads, normalise=part.normalise, drop_path=part.drop_path,
             untrained=part.untrained,

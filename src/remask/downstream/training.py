@@ -19,12 +19,13 @@ from remask.images.sources.differences import of_classes
 from remask.interop.loaded import loaded_of
 from remask.recipe import dump
 from remask.recipe.downstream import Downstream
-from remask.training.checkpoint import RunFolder, find, load_weights, save
+from remask.training.checkpoint import load_weights, save
 from remask.training.cost import Ledger
 from remask.training.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.training.environment import environment
 from remask.training.optim import Averaged, Schedule, adamw, parameter_groups
 from remask.training.progress import Watch, console
+from remask.training.run_folder import RunFolder, find
 from remask.training.runtime import Runtime
 from remask.training.trainer import Batches, Trainer
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.training.checkpoint import RunFolder
+from remask.training.run_folder import RunFolder
 
 _LONGEST = 40
 """Characters of a file's name that tell the data."""

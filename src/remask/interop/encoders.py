@@ -31,16 +31,13 @@ from remask.files.escaping import quoted
 from remask.files.tensors import content_of, refuse_non_finite
 from remask.files.text import read_json
 from remask.images.levels import levels_of
-from remask.interop.encoder_files import KINDS as FILES
 from remask.interop.encoder_files import NORMALISATIONS, Asked, open_file
 from remask.interop.fetching import counting, fetched
-from remask.interop.loaded import Loaded, remember, split_spec, stated
+from remask.interop.loaded import Loaded, remember, stated
 from remask.interop.mae import check
+from remask.recipe.networks import FILES, check_encoder, split_spec
 from remask.types import Size
 
-KINDS = (
-    *(f"{kind}:FILE" for kind in FILES), "timm:NAME", "untrained:NAME", "run:RUN",
-)  # fmt: skip
 FIXED = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm")
 """What a maker sets itself."""
 
@@ -77,10 +74,7 @@ def open_encoder(
         "untrained": lambda: _untrained(asked, name),
         "run": lambda: _exported(asked, path),
     }
-    if kind not in kinds or not name:
-        raise UserError(f"{spec!r} names no encoder; known are {', '.join(KINDS)}")
-    if kind not in ("timm", "untrained") and not path.exists():
-        raise UserError(f"{name} does not exist: the weights of the encoder {spec} were expected there")
+    check_encoder(spec)
     backbone = kinds[kind]()
     if size:
         _divided(asked, backbone.patch)
@@ -207,4 +201,4 @@ def _divided(asked: Asked, patch: Size) -> None:
         )
 
 
-__all__ = ["KINDS", "open_encoder"]
+__all__ = ["open_encoder"]

@@ -1,10 +1,8 @@
-"""What was taken out of other people's files, as a line for a person; and specifications with settings behind them."""
+"""What was taken out of other people's files, as a line for a person."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,10 +12,6 @@ from remask.errors import UserError
 from remask.files.escaping import printable
 from remask.tokens import grid_of
 from remask.types import Size
-
-SETTING = re.compile(r",(\w+)=")
-SETTINGS = ("heads", "normalise", "mean", "std")
-"""What may follow a specification: mae:FILE,heads=12."""
 
 
 class Loaded(NamedTuple):
@@ -69,25 +63,6 @@ def resized(state: Mapping[str, Tensor], before: Size, after: Size, patch: Size)
     return (f"positions resized from {old[0]}×{old[1]} to {new[0]}×{new[1]}",)
 
 
-def split_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """A specification and the settings behind it: "mae:FILE,heads=12" -> "mae:FILE" and {"heads": 12}.
-
-    heads, normalise, mean and std may follow, lists in brackets. A name with a comma that is a file is a file. Raises
-    UserError for another setting, or a value that is none of its kind.
-    """
-    kind, _, name = spec.partition(":")
-    found = SETTING.search(name)
-    if found is None or Path(name).expanduser().exists():
-        return spec, {}
-    settings: dict[str, Any] = {}
-    for setting in re.split(r",(?![^\[]*\])", name[found.start() + 1 :]):
-        key, _, value = setting.partition("=")
-        if key not in SETTINGS:
-            raise UserError(f"{spec}: {key!r} is no setting of a network; known are {', '.join(SETTINGS)}")
-        settings[key] = value if key == "normalise" else _number(spec, key, value)
-    return f"{kind}:{name[: found.start()]}", settings
-
-
 def stated(spec: str, setting: str, given: Any, written: Any) -> Any:
     """A setting of a network, given beside its specification or written behind it. UserError where the two differ."""
     if given is not None and written is not None and given != written:
@@ -95,18 +70,4 @@ def stated(spec: str, setting: str, given: Any, written: Any) -> Any:
     return written if given is None else given
 
 
-def _number(spec: str, key: str, value: str) -> Any:
-    """A number, or a list of some."""
-    try:
-        number = json.loads(value)
-    except ValueError:
-        number = None
-    each = number if isinstance(number, list) else [number]
-    right = int if key == "heads" else int | float
-    if not each or any(isinstance(one, bool) or not isinstance(one, right) for one in each):
-        wanted = "heads=12, or heads=[1,2,5,8] where stages differ" if key == "heads" else f"{key}=[0.5,0.5,0.5]"
-        raise UserError(f"{spec}: {key}={value} is no number: write {wanted}")
-    return number if key == "heads" else each
-
-
-__all__ = ["SETTINGS", "Loaded", "groups", "loaded_of", "remember", "resized", "split_spec", "stated"]
+__all__ = ["Loaded", "groups", "loaded_of", "remember", "resized", "stated"]

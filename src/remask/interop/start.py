@@ -14,11 +14,11 @@ from remask.backbones.swin import create_swin
 from remask.backbones.tables import resize_state
 from remask.backbones.vit import create_vit
 from remask.errors import UserError
-from remask.interop.encoder_files import KINDS as FILES
 from remask.interop.encoders import FIXED, open_encoder
 from remask.interop.fetching import fetched
 from remask.interop.loaded import Loaded, loaded_of, remember, resized
 from remask.interop.mae import check
+from remask.recipe.networks import FILES
 from remask.types import Size
 
 

@@ -28,12 +28,11 @@ from remask.interop.layouts import Layout
 from remask.interop.loaded import Loaded, loaded_of, remember
 from remask.interop.mae import MEAN, STD, check
 from remask.interop.state_dicts import State, find
+from remask.recipe.networks import check_teacher
 from remask.types import Size
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """OpenAI's CLIP; open_clip's models say so where theirs differ."""
-
-KINDS = ("timm:NAME", "untrained:NAME", "torchvision:mobilenet_v2", "clip:NAME_OR_FOLDER", "open_clip:NAME", "tae:")
 
 
 class Opened(NamedTuple):
@@ -66,8 +65,6 @@ def open_teacher(spec: str, weights: str | None = None) -> Opened:
     """
     kind, _, name = spec.partition(":")
     path = Path(weights) if weights else None
-    if path is not None and not path.exists():
-        raise UserError(f"{weights} does not exist: the weights of the teacher {spec} were expected there")
     kinds: dict[str, Callable[[], Opened]] = {
         "timm": lambda: timm_teacher(name, path),
         "untrained": lambda: timm_teacher(name, fetch=False),
@@ -76,8 +73,7 @@ def open_teacher(spec: str, weights: str | None = None) -> Opened:
         "open_clip": lambda: open_clip_teacher(name, path),
         "tae": lambda: autoencoder_teacher(path),
     }
-    if kind not in kinds or bool(name) == (kind == "tae"):
-        raise UserError(f"{spec!r} names no teacher; known are {', '.join(KINDS)}")
+    check_teacher(spec, weights)
     return kinds[kind]()
 
 

@@ -37,6 +37,11 @@ MFU = 0.35
 """Share of the peak that training is assumed to reach: an assumption, and printed as one."""
 
 
+def is_this_machine(name: str) -> bool:
+    """Whether a name means the machine at hand, and no data sheet."""
+    return name.partition(":")[0] in ("auto", "cpu", "cuda", "mps")
+
+
 def device(name: str) -> Device:
     """By name, in any case. Raises UserError for one that is not in the table."""
     if found := DEVICES.get(name.lower()):
@@ -48,4 +53,4 @@ def device(name: str) -> Device:
     )
 
 
-__all__ = ["DEVICES", "MFU", "Device", "device"]
+__all__ = ["DEVICES", "MFU", "Device", "device", "is_this_machine"]

@@ -14,7 +14,7 @@ from remask.build.training import build_loader, build_trainer
 from remask.errors import UserError
 from remask.images.sources.opening import open_second
 from remask.recipe import Recipe, dump
-from remask.training.checkpoint import RunFolder
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import resolve
 
 

@@ -162,6 +162,10 @@ class Target(Section):
     )
     weights: str | None = Field(default=None, min_length=1, description="The teacher's weights as a local file.")
 
+    def opened(self, section: str) -> list[str]:
+        """The keys, behind `section`, that name a file or network which the target opens."""
+        return [f"{section}.{key}" for key in ("file", "teacher", "weights") if getattr(self, key)]
+
     @property
     def unfitted(self) -> bool:
         """A codebook that is still to be fitted."""

@@ -1,27 +1,12 @@
-"""Runs that are there already: their recipe, and their networks at any image size."""
-
-from pathlib import Path
+"""Networks of runs that are there already, at any image size."""
 
 from remask.build.pretraining import build_method
-from remask.errors import UserError
-from remask.files.escaping import quoted
 from remask.method import Method
-from remask.recipe import Recipe, load_recipe
-from remask.recipe.formats import rules_of
+from remask.recipe import Recipe
 from remask.runs.progressive import at_size, grow, phase_of, phases
-from remask.training.checkpoint import RunFolder, find, load_weights, position
+from remask.training.checkpoint import load_weights, position
+from remask.training.run_folder import RunFolder, find
 from remask.types import Size
-
-
-def open_run(path: Path) -> tuple[RunFolder, Recipe]:
-    """A run folder and the recipe it was made with."""
-    run = RunFolder.open(path)
-    if (path / "task.json").is_file():
-        raise UserError(
-            f"{path} is a run of a downstream task, and this is for pre-training; remask report {quoted(path)} shows "
-            f"its result, and after remask export {quoted(path)} remask embed and attention take it"
-        )
-    return run, _beside(load_recipe(path / "recipe.toml", rules_of(run.format), environment={}, strict=False), path)
 
 
 def untrained(recipe: Recipe, size: Size | None = None) -> Method:
@@ -29,15 +14,6 @@ def untrained(recipe: Recipe, size: Size | None = None) -> Method:
     name = recipe.backbone.name.partition(".")[0]  # without the tag of published weights
     backbone = recipe.backbone.model_copy(update={"weights": None, "name": name})
     return build_method(at_size(recipe.model_copy(update={"backbone": backbone}), size or recipe.data.image_size))
-
-
-def _beside(recipe: Recipe, folder: Path) -> Recipe:
-    """A codebook that a run keeps in its own folder is found wherever the folder is moved."""
-    file = recipe.method.target.file
-    if file is None or not (folder / file).is_file():
-        return recipe
-    target = recipe.method.target.model_copy(update={"file": str(folder / file)})
-    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"target": target})})
 
 
 def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | None = None) -> Method:
@@ -58,4 +34,4 @@ def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | Non
     return other
 
 
-__all__ = ["open_run", "trained", "untrained"]
+__all__ = ["trained", "untrained"]

@@ -12,7 +12,6 @@ from remask.build.pixel_rule import with_pixel_rule
 from remask.build.pretraining import build_method
 from remask.build.starting import loaded_lines
 from remask.build.training import build_loader, build_trainer
-from remask.errors import UserError
 from remask.files.escaping import printable
 from remask.images.loading.device_crops import no_decoder
 from remask.images.loading.loader import TooManyBad
@@ -20,25 +19,26 @@ from remask.images.sources.fingerprint import of_file
 from remask.images.sources.left_out import notes as left_out
 from remask.images.sources.opening import Source, open_second, open_source
 from remask.method import Method, equation
-from remask.planning import settle
+from remask.planning.parts import settle
 from remask.recipe import Recipe, dump, method_label
 from remask.runs.bad_images import BadImages, bad_of_all
+from remask.runs.checks import require_source
 from remask.runs.data_sources import CODEBOOK, of_pretraining
 from remask.runs.knn import knn_hook, knn_split
 from remask.runs.progressive import Phase, hand_over, phase_of, phases
-from remask.training.checkpoint import RunFolder, position
+from remask.training.checkpoint import position
 from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.training.distributed import ALONE, World
 from remask.training.environment import environment
 from remask.training.progress import Console, console
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, resolve
 from remask.training.trainer import Trainer
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
     """Build all parts, make or open the folder, and train to the end of the recipe; many processes do it together."""
-    if recipe.data.source is None:
-        raise UserError("no pictures to train on: give --data DIR, or a built-in set, --data photos or --data digits")
+    require_source(recipe)
     part, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads, world, part.parallel)
     before = None if fresh else position(run)

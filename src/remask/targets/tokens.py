@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from remask.errors import UserError
+from remask.files.paths import check_readable
 from remask.targets.dalle import Dalle, DalleEncoder, load_dalle
 from remask.targets.teacher import full_precision
 from remask.tokens import grid_of
@@ -188,6 +189,7 @@ def _shifted(x: Int64[Tensor, "*any"], bits: int) -> Int64[Tensor, "*any"]:
 
 def _read(path: str | Path, names: tuple[str, ...], what: str) -> tuple[dict[str, Num[Tensor, "..."]], dict[str, str]]:
     """Tensors and metadata of a safetensors file."""
+    check_readable(path)
     try:
         with torch.device("cpu"), safe_open(path, "pt") as stored:  # also where networks are counted on "meta"
             return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}

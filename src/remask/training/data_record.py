@@ -19,8 +19,9 @@ from remask.files.records import atomic_write
 from remask.images.sources.differences import differences
 from remask.images.sources.files import printable
 from remask.images.sources.fingerprint import Inventory, packed_names
-from remask.training.checkpoint import RunFolder, position
+from remask.training.checkpoint import position
 from remask.training.optim import epoch_length
+from remask.training.run_folder import RunFolder
 from remask.training.trainer import Trainer
 
 FIRST = "first weights"

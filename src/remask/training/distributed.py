@@ -143,16 +143,6 @@ def launched() -> bool:
     return bool(os.environ.get("TORCHELASTIC_RUN_ID"))
 
 
-def restarted() -> bool:
-    """Whether torchrun started the processes anew, after one of them had died."""
-    return count("TORCHELASTIC_RESTART_COUNT") > 0
-
-
-def may_restart() -> bool:
-    """Whether torchrun would."""
-    return count("TORCHELASTIC_MAX_RESTARTS") > 0
-
-
 def ended(code: int) -> tuple[bool, int]:
     """Whether this process, which ends with `code`, is to say why, and the code to end with: those of the first one.
 
@@ -195,4 +185,4 @@ def leave(code: int) -> NoReturn:
 
 ALONE = World()
 
-__all__ = ["ALONE", "World", "ended", "joined", "launched", "leave", "may_restart", "restarted"]
+__all__ = ["ALONE", "World", "ended", "joined", "launched", "leave"]

@@ -59,6 +59,16 @@ def count(name: str, environment: Mapping[str, str] | None = None) -> int:
     return _number(os.environ if environment is None else environment, name)
 
 
+def restarted() -> bool:
+    """Whether torchrun started the processes anew, after one of them had died."""
+    return count("TORCHELASTIC_RESTART_COUNT") > 0
+
+
+def may_restart() -> bool:
+    """Whether torchrun would start them anew."""
+    return count("TORCHELASTIC_MAX_RESTARTS") > 0
+
+
 def _number(found: Mapping[str, str], name: str) -> int:
     text = found.get(name, "").strip()
     try:
@@ -67,4 +77,4 @@ def _number(found: Mapping[str, str], name: str) -> int:
         raise UserError(f"{name}={text} is no number: start with torchrun, which sets it, or unset {name}") from None
 
 
-__all__ = ["LOCAL", "NEEDED", "Place", "count", "left_over", "place"]
+__all__ = ["LOCAL", "NEEDED", "Place", "count", "left_over", "may_restart", "place", "restarted"]

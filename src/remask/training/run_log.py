@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from remask.files.escaping import quoted
-from remask.training.checkpoint import RunFolder
 from remask.training.cost import Ledger, Window
 from remask.training.optim import Schedule
 from remask.training.progress import Console, clock
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 
 GRAD_NORM = "grad_norm"

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from remask.errors import UserError
+from remask.training.devices import cores, no_device
 from remask.training.distributed import ALONE, World
 from remask.training.sharding import Parallel, Plan, spread
 
@@ -148,8 +149,7 @@ def resolve(
 
 def auto_workers(runtime: Runtime) -> int:
     """Loader processes: as many cores as can be spared on a GPU machine; on a CPU the cores have other work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
+    return min(max(cores() // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
 
 
 def keep_freed_memory() -> None:
@@ -171,7 +171,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+        raise no_device(name) from None
     if not there.get(device.type, False):
         raise UserError(
             f"device {name} is not there: torch sees {' and '.join(k for k in there if there[k])}{_hidden()}; "

@@ -17,12 +17,13 @@ from torch.distributed.tensor import DTensor
 
 from remask.errors import UserError
 from remask.seeds import generator, seeded
-from remask.training.checkpoint import RunFolder, find, restore, save
+from remask.training.checkpoint import restore, save
 from remask.training.cost import Ledger, Window
 from remask.training.finite import CURE, FiniteGuard
 from remask.training.oom import fewest_micro_batches, fits_in_memory, oom_retry
 from remask.training.optim import Schedule, set_lr
 from remask.training.progress import Console
+from remask.training.run_folder import RunFolder, find
 from remask.training.run_log import GRAD_NORM, RunLog
 from remask.training.runtime import Runtime, StopRequest
 from remask.training.sharding import exchanging

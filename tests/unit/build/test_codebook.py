@@ -16,8 +16,8 @@ from remask.errors import UserError
 from remask.images.sources.opening import open_source
 from remask.recipe import Recipe, load_recipe
 from remask.runs import session
+from remask.runs.opening import open_run
 from remask.runs.progressive import hand_over
-from remask.runs.reopen import open_run
 from remask.targets.tokens import Codebook, StoredIds, content_key, read_codebook, save_ids
 from remask.training.trainer import Trainer
 
@@ -58,7 +58,7 @@ def test_the_same_seed_fits_the_same_words() -> None:
 def test_words_over_any_vector_target(over: str, tmp_path: Path) -> None:
     out = tmp_path / "words.safetensors"
     recipe = "beit-vit-micro-cifar"
-    codebook.create("photos", out, recipe=recipe, target=over, vocabulary=5, limit=8, quiet=True)
+    commands.codebook("photos", out, recipe=recipe, target=over, vocabulary=5, limit=8, quiet=True)
     centres, about = read_codebook(out)
     assert centres.shape[0] == 5
     assert about["target"]["kind"] == {"u": "features", "h": "hog", "p": "pixels"}[over[0]]
@@ -106,7 +106,7 @@ def test_deep_images_are_read_as_a_run_reads_them(tmp_path: Path) -> None:
 
 def test_more_words_than_patches_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        codebook.create("photos", tmp_path / "w", recipe="beit-vit-micro-cifar", vocabulary=4096, limit=1, quiet=True)
+        commands.codebook("photos", tmp_path / "w", recipe="beit-vit-micro-cifar", vocabulary=4096, limit=1, quiet=True)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -115,7 +115,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "words.safetensors"
     out.write_text("mine")
     with pytest.raises(UserError, match=r"exists already; choose another --out$"):
-        codebook.create("photos", out, recipe="beit-vit-micro-cifar")
+        commands.codebook("photos", out, recipe="beit-vit-micro-cifar")
     assert out.read_text() == "mine"
 
 

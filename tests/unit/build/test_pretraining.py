@@ -25,8 +25,8 @@ from remask.method import Method
 from remask.recipe import Recipe, dump, load_recipe
 from remask.recipe.used import DECODING
 from remask.targets import Hog, Pixels
-from remask.training.checkpoint import RunFolder
 from remask.training.progress import Lines
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 
 TINY: dict[str, Any] = {

@@ -9,10 +9,11 @@ import pytest
 from remask import commands
 from remask.commands.paths import paths_or_texts
 
+WITHOUT_PATHS = ("doctor", "parse_form", "plan", "probe_table", "recipes", "show")
 COMMANDS = [
     (name, function)
     for name in commands.__all__
-    if inspect.isfunction(function := getattr(commands, name)) and name not in ("parse_form", "probe_table")
+    if inspect.isfunction(function := getattr(commands, name)) and name not in WITHOUT_PATHS
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from remask.evaluation.results import keep, name_of
-from remask.training.checkpoint import RunFolder
+from remask.training.run_folder import RunFolder
 
 
 def put(folder: Path, data: str, value: float, **about: Any) -> str:

@@ -17,13 +17,14 @@ from remask.backbones.swin import create_swin
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
 from remask.interop import convmae, dmjd, encoders, mae
-from remask.interop.encoders import KINDS, open_encoder
+from remask.interop.encoders import open_encoder
 from remask.interop.export import export_backbone
 from remask.interop.mae import MEAN, STD
 from remask.masking import Masking
 from remask.methods import mae as build_mae
 from remask.methods.convmae import convmae as build_convmae
 from remask.methods.dmjd import dm, jd
+from remask.recipe.networks import ENCODERS
 from remask.targets import Pixels
 
 SIZE = (32, 32)
@@ -282,7 +283,7 @@ def test_names_of_timm() -> None:
 
 @pytest.mark.parametrize("spec", ["", "mae", "mae:", "clip:x", ":x", "timm:"])
 def test_an_unknown_specification_lists_the_kinds(spec: str) -> None:
-    assert refusal(spec) == f"{spec!r} names no encoder; known are {', '.join(KINDS)}"
+    assert refusal(spec) == f"{spec!r} names no encoder; known are {', '.join(ENCODERS)}"
 
 
 @pytest.mark.parametrize("kind", [*FILES, "run"])

@@ -19,7 +19,7 @@ from remask.errors import UserError
 from remask.interop import convmae, fastmim, mae
 from remask.interop.encoders import open_encoder
 from remask.interop.fastmim_encoders import encoder_state
-from remask.interop.loaded import loaded_of, split_spec
+from remask.interop.loaded import loaded_of
 from remask.interop.mae import MEAN, STD
 from remask.interop.state_dicts import find
 
@@ -274,38 +274,6 @@ def test_all_of_a_file_is_wanted_where_it_goes_on_training() -> None:
     for module in (mae, convmae, fastmim):
         with pytest.raises(UserError):
             module.load({**state, "head.bias": torch.zeros(2)}, heads=3, decoder_heads=2)
-
-
-SPECS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mae:x.pth": ("mae:x.pth", {}),
-    "mae:x.pth,heads=12": ("mae:x.pth", {"heads": 12}),
-    "dino:/a/b.pth,heads=6,normalise=half": ("dino:/a/b.pth", {"heads": 6, "normalise": "half"}),
-    "fastmim:x,heads=[1,2,5,8]": ("fastmim:x", {"heads": [1, 2, 5, 8]}),
-    "dino:x,mean=[0.5,0.4,0.3],std=[1,1,1],heads=3": (
-        "dino:x", {"mean": [0.5, 0.4, 0.3], "std": [1, 1, 1], "heads": 3},
-    ),
-    "mae:a,b c.pth": ("mae:a,b c.pth", {}),
-    "timm:vit_tiny_patch16_224": ("timm:vit_tiny_patch16_224", {}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_settings_behind_a_specification(spec: str) -> None:
-    assert split_spec(spec) == SPECS[spec]
-
-
-def test_settings_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for spec, complaint in {
-        "mae:x,layer=3": "'layer' is no setting of a network; known are heads, normalise, mean, std",
-        "mae:x,heads=": "heads= is no number", "mae:x,heads=2.5": "write heads=12", "mae:x,heads=true": "is no number",
-        "mae:x,mean=[a]": "write mean=[0.5,0.5,0.5]",
-    }.items():  # fmt: skip
-        with pytest.raises(UserError) as caught:
-            split_spec(spec)
-        assert complaint in str(caught.value)
-    (tmp_path / "x,heads=3.pth").touch()  # a file that is called so is a file
-    assert split_spec("mae:x,heads=3.pth") == ("mae:x,heads=3.pth", {})
 
 
 def test_settings_of_an_encoder(tmp_path: Path) -> None:

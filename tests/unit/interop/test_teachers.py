@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from remask.errors import UserError
 from remask.interop import fetching
 from remask.interop.teachers import (
-    KINDS,
     MEAN,
     STD,
     Opened,
@@ -26,6 +25,7 @@ from remask.interop.teachers import (
     timm_teacher,
     torchvision_teacher,
 )
+from remask.recipe.networks import TEACHERS
 from remask.targets.teacher import Teacher
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
@@ -263,7 +263,7 @@ def test_open_clip_map_of_a_tiny_tower(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["dino:vit", "timm", "timm:", "tae:x", ""])
 def test_an_unknown_specification_lists_the_known(spec: str) -> None:
-    one_line(spec, None, rf"names no teacher; known are {', '.join(KINDS)}")
+    one_line(spec, None, rf"names no teacher; known are {', '.join(TEACHERS)}")
 
 
 def test_unknown_names_and_files() -> None:

@@ -10,13 +10,13 @@ from torch import nn
 
 from remask.build.pretraining import build_method, parameters
 from remask.build.training import build_loader, gflops_per_image
-from remask.commands.plan import IMAGENET, Asked, plan, text
+from remask.commands.planning import IMAGENET, PlanOptions, plan, text
 from remask.errors import UserError
 from remask.images.sources.opening import open_source
-from remask.planning import DEVICES, Forecast, Rehearsed, anatomy, device, held
 from remask.planning import parts as parts_module
-from remask.planning.anatomy import Live
-from remask.planning.rehearsal import kept_mb
+from remask.planning.anatomy import Live, anatomy, held
+from remask.planning.devices import DEVICES, device
+from remask.planning.rehearsal import Forecast, Rehearsed, kept_mb
 from remask.planning.steps import rehearsed
 from remask.recipe import Recipe, choose
 from remask.training.runtime import Runtime
@@ -155,7 +155,7 @@ def test_steps_are_those_of_a_real_run(tmp_path: Path) -> None:
     assert (status["state"], status["step"]) == ("finished", 3)
     saved_mb = sum(f.stat().st_size for f in (tmp_path / "run" / "checkpoints" / "last").iterdir()) / 2**20
     images = {"images": 2000, "device": "h200"}
-    assert plan(recipe, Asked(**images))["checkpoint_mb"] == pytest.approx(saved_mb, rel=0.03)  # type: ignore[arg-type]
+    assert plan(recipe, PlanOptions(**images))["checkpoint_mb"] == pytest.approx(saved_mb, rel=0.03)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
@@ -191,7 +191,7 @@ def test_available_memory(tmp_path: Path) -> None:
 
 def test_a_plan_for_devices_of_the_table() -> None:
     recipe = choose("mae-vit-b", {"optim.batch_size": 4096, "optim.epochs": 10})
-    facts = plan(recipe, Asked("a100-40", gpus=8, mfu=0.5))
+    facts = plan(recipe, PlanOptions("a100-40", gpus=8, mfu=0.5))
     assert facts["batch_per_device"] == 512
     speed = 312e3 * 0.5 / facts["gflops_per_image"]["training"]
     assert facts["images_per_s"] == pytest.approx(speed, rel=1e-3)
@@ -208,13 +208,13 @@ def test_a_plan_for_devices_of_the_table() -> None:
 def test_auto_parts_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "toy", DEVICES["h100"]._replace(name="toy", gigabytes=0.1))
     recipe = choose("mae-vit-micro-cifar", {"optim.batch_size": 256, "runtime.accumulate": "auto"})
-    facts = plan(recipe, Asked("toy", images=1000))
+    facts = plan(recipe, PlanOptions("toy", images=1000))
     assert facts["fits"]
     assert facts["accumulate"] > 1
     fewer = recipe.model_copy(
         update={"runtime": recipe.runtime.model_copy(update={"accumulate": facts["accumulate"] - 1})}
     )
-    assert not plan(fewer, Asked("toy", images=1000))["fits"]
+    assert not plan(fewer, PlanOptions("toy", images=1000))["fits"]
 
 
 def test_growing_images_cost_less() -> None:
@@ -222,7 +222,7 @@ def test_growing_images_cost_less() -> None:
     grown = choose("fastmim-vit-micro", {**sizes, "data.image_size": (32, 32)})
     fixed = choose("fastmim-vit-micro", {"data.image_size": (32, 32), "optim.epochs": 2})
     small, large = (anatomy(choose("fastmim-vit-micro", {"data.image_size": (n, n)})).training for n in (16, 32))
-    share = plan(grown, Asked("h100"))["hours"] / plan(fixed, Asked("h100"))["hours"]
+    share = plan(grown, PlanOptions("h100"))["hours"] / plan(fixed, PlanOptions("h100"))["hours"]
     assert share == pytest.approx(0.5 * (1 + small / large), rel=1e-2)
 
 
@@ -232,8 +232,8 @@ def test_mistakes() -> None:
     assert device("H200") is DEVICES["h200"]
     recipe = choose("mae-vit-micro-cifar")
     with pytest.raises(UserError, match="32 cannot be shared by 5 devices"):
-        plan(recipe, Asked("h200", gpus=5))
+        plan(recipe, PlanOptions("h200", gpus=5))
     with pytest.raises(UserError, match="planned for one device"):
-        plan(recipe, Asked("cpu", gpus=2))
+        plan(recipe, PlanOptions("cpu", gpus=2))
     with pytest.raises(UserError, match="31 images are less than a batch of 32"):
-        plan(recipe, Asked("h200", images=31))
+        plan(recipe, PlanOptions("h200", images=31))

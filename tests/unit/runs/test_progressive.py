@@ -14,8 +14,8 @@ from remask.method import Method
 from remask.recipe import Recipe, load_recipe
 from remask.runs.progressive import at_size, grow, hand_over, phase_of, phases
 from remask.tokens import sincos_positions
-from remask.training.checkpoint import RunFolder
 from remask.training.progress import Lines
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 from remask.training.trainer import Trainer
 

@@ -11,8 +11,10 @@ from remask.backbones.tables import resize_state
 from remask.build.pretraining import build_method
 from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe
-from remask.runs.reopen import open_run, trained
-from remask.training.checkpoint import RunFolder, position, save
+from remask.runs.opening import open_run
+from remask.runs.reopen import trained
+from remask.training.checkpoint import position, save
+from remask.training.run_folder import RunFolder
 
 TINY: dict[str, Any] = {
     "data.source": "photos", "data.limit": 8, "data.image_size": "16x24", "masking.ratio": 0.5,

@@ -21,8 +21,8 @@ from remask.targets import Encoded
 from remask.targets import cached as module
 from remask.targets.cached import Cached, Shelf, fingerprint
 from remask.targets.teacher import Teacher
-from remask.training.checkpoint import RunFolder
 from remask.training.progress import Lines
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 
 MEAN, STD = [0.5], [0.25]

@@ -9,7 +9,7 @@ import torch._dynamo
 import torch.distributed as dist
 
 from remask.build.pretraining import build_method
-from remask.build.training import plan
+from remask.build.training import sharding_plan
 from remask.recipe import Recipe, choose
 from remask.seeds import generator
 from remask.training.distributed import World
@@ -42,7 +42,7 @@ def losses(recipe: Recipe, how: str, backend: str) -> list[float]:
     if how == "compiled":
         method.forward = torch.compile(method.forward)  # type: ignore[method-assign]
     elif how != "eager":
-        learner = spread(method, plan(recipe), World(), how, compiled=True)  # type: ignore[arg-type]
+        learner = spread(method, sharding_plan(recipe), World(), how, compiled=True)  # type: ignore[arg-type]
     optimizer, found = adamw(parameter_groups(method.named_parameters(), 0.05), 1e-3, (0.9, 0.95)), []
     for step in range(STEPS):
         size = (4, recipe.data.channels, *recipe.data.image_size)

@@ -15,7 +15,8 @@ from torch import nn
 
 from remask.errors import UserError
 from remask.training import checkpoint
-from remask.training.checkpoint import RunFolder, find, load_weights, restore, save
+from remask.training.checkpoint import load_weights, restore, save
+from remask.training.run_folder import RunFolder, find
 
 
 def pair(seed: int = 0, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -11,8 +11,8 @@ import pytest
 from remask.errors import UserError
 from remask.images.sources.fingerprint import Inventory
 from remask.training import data_record
-from remask.training.checkpoint import RunFolder
 from remask.training.data_record import FIRST, Care, DataRecord, Sources
+from remask.training.run_folder import RunFolder
 
 AT = {"step": 96, "epoch": 12.0}
 

@@ -10,7 +10,8 @@ import torch
 from remask.cli import main as cli
 from remask.errors import UserError
 from remask.training import distributed as processes
-from remask.training.distributed import World, ended, joined, leave, may_restart, restarted
+from remask.training.distributed import World, ended, joined, leave
+from remask.training.launcher import may_restart, restarted
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",

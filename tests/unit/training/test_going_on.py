@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remask.training.checkpoint import RunFolder
 from remask.training.cost import Ledger
 from remask.training.optim import Schedule
+from remask.training.run_folder import RunFolder
 from remask.training.trainer import Trainer
 from tests.toy import BATCH, Batch, Batches, train, trainer
 

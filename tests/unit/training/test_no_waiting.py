@@ -13,7 +13,7 @@ from remask.build.training import build_loader, build_trainer
 from remask.images.loading.loader import Batch
 from remask.images.sources.opening import open_source
 from remask.recipe import choose
-from remask.training.checkpoint import RunFolder
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import resolve
 from remask.training.trainer import Trainer
 

@@ -1,11 +1,11 @@
-"""checkpoint.py: the run folder, its small files, and what is refused or kept when one is there already."""
+"""run_folder.py: the run folder, its small files, and what is refused or kept when one is there already."""
 
 from pathlib import Path
 
 import pytest
 
 from remask.errors import UserError
-from remask.training.checkpoint import FORMAT, RunFolder, refuse_existing
+from remask.training.run_folder import FORMAT, RunFolder, refuse_existing
 
 
 @pytest.fixture

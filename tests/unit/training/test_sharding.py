@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from remask.build.pretraining import build_method
-from remask.build.training import plan
+from remask.build.training import sharding_plan
 from remask.errors import UserError
 from remask.method import Method
 from remask.recipe import Recipe, choose
 from remask.runs.progressive import hand_over, phases
 from remask.seeds import generator
-from remask.training.checkpoint import RunFolder, find, restore, save
+from remask.training.checkpoint import restore, save
 from remask.training.distributed import World
 from remask.training.optim import adamw, parameter_groups
 from remask.training.progress import Lines
+from remask.training.run_folder import RunFolder, find
 from remask.training.sharding import Plan, cut_like, exchanging, rehearse, spread, whole
 from tests.unit.runs.test_progressive import on, trainer
 
@@ -57,7 +58,7 @@ def loss(call: nn.Module, method: Method, recipe: Recipe) -> Tensor:
 
 
 def test_blocks_are_what_runs_as_a_module() -> None:
-    found = plan(recipe("dmjd"))
+    found = sharding_plan(recipe("dmjd"))
     assert "backbone.network.blocks.0" in found.blocks
     assert "branches.0.head.blocks.1" in found.blocks
     assert "branches.0.head.blocks.2" not in found.blocks, "its layers are called one by one"
@@ -88,7 +89,7 @@ def test_every_network_can_be_cut(kind: str) -> None:
     results = []
     for cut in (False, True):
         method = build_method(chosen)
-        learner = spread(method, plan(chosen), World(), "fsdp", compiled=False) if cut else method
+        learner = spread(method, sharding_plan(chosen), World(), "fsdp", compiled=False) if cut else method
         optimizer = adamw(parameter_groups(method.named_parameters(), 0.05), 1e-3, (0.9, 0.95))
         for group in optimizer.param_groups:
             group["eps"] = 1e-5  # else the step is the sign of a gradient, also of one that is nothing but rounding
@@ -107,7 +108,7 @@ def test_every_network_can_be_cut(kind: str) -> None:
 def test_checkpoints_of_pieces_are_whole_and_come_back_cut(tmp_path: Path) -> None:
     chosen, run = recipe("dmjd"), RunFolder.create(tmp_path / "run", "", {})
     cut, plain = build_method(chosen), build_method(chosen)
-    learner = spread(cut, plan(chosen), World(), "fsdp", compiled=False)
+    learner = spread(cut, sharding_plan(chosen), World(), "fsdp", compiled=False)
     assert all(isinstance(parameter, DTensor) for parameter in cut.parameters())
     optimizers = [adamw(parameter_groups(m.named_parameters(), 0.05), 1e-3, (0.9, 0.95)) for m in (cut, plain)]
     loss(learner, cut, chosen).backward()
@@ -129,7 +130,7 @@ def test_parts_of_a_batch_add_up(kind: str) -> None:
     """Gradients of two parts, of which the second exchanges, are twice those of one."""
     chosen = recipe("dmjd")
     method = build_method(chosen)
-    learner = spread(method, plan(chosen), World(), kind, compiled=False)  # type: ignore[arg-type]
+    learner = spread(method, sharding_plan(chosen), World(), kind, compiled=False)  # type: ignore[arg-type]
     grads = []
     for parts in (1, 2):
         for i in range(parts):
@@ -167,7 +168,7 @@ def test_pieces_are_handed_over_where_images_grow(tmp_path: Path) -> None:
         for part, end in phases(planned):
             method = build_method(part)
             if cut:
-                spread(method, plan(part), World(), "fsdp", compiled=False)
+                spread(method, sharding_plan(part), World(), "fsdp", compiled=False)
             trainers.append(trainer(part, method, run, end))
         old, new = trainers
         old.train(Lines(1, "quiet", quiet=True))

@@ -13,8 +13,9 @@ from torch import Generator
 
 from remask.errors import UserError
 from remask.seeds import generator
-from remask.training.checkpoint import find, load_weights
+from remask.training.checkpoint import load_weights
 from remask.training.progress import Lines
+from remask.training.run_folder import find
 from remask.training.run_log import RunLog
 from remask.training.trainer import Window
 from tests.toy import BATCH, PER_EPOCH, Batches, Toy, losses, train, trainer, weights

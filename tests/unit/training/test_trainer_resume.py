@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from remask.training.checkpoint import find
+from remask.training.run_folder import find
 from tests.toy import PER_EPOCH, Killed, Toy, kill, losses, train, trainer, weights
 
 

@@ -18,6 +18,7 @@ import torch
 from remask.downstream.detect.coco_annotations import Known, annotations_of
 from remask.downstream.detect.coco_file import Entry, Faults, categories_of, first, images_of, key_of, load
 from remask.downstream.detect.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
+from remask.downstream.inputs import annotated_folder
 from remask.errors import UserError
 from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
 from remask.images.sources.files import files_under, printable, sorted_out
@@ -164,9 +165,7 @@ def open_coco(
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
-    folder = os.path.expanduser(images)
-    if not os.path.isdir(folder):
-        raise UserError(f"{printable(images)} is no folder: give the one that holds the pictures of {annotations}")
+    folder = annotated_folder(images, annotations)
     data = load(annotations)
     ids, names = categories_of(data["categories"], annotations)
     lost, wrong = Faults(skip_bad), Faults(skip_bad)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+from remask.downstream.inputs import unreadable_annotations
 from remask.errors import UserError
 from remask.images.sources.files import printable
 
@@ -56,7 +57,7 @@ def load(path: str) -> dict[str, Any]:
         with open(os.path.expanduser(path), "rb") as file, _uncollected():
             data = json.loads(file.read())  # which finds out UTF-8, 16 or 32, with a byte order mark or without
     except OSError as error:
-        raise UserError(f"cannot read the annotations {shown}: {error.strerror}") from None
+        raise unreadable_annotations(path, error) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{shown} is no COCO file: it is not JSON ({printable(str(error))})") from None
     lacking = [key for key in _LISTS if not isinstance(data, dict) or not isinstance(data.get(key), list)]

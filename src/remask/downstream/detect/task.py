@@ -13,6 +13,7 @@ from remask.downstream.detect.boxes import BoxLoader, Fit, ScaleJitter
 from remask.downstream.detect.coco import CocoSource, open_coco
 from remask.downstream.detect.detector import Detector, on_picture
 from remask.downstream.detect.drawing import Drawing, sheet_of_boxes
+from remask.downstream.inputs import NO_IMAGES, NO_TEST
 from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
@@ -123,14 +124,14 @@ def opened(
     facts, begun   as `build_task` has them
     """
     if data.val is None or data.val_annotations is None:
-        raise UserError("no pictures to test on: give --val DIR and --val-annotations JSON")
+        raise UserError(NO_TEST)
     given: dict[str, Any] = {"skip_bad": data.skip_bad, "exif": data.exif, "exclude": data.exclude}
     val = open_coco(data.val, data.val_annotations, **given)
     if facts:
         val = by_categories(val, facts["classes"], data.val_annotations, "the run")
         return val, val
     if data.source is None or data.annotations is None:
-        raise UserError("no pictures to learn from: give --data DIR and --annotations JSON")
+        raise UserError(NO_IMAGES["detect"])
     source = open_coco(data.source, data.annotations, limit=data.limit, **given)
     if begun:
         check_all(begun["classes"], source.classes, data.annotations)

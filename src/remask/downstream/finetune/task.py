@@ -12,6 +12,7 @@ from remask.downstream.finetune.accuracy import confusion_picture, score
 from remask.downstream.finetune.augment import EvalCrop, TrainAugment
 from remask.downstream.finetune.classifier import Classifier
 from remask.downstream.finetune.mixing import Mixing
+from remask.downstream.inputs import NO_IMAGES
 from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
@@ -128,7 +129,7 @@ def labelled(data: ClassesData, seed: int, facts: Any = None, begun: Any = None)
         val = of_run(open_second(data.val, labelled=True, exclude=data.exclude, one_class=True), facts)
         return val, val
     if data.source is None:
-        raise UserError("no pictures to learn from: give --data DIR of class folders, parquet or tar shards")
+        raise UserError(NO_IMAGES["finetune"])
     source = open_source(data.source, limit=data.limit, labelled=True, exclude=data.exclude)
     if facts or begun:
         source = of_run(source, facts or begun)

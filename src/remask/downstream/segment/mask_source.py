@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from remask.downstream.inputs import masked_folder
 from remask.downstream.segment.label_map import (
     COLOUR,
     IGNORE,
@@ -173,13 +174,13 @@ def open_masks(
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
-    root = _folder(images, "images")
+    root = masked_folder(images, "images")
     beside = _beside(root, images) if masks is None else os.path.expanduser(masks).rstrip("/")
     for path in (beside, beside + ".json"):
         if path.endswith(".json") and os.path.isfile(path):
             return _open_panoptic(images, root, path, limit, exif, Patterns(exclude, root))
     patterns, left_out = Patterns(exclude, root), Counter[str]()
-    pairs = paired(images, root, _folder(beside, "masks"), patterns, left_out)[:limit]
+    pairs = paired(images, root, masked_folder(beside, "masks"), patterns, left_out)[:limit]
     said = declared(beside, classes, ignore, otherwise)
     said, where = said._replace(numbers=said.numbers or numbers), printable(beside)
     seen, coloured, entries = _looked_at(pairs, said, where, exif)
@@ -201,13 +202,6 @@ def _looked_at(
     if coloured := by_colour(said, (int(i) for pair in seen for i in pair.ids)):  # then a gray mask is of that colour
         seen = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in seen]
     return seen, coloured, entries
-
-
-def _folder(path: str, what: str) -> str:
-    path = os.path.expanduser(path).rstrip("/") or "/"
-    if not os.path.isdir(path):
-        raise UserError(f"there is no folder of {what} {printable(path)!r}")
-    return path
 
 
 def _beside(root: str, typed: str) -> str:
@@ -238,7 +232,7 @@ def _open_panoptic(
         tables = [_segments(segments, categories) for _, _, segments in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{printable(path)} is no COCO panoptic file: {type(error).__name__} {error}") from None
-    masks = _folder(path.removesuffix(".json"), "masks")
+    masks = masked_folder(path.removesuffix(".json"), "masks")
     kept = [not patterns.exclude(entry[0]) for entry in entries]
     entries, tables = list(compress(entries, kept)), list(compress(tables, kept))
     left_out, excluded = Counter[str](), list(patterns.patterns)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remask.downstream.inputs import NO_IMAGES
 from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
 from remask.downstream.segment.frames import frames
 from remask.downstream.segment.label_map import Declared
@@ -110,7 +111,7 @@ def pairs(data: MasksData, seed: int, facts: Any, begun: Any = None) -> tuple[Ma
     Test masks that declare nothing are read as those to learn from.
     """
     if data.source is None and not (facts and data.val):
-        raise UserError("no pictures to learn from: give --data DIR and --masks DIR")
+        raise UserError(NO_IMAGES["segment"])
     given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
     given |= {"exif": data.exif, "exclude": data.exclude}
     run = facts or begun

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from remask.backbones import Backbone
 from remask.errors import UserError
+from remask.evaluation.figures.feature_file import check_file
 from remask.evaluation.probing.features import Describe, Pool, Progress, evaluating, reader
 from remask.files.escaping import encodable, printable
 from remask.files.records import atomic_write
 from remask.images.sources.opening import Source
 
-KINDS = (".parquet", ".npz")
 UNKNOWN = -1
 """The label in an npz file of an image that has none; in parquet it is null."""
 
@@ -78,19 +78,6 @@ def embed(
         if not count:
             raise UserError("there is no image to embed: the source gave no batch")
     return count
-
-
-def check_file(file: Path) -> None:
-    """Raise UserError unless the file can be written: its suffix, and what writes it."""
-    if file.suffix not in KINDS:
-        raise UserError(f"{file}: features are written to {' or '.join(KINDS)}; choose a file name that ends so")
-    if file.is_dir():
-        raise UserError(f"{file} is a folder; choose another file name")
-    if file.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError:
-            raise UserError(f"{file} needs pyarrow: pip install 'remask[data]', or write .npz") from None
 
 
 def _rows(
@@ -165,4 +152,4 @@ def _npz(file: Path, rows: Iterator[Rows], metadata: str) -> int:
     return sum(len(row.path) for row in found)
 
 
-__all__ = ["KINDS", "UNKNOWN", "check_file", "embed"]
+__all__ = ["UNKNOWN", "embed"]

@@ -115,7 +115,6 @@ def open_digits(name: str, split: str, limit: int | None) -> Arrays:
     """The 1,797 handwritten digits of 8x8 pixels in scikit-learn; of each class the same fifth is `val`."""
     from sklearn.datasets import load_digits
 
-    _one_of("digits", split, ("", "train", "val"))
     data = load_digits()
     held_out = np.zeros(len(data.target), dtype=bool)
     shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(data.target))
@@ -129,7 +128,6 @@ def open_digits(name: str, split: str, limit: int | None) -> Arrays:
 
 def open_photos(name: str, split: str, limit: int | None) -> Photos:
     """The photographs that scikit-image ships, 64 times each; nothing is downloaded and nothing is labelled."""
-    _one_of("photos", split, ("",))
     spec = importlib.util.find_spec("skimage")
     root = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
     paths = [str(root / photo) for photo in PHOTOS if (root / photo).is_file()]
@@ -143,7 +141,6 @@ def open_cifar10(name: str, split: str, limit: int | None) -> Arrays:
     """CIFAR-10 by torchvision: 50,000 `train` (the default), 10,000 `test` or `val`."""
     from torchvision.datasets import CIFAR10
 
-    _one_of("cifar10", split, ("", "train", "val", "test"))
     root = _fetched("cifar10", lambda folder: CIFAR10(folder, download=True))
     data = CIFAR10(root, train=split in ("", "train"))
     return Arrays(name, data.data[:limit], [int(label) for label in data.targets][:limit], list(data.classes))
@@ -153,7 +150,6 @@ def open_imagenette(name: str, split: str, limit: int | None) -> Files:
     """Imagenette at 320 pixels by torchvision: 9,469 `train` (the default), 3,925 `val` or `test`."""
     from torchvision.datasets import Imagenette
 
-    _one_of("imagenette", split, ("", "train", "val", "test"))
     root = _fetched("imagenette", lambda folder: Imagenette(folder, size="320px", download=True))
     folder = os.path.join(root, "imagenette2-320", "train" if split in ("", "train") else "val")
     left_out = Counter[str]()
@@ -211,13 +207,7 @@ NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {
     "cifar10": open_cifar10,
     "imagenette": open_imagenette,
 }
-"""What `--data NAME[:split]` opens."""
-
-
-def _one_of(name: str, split: str, known: tuple[str, ...]) -> None:
-    if split not in known:
-        choices = ", ".join(f"{name}:{other}" if other else name for other in known)
-        raise UserError(f"{name} has no split {split!r}: it can be named as {choices}")
+"""What `--data NAME[:split]` opens; `addresses` has checked the split."""
 
 
 def _fetched(name: str, fetch: Callable[[str], object]) -> str:

@@ -3,19 +3,16 @@
 A folder, a list file, tar shards, parquet, a named set or a built-in; see `open_source`.
 """
 
-import difflib
-import glob
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 
 from remask.errors import UserError
 from remask.images import heif
+from remask.images.sources.addresses import Place, find_source, has_paths
 from remask.images.sources.archives import Parquet, Tar
 from remask.images.sources.files import (
     EXTENSIONS,
@@ -34,7 +31,7 @@ from remask.images.sources.left_out import Patterns, listed
 from remask.images.sources.lists import SUFFIXES, open_list
 from remask.images.sources.named import NAMED, open_hub
 from remask.images.sources.packed import Packed, is_packed
-from remask.images.sources.stacks import ARRAYS, entry_of, open_stack
+from remask.images.sources.stacks import ARRAYS, open_stack
 
 
 class Source(Protocol):
@@ -88,10 +85,8 @@ def open_source(
     a test may be. Labels are 0..C-1 whatever numbers a source uses: those are the names of its classes. Raises
     UserError.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
     patterns = Patterns(exclude, spec)
-    source = _open(spec, limit, patterns)
+    source = _open(spec, find_source(spec, limit, patterns), limit, patterns)
     source.left_out = {**source.left_out, **patterns.counts}
     if labelled and (splits := getattr(source, "splits", {})):
         raise UserError(of_splits(spec, list(splits)))
@@ -128,15 +123,6 @@ def _say_of_labels(source: Any, labelled: bool) -> None:
     source.remarks = remarks
 
 
-def has_paths(spec: str) -> bool:
-    """Whether a source is a folder, list or tar, from which some pictures may be excluded."""
-    named = spec.startswith("hf:") or spec.removeprefix("set:").partition(":")[0] in NAMED
-    path = os.path.expanduser(spec)
-    if entry_of(spec):
-        return False
-    return not named and (not os.path.isfile(path) or path.lower().endswith((*SUFFIXES, ".tar")))
-
-
 def open_second(
     spec: str,
     *,
@@ -150,35 +136,20 @@ def open_second(
     return open_source(spec, limit=limit, labelled=labelled, exclude=patterns, one_class=one_class)
 
 
-def _open(spec: str, limit: int | None, patterns: Patterns) -> Source:
-    if patterns and not has_paths(spec):
-        raise UserError(f"--exclude is for folders, lists and tars, and {printable(spec)} is none: leave it out")
-    if spec.startswith("hf:"):
+def _open(spec: str, place: Place, limit: int | None, patterns: Patterns) -> Source:
+    if place.kind == "hub":
         return open_hub(spec, limit)
-    name, _, split = spec.removeprefix("set:").partition(":")
-    path = os.path.expanduser(spec)
-    if name in NAMED:
-        if os.path.exists(path):
-            raise UserError(
-                f"{spec} is a named set and a path here: write ./{spec} for the path, set:{spec} for the set"
-            )
-        return NAMED[name](spec, split, limit)
-    if os.path.isdir(path):
-        return _open_folder(spec, path, limit, patterns)
-    if os.path.isfile(path):
-        return _open_file(spec, path, limit, patterns)
-    if (entry := entry_of(spec)) and (stack := open_stack(spec, entry[0], limit, entry[1])):
-        return stack
-    try:
-        os.stat(path)
-    except PermissionError:
-        raise UserError(f"no permission to look at {printable(spec)}: name a folder that may be read") from None
-    except (OSError, ValueError):  # a pattern, or nothing
-        pass
-    shards = _expand(path)
-    if not shards:
-        raise UserError(_nothing_at(spec))
-    return _open_shards(spec, shards, limit, patterns)
+    if place.kind == "set":
+        return NAMED[place.name](spec, place.split, limit)
+    if place.kind == "entry":
+        stack = open_stack(spec, place.path, limit, place.name)
+        if stack is not None:
+            return stack
+    if place.kind == "folder":
+        return _open_folder(spec, place.path, limit, patterns)
+    if place.kind == "file":
+        return _open_file(spec, place.path, limit, patterns)
+    return _open_shards(spec, list(place.shards), limit, patterns)
 
 
 def _open_folder(spec: str, path: str, limit: int | None, patterns: Patterns) -> Source:
@@ -228,32 +199,3 @@ def _open_shards(spec: str, shards: list[str], limit: int | None, patterns: Patt
     if kinds == {".parquet"}:
         return Parquet(spec, shards, limit)
     raise UserError(f"{printable(spec)} matches {', '.join(sorted(kinds))}: a pattern names .tar or .parquet shards")
-
-
-def _expand(pattern: str) -> list[str]:
-    """Files of a pattern with braces ({000..009} or {a,b}) and * ? [ ]. Every shard a brace names must be there."""
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [_choices(part) if odd % 2 else [part] for odd, part in enumerate(parts)]
-    found: list[str] = []
-    for pieces in product(*choices):
-        path = "".join(pieces)
-        matches = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path)))
-        if not matches and len(parts) > 1:
-            raise UserError(f"{printable(pattern)}: there is no {printable(path)}")
-        found += matches
-    return found
-
-
-def _choices(inside: str) -> list[str]:
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        first, last = int(numbers[1]), int(numbers[2])
-        return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
-    return inside.split(",")
-
-
-def _nothing_at(spec: str) -> str:
-    name = spec.removeprefix("set:").partition(":")[0]
-    line = f"there is no file, folder or named set {printable(spec)!r}"
-    if near := difflib.get_close_matches(name, NAMED, 1):
-        return f"{line}: did you mean {near[0]}?"
-    return f"{line} (named sets: {', '.join(NAMED)}, hf:USER/SET)"

@@ -10,6 +10,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.deep import laid_out
+from remask.images.sources.addresses import entry_of
 from remask.images.sources.files import printable
 from remask.images.sources.labels import Told, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL
@@ -19,7 +20,6 @@ LABELS = ("labels", "label", "targets", "y")
 """Names of the classes' array in an archive, one class a picture."""
 PAIRED = (("images", "labels"), ("image", "label"), ("data", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
 """What stands in the names of pictures, and in its place in those of their classes: x_train and y_train."""
-_ENTRY = re.compile(r"(.+\.npz):(\w+)", re.IGNORECASE | re.DOTALL)
 _BANDS = 4
 """The last axis of so many entries or fewer may be that of colours."""
 
@@ -53,12 +53,6 @@ class Stack:
         named = {"array": self._key} if entry_of(self.name) else {}
         size = os.path.getsize(self._path) if os.path.isfile(self._path) else -1
         return [os.path.basename(self._path)], [size], named
-
-
-def entry_of(spec: str) -> tuple[str, str] | None:
-    """ "mnist.npz:x_train" -> the file's path and the name of its array, where there is such a file and no other."""
-    found = _ENTRY.fullmatch(os.path.expanduser(spec))
-    return (found[1], found[2]) if found and not os.path.exists(found[0]) and os.path.isfile(found[1]) else None
 
 
 def open_stack(name: str, path: str, limit: int | None, key: str | None = None) -> Stack | None:
@@ -125,4 +119,4 @@ def _texts(values: np.ndarray) -> list[str]:
     return [printable(str(value)) for value in whole]
 
 
-__all__ = ["ARRAYS", "Stack", "entry_of", "open_stack"]
+__all__ = ["ARRAYS", "Stack", "open_stack"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
-from remask.evaluation.figures import embedding
 from remask.evaluation.figures.embedding import UNKNOWN, embed
+from remask.evaluation.figures.feature_file import check_file
 from remask.evaluation.probing.features import extract
 
 
@@ -140,4 +140,4 @@ def test_mistakes(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"or write \.npz"):
-        embedding.check_file(tmp_path / "x.parquet")
+        check_file(tmp_path / "x.parquet")

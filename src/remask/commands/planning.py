@@ -1,4 +1,4 @@
-"""What a recipe will take, before anybody pays: memory, time, disk and loader, as numbers and as a page of text."""
+"""`remask plan`: memory, time, disk and loader that a recipe will take, as numbers and as a page of text."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ import torch
 
 from remask.errors import UserError
 from remask.images.sources.opening import open_source
-from remask.planning import Anatomy, Forecast, Held, anatomy, device, forecast, held, rehearse
-from remask.planning.devices import MFU
+from remask.planning.anatomy import Anatomy, Held, anatomy, held
+from remask.planning.devices import MFU, device, is_this_machine
 from remask.planning.parts import SHARE, available_mb
+from remask.planning.rehearsal import Forecast, forecast, rehearse
 from remask.recipe import Recipe, method_label
 from remask.runs.progressive import phases
 from remask.training.oom import fewest_micro_batches
@@ -24,13 +25,15 @@ CORE = 600.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanOptions:
     """What the plan is for.
 
-    device    a name of the table of data sheets, or auto, cpu, cuda: this machine     gpus  of them
+    device    a name of the table of data sheets, or auto, cpu, cuda: this machine
+    gpus      number of such devices
     images    of an epoch; None: as many as the recipe's source has, or else ImageNet-1k
     mfu       share of the peak that training reaches; None: MFU, an assumption
-    core      images a second that a core decodes      measure  run the real batch too; only on this machine
+    core      images a second that a core decodes
+    measure   train the real batch too; only on this machine
     """
 
     device: str = "auto"
@@ -41,117 +44,126 @@ class Asked:
     measure: bool = False
 
     @property
-    def here(self) -> bool:
-        """Whether it is this machine that is planned for."""
-        return self.device.partition(":")[0] in ("auto", "cpu", "cuda", "mps")
+    def this_machine(self) -> bool:
+        """Whether the plan is for this machine."""
+        return is_this_machine(self.device)
 
 
-def plan(recipe: Recipe, asked: Asked) -> dict[str, Any]:
-    """The facts; with `measure` also what a step of the real batch took. Raises UserError for what cannot be."""
-    batch, rest = divmod(recipe.optim.batch_size, asked.gpus)
-    if rest or (asked.here and asked.gpus > 1):
+def plan(recipe: Recipe, options: PlanOptions) -> dict[str, Any]:
+    """The numbers of the plan by name, with `measure` also what a step of the real batch took.
+
+    Raises UserError for a batch that the devices cannot share, a device that is not known, and too few images.
+    """
+    batch, rest = divmod(recipe.optim.batch_size, options.gpus)
+    if rest or (options.this_machine and options.gpus > 1):
         raise UserError(
-            f"optim.batch_size {recipe.optim.batch_size} cannot be shared by {asked.gpus} devices"
+            f"optim.batch_size {recipe.optim.batch_size} cannot be shared by {options.gpus} devices"
             if rest
             else "this machine is planned for one device; for several name one: --device h200"
         )
     counted = anatomy(recipe)
-    part = _here(recipe, asked, counted, batch) if asked.here else _sheet(recipe, asked, counted, batch)
-    speed, images = part["images_per_s"] * asked.gpus, _images(recipe, asked)
+    numbers = _for_this_machine if options.this_machine else _for_named_device
+    found = numbers(recipe, options, counted, batch)
+    speed, images = found["images_per_s"] * options.gpus, _images(recipe, options)
     steps = min(recipe.optim.epochs * (images // recipe.optim.batch_size), recipe.optim.max_steps or 10**12)
     hours = steps * recipe.optim.batch_size * _size_share(recipe, counted) / speed / 3600
-    gpus = asked.gpus if part["memory_of"] == "device" else 0
+    gpus = options.gpus if found["memory_of"] == "device" else 0
     return {
         "recipe": recipe.name, "method": method_label(recipe), "gpus": gpus, "images": images,
         "epochs": recipe.optim.epochs, "steps": steps, "batch_size": recipe.optim.batch_size, "batch_per_device": batch,
         "checkpointing": recipe.runtime.checkpointing,
         "parameters": {"backbone": counted.backbone, "total": counted.total, "trained": counted.trained},
-        "gflops_per_image": {"forward": counted.forward, "training": counted.training}, **part,
+        "gflops_per_image": {"forward": counted.forward, "training": counted.training}, **found,
         "images_per_s_all": round(speed, 1), "hours": round(hours, 6), "gpu_hours": round(hours * gpus, 6),
         # weights, and two moments of what is trained
         "checkpoint_mb": round((4 * counted.total + 8 * counted.trained) / 2**20, 1),
         "loader": {
-            "images_per_s_per_device": part["images_per_s"], "images_per_s_per_core": asked.core,
-            "cores_per_device": math.ceil(part["images_per_s"] / asked.core),
+            "images_per_s_per_device": found["images_per_s"], "images_per_s_per_core": options.core,
+            "cores_per_device": math.ceil(found["images_per_s"] / options.core),
         },
     }  # fmt: skip
 
 
-def _sheet(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[str, Any]:
-    """For a device of the table: bytes are counted, its peak is its data sheet's, its MFU is assumed."""
-    sheet, mfu = device(asked.device), asked.mfu or MFU
+def _for_named_device(recipe: Recipe, options: PlanOptions, counted: Anatomy, batch: int) -> dict[str, Any]:
+    """The numbers for a device of the table: bytes are counted, the peak is its data sheet's, MFU is assumed."""
+    sheet, mfu = device(options.device), options.mfu or MFU
     dtype = torch.float32 if recipe.optim.precision == "fp32" else torch.bfloat16
-    room, part = SHARE * sheet.megabytes, recipe.runtime.accumulate
+    room, accumulate = SHARE * sheet.megabytes, recipe.runtime.accumulate
     counted_in: dict[int, Held] = {}
 
-    def fits(parts: int) -> bool:
-        counted_in[parts] = held(recipe, batch, parts, dtype)
-        return counted_in[parts].total <= room
+    def fits(micro_batches: int) -> bool:
+        counted_in[micro_batches] = held(recipe, batch, micro_batches, dtype)
+        return counted_in[micro_batches].total <= room
 
-    parts = fewest_micro_batches(fits, batch) if part == "auto" else part
-    memory = counted_in.get(parts) or held(recipe, batch, parts, dtype)
+    micro_batches = fewest_micro_batches(fits, batch) if accumulate == "auto" else accumulate
+    memory = counted_in.get(micro_batches) or held(recipe, batch, micro_batches, dtype)
     return {
-        "device": sheet.name, "memory_of": "device", "accumulate": parts,
+        "device": sheet.name, "memory_of": "device", "accumulate": micro_batches,
         "memory_mb": {**{name: round(mb, 1) for name, mb in memory._asdict().items()}, "total": round(memory.total, 1)},
         "available_mb": round(sheet.megabytes, 1), "fits": memory.total <= room,
         "images_per_s": round(sheet.tflops * 1e3 * mfu / counted.training, 2), "mfu": mfu, "tflops": sheet.tflops,
     }  # fmt: skip
 
 
-def _here(recipe: Recipe, asked: Asked, counted: Anatomy, batch: int) -> dict[str, Any]:
-    """For this machine: two small batches are trained in fresh processes, and a line through them is read."""
-    name = recipe.runtime.device if asked.device == "auto" else asked.device
+def _for_this_machine(recipe: Recipe, options: PlanOptions, counted: Anatomy, batch: int) -> dict[str, Any]:
+    """The numbers for this machine: a line through two small batches, each trained in a fresh process."""
+    name = recipe.runtime.device if options.device == "auto" else options.device
     recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": name})})
     runtime = resolve(name, recipe.optim.precision, recipe.runtime.compile, recipe.runtime.threads)
-    expected, room, part = forecast(recipe, batch, counted.training), _room(runtime), recipe.runtime.accumulate
-    parts = (
-        fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= SHARE * room, batch) if part == "auto" else part
+    expected, room = forecast(recipe, batch, counted.training), _available_mb(runtime)
+    accumulate = recipe.runtime.accumulate
+    micro_batches = (
+        fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= SHARE * room, batch)
+        if accumulate == "auto"
+        else accumulate
     )
-    total = expected.memory_mb(batch, parts)
+    total = expected.memory_mb(batch, micro_batches)
     gpu = runtime.device.type == "cuda"
     facts = {
-        "device": runtime.describe(), "memory_of": "device" if gpu else "process", "accumulate": parts,
+        "device": runtime.describe(), "memory_of": "device" if gpu else "process", "accumulate": micro_batches,
         "memory_mb": {
             "per_image": round(expected.mb_per_image, 4), "pictures": round(expected.kept_mb, 1),
             "total": round(total, 1),
         },
         "available_mb": round(room, 1), "fits": total <= SHARE * room,
-        "images_per_s": round(batch / expected.seconds(batch, parts), 2),
+        "images_per_s": round(batch / expected.seconds(batch, micro_batches), 2),
         "rehearsed": [expected.small._asdict(), expected.large._asdict()],
     }  # fmt: skip
-    if asked.measure:
-        facts["measured"] = _measured(recipe, batch, parts, expected)
+    if options.measure:
+        facts["measured"] = _measured(recipe, batch, micro_batches, expected)
     return facts
 
 
-def _measured(recipe: Recipe, batch: int, parts: int, expected: Forecast) -> dict[str, float]:
-    found, expected = rehearse(recipe, batch, parts), expected._replace(kept_mb=0.0)  # too few steps to keep them all
+def _measured(recipe: Recipe, batch: int, micro_batches: int, expected: Forecast) -> dict[str, float]:
+    """What a few steps of the real batch took, and the forecast's numbers as ratios to it."""
+    found = rehearse(recipe, batch, micro_batches)
+    expected = expected._replace(kept_mb=0.0)  # the steps are too few to keep all images
     return {
         "memory_mb": round(found.peak_mb, 1),
         "images_per_s": round(batch / found.seconds, 2),
-        "memory_ratio": round(expected.memory_mb(batch, parts) / found.peak_mb, 3),
-        "speed_ratio": round(found.seconds / expected.seconds(batch, parts), 3),
-        "cpu_seconds_ratio": round(expected.cpu_seconds(batch, parts) / found.cpu_seconds, 3),
+        "memory_ratio": round(expected.memory_mb(batch, micro_batches) / found.peak_mb, 3),
+        "speed_ratio": round(found.seconds / expected.seconds(batch, micro_batches), 3),
+        "cpu_seconds_ratio": round(expected.cpu_seconds(batch, micro_batches) / found.cpu_seconds, 3),
     }
 
 
-def _room(runtime: Runtime) -> float:
-    """MB that training on this machine may have."""
+def _available_mb(runtime: Runtime) -> float:
+    """MB of memory that training on this machine may take."""
     return torch.cuda.mem_get_info(runtime.device)[0] / 2**20 if runtime.device.type == "cuda" else available_mb()
 
 
-def _images(recipe: Recipe, asked: Asked) -> int:
-    """Of an epoch. Raises UserError for fewer than a batch."""
+def _images(recipe: Recipe, options: PlanOptions) -> int:
+    """Images of an epoch. Raises UserError for fewer than a batch."""
     source, limit, patterns = recipe.data.source, recipe.data.limit, recipe.data.exclude
-    found = len(open_source(source, limit=limit, exclude=patterns)) if source and not asked.images else None
-    count = asked.images or found or limit or IMAGENET
+    found = len(open_source(source, limit=limit, exclude=patterns)) if source and not options.images else None
+    count = options.images or found or limit or IMAGENET
     if count < recipe.optim.batch_size:
         raise UserError(f"{count} images are less than a batch of {recipe.optim.batch_size}; lower optim.batch_size")
     return count
 
 
 def _size_share(recipe: Recipe, counted: Anatomy) -> float:
-    """Mean cost of an image over a run, in that of the last size: less than 1 where images grow (FastMIM-P)."""
+    """Mean cost of an image over a run, in units of the last size's: less than 1 where images grow (FastMIM-P)."""
     if not recipe.progress:
         return 1.0
     done, total = 0, 0.0
@@ -162,12 +174,12 @@ def _size_share(recipe: Recipe, counted: Anatomy) -> float:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The page for people."""
+    """The plan as a page for people."""
     memory, size, flops, loader = (facts[key] for key in ("memory_mb", "parameters", "gflops_per_image", "loader"))
-    parts, gpus, cores = facts["accumulate"], facts["gpus"], loader["cores_per_device"]
+    micro_batches, gpus, cores = facts["accumulate"], facts["gpus"], loader["cores_per_device"]
     shared = f"{gpus} devices × " if gpus > 1 else ""
     advice = "does not fit; try --set runtime.accumulate=auto or --set runtime.checkpointing=true"
-    batch = f"{shared}{facts['batch_per_device']} images, in {parts} part{'s' * (parts > 1)}"
+    batch = f"{shared}{facts['batch_per_device']} images, in {micro_batches} part{'s' * (micro_batches > 1)}"
     where = "of a device" if facts["memory_of"] == "device" else "free here"
     lines = {
         "network": f"{size['total'] / 1e6:,.1f} M parameters, {size['backbone'] / 1e6:,.1f} M of them in the backbone",
@@ -222,4 +234,4 @@ def _gib(mb: float) -> str:
     return f"{mb / 1024:,.2f}"
 
 
-__all__ = ["Asked", "plan", "text"]
+__all__ = ["PlanOptions", "plan", "text"]

@@ -1,4 +1,4 @@
-"""Pictures before training: `pack` them into one file, `check` what is in a source."""
+"""`remask data check`: what is in a source."""
 
 import json
 import os
@@ -7,70 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remask.commands.paths import paths_or_texts
+from remask.commands.units import readable_size
 from remask.files.escaping import encodable, printable, quoted
-from remask.images.levels import Levels
-from remask.images.sources.left_out import listed, notes
+from remask.images.sources.left_out import listed
 from remask.images.sources.opening import open_source
 from remask.images.sources.packed import SUFFIX
 from remask.images.sources.splits import chosen
-from remask.images.tools.measuring import OTHER_BANDS, Rule, measure
-from remask.images.tools.packing import Form, Written, pack
+from remask.images.tools.measuring import OTHER_BANDS, Rule
 from remask.images.tools.survey import Survey, survey
 from remask.recipe.values import image_size
+from remask.training.devices import cores
 from remask.training.progress import console
 
 KEPT_MB = 1024
-"""What data.keep "auto" keeps at most, in MiB."""
+"""MiB that data.keep "auto" keeps in memory at most."""
 
 LISTED = 10
 """Kinds and classes that are shown one by one."""
+
 NAMED = 3
-"""Unusable pictures that are shown one by one."""
-
-
-@paths_or_texts
-def data_pack(
-    source: str,
-    out: Path,
-    form: Form,
-    *,
-    limit: int | None = None,
-    exclude: Sequence[str] = (),
-    workers: int | None = None,
-    max_bad: float = 0.01,
-    quiet: bool = False,
-) -> Written:
-    """Write a packed set of a source; prints a line about it."""
-    pictures, count = open_source(source, limit=limit, exclude=exclude), workers if workers is not None else cores()
-    with console(len(pictures), "pack", quiet) as screen:
-        for line in notes(pictures):
-            screen.say(line)
-
-        sample = measure(pictures, form.channels)
-        if sample.deep:
-            screen.say(f"pixels: {sample.describe(form.channels)}")
-            screen.say(f"a packed set has 8 bits: train from {printable(source)} itself for all levels")
-
-        def progress(step: int, so_far: Written) -> None:
-            screen.update(step, f"{_size(so_far.bytes)}, {len(so_far.left_out)} left out")
-
-        done = pack(
-            pictures, out, form, workers=count, max_bad=max_bad, levels=Levels.of(sample.rule), progress=progress,
-            skipped=lambda line: screen.say(f"skipped {line}"),
-        )  # fmt: skip
-    kept = f", {done.kept:,} of them untouched" if done.kept else ""
-    bad = f"; {len(done.left_out)} could not be used and are left out" if done.left_out else ""
-    other = f"; not taken: {found}" if (found := listed(pictures.left_out)) else ""
-    print(f"{done.pictures:,} pictures, {form.kind}{kept}, {_size(done.bytes)}{bad}{other} → {printable(out)}")
-    return done
-
-
-def parse_form(kind: str, size: str, quality: int, channels: int) -> Form:
-    """What `--format`, `--size` and the others ask for: 256 for the shorter side, 256x256 for all, 0 for any."""
-    if "x" in size:
-        return Form(kind, None, image_size(size, "--size"), quality, channels)
-    shorter = None if size == "0" else (image_size(size, "--size") or (0, 0))[0]
-    return Form(kind, shorter, None, quality, channels)
+"""Unusable images that are shown one by one."""
 
 
 @paths_or_texts
@@ -87,11 +43,11 @@ def data_check(
     as_json: bool = False,
     quiet: bool = False,
 ) -> Survey:
-    """Print what is in a source, as text or JSON; `rule` is what data.range would be."""
-    pictures, count = open_source(source, limit=limit, exclude=exclude), workers if workers is not None else cores()
-    with console(len(pictures), "check", quiet) as screen:
+    """Look at every image of a source, print what it holds as text or JSON, and return it."""
+    images, count = open_source(source, limit=limit, exclude=exclude), workers if workers is not None else cores()
+    with console(len(images), "check", quiet) as screen:
         found = survey(
-            pictures, channels=channels, patch=patch, size=image_size(size) or (224, 224), workers=count, rule=rule,
+            images, channels=channels, patch=patch, size=image_size(size) or (224, 224), workers=count, rule=rule,
             progress=lambda step, so_far: screen.update(step, f"{len(so_far.unusable)} unusable"),
         )  # fmt: skip
     if as_json:
@@ -99,11 +55,6 @@ def data_check(
     else:
         print("\n".join(_lines(found, source, channels, patch, size)))
     return found
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lines(found: Survey, spec: str, channels: int, patch: int, size: str) -> list[str]:
@@ -125,7 +76,7 @@ def _lines(found: Survey, spec: str, channels: int, patch: int, size: str) -> li
             "size": f"height {_spread(found.height)}; width {_spread(found.width)}{small}",
             "kinds": _kinds(found.kinds) + frames,
             "classes": _classes(found),
-            "content": f"{_size(found.stored_bytes)}, decoded {_size(found.decoded_bytes)}; "
+            "content": f"{readable_size(found.stored_bytes)}, decoded {readable_size(found.decoded_bytes)}; "
             + (f"{found.repeated:,} are equal to another" if found.repeated else "no two are equal"),
             "pixels": found.pixels,
             "mean, std": f"--set data.mean={_list(found.mean)} --set data.std={_list(found.std)}",
@@ -148,7 +99,7 @@ def _channels(found: Survey, channels: int) -> str:
 
 
 def _short(where: str, spec: str) -> str:
-    """A picture's address below the source."""
+    """An image's address below the source."""
     return where.removeprefix(printable(os.path.join(os.path.expanduser(spec), "")))
 
 
@@ -180,28 +131,21 @@ def _classes(found: Survey) -> str:
 
 
 def _advice(found: Survey, spec: str, channels: int) -> str:
-    """Whether the set is kept in memory as it is, and if not, how it is packed smaller."""
+    """A sentence: whether the set fits into memory as it is, and if not, the command that packs it smaller."""
     if found.decoded_bytes <= KEPT_MB << 20:
-        return f"data.keep auto keeps it decoded ({_size(found.decoded_bytes)}): nothing to do"
+        return f"data.keep auto keeps it decoded ({readable_size(found.decoded_bytes)}): nothing to do"
     name = Path(spec.split(":")[-1]).stem.strip("*{}") or "pictures"
     command = f"remask data pack {quoted(spec)} --out {quoted(name + SUFFIX)}"
     if found.shorter > 256 * 1.25:
         share = (256 / found.shorter) ** 2
         return f"{command}: a shorter side of 256 for {found.shorter} decodes {share:.0%} of the pixels"
     extra = f" --channels {channels}" if channels != 3 else ""
-    return f"{command} --format raw --size 0{extra}: {_size(found.decoded_bytes)} of disk, and no decoding at all"
+    disk = readable_size(found.decoded_bytes)
+    return f"{command} --format raw --size 0{extra}: {disk} of disk, and no decoding at all"
 
 
 def _list(values: list[float]) -> str:
     return "[" + ",".join(f"{value:g}" for value in values) + "]"
 
 
-def _size(count: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:,.2f} GB"
-
-
-__all__ = ["data_check", "data_pack", "parse_form"]
+__all__ = ["data_check"]

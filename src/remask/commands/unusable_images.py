@@ -1,4 +1,4 @@
-"""Pictures that an evaluation cannot use: left out, named once, counted with its result."""
+"""Images that an evaluation cannot use: left out, named once, counted with its result."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,8 +8,8 @@ from remask.images.sources.files import printable
 from remask.images.sources.opening import Source
 
 
-class Unusable:
-    """Gets a line for each unusable picture of some sources, and says it, once; `lines` are all of them."""
+class UnusableImages:
+    """A callback for the loader: it receives a line for each unusable image and says it once; `lines` are all lines."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say, self.lines = say, list[str]()
@@ -20,8 +20,8 @@ class Unusable:
             self.say(f"skipped {line}")
 
 
-def bounded(source: Source, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of an evaluation. Raises UserError where more pictures cannot be used than is allowed."""
+def refuse_too_many(source: Source, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of an evaluation. Raises UserError where more images cannot be used than is allowed."""
     try:
         yield from batches
     except TooManyBad as error:
@@ -32,4 +32,4 @@ def bounded(source: Source, batches: Iterable[Batch]) -> Iterator[Batch]:
         ) from None
 
 
-__all__ = ["Unusable", "bounded"]
+__all__ = ["UnusableImages", "refuse_too_many"]

@@ -1,0 +1,71 @@
+"""A run of finetune, segment or detect: trained from the start or continued, and the line that says its result."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from remask.commands.choosing import choose_task_recipe
+from remask.commands.printing import Say, printer
+from remask.downstream.build import build_task
+from remask.downstream.training import fit
+from remask.files.escaping import printable
+from remask.images.loading.loader import TooManyBad
+from remask.recipe.downstream import Downstream
+from remask.report import write_task_report
+from remask.runs.bad_images import BadImages
+from remask.training.data_record import Care
+from remask.training.run_folder import RunFolder, refuse_existing
+from remask.training.runtime import Runtime, resolve
+
+
+def start_task(
+    task: str, start: str | None, recipe: str | None, overrides: Mapping[str, Any] | None, settings: Sequence[str],
+    out: Path | None, quiet: bool, verify_data: bool, say: Say | None,
+) -> Path:  # fmt: skip
+    """The folder of a new run of the task, trained to its end; arguments as those of `finetune`."""
+    chosen = choose_task_recipe(task, start, recipe, overrides, settings)
+    path = out or Path("runs") / f"{task}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    refuse_existing(path)
+    train_task(chosen, path, quiet, fresh=True, care=Care(verify=verify_data), say=printer(say, quiet))
+    return path
+
+
+def train_task(recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say) -> None:
+    """Train to the end of the recipe, test, write the report, and say the result in a line.
+
+    fresh   make the folder; else continue from its last checkpoint
+    """
+    runtime, bad = runtime_of(recipe), BadImages(path, (lambda line: None) if quiet else print)
+    begun = None if fresh else RunFolder.open(path).read("task.json")
+    task = build_task(recipe, runtime, report=bad, begun=begun)
+    try:
+        result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care)
+    except TooManyBad as error:
+        bad.write(error.bad)
+        raise
+    finally:
+        if path.is_dir():
+            bad.keep(task.left_out)
+    write_task_report(path)
+    say(result_line(task.headline, result, path))
+
+
+def result_line(headline: str, result: Mapping[str, Any], path: Path) -> str:
+    """The main number of a result for a person, how many images it leaves out, and where the report is."""
+    value, bad = result[headline], result.get("bad_images", 0)
+    said = (
+        f"{headline} n/a: there is nothing to find in the test pictures" if value is None else f"{headline} {value:.2f}"
+    )
+    if bad:
+        said += f", without {bad} of {bad + result['images']} test pictures that cannot be used (bad_images.txt)"
+    return f"{said}  →  {printable(path)}/report.html"
+
+
+def runtime_of(recipe: Downstream) -> Runtime:
+    """Device, precision and threads of the recipe. Raises UserError for a device that is not there."""
+    part = recipe.runtime
+    return resolve(part.device, recipe.optim.precision, part.compile, part.threads)
+
+
+__all__ = ["result_line", "runtime_of", "start_task", "train_task"]

@@ -1,0 +1,36 @@
+"""Paths that certainly cannot be read or written, known before anything is computed."""
+
+import errno
+import os
+from pathlib import Path
+
+from remask.errors import UserError
+
+
+def check_readable(path: str | Path) -> None:
+    """Raise UserError for a file that does not exist, or a folder."""
+    if not os.path.exists(path):
+        raise UserError(f"{path} cannot be read: {os.strerror(errno.ENOENT)}")
+    if os.path.isdir(path):
+        raise UserError(f"{path} cannot be read: it is a folder; give a file in it")
+
+
+def write_error(folder: Path) -> OSError | None:
+    """The error that making `folder`, or a file in it, is certain to meet; None where none is."""
+    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not above.is_dir():
+        return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if os.access(above, os.W_OK | os.X_OK):
+        return None
+    read_only = hasattr(os, "statvfs") and os.statvfs(above).f_flag & os.ST_RDONLY
+    number = errno.EROFS if read_only else errno.EACCES
+    return OSError(number, os.strerror(number), str(folder))
+
+
+def check_file_out(file: Path | None) -> None:
+    """Raise the OSError that writing the file is certain to meet; nothing is wrong with None."""
+    if file is not None and (error := write_error(file.parent)):
+        raise error
+
+
+__all__ = ["check_file_out", "check_readable", "write_error"]

@@ -1,0 +1,55 @@
+"""Runs that are there already: the folder and its recipe. Free of torch."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from remask.errors import UserError
+from remask.files.escaping import quoted
+from remask.files.text import read_toml
+from remask.recipe import Recipe, load_recipe
+from remask.recipe.downstream import TASKS
+from remask.recipe.formats import rules_of
+from remask.recipe.load import load
+from remask.recipe.naming import FOLDER
+from remask.training.run_folder import RunFolder, is_task_run
+
+
+def open_run(path: Path) -> tuple[RunFolder, Recipe]:
+    """A run folder and the recipe it was made with."""
+    run = RunFolder.open(path)
+    if is_task_run(path):
+        raise UserError(
+            f"{path} is a run of a downstream task, and this is for pre-training; remask report {quoted(path)} shows "
+            f"its result, and after remask export {quoted(path)} remask embed and attention take it"
+        )
+    return run, _beside(load_recipe(path / "recipe.toml", rules_of(run.format), environment={}, strict=False), path)
+
+
+def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunFolder, Any]:
+    """A downstream run and its recipe."""
+    run = RunFolder.open(path)
+    try:
+        kind = read_toml(path / "recipe.toml").get("task")
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}/recipe.toml is damaged: {error}") from error
+    if kind not in TASKS:
+        raise UserError(
+            f"{path} is a run of pre-training: train it further with remask finetune {quoted(path)} --data DIR"
+        )
+    settled = run.read("task.json").get("range")
+    given = {**rules_of(run.format, "data"), **({"data.range": settled} if settled else {}), **(overrides or {})}
+    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
+
+
+def _beside(recipe: Recipe, folder: Path) -> Recipe:
+    """A codebook that a run keeps in its own folder is found wherever the folder is moved."""
+    file = recipe.method.target.file
+    if file is None or not (folder / file).is_file():
+        return recipe
+    target = recipe.method.target.model_copy(update={"file": str(folder / file)})
+    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"target": target})})
+
+
+__all__ = ["open_run", "open_task"]
