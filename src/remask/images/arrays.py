@@ -29,11 +29,13 @@ class Deep(NamedTuple):
 
 
 def fits(width: int, height: int, max_pixels: int) -> None:
+    """Raise Unread for an image of more pixels than are allowed."""
     if width * height > max_pixels:
         raise Unread(f"{width}x{height} is more than {max_pixels:,} pixels")
 
 
 def only_array(data: bytes, max_pixels: int) -> np.ndarray:
+    """The one array of an npz archive, or the one that is named image. Raises Unread."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
     name = "image" if "image" in sizes else next(iter(sizes), "")
@@ -64,6 +66,7 @@ def laid_out(array: np.ndarray, channels: int) -> Deep:
 
 
 def bands_last(array: np.ndarray) -> np.ndarray:
+    """HW as HWC of one band; HWC as it is."""
     return array[:, :, None] if array.ndim == 2 else array
 
 
