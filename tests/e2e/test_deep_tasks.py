@@ -61,7 +61,7 @@ def test_a_classifier_keeps_its_range(classes: Path, tmp_path: Path) -> None:
     run = commands.finetune("untrained:vit_micro", None, {**STEPS, **source}, out=tmp_path / "run", quiet=True)
     told = json.loads((run / "task.json").read_text())
     assert (told["range"], told["deep"]) == ([0, 4095], True)
-    again = commands.downstream.evaluate(run, quiet=True)
+    again = commands.evaluate(run, quiet=True)
     assert again["top1"] == json.loads((run / "eval" / "finetune.json").read_text())["top1"]
     folder = commands.export(run)
     assert json.loads((folder / "model.json").read_text())["range"] == [0, 4095]

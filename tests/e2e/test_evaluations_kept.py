@@ -33,9 +33,9 @@ def kept(run: Path, kind: str) -> list[Path]:
 def test_a_model_tested_on_several_sets(tmp_path: Path) -> None:
     run, other = finetuned(tmp_path, 8, 8), pictures(tmp_path / "other", 3, 2)
     first = json.loads((run / "eval/finetune.json").read_text())
-    commands.downstream.evaluate(run, quiet=True)
+    commands.evaluate(run, quiet=True)
     assert len(kept(run, "finetune")) == 1, "the same test is the same result"
-    commands.downstream.evaluate(run, {"data.val": str(other)}, quiet=True)
+    commands.evaluate(run, {"data.val": str(other)}, quiet=True)
     (mine,) = [path for path in kept(run, "finetune") if "-other-" in path.name]
     found = json.loads(mine.read_text())
     assert found == json.loads((run / "eval/finetune.json").read_text())
@@ -69,7 +69,7 @@ def test_a_run_of_an_older_version_is_tested_on_what_it_held_out(tmp_path: Path)
     facts = json.loads((run / "task.json").read_text())
     del facts["held_out"]
     (run / "task.json").write_text(json.dumps(facts))
-    commands.downstream.evaluate(run, quiet=True)
+    commands.evaluate(run, quiet=True)
     assert json.loads((run / "eval/finetune.json").read_text())["images"] == 2
 
 
