@@ -20,7 +20,7 @@ from remask.errors import UserError
 from remask.heads import Head
 from remask.masking import ALL, Masking
 from remask.targets import Target, per_view
-from remask.tokens import grid_of, whole_grid
+from remask.tokens import divisible_grid, grid_of
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
@@ -168,7 +168,7 @@ class Method(nn.Module):
     def grid(self, size: Size) -> Grid:
         """The grid of masks, heads and targets for images of `size` pixels. UserError where either does not fit."""
         of_backbone = self.backbone.grid(size)
-        return whole_grid(size, self.sees.mask_unit) if self.sees.mask_unit else of_backbone
+        return divisible_grid(size, self.sees.mask_unit) if self.sees.mask_unit else of_backbone
 
     @property
     def former_names(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from remask import commands
-from remask.downstream.detect.boxes import BoxLoader, Fit
+from remask.downstream.detect.boxes import BoxLoader, Letterbox
 from remask.downstream.detect.coco import open_coco
 from remask.downstream.export import load_export
 from remask.downstream.segment.mask_source import open_masks
@@ -91,7 +91,7 @@ def test_pairs_keep_every_level(pairs: Path) -> None:
 
 def test_boxes_keep_every_level(pairs: Path) -> None:
     source = open_coco(str(pairs / "images"), str(pairs / "boxes.json"))
-    batch = next(BoxLoader(source, Fit((32, 32)), 8, shuffle=False, scaling=SCALING).epoch(0))
+    batch = next(BoxLoader(source, Letterbox((32, 32)), 8, shuffle=False, scaling=SCALING).epoch(0))
     wanted = torch.tensor(np.array(noise(2000, 0)).astype(np.float32) / 4095 - 0.5) / 0.25
     torch.testing.assert_close(batch.images[0, 0], wanted, rtol=0, atol=1e-4)
 

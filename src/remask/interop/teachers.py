@@ -93,7 +93,7 @@ def timm_teacher(name: str, weights: Path | None = None, fetch: bool = True) -> 
     cfg = network.pretrained_cfg
     if weights is not None:
         heads = cfg.get("classifier") or ()
-        _fill(network, weights, optional=(heads,) if isinstance(heads, str) else tuple(heads))
+        _load_strictly(network, weights, optional=(heads,) if isinstance(heads, str) else tuple(heads))
 
     def reach(model: Any, images: Tensor) -> Tensor:
         return model.forward_intermediates(images, indices=1, intermediates_only=True)[-1]
@@ -118,7 +118,7 @@ def torchvision_teacher(
     if not isinstance(getattr(network, "features", None), nn.Sequential):
         raise UserError(f"torchvision's {name} has no `features` to read a map from; try mobilenet_v2")
     if weights is not None:
-        _fill(network, weights, optional=("classifier",))
+        _load_strictly(network, weights, optional=("classifier",))
     last = len(network.features) - 1
     layer = (13 if name == "mobilenet_v2" else last) if layer is None else layer
     if not 0 <= layer <= last:
@@ -237,14 +237,14 @@ def _opened(network: nn.Module, mean: Sequence[float], std: Sequence[float], siz
     return Opened(network, tuple(mean), tuple(std), (height, width) if size else None, seen.shape[1])
 
 
-def _fill(network: nn.Module, weights: Path, optional: tuple[str, ...] = ()) -> None:
+def _load_strictly(network: nn.Module, weights: Path, optional: tuple[str, ...] = ()) -> None:
     """Load a file, strictly but for the parts named `optional`, which are not needed."""
     own = network.state_dict()
     with torch.device("cpu"):
         found = find(weights, Layout((next(iter(own)),), names=frozenset(own)))
-    parts = tuple(f"{part}." for part in optional)
-    state = {key: tensor for key, tensor in found.state.items() if not key.startswith(parts)}
-    _load(network, state, weights, parts)
+    prefixes = tuple(f"{name}." for name in optional)
+    state = {key: tensor for key, tensor in found.state.items() if not key.startswith(prefixes)}
+    _load(network, state, weights, prefixes)
     besides = [key for key in found.state if key not in state]
     remember(network, Loaded(str(weights), len(state), found.copy, found.said, (*besides, *found.left_out)))
 

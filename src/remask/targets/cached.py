@@ -26,7 +26,7 @@ from remask.views import Views
 class Cached(nn.Module):
     """A teacher of the whole image, [B, T, D], whose features are kept as fp16 and read where they are known.
 
-    target    an `Encoded` that sees the image, or a `Teacher`
+    target    an `TokenTeacher` that sees the image, or a `Teacher`
     Nothing is kept before `reserve` is called: drawing a picture or counting leaves no files. What is computed anew is
     rounded to fp16 too, so that a run continues bit by bit whatever was kept after its last checkpoint. To look
     pictures up, the step waits for the device.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from remask.errors import UserError, setting
 from remask.files.tensors import Foreign, content_of, refuse_non_finite
 from remask.targets.hog import pixel_values
-from remask.targets.teacher import Frozen, full_precision, resized
+from remask.targets.map_teacher import Frozen, full_precision, resized
 from remask.tokens import grid_of
 from remask.types import Images, Size
 from remask.views import Views
@@ -79,15 +79,15 @@ class DalleEncoder(nn.Module):
         super().__init__()
         self.vocabulary, self.channels = vocabulary, channels
         gain = 1 / (GROUPS * blocks_per_group) ** 2
-        parts: dict[str, nn.Module] = {"input": Conv(channels, hidden, 7)}
+        stages: dict[str, nn.Module] = {"input": Conv(channels, hidden, 7)}
         width = hidden
         for group in range(GROUPS):
             out = hidden * 2**group
             blocks = {f"block_{i + 1}": Residual(width if i == 0 else out, out, gain) for i in range(blocks_per_group)}
-            parts[f"group_{group + 1}"] = nn.ModuleDict(blocks)
+            stages[f"group_{group + 1}"] = nn.ModuleDict(blocks)
             width = out
-        parts["output"] = nn.ModuleDict({"conv": Conv(width, vocabulary, 1)})
-        self.blocks = nn.ModuleDict(parts)
+        stages["output"] = nn.ModuleDict({"conv": Conv(width, vocabulary, 1)})
+        self.blocks = nn.ModuleDict(stages)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B vocabulary h w"]:
         x = self.blocks["input"](x)

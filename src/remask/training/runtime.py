@@ -19,7 +19,7 @@ from torch import nn
 from remask.errors import UserError
 from remask.training.devices import cores, no_device
 from remask.training.distributed import ALONE, World
-from remask.training.sharding import Parallel, Plan, spread
+from remask.training.sharding import Parallel, ShardingPlan, spread
 
 
 class StopRequest:
@@ -66,7 +66,7 @@ class Runtime:
         """GPUs at work, over all machines."""
         return self.world.size if self.device.type == "cuda" else 0
 
-    def prepare(self, model: nn.Module, plan: Plan | None = None) -> nn.Module:
+    def prepare(self, model: nn.Module, plan: ShardingPlan | None = None) -> nn.Module:
         """Move a model, choose its attention kernel, compile its forward where asked; returns what to call for losses.
 
         plan   what many processes need to know of it. Weights may be cut into pieces: an optimizer is made afterwards
@@ -78,7 +78,7 @@ class Runtime:
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused  # type: ignore[assignment]
         if not self.world.alone:
-            return spread(model, plan or Plan(), self.world, self.parallel, self.compiled)
+            return spread(model, plan or ShardingPlan(), self.world, self.parallel, self.compiled)
         if self.compiled:
             model.forward = torch.compile(model.forward, mode="reduce-overhead" if self.graphs else None)
         return model

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.downstream.detect.boxes import BoxLoader, Fit
+from remask.downstream.detect.boxes import BoxLoader, Letterbox
 from remask.downstream.detect.coco import decode_mask, encode_mask, open_coco
 from remask.downstream.segment.mask_source import open_masks
 from remask.downstream.segment.pairs import whole_pairs
@@ -107,7 +107,7 @@ def test_boxes_and_masks_lie_on_the_turned_picture(
 ) -> None:
     """Annotated on stored pixels: the sizes say so, or else the user."""
     source = open_coco(*coco(tmp_path, orientation, size, size, runs), exif="stored")
-    batch = next(BoxLoader(source, Fit((64, 64)), 1, shuffle=False).epoch(0))
+    batch = next(BoxLoader(source, Letterbox((64, 64)), 1, shuffle=False).epoch(0))
     (box,), (mask,) = batch.labels[0]["boxes"].round().int().tolist(), batch.labels[0]["masks"]
     x0, y0, x1, y1 = box
     inside = batch.images[0, :, y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].float().mean((1, 2))

@@ -14,11 +14,11 @@ from remask.backbones.vit import ViT, create_vit
 from remask.color_jitter import BatchColorJitter
 from remask.distances import smooth_l1
 from remask.errors import UserError
-from remask.heads import Align
+from remask.heads import ProjectionHead
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, jd, moma
-from remask.targets import Encoded, Hog
+from remask.targets import Hog, TokenTeacher
 from tests.flops import flops_of
 
 MEAN, STD = [0.5], [0.25]
@@ -31,8 +31,8 @@ def vit(width: int = 16, depth: int = 2, seed: int = 0) -> ViT:
     return create_vit("vit_micro", SIZE, MEAN, STD, overrides=small)
 
 
-def teacher(width: int = 24, **options: object) -> Encoded:
-    return Encoded(vit(width, 3, width), PATCH, MEAN, STD, **{"name": f"t{width}", **options})  # type: ignore[arg-type]
+def teacher(width: int = 24, **options: object) -> TokenTeacher:
+    return TokenTeacher(vit(width, 3, width), PATCH, MEAN, STD, **{"name": f"t{width}", **options})  # type: ignore[arg-type]
 
 
 def two(**keys: object) -> Method:
@@ -55,7 +55,7 @@ def test_its_row_of_the_table() -> None:
     x, y = torch.randn(4, 6), torch.randn(4, 6)
     for branch, width in zip(method.branches, (24, 12), strict=True):
         assert torch.equal(branch.distance(x, y), smooth_l1(x, y, beta=1.0))
-        assert isinstance(branch.head, Align)
+        assert isinstance(branch.head, ProjectionHead)
         assert branch.head.project.weight.shape == (width, 16)
         assert branch.log_variance is None
 

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from remask.downstream.detect.coco import CocoSource, Target
-from remask.downstream.detect.placing import PAD, BoxTransform, Fit, ScaleJitter, around, fitting
+from remask.downstream.detect.placing import PAD, BoxTransform, LargeScaleJitter, Letterbox, around, fitting
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
@@ -193,4 +193,4 @@ class _Cut:
         return BoxBatch(ready, [target for _, target in placed], numbers)
 
 
-__all__ = ["PAD", "BoxBatch", "BoxLoader", "Fit", "ScaleJitter", "around", "fitting"]
+__all__ = ["PAD", "BoxBatch", "BoxLoader", "LargeScaleJitter", "Letterbox", "around", "fitting"]

@@ -268,9 +268,9 @@ def _file_name(name: str, folder: str) -> str:
 def _below(path: str, folder: str) -> str | None:
     """A whole path relative to the folder, where it leads into it by its text or over links."""
     with contextlib.suppress(OSError, ValueError):  # a NUL byte, or half a surrogate
-        for root, whole in ((os.path.abspath(folder), path), (os.path.realpath(folder), os.path.realpath(path))):
-            if os.path.normpath(whole).startswith(root.rstrip(os.sep) + os.sep):
-                return os.path.relpath(whole, root)
+        for root, absolute in ((os.path.abspath(folder), path), (os.path.realpath(folder), os.path.realpath(path))):
+            if os.path.normpath(absolute).startswith(root.rstrip(os.sep) + os.sep):
+                return os.path.relpath(absolute, root)
     return None
 
 

@@ -40,11 +40,11 @@ class MixedLabels:
     partners: Num[Tensor, "B C H W"] | None = None
     weights: Float[Tensor, "H W"] | None = None
 
-    def split(self, parts: int) -> list["MixedLabels"]:
+    def split(self, chunks: int) -> list["MixedLabels"]:
         """In batch order, in the sizes of Tensor.tensor_split."""
-        none = (None,) * parts
-        partners = none if self.partners is None else self.partners.tensor_split(parts)
-        pairs = zip(self.targets.tensor_split(parts), partners, strict=True)
+        none = (None,) * chunks
+        partners = none if self.partners is None else self.partners.tensor_split(chunks)
+        pairs = zip(self.targets.tensor_split(chunks), partners, strict=True)
         return [MixedLabels(targets, others, self.weights) for targets, others in pairs]
 
 

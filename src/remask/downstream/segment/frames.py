@@ -99,7 +99,7 @@ def _legend(
     texts = labels([name for _, name in named])
     for number, ((colour, _), text) in enumerate(zip(named, texts, strict=True)):
         left, base = _EDGE + number % columns * step, top - _LINE * (number // columns + 1)
-        shade = tuple(part / 255 for part in colour)
+        shade = tuple(value / 255 for value in colour)
         square = Rectangle(
             (left / across, (base + 0.03) / down), 0.14 / across, 0.14 / down, color=shade, transform=figure.transFigure
         )

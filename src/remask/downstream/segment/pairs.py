@@ -218,7 +218,7 @@ def whole_pairs(
 
 
 def _together(batches: list[PairBatch]) -> PairBatch:
-    return PairBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    return PairBatch(*(torch.cat(columns) for columns in zip(*batches, strict=True)))
 
 
 @dataclass

@@ -36,9 +36,9 @@ class PixelLabels(NamedTuple):
 
     labels: Int[Tensor, "B H W"]
 
-    def split(self, parts: int) -> list["PixelLabels"]:
+    def split(self, chunks: int) -> list["PixelLabels"]:
         """In batch order, with the sizes of `Tensor.tensor_split`."""
-        return [PixelLabels(part) for part in self.labels.tensor_split(parts)]
+        return [PixelLabels(chunk) for chunk in self.labels.tensor_split(chunks)]
 
 
 class Segmenter(nn.Module):

@@ -53,11 +53,11 @@ class UperNet(nn.Module):
     def _pooled(self, coarse: Float[Tensor, "B D h w"]) -> Float[Tensor, "B width h w"]:
         """Pyramid pooling (PSPNet, 1612.01105): averages over 1, 2², 3² and 6² parts of the map, beside the map."""
         size = coarse.shape[-2:]
-        parts = [
+        pooled = [
             scaled(conv(F.adaptive_avg_pool2d(coarse, pool)), size)
             for conv, pool in zip(self.pools, POOLS, strict=True)
         ]
-        return self.bottleneck(torch.cat([coarse, *parts], dim=1))
+        return self.bottleneck(torch.cat([coarse, *pooled], dim=1))
 
 
 class FcnHead(nn.Module):

@@ -80,9 +80,9 @@ def _bias(backbone: Backbone, attention: Any, images: Images) -> Float[Tensor, "
     if not isinstance(backbone, BeitViT):
         return None
     grid = backbone.grid((images.shape[-2], images.shape[-1]))
-    holders = [part for part in (backbone.network.rel_pos_bias, attention) if part is not None]
-    parts = [backbone.bias(part, grid) for part in holders if part.relative_position_bias_table is not None]
-    return torch.stack(parts).sum(0) if parts else None
+    holders = [module for module in (backbone.network.rel_pos_bias, attention) if module is not None]
+    biases = [backbone.bias(module, grid) for module in holders if module.relative_position_bias_table is not None]
+    return torch.stack(biases).sum(0) if biases else None
 
 
 def _weights(

@@ -11,7 +11,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.deep import Unread, laid_out
-from remask.images.sources.columns import Columns, Part, is_label, joined, label_column, why_none
+from remask.images.sources.columns import Columns, LabelColumn, is_label, joined, label_column, why_none
 from remask.images.sources.files import EXTENSIONS, one_split, printable, splits_of
 from remask.images.sources.labels import Told, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
@@ -99,7 +99,7 @@ class Parquet:
         self._kind, self._shape = _array_of(schema.field(self._column).type) or (None, None)
         self._groups: list[_Group] = []
         total, size = 0, 0
-        parts: list[Part] = []
+        label_columns: list[LabelColumn] = []
         for number, path in enumerate(self._files):
             file, row, values = _parquet(path, name), 0, list[Any]()
             if not {self._column, label or self._column} <= set(file.schema_arrow.names):
@@ -115,14 +115,16 @@ class Parquet:
                     values += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
             if label is not None and values:
                 left = None if limit is None else limit - (total - len(values))
-                parts.append(Part(values[:left], _names(file.schema_arrow, label), os.path.basename(path)))
+                label_columns.append(
+                    LabelColumn(values[:left], _names(file.schema_arrow, label), os.path.basename(path))
+                )
         self._length = total if limit is None else min(total, limit)
         if not self._length:
             raise UserError(f"{printable(name)} holds no rows")
-        self.labels, self.classes = joined(parts)
+        self.labels, self.classes = joined(label_columns)
         self.left_out = further(others, self._length)
-        self.unlabelled = why_none(parts)
-        values = [value for part in parts for value in part.values]
+        self.unlabelled = why_none(label_columns)
+        values = [value for part in label_columns for value in part.values]
         if self.labels is None and 0 < (lost := sum(map(is_label, values))) < len(values):
             self.left_out[NO_LABEL] = lost
         used = [self._column, *([label] if label else [])]

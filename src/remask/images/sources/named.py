@@ -14,7 +14,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.decoding import decode
-from remask.images.sources.columns import Columns, Part, joined, label_column, why_none
+from remask.images.sources.columns import Columns, LabelColumn, joined, label_column, why_none
 from remask.images.sources.files import Files, files_under, open_files, sorted_out
 from remask.images.sources.left_out import further
 
@@ -186,10 +186,10 @@ def open_hub(name: str, limit: int | None) -> Hub:
         found = Hub(name, rows, pictures[0], None, None, left_out)
     else:
         names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
-        parts = [Part(rows[label], names, name)]
-        labels, classes = joined(parts)
+        label_columns = [LabelColumn(rows[label], names, name)]
+        labels, classes = joined(label_columns)
         found = Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
-        found.unlabelled = why_none(parts)
+        found.unlabelled = why_none(label_columns)
     found.remarks = columns.remarks()
     return found
 

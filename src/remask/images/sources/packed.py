@@ -125,14 +125,14 @@ def _table(data: np.ndarray, name: str) -> tuple[dict[str, Any], dict[str, np.nd
         raise UserError(
             f"{printable(name)} has {len(data):,} bytes where its head says {start + length:,}: copy or pack it again"
         )
-    whole = data[start:]
-    if zlib.crc32(whole.data) != checksum:
+    pixels = data[start:]
+    if zlib.crc32(pixels.data) != checksum:
         raise UserError(f"{printable(name)} is damaged: its table does not fit its checksum; copy or pack it again")
-    at = 8 + int.from_bytes(whole[:8].tobytes(), "little")
-    about = json.loads(whole[8:at].tobytes())
+    at = 8 + int.from_bytes(pixels[:8].tobytes(), "little")
+    about = json.loads(pixels[8:at].tobytes())
     columns = {}
     for key, (kind, shape) in about.pop("columns").items():
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        columns[key] = whole[at : at + size].view(kind).reshape(shape)
+        columns[key] = pixels[at : at + size].view(kind).reshape(shape)
         at += size
     return about, columns

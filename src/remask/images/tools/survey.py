@@ -73,9 +73,9 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; minimum, median and maximum by their names."""
-        whole = asdict(self)
-        return whole | {
-            key: dict(zip(("min", "median", "max"), whole[key], strict=True)) for key in ("height", "width")
+        content = asdict(self)
+        return content | {
+            key: dict(zip(("min", "median", "max"), content[key], strict=True)) for key in ("height", "width")
         }
 
 
