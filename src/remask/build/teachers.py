@@ -28,7 +28,7 @@ def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
     assert recipe.distill
     teachers, cache = list[Target](), recipe.distill.cache
     for teacher in recipe.distill.teachers:
-        with naming([f"distill.teachers.{key}" for key in teacher.model_fields_set]):
+        with naming(teacher.stated()):
             teachers.append(_teacher(teacher, recipe, patch))
     return [Cached(teacher, Path(cache)) for teacher in teachers] if cache else teachers
 
