@@ -125,7 +125,7 @@ class Method(nn.Module):
         views        drawn here by `draw` with `generator` unless given
         normalised   floats in 0..1 are meant; UserError otherwise, for they look like pixels that nobody normalised
         """
-        self.backbone.normalise.look(images, normalised)
+        self.backbone.normalise.refuse_unnormalised(images, normalised)
         pairs = self.pairs(images, views or self.draw(images, generator))
         losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
         total = torch.stack([b.term(losses[b.name]) for b in self.branches]).sum()  # DMJD Eq. (6)

@@ -113,7 +113,7 @@ def test_features_of_the_teacher(folder: Folder) -> None:
     target = method.branches[1].target
     expected = in_raster_order(stored["teacher_feature_aligned"], stored["ids_keep"])
     activations(target(stored["images"], views), expected)
-    network = target.network.held[0]  # type: ignore[attr-defined]
+    network = target.network.networks[0]  # type: ignore[attr-defined]
     latent = network.encode(network.embed(stored["images"]), views)[-1]
     activations(torch.cat(latent, dim=1), in_raster_order(stored["teacher_latent_normed"], stored["ids_keep"]))
 

@@ -100,7 +100,7 @@ class BeitViT(nn.Module):
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
         """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
-        self.normalise.look(images, normalised)
+        self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def _positions(self, grid: Grid) -> Float[Tensor, "1 T D"]:

@@ -101,7 +101,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
         """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
-        self.normalise.look(images, normalised)
+        self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def _visible(self, patches: Num[Tensor, "B N P"], views: Views) -> Float[Tensor, "VB K D"]:

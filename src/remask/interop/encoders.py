@@ -24,7 +24,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from remask.backbones import Backbone
-from remask.backbones.makers import maker, refuse_tag
+from remask.backbones.makers import creator_of, refuse_tag
 from remask.backbones.vit import SMALL, ViT, create_vit
 from remask.errors import UserError
 from remask.files.escaping import quoted
@@ -170,7 +170,7 @@ def _exported(options: EncoderOptions, path: Path) -> Backbone:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{config} is damaged: export the run again with remask export {quoted(path)}") from error
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    make = maker(model)
+    make = creator_of(model)
     keys = {"positions": "learned"} if make is create_vit else {}
     backbone = make(model, size, mean, std, overrides=given, **keys)
     backbone.normalise.read_by(levels)

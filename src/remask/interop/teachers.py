@@ -8,8 +8,8 @@ clip:NAME or clip:FOLDER           transformers' CLIPVisionModel: patch tokens o
 open_clip:NAME                     open_clip's image tower, its last feature map
 tae:                               a tiny autoencoder's encoder (TAESD's layout, 32 channels, stride 8)
 
-What is fetched is fetched by those libraries, and only where no weights are given. `remask.targets.Teacher` takes the
-result. On the meta device networks are made without weights, for counting.
+What is fetched is fetched by those libraries, and only where no weights are given. `targets.map_teacher.MapTeacher` takes
+the result. On the meta device networks are made without weights, for counting.
 """
 
 import difflib
@@ -233,8 +233,8 @@ def _opened(network: nn.Module, mean: Sequence[float], std: Sequence[float], siz
     network.eval().requires_grad_(False)
     height, width = size or (64, 64)
     with torch.no_grad():
-        seen = network(next(network.parameters()).new_zeros(1, 3, height, width))
-    return Opened(network, tuple(mean), tuple(std), (height, width) if size else None, seen.shape[1])
+        output = network(next(network.parameters()).new_zeros(1, 3, height, width))
+    return Opened(network, tuple(mean), tuple(std), (height, width) if size else None, output.shape[1])
 
 
 def _load_strictly(network: nn.Module, weights: Path, optional: tuple[str, ...] = ()) -> None:

@@ -34,7 +34,7 @@ def moma(
     """f drops the masked tokens; per teacher a head predicts its normalised features; smooth-l1; all that is seen.
 
     As published: ratio .9, teachers that see the whole image, their losses averaged; no decoder.
-    teachers     features of frozen networks, normalised: `TokenTeacher` with sees="image", or `Teacher`
+    teachers     features of frozen networks, normalised: `TokenTeacher` with sees="image", or `MapTeacher`
     weights      one for each, 1 / their number unless given; `learned` trains them from there on (its future work)
     jitter       strength of colour jitter on what the student sees; teachers see the image as it is
     pretrained   leave the backbone's weights as they are: the student of one teacher starts from another's

@@ -37,12 +37,11 @@ from remask.training.trainer import Trainer
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
-    """Build all parts, make or open the folder, and train to the end of the recipe; many processes do it together."""
+    """Build everything, make or open the folder, and train to the end of the recipe; many processes do it together."""
     require_source(recipe)
     settings, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
-    runtime = resolve(
-        settings.device, recipe.optim.precision, settings.compile, settings.threads, world, settings.parallel
-    )
+    device, precision = settings.device, recipe.optim.precision
+    runtime = resolve(device, precision, settings.compile, settings.threads, world, settings.parallel)
     before = None if fresh else position(run)
     say = (lambda line: None) if quiet else print
     source, probed = _opened(recipe, world)

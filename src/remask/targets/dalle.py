@@ -56,20 +56,20 @@ class Dalle(nn.Module):
         rows, cols = grid_of((images.shape[-2], images.shape[-1]), self.patch)
         pixels = resized(pixel_values(images, self.mean, self.std), (STRIDE * rows, STRIDE * cols))
         with full_precision(images.device):
-            logits = self.encoder(mapped(pixels / 255).expand(-1, self.channels, -1, -1))
+            logits = self.encoder(map_pixels(pixels / 255).expand(-1, self.channels, -1, -1))
         return logits.argmax(1).flatten(1).unsqueeze(-1)
 
     def describe(self) -> str:
         return f"{self.width} dVAE codes"
 
 
-def mapped(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def map_pixels(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """0..1 to 0.1..0.9, away from the ends that the dVAE's logit-Laplace cannot reach (2102.12092, appendix A.3)."""
     return 0.8 * x + 0.1
 
 
 class DalleEncoder(nn.Module):
-    """[B, C, H, W] of `mapped` pixels -> logits [B, vocabulary, H / 8, W / 8], in the published state-dict layout.
+    """[B, C, H, W] of `map_pixels` pixels -> logits [B, vocabulary, H / 8, W / 8], in the published state-dict layout.
 
     A 7×7 convolution, four groups of residual blocks of width 1, 2, 4 and 8 times `hidden`, max-pooled by 2 between
     them, and a 1×1 convolution.
@@ -176,4 +176,4 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
 
 
-__all__ = ["Dalle", "DalleEncoder", "load_dalle", "mapped"]
+__all__ = ["Dalle", "DalleEncoder", "load_dalle", "map_pixels"]

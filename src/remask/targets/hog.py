@@ -140,7 +140,7 @@ class Hog(nn.Module):
             both = both[0] * scale, both[1] * scale
             # official: DMJD measures integers, so the integers that a normalised image came from are found again in its
             # gradients; MaskFeat and FastMIM measure the normalised image itself, and so does Sobel's form
-            both = (whole_steps(both[0]), whole_steps(both[1])) if self.flavour == "central" else both
+            both = (integer_steps(both[0]), integer_steps(both[1])) if self.flavour == "central" else both
         down, right = (in_cells(chunk, self.cell) for chunk in both)
         return orientation(down, right, self.flavour, self.bins), length(down, right)
 
@@ -211,7 +211,7 @@ def _correlated(x: Float[Tensor, "B C H W"], kernel: Kernel) -> Float[Tensor, "B
     return total
 
 
-def whole_steps(gradients: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def integer_steps(gradients: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """Rounded where all of an image's gradients lie within a hundredth of an integer and not all of them at 0."""
     nearest = gradients.round()
     on_edge = (gradients - nearest).abs().amax((1, 2, 3), keepdim=True) < 1e-2

@@ -23,10 +23,10 @@ from remask.training.sharding import Parallel, ShardingPlan, spread
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `asked`, so that a step can end; a second one interrupts."""
+    """While entered, the first SIGINT or SIGTERM only sets `requested`: a step can end; a second one interrupts."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,9 +39,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from remask.downstream.detect.boxes import BoxLoader, Letterbox
 from remask.downstream.detect.coco import decode_mask, encode_mask, open_coco
 from remask.downstream.segment.mask_source import open_masks
-from remask.downstream.segment.pairs import whole_pairs
+from remask.downstream.segment.pairs import full_pairs
 from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
 from remask.images.orientation import INVERSE, header_of, turned_box, turned_mask, turned_points, turned_size
@@ -162,11 +162,11 @@ def pairs(path: Path, orientation: int, size: tuple[int, int], mask: np.ndarray)
 def test_masks_lie_on_the_turned_picture(tmp_path: Path, orientation: int, size: tuple[int, int], drawn: Any) -> None:
     mask = scene(*size)[2]
     folder = pairs(tmp_path, orientation, size, mask if drawn == "stored" else turned_mask(mask, orientation))
-    (batch,) = whole_pairs(open_masks(folder, classes=2, exif=drawn))
+    (batch,) = full_pairs(open_masks(folder, classes=2, exif=drawn))
     assert ((batch.images[0, 0] > 130).int() - batch.labels[0].int()).abs().sum() <= 60
     told = turned_size(size, orientation) != size or orientation == 1
     if told:
-        assert torch.equal(next(iter(whole_pairs(open_masks(folder, classes=2)))).labels, batch.labels)
+        assert torch.equal(next(iter(full_pairs(open_masks(folder, classes=2)))).labels, batch.labels)
     else:
         with pytest.raises(UserError, match=rf"1 of 1 masks may lie .*orientation {orientation}.*data\.exif=stored"):
             open_masks(folder, classes=2)

@@ -76,7 +76,7 @@ def test_a_loss_is_the_mean_over_all_that_is_seen() -> None:
     losses = method(images, views)
     mine = torch.cat(method.backbone.encode(method.backbone.embed(images), views)[-1], dim=1)
     for branch in method.branches:
-        net = branch.target.network.held[0]  # type: ignore[attr-defined]
+        net = branch.target.network.networks[0]  # type: ignore[attr-defined]
         theirs = torch.cat(net.encode(net.embed(images), layers=(2,))[2], dim=1)
         errors = []
         for row in range(2 * 3):
@@ -155,7 +155,7 @@ def test_gradients_reach_the_student_and_no_teacher(head: str) -> None:
     reached = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {name for name, p in method.named_parameters() if p.requires_grad}
     for branch in method.branches:
-        net = branch.target.network.held[0]  # type: ignore[attr-defined]
+        net = branch.target.network.networks[0]  # type: ignore[attr-defined]
         assert all(p.grad is None and not p.requires_grad for p in net.parameters())
 
 
@@ -211,7 +211,7 @@ def test_the_plug_ins_keep_the_jitter() -> None:
 
 
 def whole_image(target: Any, images: Tensor) -> None:
-    net = target.network.held[0]
+    net = target.network.networks[0]
     net.encode(net.embed(images), layers=(2,))
 
 

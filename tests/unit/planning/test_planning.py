@@ -169,7 +169,7 @@ def test_parts_follow_the_memory_of_a_cpu(
     monkeypatch.setattr(parts_module, "available_mb", lambda: there)
     monkeypatch.setattr(parts_module, "peak_resident_mb", lambda: 0.0)
     recipe, cut = choose("mae-vit-micro-cifar", {"optim.batch_size": 100}), trainer(tmp_path / "run")
-    said = parts_module.settle(recipe, cut, Runtime(torch.device("cpu")))
+    said = parts_module.choose_micro_batches(recipe, cut, Runtime(torch.device("cpu")))
     fits = [n for n in range(1, 101) if LINE.memory_mb(100, n) <= 0.9 * there]
     assert cut.micro_batches == min(fits) == micro_batches
     assert f"a batch of 100 in {micro_batches} part" in said

@@ -92,7 +92,7 @@ def test_another_teacher_has_another_file(tmp_path: Path) -> None:
     assert own == fingerprint(teacher(), shape, SIZE)
     others = [fingerprint(t, shape, SIZE) for t in (teacher(1), teacher(layer=0), teacher(norm="none"))]
     shifted = teacher()
-    shifted.network.held[0].normalise.shift += 1  # type: ignore[attr-defined]
+    shifted.network.networks[0].normalise.shift += 1  # type: ignore[attr-defined]
     others += [fingerprint(shifted, shape, SIZE), fingerprint(teacher(), (7, 17, 24), SIZE)]
     assert len({own, *others}) == 6
 

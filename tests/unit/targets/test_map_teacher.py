@@ -1,4 +1,4 @@
-"""targets/teacher.py: what a teacher sees, the grid and norm of its features, and that it is no part of the method."""
+"""targets/map_teacher.py: what a teacher sees, the grid and norm of its features, and that the method has none of it."""
 
 import copy
 
@@ -111,16 +111,16 @@ def test_a_teacher_follows_its_owner() -> None:
     target = teacher(network())
     owner = nn.Sequential(nn.Sequential(target))
     owner.double()
-    assert {p.dtype for p in target.network.held[0].parameters()} == {torch.float64}
+    assert {p.dtype for p in target.network.networks[0].parameters()} == {torch.float64}
     owner.float().to("meta")
-    assert {p.device.type for p in target.network.held[0].parameters()} == {"meta"}
+    assert {p.device.type for p in target.network.networks[0].parameters()} == {"meta"}
     assert target(torch.zeros(2, 3, 16, 24, dtype=torch.uint8, device="meta")).shape == (2, 6, 5)
 
 
 def test_a_copy_has_its_own_network() -> None:
     first = Frozen(network())
     second = copy.deepcopy(first)
-    assert second.held[0] is not first.held[0]
+    assert second.networks[0] is not first.networks[0]
 
 
 def test_features_are_fp32_under_autocast() -> None:

@@ -1,4 +1,4 @@
-"""targets/encoded.py: which tokens of a frozen backbone are read, of what it sees, and that it is never trained."""
+"""targets/token_teacher.py: which tokens of a frozen backbone are read, and that it is never trained."""
 
 import copy
 from collections.abc import Iterator
@@ -168,7 +168,7 @@ def test_it_is_never_trained_and_never_saved() -> None:
     first = target(images)
     assert not target(normalised(images, MEAN, STD).requires_grad_()).requires_grad
     assert torch.equal(target(images), first), "drop path is off"
-    assert copy.deepcopy(target).network.held[0] is not net
+    assert copy.deepcopy(target).network.networks[0] is not net
 
 
 def test_it_follows_its_owner() -> None:

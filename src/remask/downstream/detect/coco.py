@@ -212,14 +212,14 @@ def _matched(
     if any(header == MISSING and os.path.isabs(p["file_name"]) for p, header in zip(pictures, headers, strict=True)):
         cure = "write each file_name relative to that folder"
     faults.add(missing, len(names), words, cure)
-    lines, sound, seen = list[str](), list[Entry](), dict[str, Any]()
+    lines, sound, known = list[str](), list[Entry](), dict[str, Any]()
     for picture, name, header in zip(pictures, names, headers, strict=True):
         turn: int | str = 1
         if header == MISSING:
             continue
         if isinstance(header, Header):
             turn = agreed((picture["height"], picture["width"]), header, exif)
-        if (other := seen.setdefault(os.path.normpath(picture["file_name"]), picture["id"])) != picture["id"]:
+        if (other := known.setdefault(os.path.normpath(picture["file_name"]), picture["id"])) != picture["id"]:
             turn = f"it is picture {printable(str(picture['id']))} and {printable(str(other))}"
         if isinstance(turn, str):
             lines.append(f"{name}: {turn}")

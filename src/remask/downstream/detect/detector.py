@@ -115,7 +115,7 @@ class Detector(nn.Module):
 
         normalised   floats in 0..1 are meant, see `Normalise.look`
         """
-        self.backbone.normalise.look(images, normalised)
+        self.backbone.normalise.refuse_unnormalised(images, normalised)
         with torch.no_grad(), evaluating([self]):
             features, shapes = self._features(images)
             proposals, _ = self.rpn(shapes, features)

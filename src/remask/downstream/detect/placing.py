@@ -88,8 +88,8 @@ class Placed(NamedTuple):
         masks = target["masks"][keep] if "masks" in target else None
         if masks is not None:
             masks = masks[:, self._under(0)][:, :, self._under(1)]
-            keep[keep.clone()] = seen = (masks.flatten(1) > 0).any(1)
-            masks = masks[seen]
+            keep[keep.clone()] = inside = (masks.flatten(1) > 0).any(1)
+            masks = masks[inside]
         boxes, cut = boxes[keep], cut[keep]
         if masks is not None and cut.any():
             # official: boxes are drawn anew round all masks; here round those that the crop cuts, the others stay exact

@@ -102,7 +102,7 @@ class Classifier(nn.Module):
 
     def logits(self, images: Images, normalised: bool = False) -> Float[Tensor, "B classes"]:
         """Of integers, or of floats that are normalised already; those in 0..1 have to be said to be `normalised`."""
-        self.backbone.normalise.look(images, normalised)
+        self.backbone.normalise.refuse_unnormalised(images, normalised)
         return self._scores(images)
 
     def _scores(self, images: Images) -> Float[Tensor, "B classes"]:

@@ -91,7 +91,7 @@ class PairFacts(NamedTuple):
     """Why the mask may be one of the stored picture or of the turned one."""
 
 
-def look_at(
+def examine_pairs(
     pairs: Sequence[Pair],
     ids: Callable[[Pair], Ids] | None,
     everything: bool = False,
@@ -102,7 +102,7 @@ def look_at(
     Raises UserError for masks of another size than their pictures, and for those that EXIF may turn or not (`agreed`).
     """
 
-    def look(pair: Pair) -> PairFacts:
+    def examine(pair: Pair) -> PairFacts:
         try:
             image, mask = _header(pair.image), _header(pair.mask)
             turn = agreed(mask.stored, image, exif)
@@ -115,7 +115,7 @@ def look_at(
 
     chosen = pairs if everything or len(pairs) <= SCANNED else pairs[:: -(-len(pairs) // SCANNED)]
     with ThreadPoolExecutor(8, "remask-masks") as pool:  # decoding lets go of the interpreter
-        facts = list(pool.map(look, chosen))
+        facts = list(pool.map(examine, chosen))
     wrong = [f"{s.shown} is {_by(s.image)}, its mask {_by(s.mask)}" for s in facts if s.image != s.mask]
     if wrong:
         raise UserError(
@@ -229,6 +229,14 @@ def first_of(offenders: Sequence[str]) -> str:
 
 
 __all__ = [
-    "SCANNED", "Pair", "PairFacts", "check_alone", "check_ids", "first_of", "ids_of", "look_at", "paired",
+    "SCANNED",
+    "Pair",
+    "PairFacts",
+    "check_alone",
+    "check_ids",
+    "examine_pairs",
+    "first_of",
+    "ids_of",
+    "paired",
     "turned",
 ]  # fmt: skip

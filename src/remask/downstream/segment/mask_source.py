@@ -41,9 +41,9 @@ from remask.downstream.segment.mask_checks import (
     check_ids,
     common_palette,
     different,
+    examine_pairs,
     first_of,
     ids_of,
-    look_at,
     other_colour,
     paired,
     turned,
@@ -197,7 +197,7 @@ def _looked_at(
     pairs: Sequence[Pair], said: Declared, where: str, exif: Exif | None
 ) -> tuple[list[PairFacts], bool, dict[int, int]]:
     """What masks hold, whether their colours decide, and else the colours of their palettes' entries."""
-    facts = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None, exif=exif)
+    facts = examine_pairs(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None, exif=exif)
     entries = {} if said.palette or said.numbers else common_palette(facts, where)
     if coloured := by_colour(said, (int(i) for pair in facts for i in pair.ids)):  # then a gray mask is of that colour
         facts = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in facts]
@@ -265,7 +265,7 @@ def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, e
     def unknown(pair: Pair) -> Ids:
         return Ids(np.setdiff1d(np.unique(read_ids(Path(pair.mask).read_bytes(), True)), by_mask[pair.mask].ids))
 
-    facts = look_at(pairs, unknown, exif=exif)
+    facts = examine_pairs(pairs, unknown, exif=exif)
     if wrong := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:
         raise UserError(
             f"{len(wrong)} of {len(facts)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "

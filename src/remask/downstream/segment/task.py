@@ -12,7 +12,7 @@ from remask.downstream.network import check_all, fix_pixel_range, freeze, gflops
 from remask.downstream.segment.frames import frames
 from remask.downstream.segment.label_map import Declared
 from remask.downstream.segment.mask_source import IGNORE, MaskFiles, open_masks
-from remask.downstream.segment.pairs import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
+from remask.downstream.segment.pairs import PairBatch, PairLoader, ScaleCropFlip, full_pairs
 from remask.downstream.segment.segmenter import Segmenter, evaluate
 from remask.downstream.training import Task
 from remask.errors import UserError
@@ -67,11 +67,11 @@ def build_segment(
         shown = min(SHOWN, len(usable))
         some = val.subset([usable[i * len(usable) // shown] for i in range(shown)])
         images, truths, guesses = list[Tensor](), list[Tensor](), list[Tensor]()
-        for batch in whole_pairs(some, channels=backbone.channels, scaling=scaling):
+        for batch in full_pairs(some, channels=backbone.channels, scaling=scaling):
             with torch.inference_mode():
                 guess = tested.predict(batch.images.to(runtime.device), **sliding).cpu()
-            seen = backbone.normalise.shown(batch.images.to(runtime.device)).cpu()
-            images, truths, guesses = [*images, *seen], [*truths, *batch.labels.long()], [*guesses, *guess]
+            shown_ids = backbone.normalise.shown(batch.images.to(runtime.device)).cpu()
+            images, truths, guesses = [*images, *shown_ids], [*truths, *batch.labels.long()], [*guesses, *guess]
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
@@ -88,7 +88,7 @@ def _noted(
 ) -> Iterator[PairBatch]:
     """Whole test pairs; the numbers of those that can be used are added to `usable`."""
     scaling = backbone.normalise.scaling
-    for batch in whole_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
+    for batch in full_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
         usable.extend(batch.index.tolist())
         yield batch
 

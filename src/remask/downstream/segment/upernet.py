@@ -43,8 +43,8 @@ class UperNet(nn.Module):
         """Scores at the size of the finest map."""
         *fine, coarse = maps
         tops = [self._pooled(coarse)]
-        for lateral, finer in zip(reversed(self.laterals), reversed(fine), strict=True):
-            tops.append(lateral(finer) + scaled(tops[-1], finer.shape[-2:]))
+        for lateral, next_map in zip(reversed(self.laterals), reversed(fine), strict=True):
+            tops.append(lateral(next_map) + scaled(tops[-1], next_map.shape[-2:]))
         context, *rest = tops  # the pooled map has had its convolution
         levels = [level(x) for level, x in zip(self.levels, reversed(rest), strict=True)]
         size = maps[0].shape[-2:]

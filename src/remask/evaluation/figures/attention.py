@@ -62,17 +62,17 @@ def _attention(backbone: Backbone, block: int) -> tuple[Any, int]:
 def _input(backbone: Backbone, attention: Any, number: int, images: Images) -> Float[Tensor, "B T D"]:
     """What the attention of a block is given."""
     network: Any = backbone.network
-    seen: list[Tensor] = []
+    over_image: list[Tensor] = []
     if isinstance(attention, BeitAttention):  # whose attention is computed without calling it
-        hook = network.blocks[number].norm1.register_forward_hook(lambda module, given, out: seen.append(out))
+        hook = network.blocks[number].norm1.register_forward_hook(lambda module, given, out: over_image.append(out))
     else:
-        hook = attention.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        hook = attention.register_forward_pre_hook(lambda module, given: over_image.append(given[0]))
     try:
         with torch.inference_mode(), evaluating([backbone]):
             backbone.encode(backbone.embed(images.to(next(network.parameters()).device)), layers=(number,))
     finally:
         hook.remove()
-    return seen[0].float()
+    return over_image[0].float()
 
 
 def _bias(backbone: Backbone, attention: Any, images: Images) -> Float[Tensor, "heads T T"] | None:

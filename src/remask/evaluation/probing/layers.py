@@ -114,25 +114,25 @@ def collect_layers(
         check_pool(backbone, pool)
     seers = {name: frozen(backbone, layers, dtype=dtype) for name, backbone in backbones.items()}
     rows: dict[str, dict[int, list[Tensor]]] = {name: {layer: [] for layer in layers} for name in seers}
-    labels, images, held_bytes = list[Tensor | None](), 0, 0
+    labels, images, read_bytes = list[Tensor | None](), 0, 0
     with torch.inference_mode(), evaluating(backbones.values()):
         for batch in batches:
             for name, see in seers.items():
                 for layer, features in see(batch.images).items():
                     chunk = _halved(pooled(features, pool))
                     rows[name][layer].append(chunk)
-                    held_bytes += chunk.nbytes
+                    read_bytes += chunk.nbytes
             labels.append(batch.labels)
             images += len(batch.images)
-            if held_bytes > memory_gb * 1e9:
+            if read_bytes > memory_gb * 1e9:
                 raise UserError(
-                    f"features of {len(layers)} layers took {held_bytes / 1e9:.1f} GB after {images} images, more than "
+                    f"features of {len(layers)} layers took {read_bytes / 1e9:.1f} GB after {images} images, more than "
                     f"{memory_gb:g} GB: name fewer layers, or use fewer images (--limit)"
                 )
     if not labels:
         raise UserError("there is no image to extract features of: the source gave no batch")
     known = [chunk.cpu().long() for chunk in labels if chunk is not None]
-    x = {name: {layer: torch.cat(parts).clone() for layer, parts in found.items()} for name, found in rows.items()}
+    x = {name: {layer: torch.cat(chunks).clone() for layer, chunks in found.items()} for name, found in rows.items()}
     return Layered(x, torch.cat(known) if len(known) == len(labels) else None)
 
 

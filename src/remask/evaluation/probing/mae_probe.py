@@ -204,9 +204,9 @@ def joined(
     for x, labels in chunks:
         waiting.append((x, torch.searchsorted(classes, labels.cpu()).to(x.device)))
         while sum(len(y) for _, y in waiting) >= size:
-            whole_x, whole_y = torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
-            yield whole_x[:size], whole_y[:size]
-            waiting, given = [(whole_x[size:], whole_y[size:])], True
+            all_x, all_y = torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
+            yield all_x[:size], all_y[:size]
+            waiting, given = [(all_x[size:], all_y[size:])], True
     if waiting and not given:
         yield torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
 

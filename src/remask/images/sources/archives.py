@@ -17,10 +17,10 @@ from remask.images.sources.labels import Told, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
 from remask.images.sources.tar_index import Member, index
 
-HELD_BYTES = 1 << 30
+CACHED_BYTES = 1 << 30
 """Parquet up to this size (its images unpacked) is read into memory once; above it, row groups are read as needed."""
 
-HELD_GROUPS = 4
+CACHED_GROUPS = 4
 """Row groups kept of a larger set. An access in random order reads whole groups: tar shards suit such sets better."""
 
 
@@ -124,15 +124,15 @@ class Parquet:
         self.labels, self.classes = joined(label_columns)
         self.left_out = further(others, self._length)
         self.unlabelled = why_none(label_columns)
-        values = [value for part in label_columns for value in part.values]
+        values = [value for folder in label_columns for value in folder.values]
         if self.labels is None and 0 < (lost := sum(map(is_label, values))) < len(values):
             self.left_out[NO_LABEL] = lost
         used = [self._column, *([label] if label else [])]
         self.remarks = Columns(used, [name for name in schema.names if name not in (*used, *others)]).remarks()
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._held = len(self._groups) if size <= HELD_BYTES else HELD_GROUPS
-        if size <= HELD_BYTES:
+        self._cached = len(self._groups) if size <= CACHED_BYTES else CACHED_GROUPS
+        if size <= CACHED_BYTES:
             for number in range(len(self._groups)):
                 self._load(number)
 
@@ -187,7 +187,7 @@ class Parquet:
             group.group, [self._column], use_threads=False
         )
         self._cache[number] = table[self._column]
-        while len(self._cache) > self._held:
+        while len(self._cache) > self._cached:
             self._cache.popitem(last=False)
 
 

@@ -72,17 +72,17 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
     Raises UserError for a folder that cannot be read.
     """
     found: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     folders, linked = [""], list[str]()
     counts = Counter[str]() if left_out is None else left_out
     while folders or linked:
         folder = folders.pop() if folders else linked.pop(0)
         try:
             at = os.stat(os.path.join(root, folder))
-            if (at.st_dev, at.st_ino) in seen:
+            if (at.st_dev, at.st_ino) in visited:
                 counts[AGAIN] += 1
                 continue
-            seen.add((at.st_dev, at.st_ino))
+            visited.add((at.st_dev, at.st_ino))
             entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(_unlisted(root, folder, error)) from None

@@ -14,15 +14,15 @@ from remask.errors import UserError
 
 WITHHELD = -1
 """The class number of an image whose label is not published, as in the test sets of ImageNet."""
-_WHOLE = re.compile(r"[+-]?[0-9]{1,1000}(?:\.0*)?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,1000}(?:\.0*)?")
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
 _SHOWN = 3
 """Classes that a line names."""
 
 
-def whole_number(name: str) -> int | None:
+def integer_of(name: str) -> int | None:
     """The value of a name that is a whole number, however it is written; tables write 3.0 beside missing values."""
-    return int(name.partition(".")[0]) if _WHOLE.fullmatch(name) else None
+    return int(name.partition(".")[0]) if _INTEGER.fullmatch(name) else None
 
 
 class Told(NamedTuple):
@@ -43,11 +43,11 @@ def of_texts(texts: Sequence[str]) -> Told:
     """
     if missing := sum(map(says_none, texts)):
         return Told(why=lacking(missing, len(texts)))
-    values = [whole_number(text) for text in texts]
+    values = [integer_of(text) for text in texts]
     if all(value is not None for value in values):
         if len(set(values)) == len(set(texts)):
             return Told(values)  # type: ignore[arg-type]
-        classes = sorted(set(texts), key=lambda text: (whole_number(text), text))
+        classes = sorted(set(texts), key=lambda text: (integer_of(text), text))
     elif all(map(_NUMBER.fullmatch, texts)):
         return Told(why=measures(next(text for text, value in zip(texts, values, strict=True) if value is None)))
     else:
@@ -58,7 +58,7 @@ def of_texts(texts: Sequence[str]) -> Told:
 
 def says_none(text: str) -> bool:
     """Whether a text in the place of a label says that there is none: empty, NaN, or -1."""
-    return text in ("", "nan", "NaN", "NAN") or whole_number(text) == WITHHELD
+    return text in ("", "nan", "NaN", "NAN") or integer_of(text) == WITHHELD
 
 
 def lacking(missing: int, total: int) -> str:
@@ -75,7 +75,7 @@ def spelled_twice(names: Iterable[str]) -> tuple[str, str] | None:
     """The first two names that are one number, as 01 and 1 are."""
     known_names: dict[int, str] = {}
     for name in names:
-        if (value := whole_number(name)) is not None and (first := known_names.setdefault(value, name)) != name:
+        if (value := integer_of(name)) is not None and (first := known_names.setdefault(value, name)) != name:
             return first, name
     return None
 
@@ -141,7 +141,7 @@ def check_trained(names: Sequence[str], used: Iterable[int], trained: Iterable[i
 
 
 _Sense = Callable[[str], Hashable]
-_SENSES: tuple[_Sense, ...] = (lambda name: name, lambda name: unicodedata.normalize("NFC", name), whole_number)
+_SENSES: tuple[_Sense, ...] = (lambda name: name, lambda name: unicodedata.normalize("NFC", name), integer_of)
 """In what two names may agree, the strictest first."""
 
 
@@ -166,7 +166,7 @@ def _unknown(unknown: Sequence[str], known: Sequence[str], where: str, other: st
     line = f"class{'es' * many} {_listed(unknown)} of {where} {'are' if many else 'is'} not among those of {other}"
     if meant := _near(unknown[0], known):
         return f"{line}, which has {_listed(meant)}: name the class alike in both"
-    numbers = [all(whole_number(name) is not None for name in names) for names in (unknown, known)]
+    numbers = [all(integer_of(name) is not None for name in names) for names in (unknown, known)]
     if numbers[0] != numbers[1]:
         return f"{line} ({_listed(known)}): numbers cannot be matched with names; give both sources the same"
     return (
@@ -180,7 +180,7 @@ def _near(name: str, known: Sequence[str]) -> list[str]:
     return [
         one
         for one in known
-        if _loosely(one) == loose or (whole_number(name) is not None and whole_number(one) == whole_number(name))
+        if _loosely(one) == loose or (integer_of(name) is not None and integer_of(one) == integer_of(name))
     ]
 
 
@@ -193,6 +193,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 __all__ = [
-    "WITHHELD", "Told", "check_trained", "lacking", "match", "measures", "numbered", "of_texts", "repeated",
-    "says_none", "spelled_twice", "united", "whole_number",
+    "WITHHELD", "Told", "check_trained", "integer_of", "lacking", "match", "measures", "numbered", "of_texts", "repeated",
+    "says_none", "spelled_twice", "united",
 ]  # fmt: skip

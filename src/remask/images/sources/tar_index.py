@@ -18,7 +18,7 @@ from remask.errors import UserError
 from remask.files.text import decoded
 from remask.images import heif
 from remask.images.sources.files import EXTENSIONS, is_picture, printable
-from remask.images.sources.labels import says_none, whole_number
+from remask.images.sources.labels import integer_of, says_none
 from remask.images.sources.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
 
 MASKS = frozenset(
@@ -204,7 +204,7 @@ def _class_number(file: BinaryIO, member: Member, shard: str) -> str:
     file.seek(member.offset)
     where = f"{printable(shard)}: {printable(member.name)}"
     text = decoded(file.read(min(member.size, LONGEST)), where).strip()
-    if whole_number(text) is None and not (text and says_none(text)):
+    if integer_of(text) is None and not (text and says_none(text)):
         raise UserError(
             f"{where} holds no class number but {text[:20].encode()!r}: number the classes, or unpack the tar into a "
             "folder of each class"
