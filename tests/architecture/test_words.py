@@ -13,7 +13,8 @@ INSTEAD = {
     "fitted": "trained, padded", "grown": "resized", "held": "cached, kept", "learner": "ddp_model",
     "maker": "builder", "parts": "rows, sections, chunks, micro_batches, modules", "part": "the same, one of them",
     "rehearse": "dry_run", "rehearsed": "dry_run", "seen": "encoded, visible", "settle": "choose, fix",
-    "twin": "untrained", "voters": "bank", "whole": "full_state, global_batch_size, atomic_write", "look": "options", "mapped": "options",
+    "twin": "untrained", "voters": "bank", "whole": "full_state, atomic_write",
+    "look": "options", "mapped": "options",
 }  # fmt: skip
 """Words of DESIGN's list, and what to say in their place."""
 

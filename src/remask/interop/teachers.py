@@ -8,8 +8,8 @@ clip:NAME or clip:FOLDER           transformers' CLIPVisionModel: patch tokens o
 open_clip:NAME                     open_clip's image tower, its last feature map
 tae:                               a tiny autoencoder's encoder (TAESD's layout, 32 channels, stride 8)
 
-What is fetched is fetched by those libraries, and only where no weights are given. `targets.map_teacher.MapTeacher` takes
-the result. On the meta device networks are made without weights, for counting.
+What is fetched is fetched by those libraries, and only where no weights are given. `targets.map_teacher`
+takes the result. On the meta device networks are made without weights, for counting.
 """
 
 import difflib

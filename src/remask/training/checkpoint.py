@@ -25,20 +25,20 @@ def save(
 
     Tensors are written whole, whatever pieces the processes of a run hold: all of them call this, and one writes.
     """
-    weights, moments = (full_state(part.state_dict(), run.writes) for part in (model, optimizer))
+    weights, moments = (full_state(owner.state_dict(), run.writes) for owner in (model, optimizer))
     if not run.writes:
         return
     folder = run.path / "checkpoints" / name
-    part, old = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.old")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in weights.items()}, part / "model.safetensors")
-    torch.save(moments, part / "optimizer.pt")
-    (part / "state.json").write_text(json.dumps(state))
+    tmp, old = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.old")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in weights.items()}, tmp / "model.safetensors")
+    torch.save(moments, tmp / "optimizer.pt")
+    (tmp / "state.json").write_text(json.dumps(state))
     if folder.exists():  # else `old`, left by a run killed between the renames, is all there is: keep it until the end
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-    part.rename(folder)
+    tmp.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""targets/map_teacher.py: what a teacher sees, the grid and norm of its features, and that the method has none of it."""
+"""targets/map_teacher.py: what a teacher sees, grid and norm of its features, and that the method has none of it."""
 
 import copy
 

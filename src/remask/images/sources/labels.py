@@ -193,6 +193,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 __all__ = [
-    "WITHHELD", "Told", "check_trained", "integer_of", "lacking", "match", "measures", "numbered", "of_texts", "repeated",
-    "says_none", "spelled_twice", "united",
+    "WITHHELD", "Told", "check_trained", "integer_of", "lacking", "match", "measures", "numbered", "of_texts",
+    "repeated", "says_none", "spelled_twice", "united",
 ]  # fmt: skip
