@@ -139,7 +139,7 @@ def _networks(method: Method) -> Iterator[nn.Module]:
     """The method, and the frozen networks that its targets hold beside it."""
     yield method
     for target in {module for branch in method.branches for module in branch.target.modules()}:  # type: ignore[attr-defined]
-        yield from getattr(target, "held", ())
+        yield from getattr(target, "networks", ())
 
 
 def _owned(method: Method) -> Iterator[Tensor]:

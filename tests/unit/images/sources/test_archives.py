@@ -110,7 +110,7 @@ def test_parquet_folder(tmp_path: Path) -> None:
 
 
 def test_parquet_beyond_memory_reads_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remask.images.sources.archives.HELD_BYTES", 0)
+    monkeypatch.setattr("remask.images.sources.archives.CACHED_BYTES", 0)
     source = open_source(str(parquet(tmp_path / "x.parquet", 60)))
     order = [(7 * i) % 60 for i in range(60)]
     assert [source.read(i) for i in order] == [f"x{i}".encode() for i in order]
