@@ -250,7 +250,7 @@ def surroundings(session: Session, case: Case) -> Rows:
         step()
     whole = statistics.median(session.seconds(step) for _ in range(session.steps))
     views = method.draw(step.images, generator(0))
-    target, masked, visible = method.branches[0].target, *(views.rows(r) for r in ("masked", "visible"))
+    target, masked, visible = method.branches[0].target, *(views.ids(r) for r in ("masked", "visible"))
     size, device = target.width, session.device
     predictions = [torch.randn(*ids.shape, size, device=device, requires_grad=True) for ids in (masked, visible)]
 

@@ -88,6 +88,7 @@ def test_every_part_can_begin(part: str) -> None:
 def test_dmjd_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours and the textbook's, each in a process, in times and bytes; what this CPU cannot do is said, or done."""
     monkeypatch.setattr(step, "bf16", lambda: False)
+    monkeypatch.setattr(step, "amx", lambda: True)
     rows = list(step.dmjd(step.Case("micro", "mae-dmjd-vit-b", SMALL, 2, 1, 1.1, 0.8, 2.8)))
     assert [row["bar"] for row in rows] == [1.1, -0.8, 1.1, 2.8]
     assert 0 < rows[0]["ratio"] < 100
@@ -112,7 +113,9 @@ def test_rows_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     case = step.Case("micro", "mae-dmjd-vit-b", SMALL, 2, 1, 1.1, 0.8, 2.8)
     times = [{"ours": Seconds(5, 2, 1), "ours, bf16": Seconds(1, 2, 1), "the textbook, bf16": Seconds(2, 2, 1)}]
     monkeypatch.setattr(step, "bf16", lambda: True)
-    assert [(row["ratio"], row["bar"]) for row in step.half("name", case, times)] == [(2.0, 1.1), (3.0, 2.8)]
+    for tiles, bar in ((True, 2.8), (False, step.GAIN_WITHOUT_AMX)):
+        monkeypatch.setattr(step, "amx", lambda tiles=tiles: tiles)
+        assert [(row["ratio"], row["bar"]) for row in step.half("name", case, times)] == [(2.0, 1.1), (3.0, bar)]
     assert len(list(step.half("name", case._replace(gain=None), times))) == 1
 
 
