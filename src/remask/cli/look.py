@@ -34,6 +34,7 @@ def probe(
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
     layer: Layer = -1,
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="all, or several: 0,3,-1.")] = None,
+    shots: Annotated[int, typer.Option(metavar="N", help="Labels a class in the second half of the table.")] = 10,
     fractions: Annotated[str | None, typer.Option(metavar="LIST", help="Shares of the labels too: 0.01,0.1.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of the mae and attentive probes.")] = None,
     checkpoint: Checkpoint = "last",
@@ -47,7 +48,7 @@ def probe(
 ) -> None:
     """Say what a network learned: kNN and linear.
 
-    Accuracy on frozen features, with all labels and with 10 a class, beside the same network untrained and raw pixels.
+    Accuracy on frozen features, with all labels and a few a class, beside the same network untrained and raw pixels.
     """
     chosen: Any = "all" if layers == "all" else _numbers("--layers", layers, int)
     shares = _numbers("--fractions", fractions, float) or []
@@ -56,7 +57,7 @@ def probe(
 
     if protocol not in ("fast", "mae", "attentive"):
         raise UserError(f"there is no probe {protocol!r}: choose fast, mae or attentive")
-    asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
+    asked = commands.Asked(protocol, k, layer, chosen, shares, epochs, seed, shots)  # type: ignore[arg-type]
     look = _look(checkpoint, image_size, heads, normalise, device)
     commands.probe(run, data, val, asked, look, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from remask.commands import examples
 from remask.commands.partial import Partial, key_of
 from remask.commands.paths import absolute, paths_or_texts
 from remask.commands.pretraining import report
@@ -18,7 +19,7 @@ from remask.downstream.build import split
 from remask.errors import UserError
 from remask.evaluation.probing.attentive import Settings as Attentive
 from remask.evaluation.probing.attentive import attentive_probe
-from remask.evaluation.probing.fast_probe import Factory
+from remask.evaluation.probing.fast_probe import Factory, Split
 from remask.evaluation.probing.fast_probe import probe as fast_probe
 from remask.evaluation.probing.layers import layers_figure, probe_layers
 from remask.evaluation.probing.mae_probe import Settings as Linear
@@ -46,6 +47,7 @@ class Asked(NamedTuple):
     layers      several of them, or "all": layers.json and a picture of accuracy over depth
     fractions   shares of every class's labels, beside all of them and ten a class
     epochs      of the mae and attentive probes; theirs by default
+    shots       labels a class in the second half of the fast probe's table
     """
 
     protocol: Protocol = "fast"
@@ -55,6 +57,7 @@ class Asked(NamedTuple):
     fractions: Sequence[float] = ()
     epochs: int | None = None
     seed: int = 0
+    shots: int = 10
 
 
 FAST = Asked()
@@ -84,25 +87,27 @@ def probe(
     pictures = [inventory(one, labelled=True).digest() for one in (source, test)]  # those of a killed call, or others
     key = key_of(seen, look, asked, data, val, limit, list(exclude), *pictures)
     part = Partial(out or seen.folder, asked.protocol, key)
-    name, result, shown = _probed(asked, seen, nets, source, test, quiet, part)
+    pictures: dict[str, bytes] = {}
+    name, result, shown = _probed(asked, seen, nets, source, test, quiet, part, pictures)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
     result["protocol"] |= {"image_size": list(seen.size), "network": seen.name}
     told = [absolute(data), absolute(val), limit, list(exclude), *pictures]
     network = "" if out is None else str(seen.folder or seen.name)  # of a run that goes on the latest is kept
     about = {"network": network, "look": look, "asked": asked, "size": seen.size, "pictures": told}
-    _keep(seen, name, result, out, val or data, about)
+    _keep(seen, name, result, out, val or data, about, pictures)
     part.forget()
     sayer(say, quiet)(shown)
     return result
 
 
 def _probed(
-    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial
-) -> tuple[str, dict[str, Any], str]:
-    """The name of the file, its content, and a table for a person."""
+    asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial,
+    pictures: dict[str, bytes],
+) -> tuple[str, dict[str, Any], str]:  # fmt: skip
+    """The name of the file, its content, and a table for a person; `pictures` gets those that go with it, by name."""
     with Watch("probe", quiet) as watch:
         bad = Unusable(watch.say), Unusable(watch.say)
-        name, result, shown = _watched(asked, seen, nets, source, test, part, watch, bad)
+        name, result, shown = _watched(asked, seen, nets, source, test, part, watch, bad, pictures)
     lines, left_out = [one.lines for one in bad], [getattr(one, "left_out", {}) for one in (source, test)]
     result["protocol"]["pictures"] = {
         "train": len(source) - len(lines[0]),
@@ -117,7 +122,7 @@ def _probed(
 
 def _watched(
     asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, part: Partial,
-    watch: Watch, bad: tuple[Unusable, Unusable],
+    watch: Watch, bad: tuple[Unusable, Unusable], pictures: dict[str, bytes],
 ) -> tuple[str, dict[str, Any], str]:  # fmt: skip
     """`_probed`, with a bar; `bad` are told of training and test pictures that cannot be used."""
     train = partial(_passed, watch, seen, source, "training pictures", bad[0])
@@ -128,6 +133,7 @@ def _watched(
     if asked.layers:
         layers = None if asked.layers == "all" else asked.layers
         result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
+        pictures["layers"] = layers_figure(result)
         return "layers", result, layer_table(result)
     if asked.protocol == "mae":
         result = _linear(asked, seen, nets, source, val, watch, part, bad[0])
@@ -139,15 +145,24 @@ def _watched(
         memory = Memory(part.read(), part.write)
         result = attentive_probe(nets, train, val, counts, settings, progress=watch, memory=memory)
         return "attentive", result, two_rows("attentive probe", result)
+    known, queries = examples.Probed(source, []), examples.Probed(test, [])
+
+    def draw(*splits: Split) -> None:
+        if part.path:  # there is nowhere else to put them
+            pictures["classes"] = examples.classes(seen, known, seed)
+            pictures["neighbours"] = examples.neighbours(seen, known, queries, splits, seed)
+
     result = fast_probe(
-        nets, train, val, k=k, layer=asked.layer, seed=seed, fractions=asked.fractions, progress=say, fitted=watch
+        nets, lambda: known.recorded(train()), lambda: queries.recorded(val()), few=asked.shots, k=k,
+        layer=asked.layer, seed=seed, fractions=asked.fractions, progress=say, fitted=watch, seen=draw,
     )  # fmt: skip
     return "probe", result, probe_table(result)
 
 
 def _keep(
-    seen: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any]
-) -> None:
+    seen: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+) -> None:  # fmt: skip
     """Into the run's eval folder and its report, or into a folder of the user's choice; beside results on other data.
 
     data, about   as `evaluation.keeping` has them
@@ -156,9 +171,9 @@ def _keep(
     if folder is None:
         return
     keep(RunFolder(folder), name, result, data, about)
-    if name == "layers":
+    for picture, png in pictures.items():
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        (folder / "pictures" / "layers.png").write_bytes(layers_figure(result))
+        (folder / "pictures" / f"{picture}.png").write_bytes(png)
     if seen.folder == folder:
         report(folder)
 

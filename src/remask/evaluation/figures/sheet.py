@@ -30,11 +30,11 @@ class Reconstruction(NamedTuple):
     notes: list[str]
 
 
-def rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
-    """Three channels as colours, any other number as their mean in grey; small pictures enlarged by a whole factor."""
+def rgb(image: UInt8[Tensor, "C H W"], side: int = SHORT_SIDE) -> UInt8[Tensor, "Y X 3"]:
+    """Three channels as colours, others as their mean in grey; enlarged by a whole factor to `side` pixels."""
     if image.shape[0] != 3:
         image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
-    factor = max(1, -(-SHORT_SIDE // min(image.shape[1:])))
+    factor = max(1, -(-side // min(image.shape[1:])))
     return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0)
 
 

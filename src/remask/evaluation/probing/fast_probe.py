@@ -45,6 +45,7 @@ def probe(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     fitted: Progress | None = None,
+    seen: Callable[[Split, Split], None] | None = None,
     layer: int = -1,
     pool: Pool = "mean",
     dtype: torch.dtype | None = None,
@@ -52,15 +53,17 @@ def probe(
     """The content of eval/probe.json; accuracies in percent.
 
     backbones   {"top1": trained, "untrained": the same network untrained}; "pixels" is added here
-    few         labels a class in the second half of the table
+    few         labels a class in the second half of the table, as many shots; all where a class has fewer
     fractions   shares of every class's labels, such as .01 and .1; each adds a table under "fractions"
     k           neighbours that vote; fewer where there are fewer training images, which `progress` and the protocol say
     progress    gets a line before each longer step
     fitted      told (classifiers done, of how many, words)
+    seen        given the training and the validation images' features, when everything else is done
     Raises UserError for a source without labels or with one class, no neighbour, features that are not finite, or
     where a class of the validation images is not among the training images.
     """
     say = progress or (lambda line: None)
+    check_shots(few)
     for fraction in fractions:
         check_fraction(fraction)
     readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
@@ -73,7 +76,10 @@ def probe(
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = numbered(known, labels)
     fits = _Fits(fitted, len(readers) * (1 + DRAWS * (1 + len(fractions))))
-    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, voters, seed, say, fits)
+    known_split, asked_split = Split(train, train_y), Split(val, val_y)
+    result = _scores(known_split, asked_split, few, fractions, voters, seed, say, fits)
+    if seen:
+        seen(known_split, asked_split)
     result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
@@ -197,6 +203,12 @@ def draw_fraction(labels: Int[Tensor, "n"], fraction: float, seed: int) -> Int[T
     return _draw(labels, lambda count: max(1, round(fraction * count)), seed)
 
 
+def check_shots(few: int) -> None:
+    """Raise UserError below one label a class."""
+    if few < 1:
+        raise UserError(f"{few} labels a class leave nothing to learn from: give --shots 1 or more")
+
+
 def check_fraction(fraction: float) -> None:
     """Raise UserError unless 0 < fraction <= 1."""
     if not 0 < fraction <= 1:
@@ -255,4 +267,4 @@ def numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int
     return renumbered, torch.searchsorted(classes, val)
 
 
-__all__ = ["DRAWS", "checked", "draw_few", "draw_fraction", "labelled", "neighbours", "numbered", "probe"]
+__all__ = ["DRAWS", "Split", "checked", "draw_few", "draw_fraction", "labelled", "neighbours", "numbered", "probe"]
