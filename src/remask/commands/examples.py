@@ -63,7 +63,7 @@ def neighbours(seen: Subject, train: Probed, test: Probed, splits: tuple[Split, 
         "test picture's class"
         for name, words in GROUPS.items()
     ]
-    counted = f"Percent: over the {k} nearest of {len(some):,} test pictures. The rows are random, one a class."
+    counted = f"Percent: over the {k} nearest of {len(some):,} test pictures. The rows are random."
     return neighbours_picture(shown, titles, [f"Framed: of the test picture's class. {counted}"])
 
 

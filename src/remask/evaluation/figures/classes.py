@@ -1,5 +1,6 @@
 """What there is to tell apart: training pictures of each class, below a larger picture of it where there is one."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,10 +30,12 @@ def classes_picture(
 
     columns = min(columns, len(classes))
     count = max(len(one.pictures) for one in classes)
-    small, tall = width / count, 0.68 * width if any(one.portrait is not None for one in classes) else 0.0
-    edge, gap, head, foot = 0.12, 0.16, 0.2, 0.19 * len(notes) + 0.04
+    small, tall = width / count, 0.66 * width if any(one.portrait is not None for one in classes) else 0.0
+    edge, gap, head = 0.12, 0.16, 0.2
     height = head + tall + (0.05 if tall else 0) + small + gap
     total_x = 2 * edge + columns * width + (columns - 1) * gap
+    lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(total_x * 15)))]
+    foot = 0.19 * len(lines) + 0.04
     total_y = 2 * edge + -(-len(classes) // columns) * height + foot
     figure = Figure(figsize=(total_x, total_y), dpi=dpi, facecolor="white")
 
@@ -52,7 +55,7 @@ def classes_picture(
         for place, picture in enumerate(one.pictures):
             bottom = top - height + gap
             put(left + place * small, bottom, picture, 0.96 * small, 0.96 * small)
-    for number, line in enumerate(reversed(notes)):
+    for number, line in enumerate(reversed(lines)):
         at = (edge + 0.19 * number) / total_y
         figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, color=_FAINT, parse_math=False)
     return png(figure)

@@ -1,5 +1,6 @@
 """The nearest training pictures of some test pictures, by features and by pixels: what a network takes to be alike."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -62,10 +63,11 @@ def neighbours_picture(
     """
     from matplotlib.figure import Figure
 
-    k, step, edge, gap = len(rows[0].near[0].pictures), side + 0.08, 0.12, 0.3
-    below, head, foot = 0.2, 0.5, 0.19 * len(notes) + 0.06
+    k, step, edge, gap, below, head = len(rows[0].near[0].pictures), side + 0.08, 0.12, 0.3, 0.2, 0.5
     lefts = [edge + side + gap + number * (k * step - 0.08 + gap) for number in range(len(titles))]
-    total_x, total_y = lefts[-1] + k * step - 0.08 + edge, 2 * edge + head + len(rows) * (side + below) + foot
+    total_x = lefts[-1] + k * step - 0.08 + edge
+    lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(total_x * 15)))]
+    total_y = 2 * edge + head + len(rows) * (side + below) + 0.19 * len(lines) + 0.06
     figure = Figure(figsize=(total_x, total_y), dpi=dpi, facecolor="white")
     words: dict[str, Any] = {"parse_math": False, "color": _INK}
 
@@ -91,7 +93,7 @@ def neighbours_picture(
         for left, near in zip(lefts, row.near, strict=True):
             for place, (picture, name) in enumerate(zip(near.pictures, near.classes, strict=True)):
                 put(left + place * step, number, picture, name, RIGHT if name == row.name else None)
-    for number, line in enumerate(reversed(notes)):
+    for number, line in enumerate(reversed(lines)):
         at = (edge + 0.19 * number) / total_y
         figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, parse_math=False, color=_FAINT)
     return png(figure)

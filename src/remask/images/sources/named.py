@@ -58,9 +58,8 @@ class Crops(Arrays):
     """Crops of photographs, of which the whole ones can be shown; `captions` say how they are cut."""
 
     captions = (
-        "Crops to learn from lie left of the dark band, crops to test on right of it: 24 to 64 pixels a side, "
-        "scaled to 32, grey,",
-        "turned and mirrored, in other contrast and brightness.",
+        "Crops to learn from lie left of the dark band, crops to test on right of it: 24 to 64 pixels a side, scaled "
+        "to 32, grey, turned, mirrored, in other contrast and brightness.",
     )
 
     def portrait(self, label: int) -> np.ndarray:
