@@ -63,9 +63,7 @@ def probe(
     where a class of the validation images is not among the training images.
     """
     say = progress or (lambda line: None)
-    check_shots(few)
-    for fraction in fractions:
-        check_fraction(fraction)
+    check_shots(few, fractions)
     readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
     readers["pixels"] = flat
     say("features of the training images")
@@ -76,10 +74,10 @@ def probe(
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = numbered(known, labels)
     fits = _Fits(fitted, len(readers) * (1 + DRAWS * (1 + len(fractions))))
-    known_split, asked_split = Split(train, train_y), Split(val, val_y)
-    result = _scores(known_split, asked_split, few, fractions, voters, seed, say, fits)
+    splits = Split(train, train_y), Split(val, val_y)
+    result = _scores(*splits, few, fractions, voters, seed, say, fits)
     if seen:
-        seen(known_split, asked_split)
+        seen(*splits)
     result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
@@ -203,10 +201,12 @@ def draw_fraction(labels: Int[Tensor, "n"], fraction: float, seed: int) -> Int[T
     return _draw(labels, lambda count: max(1, round(fraction * count)), seed)
 
 
-def check_shots(few: int) -> None:
-    """Raise UserError below one label a class."""
+def check_shots(few: int, fractions: Sequence[float]) -> None:
+    """Raise UserError below one label a class, and for a share that is none."""
     if few < 1:
         raise UserError(f"{few} labels a class leave nothing to learn from: give --shots 1 or more")
+    for fraction in fractions:
+        check_fraction(fraction)
 
 
 def check_fraction(fraction: float) -> None:

@@ -20,6 +20,8 @@ SIDE = 32
 """Pixels a side of a crop as it is given."""
 SIDES = (24, 64)
 """Least and most pixels a side of a crop in its photograph."""
+PLACES = 3
+"""Places drawn for a crop, of which the one with the most contrast is taken: plain skies and walls are dull."""
 JITTER = 0.4
 """Contrast and brightness are multiplied by 1 - JITTER to 1 + JITTER, as torchvision's ColorJitter draws them."""
 
@@ -53,7 +55,7 @@ def crops(split: str, limit: int | None = None) -> tuple[UInt8[np.ndarray, "n 32
     part = SPLITS[split]
     count = part.count if limit is None else min(limit, part.count)
     # a row a crop, so that a smaller limit gives the first of the same crops
-    draws = np.random.Generator(np.random.PCG64(part.seed)).random((count, 7))
+    draws = np.random.Generator(np.random.PCG64(part.seed)).random((count, 5 + 2 * PLACES))
     strips = [_strip(photograph(name, channels=1)[..., 0], part) for name in PHOTOGRAPHS]
     n = len(strips)
     labels = [(i + i // n) % n for i in range(count)]  # evenly spread numbers are of several classes
@@ -87,13 +89,20 @@ def _strip(grey: UInt8[np.ndarray, "H W"], part: Part) -> UInt8[np.ndarray, "H w
 def _crop(strip: UInt8[np.ndarray, "H w"], draws: np.ndarray) -> UInt8[np.ndarray, "32 32"]:
     """A square of random size and place, scaled to 32 pixels, turned, mirrored, in other contrast and brightness."""
     side = SIDES[0] + int(draws[0] * (SIDES[1] - SIDES[0] + 1))
-    top, left = int(draws[1] * (strip.shape[0] - side + 1)), int(draws[2] * (strip.shape[1] - side + 1))
-    square = torch.from_numpy(strip[top : top + side, left : left + side].copy())
-    grey = np.rot90(resize(square[None], (SIDE, SIDE))[0].numpy(), int(4 * draws[3]))
-    grey = (grey[:, ::-1] if draws[4] < 0.5 else grey).astype(np.float64)
-    contrast, brightness = 1 + JITTER * (2 * draws[5:] - 1)
+    places = (draws[5:].reshape(PLACES, 2) * (np.array(strip.shape) - side + 1)).astype(int)
+    squares = [strip[top : top + side, left : left + side] for top, left in places]
+    square = torch.from_numpy(max(squares, key=_variance).copy())
+    grey = np.rot90(resize(square[None], (SIDE, SIDE))[0].numpy(), int(4 * draws[1]))
+    grey = (grey[:, ::-1] if draws[2] < 0.5 else grey).astype(np.float64)
+    contrast, brightness = 1 + JITTER * (2 * draws[3:5] - 1)
     grey = brightness * (grey.mean() + contrast * (grey - grey.mean()))
     return np.rint(grey).clip(0, 255).astype(np.uint8)
+
+
+def _variance(square: UInt8[np.ndarray, "s s"]) -> int:
+    """Times the square of the number of pixels, in whole numbers: the same place is taken on every machine."""
+    values = square.astype(np.int64)
+    return int(values.size * (values * values).sum() - values.sum() ** 2)
 
 
 __all__ = ["JITTER", "PHOTOGRAPHS", "SIDE", "SIDES", "SPLITS", "Part", "crops", "photograph", "portrait"]

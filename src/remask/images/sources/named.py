@@ -219,8 +219,8 @@ def _kind(kind: Any) -> str:
 
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {
     "digits": open_digits,
-    "crops": open_crops,
     "photos": open_photos,
+    "crops": open_crops,
     "cifar10": open_cifar10,
     "imagenette": open_imagenette,
 }
