@@ -87,14 +87,14 @@ def probe(
     pictures = [inventory(one, labelled=True).digest() for one in (source, test)]  # those of a killed call, or others
     key = key_of(seen, look, asked, data, val, limit, list(exclude), *pictures)
     part = Partial(out or seen.folder, asked.protocol, key)
-    pictures: dict[str, bytes] = {}
-    name, result, shown = _probed(asked, seen, nets, source, test, quiet, part, pictures)
+    drawn: dict[str, bytes] = {}
+    name, result, shown = _probed(asked, seen, nets, source, test, quiet, part, drawn)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": look.checkpoint}
     result["protocol"] |= {"image_size": list(seen.size), "network": seen.name}
     told = [absolute(data), absolute(val), limit, list(exclude), *pictures]
     network = "" if out is None else str(seen.folder or seen.name)  # of a run that goes on the latest is kept
     about = {"network": network, "look": look, "asked": asked, "size": seen.size, "pictures": told}
-    _keep(seen, name, result, out, val or data, about, pictures)
+    _keep(seen, name, result, out, val or data, about, drawn)
     part.forget()
     sayer(say, quiet)(shown)
     return result
@@ -102,12 +102,12 @@ def probe(
 
 def _probed(
     asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, quiet: bool, part: Partial,
-    pictures: dict[str, bytes],
+    drawn: dict[str, bytes],
 ) -> tuple[str, dict[str, Any], str]:  # fmt: skip
-    """The name of the file, its content, and a table for a person; `pictures` gets those that go with it, by name."""
+    """The name of the file, its content, and a table for a person; `drawn` gets those that go with it, by name."""
     with Watch("probe", quiet) as watch:
         bad = Unusable(watch.say), Unusable(watch.say)
-        name, result, shown = _watched(asked, seen, nets, source, test, part, watch, bad, pictures)
+        name, result, shown = _watched(asked, seen, nets, source, test, part, watch, bad, drawn)
     lines, left_out = [one.lines for one in bad], [getattr(one, "left_out", {}) for one in (source, test)]
     result["protocol"]["pictures"] = {
         "train": len(source) - len(lines[0]),
@@ -122,7 +122,7 @@ def _probed(
 
 def _watched(
     asked: Asked, seen: Subject, nets: Mapping[str, Any], source: Source, test: Source, part: Partial,
-    watch: Watch, bad: tuple[Unusable, Unusable], pictures: dict[str, bytes],
+    watch: Watch, bad: tuple[Unusable, Unusable], drawn: dict[str, bytes],
 ) -> tuple[str, dict[str, Any], str]:  # fmt: skip
     """`_probed`, with a bar; `bad` are told of training and test pictures that cannot be used."""
     train = partial(_passed, watch, seen, source, "training pictures", bad[0])
@@ -133,7 +133,7 @@ def _watched(
     if asked.layers:
         layers = None if asked.layers == "all" else asked.layers
         result = probe_layers(nets, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
-        pictures["layers"] = layers_figure(result)
+        drawn["layers"] = layers_figure(result)
         return "layers", result, layer_table(result)
     if asked.protocol == "mae":
         result = _linear(asked, seen, nets, source, val, watch, part, bad[0])
@@ -147,10 +147,10 @@ def _watched(
         return "attentive", result, two_rows("attentive probe", result)
     known, queries = examples.Probed(source, []), examples.Probed(test, [])
 
-    def draw(*splits: Split) -> None:
+    def draw(trained: Split, tested: Split) -> None:
         if part.path:  # there is nowhere else to put them
-            pictures["classes"] = examples.classes(seen, known, seed)
-            pictures["neighbours"] = examples.neighbours(seen, known, queries, splits, seed)
+            drawn["classes"] = examples.classes(seen, known, seed)
+            drawn["neighbours"] = examples.neighbours(seen, known, queries, (trained, tested), seed)
 
     result = fast_probe(
         nets, lambda: known.recorded(train()), lambda: queries.recorded(val()), few=asked.shots, k=k,
@@ -161,7 +161,7 @@ def _watched(
 
 def _keep(
     seen: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
+    drawn: Mapping[str, bytes],
 ) -> None:  # fmt: skip
     """Into the run's eval folder and its report, or into a folder of the user's choice; beside results on other data.
 
@@ -171,7 +171,7 @@ def _keep(
     if folder is None:
         return
     keep(RunFolder(folder), name, result, data, about)
-    for picture, png in pictures.items():
+    for picture, png in drawn.items():
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         (folder / "pictures" / f"{picture}.png").write_bytes(png)
     if seen.folder == folder:

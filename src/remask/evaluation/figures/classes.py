@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from remask.evaluation.figures.lettering import png, shown
+from remask.evaluation.figures.sheet import canvas, place
 
 MOST = 24
 """Classes that a picture has room for."""
@@ -38,11 +39,7 @@ def classes_picture(
     foot = 0.19 * len(lines) + 0.04
     total_y = 2 * edge + -(-len(classes) // columns) * height + foot
     figure = Figure(figsize=(total_x, total_y), dpi=dpi, facecolor="white")
-
-    def put(left: float, bottom: float, picture: Tensor, wide: float, high: float) -> None:
-        axes = figure.add_axes((left / total_x, bottom / total_y, wide / total_x, high / total_y))
-        axes.imshow(picture.numpy())
-        axes.set_axis_off()
+    axes = canvas(figure)
 
     for number, one in enumerate(classes):
         left, top = edge + number % columns * (width + gap), total_y - edge - number // columns * height
@@ -51,10 +48,9 @@ def classes_picture(
             fontweight="bold", color=_INK, parse_math=False,
         )  # fmt: skip
         if one.portrait is not None:
-            put(left, top - head - tall, _cut(one.portrait, tall / width), width, tall)
-        for place, picture in enumerate(one.pictures):
-            bottom = top - height + gap
-            put(left + place * small, bottom, picture, 0.96 * small, 0.96 * small)
+            place(axes, _cut(one.portrait, tall / width), (left, top - head - tall, width, tall))
+        for column, picture in enumerate(one.pictures):
+            place(axes, picture, (left + column * small, top - height + gap, 0.96 * small, 0.96 * small))
     for number, line in enumerate(reversed(lines)):
         at = (edge + 0.19 * number) / total_y
         figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, color=_FAINT, parse_math=False)

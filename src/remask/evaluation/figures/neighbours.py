@@ -10,8 +10,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
 from remask.evaluation.figures.lettering import png, shown
+from remask.evaluation.figures.sheet import canvas, place
 
-RIGHT, WRONG, _INK, _FAINT = "#2f9e5b", "#c9ced6", "#1f2328", "#59636e"
+RIGHT, _INK, _FAINT = "#2f9e5b", "#1f2328", "#59636e"
 _CHUNK = 2**24
 """Similarities held at once, 64 MB."""
 
@@ -62,6 +63,7 @@ def neighbours_picture(
     titles   of the groups     side   inches of a picture
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     k, step, edge, gap, below, head = len(rows[0].near[0].pictures), side + 0.08, 0.12, 0.3, 0.2, 0.5
     lefts = [edge + side + gap + number * (k * step - 0.08 + gap) for number in range(len(titles))]
@@ -69,15 +71,14 @@ def neighbours_picture(
     lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(total_x * 15)))]
     total_y = 2 * edge + head + len(rows) * (side + below) + 0.19 * len(lines) + 0.06
     figure = Figure(figsize=(total_x, total_y), dpi=dpi, facecolor="white")
+    axes = canvas(figure)
     words: dict[str, Any] = {"parse_math": False, "color": _INK}
 
     def put(left: float, row: int, picture: Tensor, name: str, frame: str | None) -> None:
         bottom = total_y - edge - head - (row + 1) * (side + below) + below
-        axes = figure.add_axes((left / total_x, bottom / total_y, side / total_x, side / total_y))
-        axes.imshow(picture.numpy(), interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        for line in axes.spines.values():
-            line.set(visible=frame is not None, color=frame or WRONG, linewidth=2.6)
+        x, y, wide, high = place(axes, picture, (left, bottom, side, side))
+        if frame:
+            axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=frame, linewidth=2.6))
         own = {**words, "color": frame or _FAINT}
         figure.text(
             (left + side / 2) / total_x, (bottom - 0.05) / total_y, shown(name, 13), ha="center", va="top",
@@ -91,8 +92,8 @@ def neighbours_picture(
     for number, row in enumerate(rows):
         put(edge, number, row.picture, row.name, _INK)
         for left, near in zip(lefts, row.near, strict=True):
-            for place, (picture, name) in enumerate(zip(near.pictures, near.classes, strict=True)):
-                put(left + place * step, number, picture, name, RIGHT if name == row.name else None)
+            for rank, (picture, name) in enumerate(zip(near.pictures, near.classes, strict=True)):
+                put(left + rank * step, number, picture, name, RIGHT if name == row.name else None)
     for number, line in enumerate(reversed(lines)):
         at = (edge + 0.19 * number) / total_y
         figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, parse_math=False, color=_FAINT)

@@ -78,16 +78,20 @@ def probe(
     result = _scores(*splits, few, fractions, voters, seed, say, fits)
     if seen:
         seen(*splits)
-    result["protocol"] = {
-        "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
-        "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
-        "images": {"train": len(train_y), "val": len(val_y)},
-        "classes": len(train_y.unique()),
-        "seed": seed,
-        **result["protocol"],
-        **({"k_wanted": k} if voters < k else {}),
-    }
+    about = _protocol(*splits, {"layer": layer, "pool": pool}, seed)
+    result["protocol"] = {**about, **result["protocol"], **({"k_wanted": k} if voters < k else {})}
     return result
+
+
+def _protocol(train: Split, val: Split, features: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The part of the protocol that is about features and images."""
+    return {
+        "features": {**features, "widths": {name: x.shape[1] for name, x in train.x.items()}},
+        "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
+        "images": {"train": len(train.y), "val": len(val.y)},
+        "classes": len(train.y.unique()),
+        "seed": seed,
+    }
 
 
 def _scores(

@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
     begin: float
     end: float
-    count: int
+    crops: int
     seed: int
 
 
@@ -53,7 +53,7 @@ SPLITS = {"train": Part(0, 0.52, 6400, 0), "val": Part(0.55, 0.74, 1280, 1), "te
 def crops(split: str, limit: int | None = None) -> tuple[UInt8[np.ndarray, "n 32 32"], list[int]]:
     """The first crops of a split, at most `limit`, and their classes; sixteen in a row are of sixteen classes."""
     part = SPLITS[split]
-    count = part.count if limit is None else min(limit, part.count)
+    count = part.crops if limit is None else min(limit, part.crops)
     # a row a crop, so that a smaller limit gives the first of the same crops
     draws = np.random.Generator(np.random.PCG64(part.seed)).random((count, 5 + 2 * PLACES))
     strips = [_strip(photograph(name, channels=1)[..., 0], part) for name in PHOTOGRAPHS]

@@ -9,7 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from remask.evaluation.figures.classes import Shown, classes_picture
+from remask.evaluation.figures.lettering import png
 from remask.evaluation.figures.neighbours import RIGHT, Asked, Near, agreement, choose, nearest, neighbours_picture
+from remask.evaluation.figures.sheet import canvas, place
 
 
 def opened(png: bytes) -> np.ndarray:
@@ -68,3 +70,16 @@ def test_classes_show_their_pictures_and_the_whole(whole: bool) -> None:
     assert area(picture, blue) == pytest.approx(2 * area(picture, red), rel=0.1)
     assert (area(picture, portrait) > 2 * area(picture, blue)) == whole
     assert opened(classes_picture(cells * 5)).shape[1] > 1.9 * picture.shape[1] - 100
+
+
+@pytest.mark.parametrize(("rows", "columns", "wide", "high"), [(8, 8, 1, 1), (8, 16, 1, 0.5), (16, 8, 0.5, 1)])
+def test_a_picture_keeps_its_proportions(rows: int, columns: int, wide: float, high: float) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 2), dpi=100, facecolor="white")
+    box = place(canvas(figure), plain((20, 40, 220), 16)[:rows, :columns], (0.5, 0.25, 1, 1))
+    assert box == pytest.approx((1 - wide / 2, 0.75 - high / 2, wide, high))
+    blue = abs(opened(png(figure)) - np.array((20, 40, 220))).max(-1) <= 2
+    places = np.argwhere(blue)
+    assert np.ptp(places, 0) + 1 == pytest.approx([100 * high, 100 * wide], abs=2)
+    assert places.mean(0) == pytest.approx([124.5, 99.5], abs=2), "in the middle of the box; rows count from the top"
