@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 LOCK_FLAGS ?=
+SEED ?= 0
 ifndef RUN
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 endif
@@ -21,9 +22,9 @@ PEERS_READY := $(VENV)/.peers-ready
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 13
 
-demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR names the run folder)
-	$(BIN)/remask pretrain --recipe demo --out $(RUN)
-	$(BIN)/remask probe $(RUN) --data digits:train --val digits:val
+demo: $(READY) ## pre-train, probe and report on built-in pictures (RUN=DIR names the run folder, SEED=N its seed)
+	$(BIN)/remask pretrain --recipe demo --out $(RUN) --seed $(SEED)
+	$(BIN)/remask probe $(RUN) --data crops:train --val crops:test --shots 10
 	$(BIN)/remask report $(RUN)
 
 test: $(READY) ## the whole test suite

@@ -25,7 +25,7 @@ CASES = {
     "no source": (["pretrain"], "--data"),
     "ratio outside (0, 1)": ([*RUN, "--set", "masking.ratio=1.0"], "masking.ratio"),
     "prediction below ratio": ([*RUN, "--set", "dm.prediction=0.5"], "dm.prediction"),
-    "more views than tokens": ([*RUN, "--set", "dm.views=40"], "40 views"),
+    "more views than tokens": ([*RUN, "--set", "dm.views=80"], "80 views"),
     "nothing left to see": ([*RUN, "--set", "masking.ratio=0.999"], "0.999"),
     "a device that is not there": ([*RUN, "--device", "cuda:7"], "cuda:7"),
     "no such device": ([*RUN, "--device", "tpu"], "tpu"),

@@ -90,7 +90,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished DMJD run of two epochs on 120 digits."""
     settings = [*TINY, "optim.batch_size=40", "optim.epochs=2", "probe.source=digits:val", "probe.every_epochs=1"]
     out = tmp_path_factory.mktemp("runs") / "digits"
-    return commands.pretrain("demo", {"data.limit": 120}, settings=settings, out=out, quiet=True)
+    data = {"data.source": "digits:train", "data.limit": 120, "data.image_size": 16}
+    return commands.pretrain("demo", data, settings=settings, out=out, quiet=True)
 
 
 def test_run_folder_holds_what_scripts_rely_on(digits: Path):

@@ -121,6 +121,17 @@ def test_fractions_are_in_result_table_and_file(tmp_path: Path, capsys: pytest.C
         assert row in out
 
 
+def test_shots_are_in_result_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = pictures(tmp_path / "data", 12, 12)
+    cut(data / "a/003.png")
+    found = probe(data, tmp_path / "out", commands.Asked(shots=2))
+    assert (found["few_labels"]["per_class"], found["protocol"]["few_labels"]["images_per_draw"]) == (2, 4)
+    assert "| linear, 2 labels a class |" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out/pictures").iterdir()} == {"classes.png", "neighbours.png"}
+    with pytest.raises(UserError, match="give --shots 1 or more"):
+        probe(data, tmp_path / "out", commands.Asked(shots=0), quiet=True)
+
+
 @pytest.mark.parametrize("bad", [("a/003.png",), ("a/000.png", "b/011.png"), ("b/005.png",)])
 def test_a_map_leaves_bad_pictures_out(
     bad: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

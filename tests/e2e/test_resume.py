@@ -14,6 +14,7 @@ SETTINGS = [
     "backbone.width=32", "backbone.depth=2", "backbone.heads=2", "backbone.drop_path=0.2", "method.decoder_width=32",
     "method.decoder_heads=2", "method.decoder_depth=1", "jd.width=32", "optim.batch_size=16", "optim.epochs=3",
     "optim.precision=fp32", "runtime.log_every=3", "runtime.threads=1", "runtime.save_every_minutes=0.0005",
+    "data.image_size=16",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def probe(
     k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
     layer: Layer = -1,
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="all, or several: 0,3,-1.")] = None,
+    shots: Annotated[int, typer.Option(metavar="N", help="Labels a class in the second half of the table.")] = 10,
     fractions: Annotated[str | None, typer.Option(metavar="LIST", help="Shares of the labels too: 0.01,0.1.")] = None,
     epochs: Annotated[int | None, options.epochs("Of the mae and attentive probes.")] = None,
     checkpoint: options.Checkpoint = "last",
@@ -38,7 +39,7 @@ def probe(
 ) -> None:
     """Say what a network learned: kNN and linear.
 
-    Accuracy on frozen features, with all labels and with 10 a class, beside the same network untrained and raw pixels.
+    Accuracy on frozen features, with all labels and a few a class, beside the same network untrained and raw pixels.
     """
     from remask.commands import refusals
 
@@ -51,7 +52,7 @@ def probe(
     refusals.check_folder_out(out)
     from remask.commands import probing, subjects
 
-    wanted = probing.ProbeOptions(protocol, k, layer, chosen, shares, epochs, seed)  # type: ignore[arg-type]
+    wanted = probing.ProbeOptions(protocol, k, layer, chosen, shares, epochs, seed, shots)  # type: ignore[arg-type]
     model = subjects.ModelOptions(**network)
     probing.probe(run, data, val, wanted, model, limit=limit, exclude=exclude or (), out=out, quiet=quiet, say=print)
 

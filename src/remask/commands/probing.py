@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from remask.commands import examples
 from remask.commands.paths import absolute, paths_or_texts
 from remask.commands.printing import Say, printer
 from remask.commands.probe_tables import layer_table, probe_table, two_rows
@@ -22,7 +23,7 @@ from remask.commands.unusable_images import UnusableImages, refuse_too_many
 from remask.downstream.build import split
 from remask.evaluation.probing.attentive import Settings as Attentive
 from remask.evaluation.probing.attentive import attentive_probe
-from remask.evaluation.probing.fast_probe import Factory
+from remask.evaluation.probing.fast_probe import Factory, Split
 from remask.evaluation.probing.fast_probe import probe as fast_probe
 from remask.evaluation.probing.layers import layers_figure, probe_layers
 from remask.evaluation.probing.mae_probe import Settings as Linear
@@ -50,6 +51,7 @@ class ProbeOptions(NamedTuple):
     layers      several blocks, or "all": layers.json and a figure of accuracy over depth
     fractions   shares of every class's labels, beside all of them and ten a class
     epochs      of the mae and attentive probes; theirs by default
+    shots       labels a class in the second half of the fast probe's table
     """
 
     protocol: Protocol = "fast"
@@ -59,6 +61,7 @@ class ProbeOptions(NamedTuple):
     fractions: Sequence[float] = ()
     epochs: int | None = None
     seed: int = 0
+    shots: int = 10
 
 
 PROBE_DEFAULTS = ProbeOptions()
@@ -69,6 +72,7 @@ class Comparison(NamedTuple):
 
     networks   "top1", the network itself, and "untrained"
     bad        callbacks for unusable training and test images
+    figures    PNGs that go with the result, by name
     """
 
     options: ProbeOptions
@@ -79,6 +83,7 @@ class Comparison(NamedTuple):
     watch: Watch
     bad: tuple[UnusableImages, UnusableImages]
     progress: SavedProgress
+    figures: dict[str, bytes]
 
 
 @paths_or_texts
@@ -106,7 +111,7 @@ def probe(
     progress = SavedProgress(out or subject.folder, options.protocol, key)
     with Watch("probe", quiet) as watch:
         bad = UnusableImages(watch.say), UnusableImages(watch.say)
-        compared = Comparison(options, subject, networks, source, test, watch, bad, progress)
+        compared = Comparison(options, subject, networks, source, test, watch, bad, progress, {})
         name, result, table = _compare(compared)
     table += _count_images(result, compared)
     result["protocol"] |= {"data": data, "val": val or "a fifth of --data, held out", "checkpoint": model.checkpoint}
@@ -115,7 +120,7 @@ def probe(
     network = "" if out is None else str(subject.folder or subject.name)  # a run that continues keeps its latest result
     # under the names that older versions wrote: the name of the result's own file depends on them
     about = {"network": network, "look": model, "asked": options, "size": subject.size, "pictures": images}
-    _write(subject, name, result, out, val or data, about)
+    _write(subject, name, result, out, val or data, about, compared.figures)
     progress.delete()
     printer(say, quiet)(table)
     return result
@@ -123,7 +128,7 @@ def probe(
 
 def _compare(compared: Comparison) -> tuple[str, dict[str, Any], str]:
     """The name of the result's file, its content, and a table for a person, by the protocol of the options."""
-    options, subject, networks, source, test, watch, bad, progress = compared
+    options, subject, networks, source, test, watch, bad, progress, figures = compared
     train = partial(subject.watched, watch, source, "training pictures", bad[0])
     val = partial(subject.watched, watch, test, "test pictures", bad[1])
     say, k, seed = watch.say, options.k, options.seed
@@ -132,6 +137,7 @@ def _compare(compared: Comparison) -> tuple[str, dict[str, Any], str]:
     if options.layers:
         layers = None if options.layers == "all" else options.layers
         result = probe_layers(networks, train, val, layers=layers, k=k, seed=seed, progress=say, on_fit=watch)
+        figures["layers"] = layers_figure(result)
         return "layers", result, layer_table(result)
     if options.protocol == "mae":
         result = _mae_probe(compared, val)
@@ -143,9 +149,16 @@ def _compare(compared: Comparison) -> tuple[str, dict[str, Any], str]:
         memory = Memory(progress.read(), progress.write)
         result = attentive_probe(networks, train, val, counts, settings, progress=watch, memory=memory)
         return "attentive", result, two_rows("attentive probe", result)
+    known, queries = examples.Probed(source, []), examples.Probed(test, [])
+
+    def draw(trained: Split, tested: Split) -> None:
+        if progress.path:  # there is nowhere else to put them
+            figures["classes"] = examples.classes(subject, known, seed)
+            figures["neighbours"] = examples.neighbours(subject, known, queries, (trained, tested), seed)
+
     result = fast_probe(
-        networks, train, val, k=k, layer=options.layer, seed=seed, fractions=options.fractions, progress=say,
-        on_fit=watch,
+        networks, lambda: known.recorded(train()), lambda: queries.recorded(val()), few=options.shots, k=k,
+        layer=options.layer, seed=seed, fractions=options.fractions, progress=say, on_fit=watch, on_features=draw,
     )  # fmt: skip
     return "probe", result, probe_table(result)
 
@@ -165,8 +178,9 @@ def _count_images(result: dict[str, Any], compared: Comparison) -> str:
 
 
 def _write(
-    subject: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any]
-) -> None:
+    subject: Subject, name: str, result: dict[str, Any], out: Path | None, data: str, about: Mapping[str, Any],
+    figures: Mapping[str, bytes],
+) -> None:  # fmt: skip
     """Write the result into the run's eval folder and report, or into `out`; beside results on other data.
 
     data, about   as `evaluation.results.keep` has them
@@ -175,9 +189,9 @@ def _write(
     if folder is None:
         return
     keep(RunFolder(folder), name, result, data, about)
-    if name == "layers":
+    for figure, png in figures.items():
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        (folder / "pictures" / "layers.png").write_bytes(layers_figure(result))
+        (folder / "pictures" / f"{figure}.png").write_bytes(png)
     if subject.folder == folder:
         report(folder)
 

@@ -48,9 +48,13 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
         read_json(run / "cost.json"),
         read_json(run / "eval" / "probe.json"),
     )
-    recipe = read_toml(recipe_text)
+    recipe, everything = read_toml(recipe_text), shared(run, recipe_text)
+    pictures = everything.pop("pictures")
+    probed = {name: [(title, picture) for stem, picture in pictures if stem == name] for name, title in PROBED.items()}
     return {
-        **shared(run, recipe_text),
+        **everything,
+        **probed,
+        "pictures": [(name, picture) for name, picture in pictures if name not in PROBED],
         "title": str(recipe.get("title") or "") or printable(run.name),
         "summary": summary(recipe, cost, metrics),
         "equation": equation,
@@ -63,6 +67,9 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
         "protocol": pretty(section_of(probe, "protocol")),
     }
 
+
+PROBED = {"classes": "What is to be told apart", "neighbours": "What it takes to be alike"}
+"""Pictures that a probe draws, which stand beside its numbers, by their files' names."""
 
 NAMES = {
     "mae": "MAE", "simmim": "SimMIM", "maskfeat": "MaskFeat", "beit": "BEiT", "convmae": "ConvMAE",

@@ -145,7 +145,8 @@ def test_torch_is_not_imported():
 
 
 def test_precedence_recipe_environment_flags():
-    assert load("demo").optim.epochs == load("mae-vit-micro-cifar").optim.epochs
+    assert load("demo").optim.epochs != load("dmjd-vit-micro-cifar").optim.epochs
+    assert load("demo").optim.batch_size == load("mae-vit-micro-cifar").optim.batch_size
     assert load("demo", REMASK_OPTIM__EPOCHS="7").optim.epochs == 7
     assert load("demo", "optim.epochs=9", REMASK_OPTIM__EPOCHS="7").optim.epochs == 9
     assert load_recipe("demo", {"optim.epochs": 9, "data.image_size": "96x160"}, environment={}).data.image_size == (
@@ -234,8 +235,8 @@ def test_a_key_of_a_target_given_by_one_word_can_be_set():
 
 
 def test_mean_and_std_follow_the_channels():
-    assert load("demo").data.mean == [0.485, 0.456, 0.406]
-    grey = load("demo", "data.channels=1").data
+    assert load("dmjd-vit-micro-cifar").data.mean == [0.485, 0.456, 0.406]
+    grey = load("dmjd-vit-micro-cifar", "data.channels=1").data
     assert (grey.mean, grey.std) == ([0.5], [0.25])
     assert load("demo", "data.channels=4", "data.std=[0.3]").data.std == [0.3] * 4
 

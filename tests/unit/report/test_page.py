@@ -226,3 +226,15 @@ def test_distances_are_described() -> None:
     assert described(squared) == "squared"
     assert described(smooth_l1) == "smooth-l1 β=2"
     assert described(smooth_l1_with(0.5)) == "smooth-l1 β=0.5"
+
+
+def test_pictures_of_a_probe_stand_beside_its_numbers(run: Path) -> None:
+    for name in ("classes", "neighbours"):
+        (run / "pictures" / f"{name}.png").write_bytes((run / "pictures" / "reconstruction.png").read_bytes())
+    text = write_report(run, RECIPE).read_text()
+    order = ["What it learned", "What is to be told apart", "Linear, all labels", "What it takes to be alike"]
+    order += ["What it sees and predicts", "reconstruction", "How it went"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert text.count("data:image/png") == 3
+    assert Page(text).open == []

@@ -30,12 +30,34 @@ class Reconstruction(NamedTuple):
     notes: list[str]
 
 
-def rgb(image: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "Y X 3"]:
-    """Three channels as colours, any other number as their mean in grey; small pictures enlarged by a whole factor."""
+def rgb(image: UInt8[Tensor, "C H W"], side: int = SHORT_SIDE) -> UInt8[Tensor, "Y X 3"]:
+    """Three channels as colours, others as their mean in grey; enlarged by a whole factor to `side` pixels."""
     if image.shape[0] != 3:
         image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
-    factor = max(1, -(-SHORT_SIDE // min(image.shape[1:])))
+    factor = max(1, -(-side // min(image.shape[1:])))
     return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2).permute(1, 2, 0)
+
+
+def canvas(figure: Any) -> Any:
+    """Axes over a whole figure, in inches, for many pictures: axes of its own for each take ten times as long."""
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, figure.get_figwidth()), ylim=(0, figure.get_figheight()), autoscale_on=False)
+    return axes
+
+
+def place(
+    axes: Any, picture: UInt8[Tensor, "Y X 3"], box: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """Draw a picture as large as it fits into the middle of a box on a `canvas`: left, bottom, width, height; its own
+    box is returned.
+    """
+    left, bottom, wide, high = box
+    rows, columns = picture.shape[:2]
+    scale = min(wide / columns, high / rows)
+    x, y = left + (wide - scale * columns) / 2, bottom + (high - scale * rows) / 2
+    axes.imshow(picture.numpy(), extent=(x, x + scale * columns, y, y + scale * rows))
+    return x, y, scale * columns, scale * rows
 
 
 def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) -> bytes:
@@ -72,4 +94,4 @@ def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) ->
     return png(figure)
 
 
-__all__ = ["SHORT_SIDE", "Panel", "Reconstruction", "rgb", "sheet"]
+__all__ = ["SHORT_SIDE", "Panel", "Reconstruction", "canvas", "place", "rgb", "sheet"]

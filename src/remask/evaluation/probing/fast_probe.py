@@ -45,6 +45,7 @@ def probe(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     on_fit: Progress | None = None,
+    on_features: Callable[[Split, Split], None] | None = None,
     layer: int = -1,
     pool: Pool = "mean",
     dtype: torch.dtype | None = None,
@@ -52,17 +53,17 @@ def probe(
     """The content of eval/probe.json; accuracies in percent.
 
     backbones   {"top1": trained, "untrained": the same network untrained}; "pixels" is added here
-    few         labels a class in the second half of the table
+    few         labels a class in the second half of the table, as many shots; all where a class has fewer
     fractions   shares of every class's labels, such as .01 and .1; each adds a table under "fractions"
     k           neighbours that vote; fewer where there are fewer training images, which `progress` and the protocol say
     progress    gets a line before each longer step
-    fitted      told (classifiers done, of how many, words)
+    on_fit      told (classifiers done, of how many, words)
+    on_features given the training and the validation images' features, when everything else is done
     Raises UserError for a source without labels or with one class, no neighbour, features that are not finite, or
     where a class of the validation images is not among the training images.
     """
     say = progress or (lambda line: None)
-    for fraction in fractions:
-        check_fraction(fraction)
+    check_shots(few, fractions)
     readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
     readers["pixels"] = flat
     say("features of the training images")
@@ -73,17 +74,24 @@ def probe(
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = numbered(known, labels)
     fit_counter = _FitCounter(on_fit, len(readers) * (1 + DRAWS * (1 + len(fractions))))
-    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, bank, seed, say, fit_counter)
-    result["protocol"] = {
-        "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
-        "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
-        "images": {"train": len(train_y), "val": len(val_y)},
-        "classes": len(train_y.unique()),
-        "seed": seed,
-        **result["protocol"],
-        **({"k_wanted": k} if bank < k else {}),
-    }
+    splits = Split(train, train_y), Split(val, val_y)
+    result = _scores(*splits, few, fractions, bank, seed, say, fit_counter)
+    if on_features:
+        on_features(*splits)
+    about = _protocol(*splits, {"layer": layer, "pool": pool}, seed)
+    result["protocol"] = {**about, **result["protocol"], **({"k_wanted": k} if bank < k else {})}
     return result
+
+
+def _protocol(train: Split, val: Split, features: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The part of the protocol that is about features and images."""
+    return {
+        "features": {**features, "widths": {name: x.shape[1] for name, x in train.x.items()}},
+        "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
+        "images": {"train": len(train.y), "val": len(val.y)},
+        "classes": len(train.y.unique()),
+        "seed": seed,
+    }
 
 
 def _scores(
@@ -197,6 +205,14 @@ def draw_fraction(labels: Int[Tensor, "n"], fraction: float, seed: int) -> Int[T
     return _draw(labels, lambda count: max(1, round(fraction * count)), seed)
 
 
+def check_shots(few: int, fractions: Sequence[float]) -> None:
+    """Raise UserError below one label a class, and for a share that is none."""
+    if few < 1:
+        raise UserError(f"{few} labels a class leave nothing to learn from: give --shots 1 or more")
+    for fraction in fractions:
+        check_fraction(fraction)
+
+
 def check_fraction(fraction: float) -> None:
     """Raise UserError unless 0 < fraction <= 1."""
     if not 0 < fraction <= 1:
@@ -255,4 +271,4 @@ def numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int
     return renumbered, torch.searchsorted(classes, val)
 
 
-__all__ = ["DRAWS", "checked", "draw_few", "draw_fraction", "labelled", "neighbours", "numbered", "probe"]
+__all__ = ["DRAWS", "Split", "checked", "draw_few", "draw_fraction", "labelled", "neighbours", "numbered", "probe"]

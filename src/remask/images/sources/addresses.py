@@ -20,6 +20,7 @@ _ENTRY = re.compile(r"(.+\.npz):(\w+)", re.IGNORECASE | re.DOTALL)
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "digits": ("", "train", "val"),
+    "crops": ("", "train", "val", "test"),
     "photos": ("",),
     "cifar10": ("", "train", "val", "test"),
     "imagenette": ("", "train", "val", "test"),

@@ -1,4 +1,4 @@
-"""Sets known by name: digits and photos come with the installed libraries, the others are downloaded when named."""
+"""Sets known by name: digits, crops and photos come with installed libraries, others are downloaded when named."""
 
 import importlib.util
 import os
@@ -14,6 +14,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.decoding import decode
+from remask.images.sources import crops
 from remask.images.sources.columns import Columns, LabelColumn, joined, label_column, why_none
 from remask.images.sources.files import Files, files_under, open_files, sorted_out
 from remask.images.sources.left_out import further
@@ -50,6 +51,20 @@ class Arrays:
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
         """Nothing but the shape of a picture: arrays have no names; see `images.fingerprint`."""
         return [], [], {"shape": list(self.pictures.shape[1:])}
+
+
+@dataclass
+class Crops(Arrays):
+    """Crops of photographs, of which the whole ones can be shown; `captions` say how they are cut."""
+
+    captions = (
+        "Crops to learn from lie left of the dark band, crops to test on right of it: 24 to 64 pixels a side, scaled "
+        "to 32, grey, turned, mirrored, in other contrast and brightness.",
+    )
+
+    def portrait(self, label: int) -> np.ndarray:
+        """The photograph that the crops of a class come from, HWC."""
+        return crops.portrait(list(crops.PHOTOGRAPHS)[label])
 
 
 @dataclass
@@ -124,6 +139,12 @@ def open_digits(name: str, split: str, limit: int | None) -> Arrays:
     keep = np.flatnonzero({"": np.ones_like(held_out), "train": ~held_out, "val": held_out}[split])[:limit]
     pictures = np.rint(data.images[keep] * (255 / 16)).astype(np.uint8)
     return Arrays(name, pictures, data.target[keep].tolist(), [str(digit) for digit in range(10)])
+
+
+def open_crops(name: str, split: str, limit: int | None) -> Crops:
+    """Crops of 16 photographs, 6,400 `train` (the default), 1,280 `val` and 1,280 `test`; see `crops`."""
+    pictures, labels = crops.crops(split or "train", limit)
+    return Crops(name, pictures, labels, list(crops.PHOTOGRAPHS))
 
 
 def open_photos(name: str, split: str, limit: int | None) -> Photos:
@@ -204,6 +225,7 @@ def _kind(kind: Any) -> str:
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {
     "digits": open_digits,
     "photos": open_photos,
+    "crops": open_crops,
     "cifar10": open_cifar10,
     "imagenette": open_imagenette,
 }

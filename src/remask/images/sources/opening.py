@@ -75,7 +75,7 @@ def open_source(
     PICTURE.jpg   a single picture
     X.npz, X.npy  with an array of four axes: as many pictures, with labels where the archive has some; X.npz:ENTRY
                   for one of several arrays, as of mnist.npz
-    digits[:train|val], photos              installed with remask's dependencies
+    digits[:train|val], crops[:train|val|test], photos     installed with remask's dependencies
     cifar10[:train|val|test], imagenette[:train|val|test], hf:USER/SET[:split]      downloaded
     set:NAME      the named set, where a file of that name exists as well
 
