@@ -12,16 +12,16 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Int, Num
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
 
 from remask.downstream.detect.coco import CocoSource, Target
 from remask.downstream.detect.placing import PAD, BoxTransform, Fit, ScaleJitter, around, fitting
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
-from remask.images.loading.batch_maker import ORDER, Made, Maker, Task, as_it_is, quiet
+from remask.images.loading.batch_maker import ORDER, Made, Maker, Task
 from remask.images.loading.image_cache import decoded
 from remask.images.loading.loader import TooManyBad
+from remask.images.loading.workers import map_batches
 from remask.seeds import mix
 
 
@@ -90,7 +90,7 @@ class BoxLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BoxBatch]:
         """The batches of one epoch from number `start` on. Raises TooManyBad."""
         tasks = self._tasks(epoch)[start:]
-        for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
+        for made in map_batches(self._maker, tasks, self._workers) if self._workers else self._by_thread(tasks):
             self._note(made.bad)
             batch = made.images
             if batch is not None:
@@ -127,7 +127,7 @@ class BoxLoader:
         with ThreadPoolExecutor(1, "remask-boxes") as pool:
             try:
                 for task in tasks:
-                    pending.append(pool.submit(self._maker.__getitem__, task))
+                    pending.append(pool.submit(self._maker, task))
                     if len(pending) > 2:
                         yield pending.popleft().result()
                 while pending:
@@ -135,19 +135,6 @@ class BoxLoader:
             finally:
                 for future in pending:
                     future.cancel()
-
-    def _by_workers(self, tasks: list[Task]) -> Iterator[Made]:
-        return iter(
-            DataLoader(
-                self._maker,
-                batch_size=None,
-                sampler=tasks,
-                num_workers=min(self._workers, len(tasks)),
-                collate_fn=as_it_is,
-                worker_init_fn=quiet,
-                generator=Generator(),  # or starting the workers would draw from the global stream
-            )
-        )
 
 
 class _Boxed:

@@ -1,13 +1,11 @@
 """One batch from its task: which picture, where it is cut, and the next usable one in the place of a broken one."""
 
-import signal
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Num
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
 
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
@@ -66,7 +64,7 @@ class OneByOne:
         return self._scaling.batch(cut) if self._scaling else torch.stack(cut)
 
 
-class Maker(Dataset[Made]):
+class Maker:
     """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far.
 
     skip      leave unusable pictures out; otherwise the next usable one, by number, takes the place
@@ -98,7 +96,7 @@ class Maker(Dataset[Made]):
     def too_many(self, bad: dict[int, str]) -> bool:
         return len(bad) > self._allowed or len(bad) == len(self._pictures)
 
-    def __getitem__(self, task: Task) -> Made:
+    def __call__(self, task: Task) -> Made:
         known, beyond, group = len(self.bad), len(self._pictures.beyond), -1
         found: tuple[Any, int] | None = None
         images, numbers, seeds = list[Any](), list[int](), list[int]()
@@ -142,17 +140,6 @@ class Maker(Dataset[Made]):
             if self.too_many(self.bad):
                 break
         return None
-
-
-def as_it_is(item: Any) -> Any:
-    """In the place of DataLoader's collation."""
-    return item
-
-
-def quiet(worker: int) -> None:
-    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 ORDER, CROP = 1, 2

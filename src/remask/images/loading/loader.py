@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int, Num
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
 
 from remask.errors import UserError
 from remask.images.levels import Scaling
-from remask.images.loading.batch_maker import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, quiet
+from remask.images.loading.batch_maker import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task
 from remask.images.loading.device_crops import DecodedThere, Held, OnDevice, fits
 from remask.images.loading.image_cache import KEPT_MB, Keep, Pictures, half_of_memory_mb
+from remask.images.loading.workers import map_batches
 from remask.images.sources.opening import Source
 from remask.images.transforms import RandomCropFlip, Transform
 from remask.seeds import mix
@@ -137,7 +137,8 @@ class Loader:
         tasks = self._tasks(epoch, start)
         self._note({})
         self._note_beyond(self._maker.beyond)  # pictures that were looked at to see how large they are
-        for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
+        by_workers = map_batches(self._maker, tasks, self._workers, pin=self._pin) if self._workers else None
+        for made in by_workers or self._by_thread(tasks):
             self._note(made.bad)
             self._note_beyond(made.beyond)
             if made.images is not None:
@@ -166,7 +167,7 @@ class Loader:
         with ThreadPoolExecutor(1, "remask-images") as pool:
             try:
                 for task in tasks:
-                    pending.append(pool.submit(self._maker.__getitem__, task))
+                    pending.append(pool.submit(self._maker, task))
                     if len(pending) > 2:
                         yield self._pinned(pending.popleft().result())
                 while pending:
@@ -177,20 +178,6 @@ class Loader:
 
     def _pinned(self, made: Made) -> Made:
         return made._replace(images=made.images.pin_memory()) if self._pin and made.images is not None else made
-
-    def _by_workers(self, tasks: list[Task]) -> Iterator[Made]:
-        return iter(
-            DataLoader(
-                self._maker,
-                batch_size=None,
-                sampler=tasks,
-                num_workers=min(self._workers, len(tasks)),
-                collate_fn=as_it_is,
-                worker_init_fn=quiet,
-                pin_memory=self._pin,
-                generator=Generator(),  # or starting the workers would draw from the global stream
-            )
-        )
 
     @property
     def unusable(self) -> dict[int, str]:
