@@ -29,7 +29,7 @@ from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dmae, mae, moma
 from remask.seeds import generator
-from remask.targets import Encoded, Pixels
+from remask.targets import Pixels, TokenTeacher
 from remask.training.optim import adamw, parameter_groups
 from remask.training.runtime import keep_freed_memory
 
@@ -57,10 +57,10 @@ class Sizes:
         small |= {"num_heads": max(1, heads // self.scale)}
         return create_vit("vit_base_patch16_224", self.size, MEAN, STD, overrides=small)
 
-    def teacher(self, sees: str) -> Encoded:
+    def teacher(self, sees: str) -> TokenTeacher:
         network, patch = self.network(1024, 24, 16), (self.patch, self.patch)
         layer, norm = (17, "unit") if sees == "view" else (23, "layer")
-        return Encoded(network, patch, MEAN, STD, layer=layer, sees=sees, norm=norm, name="ViT-L")  # type: ignore[arg-type]
+        return TokenTeacher(network, patch, MEAN, STD, layer=layer, sees=sees, norm=norm, name="ViT-L")  # type: ignore[arg-type]
 
     def method(self, name: str) -> Method:
         """A row: the student is a ViT-B that hides the same share in all of them."""
@@ -103,7 +103,7 @@ class Step:
     def teachers_flops(self) -> int:
         """Of the blocks that are used, on the tokens that they see: counted block by block, apart from the method."""
         views, flops = self.method.draw(self.images, generator(0)), 0
-        for target in (branch.target for branch in self.method.branches if isinstance(branch.target, Encoded)):
+        for target in (branch.target for branch in self.method.branches if isinstance(branch.target, TokenTeacher)):
             network = target.network.held[0]
             seen = views.visible.shape[1] if target.per_view else views.mask.shape[-1]
             tokens = torch.zeros(len(self.images), network.prefix + seen, network.width)

@@ -15,7 +15,7 @@ _HOMES = {
     "commands.run_handle": ("Run", "pretrain"),
     "downstream.export": ("load_export",),
     "errors": ("UserError",),
-    "heads": ("Align", "Decoder", "Linear", "Projector", "TokenDecoder"),
+    "heads": ("Decoder", "Linear", "ProjectionHead", "Projector", "TokenDecoder"),
     "images.loading.loader": ("Loader",),
     "images.sources.datasets": ("from_dataset",),
     "images.sources.opening": ("open_source",),

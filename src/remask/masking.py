@@ -214,14 +214,15 @@ class Masking:
         counts, name = self.counts(grid), getattr(self.score, "__name__", type(self.score).__name__).lower()
         sides = self._sides(len(grid))
         cell = f" of cells of {'×'.join(map(str, sides))} patches" if max(sides) > 1 else ""
-        seen = f"{'block-wise' if name == 'blocks' else name} masking{cell}, m_corr {counts.hidden / counts.tokens:.4g}"
-        seen += f"; K = {self.views} view{'s' * (self.views > 1)}"
+        pattern = "block-wise" if name == "blocks" else name
+        text = f"{pattern} masking{cell}, m_corr {counts.hidden / counts.tokens:.4g}; K = {self.views} view"
+        text += "s" * (self.views > 1)
         if self.views == 1:
-            return seen
+            return text
         m_pred = f"m_pred {counts.predicted / counts.tokens:.4g}"
         if self.prediction is None:
-            return f"{seen}, drawn independently: {m_pred} on average"
-        return f"{seen}, disjoint as far as they can be: {m_pred} ({counts.predicted:g} of {counts.tokens} tokens)"
+            return f"{text}, drawn independently: {m_pred} on average"
+        return f"{text}, disjoint as far as they can be: {m_pred} ({counts.predicted:g} of {counts.tokens} tokens)"
 
     def _sides(self, axes: int) -> tuple[int, ...]:
         """Tokens of a cell along each axis."""

@@ -20,7 +20,7 @@ from remask.errors import UserError
 from remask.heads import Head
 from remask.masking import ALL, Masking
 from remask.targets import Target, per_view
-from remask.tokens import grid_of, whole_grid
+from remask.tokens import divisible_grid, grid_of
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
@@ -125,7 +125,7 @@ class Method(nn.Module):
         views        drawn here by `draw` with `generator` unless given
         normalised   floats in 0..1 are meant; UserError otherwise, for they look like pixels that nobody normalised
         """
-        self.backbone.normalise.look(images, normalised)
+        self.backbone.normalise.refuse_unnormalised(images, normalised)
         pairs = self.pairs(images, views or self.draw(images, generator))
         losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
         total = torch.stack([b.term(losses[b.name]) for b in self.branches]).sum()  # DMJD Eq. (6)
@@ -168,7 +168,7 @@ class Method(nn.Module):
     def grid(self, size: Size) -> Grid:
         """The grid of masks, heads and targets for images of `size` pixels. UserError where either does not fit."""
         of_backbone = self.backbone.grid(size)
-        return whole_grid(size, self.sees.mask_unit) if self.sees.mask_unit else of_backbone
+        return divisible_grid(size, self.sees.mask_unit) if self.sees.mask_unit else of_backbone
 
     @property
     def former_names(self) -> dict[str, str]:

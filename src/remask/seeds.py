@@ -8,22 +8,22 @@ import torch
 from torch import Generator
 
 
-def generator(seed: int, *parts: int | str) -> Generator:
+def generator(seed: int, *keys: int | str) -> Generator:
     """A CPU generator that is a pure function of its arguments: what is random in step s needs no saved state."""
-    return Generator().manual_seed(derive(seed, *parts))
+    return Generator().manual_seed(derive(seed, *keys))
 
 
-def derive(seed: int, *parts: int | str) -> int:
+def derive(seed: int, *keys: int | str) -> int:
     """A 63-bit seed from a seed and a path of names and numbers."""
-    digest = hashlib.blake2b(repr((seed, *parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 @contextlib.contextmanager
-def seeded(seed: int, *parts: int | str) -> Iterator[None]:
+def seeded(seed: int, *keys: int | str) -> Iterator[None]:
     """Give code that knows no generator (initialisation, drop path) a seed, and restore the global state after."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(derive(seed, *parts))
+        torch.manual_seed(derive(seed, *keys))
         yield
 
 

@@ -15,7 +15,7 @@ def grid_of(size: Size, patch: Size) -> Grid:
     return size[0] // patch[0], size[1] // patch[1]
 
 
-def whole_grid(size: Size, patch: Size) -> Grid:
+def divisible_grid(size: Size, patch: Size) -> Grid:
     """`grid_of`, or a UserError where patches do not divide the image."""
     if size[0] % patch[0] or size[1] % patch[1]:
         raise UserError(

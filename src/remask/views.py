@@ -135,5 +135,5 @@ def _equal_count(mask: Bool[Tensor, "V B N"], what: str) -> int:
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:
-    held = x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
-    return held.to(device, non_blocking=True)
+    pinned = x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
+    return pinned.to(device, non_blocking=True)

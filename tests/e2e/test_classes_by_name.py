@@ -255,15 +255,15 @@ def test_an_unknown_class_ends_before_any_work(
 
 def cut(run: Path, data: str, val: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed in its second epoch."""
-    after = Trainer._after
+    after = Trainer._after_step
 
     def killed(self: Trainer, *arguments: object) -> None:
         after(self, *arguments)  # type: ignore[arg-type]
-        if self.step == 4:
+        if self.global_step == 4:
             raise MemoryError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_after", killed)
+        patched.setattr(Trainer, "_after_step", killed)
         with pytest.raises(MemoryError):
             learned(run, data, val)
 

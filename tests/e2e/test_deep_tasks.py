@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from remask import commands
-from remask.downstream.detect.boxes import BoxLoader, Fit
+from remask.downstream.detect.boxes import BoxLoader, Letterbox
 from remask.downstream.detect.coco import open_coco
 from remask.downstream.export import load_export
 from remask.downstream.segment.mask_source import open_masks
-from remask.downstream.segment.pairs import PairLoader, ScaleCropFlip, whole_pairs
+from remask.downstream.segment.pairs import PairLoader, ScaleCropFlip, full_pairs
 from remask.images.levels import Levels, Scaling
 
 STEPS: dict[str, Any] = {
@@ -83,7 +83,7 @@ def test_pairs_keep_every_level(pairs: Path) -> None:
     wanted = torch.tensor(np.array(noise(2000, 0)).astype(np.float32) / 4095 - 0.5) / 0.25
     torch.testing.assert_close(batch.images[0, 0], wanted, rtol=0, atol=1e-4)
     assert batch.labels.unique().tolist() == [0, 1]
-    assert next(whole_pairs(source, scaling=SCALING)).images.is_floating_point()
+    assert next(full_pairs(source, scaling=SCALING)).images.is_floating_point()
     distorting = ScaleCropFlip((32, 32), scale=(1.0, 1.0), photometric=True)
     (other,) = list(PairLoader(source, distorting, 8, drop_last=False, scaling=SCALING).epoch(0))
     assert len(other.images.unique()) > 1000
@@ -91,7 +91,7 @@ def test_pairs_keep_every_level(pairs: Path) -> None:
 
 def test_boxes_keep_every_level(pairs: Path) -> None:
     source = open_coco(str(pairs / "images"), str(pairs / "boxes.json"))
-    batch = next(BoxLoader(source, Fit((32, 32)), 8, shuffle=False, scaling=SCALING).epoch(0))
+    batch = next(BoxLoader(source, Letterbox((32, 32)), 8, shuffle=False, scaling=SCALING).epoch(0))
     wanted = torch.tensor(np.array(noise(2000, 0)).astype(np.float32) / 4095 - 0.5) / 0.25
     torch.testing.assert_close(batch.images[0, 0], wanted, rtol=0, atol=1e-4)
 

@@ -42,17 +42,17 @@ def test_it_leaves_numbers_and_a_picture(run: Path) -> None:
 
 
 def test_a_killed_run_goes_on_bit_by_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    after = Trainer._after
+    after = Trainer._after_step
 
     def killed(self: Trainer, *arguments: object) -> None:
         after(self, *arguments)  # type: ignore[arg-type]
-        if self.step == 10:
+        if self.global_step == 10:
             raise MemoryError("killed")
 
-    monkeypatch.setattr(Trainer, "_after", killed)
+    monkeypatch.setattr(Trainer, "_after_step", killed)
     with pytest.raises(MemoryError):
         finetune(tmp_path / "cut", **{"optim.ema": 0.9, "data.share": 0.9})
-    monkeypatch.setattr(Trainer, "_after", after)
+    monkeypatch.setattr(Trainer, "_after_step", after)
     assert commands.resume(tmp_path / "cut", quiet=True) == tmp_path / "cut"
     assert curve(tmp_path / "cut") == curve(run)
     last = "checkpoints/last/model.safetensors"

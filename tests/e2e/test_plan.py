@@ -8,8 +8,8 @@ import pytest
 
 from remask import commands
 from remask.cli import main as cli
-from remask.planning import parts as parts_module
-from remask.planning.rehearsal import Forecast, Rehearsed
+from remask.planning import micro_batches as parts_module
+from remask.planning.rehearsal import DryRun, Forecast
 
 
 def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -75,17 +75,17 @@ def test_mistakes(arguments: list[str], telling: str, monkeypatch: pytest.Monkey
 
 def test_a_run_with_auto_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """It says what it chose, and its losses are those of a run that was told as much."""
-    line = Forecast(Rehearsed(1, 1.0, 1.0, 500.0), Rehearsed(2, 1.0, 1.0, 600.0), image_mb=0.0)
+    line = Forecast(DryRun(1, 1.0, 1.0, 500.0), DryRun(2, 1.0, 1.0, 600.0), image_mb=0.0)
     monkeypatch.setattr(parts_module, "forecast", lambda *_: line)
     monkeypatch.setattr(parts_module, "available_mb", lambda: 1000.0)
     monkeypatch.setattr(parts_module, "peak_resident_mb", lambda: 0.0)
     settings = ["backbone.depth=2", "optim.batch_size=10", "optim.max_steps=3", "runtime.log_every=1"]
     settings += ["optim.precision=fp32", "runtime.device=cpu", "runtime.tensorboard=false"]
     losses = []
-    for name, parts in (("auto", "auto"), ("told", "2")):
+    for name, micro_batches in (("auto", "auto"), ("told", "2")):
         run = commands.pretrain(
             "mae-vit-micro-cifar", {"data.source": "digits", "data.limit": 30},
-            settings=[*settings, f"runtime.accumulate={parts}"], out=tmp_path / name,
+            settings=[*settings, f"runtime.accumulate={micro_batches}"], out=tmp_path / name,
         )  # fmt: skip
         losses.append([json.loads(row)["loss/total"] for row in (run / "metrics.jsonl").read_text().splitlines()])
     assert losses[0] == losses[1]

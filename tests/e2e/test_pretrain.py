@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from remask import commands
-from remask.backbones.makers import maker
+from remask.backbones.makers import creator_of
 from remask.build.pretraining import build_method
 from remask.recipe import Recipe, choose, recipe_names
 
@@ -52,7 +52,7 @@ def shrunk(name: str) -> Recipe:
 
 def kind(recipe: Recipe) -> tuple[str, object, bool]:
     """What decides which code a recipe runs: its method, its family of backbones, and whether images grow."""
-    return recipe.method.name, maker(recipe.backbone.name), recipe.progress is not None
+    return recipe.method.name, creator_of(recipe.backbone.name), recipe.progress is not None
 
 
 ONE_OF_EACH = {kind(shrunk(name)): name for name in reversed(recipe_names())}

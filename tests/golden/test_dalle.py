@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from remask.targets.dalle import mapped
+from remask.targets.dalle import map_pixels
 from remask.targets.tokens import Dalle, load_dalle
 from tests.golden.vectors import File, activations, some
 
@@ -27,7 +27,7 @@ def test_sizes_are_those_of_the_config(weights: File) -> None:
 
 def test_pixels_are_mapped_away_from_the_ends(weights: File) -> None:
     stored = io_of(weights)
-    torch.testing.assert_close(mapped(stored["images_01"]), stored["mapped"])
+    torch.testing.assert_close(map_pixels(stored["images_01"]), stored["mapped"])
 
 
 def test_logits(weights: File) -> None:

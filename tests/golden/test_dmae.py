@@ -17,7 +17,7 @@ from remask.interop import mae
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dmae
-from remask.targets import Encoded, Pixels
+from remask.targets import Pixels, TokenTeacher
 from remask.tokens import take
 from remask.types import Features
 from remask.views import Views
@@ -36,13 +36,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """How the names of a variant's tensors begin, and what it is; the rest of the name says sizes."""
 
 
-def teachers_of(folder: Folder, blocks: list[int]) -> list[Encoded]:
+def teachers_of(folder: Folder, blocks: list[int]) -> list[TokenTeacher]:
     config = folder.config.part("teacher")
     state = folder.tensors("teacher_state_dict.safetensors")
     network, patch = mae.load_backbone(state, heads=config["heads"]), (config["patch_size"],) * 2
     with_eps_of({**folder.config, **config}, network)
     shared = {"sees": "view", "norm": "none", "name": "the official teacher"}
-    return [Encoded(network, patch, mae.MEAN, mae.STD, layer=block, **shared) for block in blocks]  # type: ignore[arg-type]
+    return [TokenTeacher(network, patch, mae.MEAN, mae.STD, layer=block, **shared) for block in blocks]  # type: ignore[arg-type]
 
 
 def method_of(
@@ -113,7 +113,7 @@ def test_features_of_the_teacher(folder: Folder) -> None:
     target = method.branches[1].target
     expected = in_raster_order(stored["teacher_feature_aligned"], stored["ids_keep"])
     activations(target(stored["images"], views), expected)
-    network = target.network.held[0]  # type: ignore[attr-defined]
+    network = target.network.networks[0]  # type: ignore[attr-defined]
     latent = network.encode(network.embed(stored["images"]), views)[-1]
     activations(torch.cat(latent, dim=1), in_raster_order(stored["teacher_latent_normed"], stored["ids_keep"]))
 

@@ -15,7 +15,7 @@ from remask.backbones.normalise import Normalise
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import moma
-from remask.targets import Encoded
+from remask.targets import TokenTeacher
 from remask.tokens import grid_of, scatter
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
@@ -64,8 +64,8 @@ def seen(folder: Folder) -> tuple[Tensor, Views]:
     )
 
 
-def target_of(folder: Folder, name: str) -> Encoded:
-    return Encoded(Stored(io(folder)[name], seen(folder)[1]), PATCH, MEAN, STD, name=name)
+def target_of(folder: Folder, name: str) -> TokenTeacher:
+    return TokenTeacher(Stored(io(folder)[name], seen(folder)[1]), PATCH, MEAN, STD, name=name)
 
 
 def names(folder: Folder) -> list[tuple[str, str]]:

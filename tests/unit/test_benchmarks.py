@@ -117,8 +117,8 @@ def test_rows_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_fails_says_why() -> None:
-    maker = Maker(partial(step.trained, entrants.ours, "x", {}, 1), keep=True)
-    with pytest.raises(UserError, match='unknown recipe "x"'), apart({"one": maker}):
+    creator_of = Maker(partial(step.trained, entrants.ours, "x", {}, 1), keep=True)
+    with pytest.raises(UserError, match='unknown recipe "x"'), apart({"one": creator_of}):
         pass
 
 

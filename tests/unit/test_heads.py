@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remask.heads import Align, Decoder, Linear, Projector, TokenDecoder
+from remask.heads import Decoder, Linear, ProjectionHead, Projector, TokenDecoder
 from remask.masking import Masking
 from remask.tokens import sincos_positions, split_tokens
 from remask.types import Features
@@ -230,13 +230,13 @@ def test_align_predicts_all_that_is_seen(kind: Literal["linear", "mlp"], prefix:
     """Prefix tokens, then the visible ones, of a backbone that dropped the others or has them all."""
     views = drawn()
     torch.manual_seed(0)
-    head, whole = Align(D, P, kind), whole_features(views, prefix)
+    head, whole = ProjectionHead(D, P, kind), whole_features(views, prefix)
     seen = rows_of("visible", whole.tokens, views)
     x, part = torch.cat([whole.prefix, seen], dim=1), head.project
     by_hand = part(x) if kind == "linear" else part.fc2(F.gelu(part.fc1(x)))
     for features in (whole, Features(whole.prefix, seen)):
         assert torch.allclose(head(features, views), by_hand, atol=1e-6)
-        visible = Align(D, P, kind, "visible")
+        visible = ProjectionHead(D, P, kind, "visible")
         visible.load_state_dict(head.state_dict())
         assert torch.allclose(visible(features, views), by_hand[:, prefix:], atol=1e-6)
 
@@ -252,5 +252,5 @@ def test_words() -> None:
     assert TokenDecoder(D, P, 16, 2, 4).describe() == "decoder of 2 blocks, width 16, over all tokens"
     assert Decoder(D, P, (4, 6), 16, 2, 4).describe() == "decoder of 2 blocks, width 16"
     assert Projector(D, P, 8).describe() == "projector of 3 layers, width 8, and predictor"
-    assert Linear(D, P).describe() == Align(D, P).describe() == "linear"
-    assert Align(D, P, "mlp").describe() == "MLP of 2 layers"
+    assert Linear(D, P).describe() == ProjectionHead(D, P).describe() == "linear"
+    assert ProjectionHead(D, P, "mlp").describe() == "MLP of 2 layers"

@@ -11,7 +11,7 @@ from remask.backbones.masked_input import Dropped, PixelsReplaced, TokensReplace
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1, smooth_l1, squared
 from remask.errors import UserError
-from remask.heads import Align, Decoder, Linear, Projector, TokenDecoder
+from remask.heads import Decoder, Linear, ProjectionHead, Projector, TokenDecoder
 from remask.masking import Masking
 from remask.method import Branch, Method, Region
 from remask.methods import dm, jd, mae
@@ -211,7 +211,7 @@ def test_rows_of_a_target_that_has_prefix_tokens_or_sees_the_view(prefix: int, p
         with pytest.raises(UserError, match="counted: it knows nothing of masked tokens"):
             Branch("b", Linear(16, 5), target, l1, region)
         return
-    head = Align(16, 5, "linear", region) if region == "encoded" else Linear(16, 5, region)
+    head = ProjectionHead(16, 5, "linear", region) if region == "encoded" else Linear(16, 5, region)
     part = Branch("b", head, target, l1, region)
     method = Method(vit(), Masking(0.6, views=2), [part], TokensReplaced())
     views = method.draw(images, Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remask.errors import UserError
-from remask.tokens import grid_of, patchify, scatter, sincos_positions, split_tokens, take, unpatchify, whole_grid
+from remask.tokens import divisible_grid, grid_of, patchify, scatter, sincos_positions, split_tokens, take, unpatchify
 
 
 def test_grid_is_rows_then_columns() -> None:
@@ -14,10 +14,10 @@ def test_grid_is_rows_then_columns() -> None:
 
 
 def test_a_whole_grid_leaves_nothing_over() -> None:
-    assert whole_grid((96, 160), (16, 8)) == (6, 20)
+    assert divisible_grid((96, 160), (16, 8)) == (6, 20)
     for size in ((97, 160), (96, 164)):
         with pytest.raises(UserError, match=rf"{size[0]}×{size[1]} px cannot be cut into patches of 16×8 px"):
-            whole_grid(size, (16, 8))
+            divisible_grid(size, (16, 8))
 
 
 def test_patches_run_pixel_row_pixel_column_channel() -> None:

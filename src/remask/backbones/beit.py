@@ -21,7 +21,7 @@ from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless
 from remask.backbones.tables import resize_positions, resize_table
 from remask.errors import UserError, first_line
-from remask.tokens import patchify, whole_grid
+from remask.tokens import divisible_grid, patchify
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
@@ -71,7 +71,7 @@ class BeitViT(nn.Module):
         self.normalise = Normalise(mean, std)
 
     def grid(self, size: Size) -> Grid:
-        return whole_grid(size, self.patch)
+        return divisible_grid(size, self.patch)
 
     def embed(self, images: Images) -> Stem:
         grid = self.grid((images.shape[-2], images.shape[-1]))
@@ -100,7 +100,7 @@ class BeitViT(nn.Module):
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
         """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
-        self.normalise.look(images, normalised)
+        self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def _positions(self, grid: Grid) -> Float[Tensor, "1 T D"]:

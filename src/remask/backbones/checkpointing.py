@@ -13,7 +13,7 @@ def set_checkpointing(backbone: Backbone, enable: bool = True, key: str = "model
     that cannot do it, and for one with BatchNorm, whose running means would count every batch twice.
     """
     network, name = backbone.network, type(backbone.network).__name__
-    if enable and any(isinstance(part, _BatchNorm) for part in network.modules()):
+    if enable and any(isinstance(module, _BatchNorm) for module in network.modules()):
         raise UserError(
             f"{name} has no gradient checkpointing: its BatchNorms would count a batch twice; set {key} to false"
         )

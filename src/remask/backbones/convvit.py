@@ -119,7 +119,7 @@ class ConvViT(nn.Module):
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
         """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
-        self.normalise.look(images, normalised)
+        self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def pyramid(self, images: Images) -> list[Float[Tensor, "B D h w"]]:
@@ -148,8 +148,8 @@ class ConvViT(nn.Module):
         """Visible cells only. All views together see K·V of N cells: embed the fewer of the two."""
         if views.visible.shape[1] * views.mask.shape[0] < patches.shape[1]:
             return self._embed(views.gather(patches, "visible"))
-        whole = self._embed(patches)
-        return views.gather(whole.flatten(2), "visible").unflatten(2, whole.shape[2:])
+        embedded = self._embed(patches)
+        return views.gather(embedded.flatten(2), "visible").unflatten(2, embedded.shape[2:])
 
     def _embed(self, patches: Num[Tensor, "R N P"]) -> Float[Tensor, "R N S C"]:
         """The first patch embedding of every position of a cell; integers are normalised on the way."""
@@ -162,10 +162,10 @@ class ConvViT(nn.Module):
         """Multi-scale features for the decoder: each stage through a convolution of one cell (ConvMAE, section 3.2)."""
         _, inner, outer = self.network.sizes.strides
         first, second = self.fusions
-        fine = nest(first.weight, (outer, inner), (outer, inner)).flatten(1)
-        coarse = nest(second.weight, (outer,), (outer,)).flatten(1)
-        return F.linear(stages.first.flatten(2), fine, first.bias) + F.linear(
-            stages.second.flatten(2), coarse, second.bias
+        fine_weight = nest(first.weight, (outer, inner), (outer, inner)).flatten(1)
+        coarse_weight = nest(second.weight, (outer,), (outer,)).flatten(1)
+        return F.linear(stages.first.flatten(2), fine_weight, first.bias) + F.linear(
+            stages.second.flatten(2), coarse_weight, second.bias
         )
 
     def _blocks(

@@ -17,7 +17,7 @@ from remask.backbones import Mode
 from remask.backbones.cmt_network import VARIANTS, Cmt
 from remask.backbones.normalise import Normalise
 from remask.errors import UserError, first_line
-from remask.tokens import whole_grid
+from remask.tokens import divisible_grid
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
@@ -64,7 +64,7 @@ class Hierarchical(nn.Module):
         return _norm_of_head(self.network)
 
     def grid(self, size: Size) -> Grid:
-        return whole_grid(size, self.patch)
+        return divisible_grid(size, self.patch)
 
     def embed(self, images: Images) -> Float[Tensor, "B C H W"]:
         """Normalised pixels: what views share ends before the stem."""
@@ -96,7 +96,7 @@ class Hierarchical(nn.Module):
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
         """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
-        self.normalise.look(images, normalised)
+        self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def pyramid(self, images: Images) -> list[Float[Tensor, "B _ _ _"]]:

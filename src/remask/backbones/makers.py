@@ -39,7 +39,7 @@ def refuse_tag(name: str) -> None:
         )
 
 
-def maker(name: str) -> Callable[..., Backbone]:
+def creator_of(name: str) -> Callable[..., Backbone]:
     """The `create_…` function of a name. A vit_… that is no plain vision transformer is one of the rest."""
     found = next(create for start, create in NETWORKS.items() if name.startswith(start))
     return create_hierarchical if found is create_vit and not is_plain(name) else found
@@ -62,7 +62,7 @@ def create_backbone(
     if tag_of(name):
         base = name.partition(".")[0]
         raise UserError(f"{name} names trained weights, and this makes random ones: give {base!r}, and load yours")
-    return maker(name)(name, (size, size) if isinstance(size, int) else size, mean, std, **options)
+    return creator_of(name)(name, (size, size) if isinstance(size, int) else size, mean, std, **options)
 
 
-__all__ = ["NETWORKS", "create_backbone", "maker", "refuse_tag", "tag_of"]
+__all__ = ["NETWORKS", "create_backbone", "creator_of", "refuse_tag", "tag_of"]

@@ -62,7 +62,7 @@ class Normalise(nn.Module):
             return images
         return ((self(images) / self.scale + self.shift).round().clamp(0, 255)).to(torch.uint8)
 
-    def look(self, images: Images, normalised: bool = False) -> None:
+    def refuse_unnormalised(self, images: Images, normalised: bool = False) -> None:
         """Refuse a float image in 0..1; the answer is remembered. Called before a compiled step, which cannot look."""
         self.trusts_floats |= normalised
         if (

@@ -18,7 +18,7 @@ from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless, why_named
 from remask.backbones.tables import resize_positions
 from remask.errors import UserError, first_line
-from remask.tokens import patchify, sincos_positions, whole_grid
+from remask.tokens import divisible_grid, patchify, sincos_positions
 from remask.types import Features, Grid, Images, Size
 from remask.views import Views
 
@@ -75,7 +75,7 @@ class ViT(nn.Module):
         self.register_buffer("scale", 1 / (torch.tensor(std).repeat(pixels) * 255), persistent=False)
 
     def grid(self, size: Size) -> Grid:
-        return whole_grid(size, self.patch)
+        return divisible_grid(size, self.patch)
 
     def embed(self, images: Images) -> Stem:
         grid = self.grid((images.shape[-2], images.shape[-1]))
@@ -101,7 +101,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
         """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
-        self.normalise.look(images, normalised)
+        self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def _visible(self, patches: Num[Tensor, "B N P"], views: Views) -> Float[Tensor, "VB K D"]:

@@ -12,7 +12,7 @@ from torch import nn
 from remask.backbones import Backbone, stem_patch
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
-from remask.backbones.makers import maker
+from remask.backbones.makers import creator_of
 from remask.backbones.refusals import refuse_tokens
 from remask.backbones.vit import create_vit
 from remask.build.starting import start_from
@@ -49,7 +49,7 @@ def build_backbone(recipe: Recipe) -> Backbone:
         "num_heads": section.heads,
     }
     overrides = {name: value for name, value in sizes.items() if value is not None}
-    create = maker(section.name)
+    create = creator_of(section.name)
     if create is create_vit:
         create = partial(create_vit, positions=section.positions)
     if create is create_hierarchical and recipe.method.name != "fastmim" and known(section.name):

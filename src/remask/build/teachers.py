@@ -17,9 +17,9 @@ from remask.recipe import Recipe
 from remask.recipe.distill import TeacherSection
 from remask.recipe.networks import MAPS
 from remask.seeds import seeded
-from remask.targets import Encoded, Target
+from remask.targets import Target, TokenTeacher
 from remask.targets.cached import Cached
-from remask.targets.teacher import Teacher
+from remask.targets.map_teacher import MapTeacher
 from remask.types import Size
 
 
@@ -28,7 +28,7 @@ def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
     assert recipe.distill
     teachers, cache = list[Target](), recipe.distill.cache
     for teacher in recipe.distill.teachers:
-        with naming([f"distill.teachers.{key}" for key in teacher.model_fields_set]):
+        with naming(teacher.stated()):
             teachers.append(_teacher(teacher, recipe, patch))
     return [Cached(teacher, Path(cache)) for teacher in teachers] if cache else teachers
 
@@ -47,7 +47,7 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
         backbone = open_encoder(teacher.source, heads=teacher.heads, size=size, mean=mean, std=std)
     three_quarters = backbone.depth * 3 // 4 - 1
     layer = teacher.layer if teacher.layer is not None else three_quarters if of_view else -1
-    target = Encoded(
+    target = TokenTeacher(
         backbone, patch, data.mean, data.std, layer=layer, sees="view" if of_view else "image",
         norm="unit" if of_view else "layer", final_norm=teacher.final_norm, size=teacher.size, name=teacher.source,
     )  # fmt: skip
@@ -69,11 +69,11 @@ def _refuse(teacher: TeacherSection, keys: tuple[str, ...], why: str) -> None:
         raise UserError(f"the teacher {teacher.source} {why}: leave out {vain}")
 
 
-def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, patch: Size) -> Teacher:
+def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, patch: Size) -> MapTeacher:
     """The teacher that gives a feature map: a convolutional network, CLIP, an autoencoder."""
     with seeded(0, source):
         network, mean, std, size, width = open_teacher(source, weights)
-    target = Teacher(
+    target = MapTeacher(
         network, patch, recipe.data.mean, recipe.data.std,
         teacher_mean=mean, teacher_std=std, size=size, norm=norm, width=width, name=source,
     )  # fmt: skip

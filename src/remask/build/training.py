@@ -18,7 +18,7 @@ from remask.training.cost import Ledger, forward_gflops
 from remask.training.optim import Schedule, adamw, learning_rate, parameter_groups
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, auto_workers
-from remask.training.sharding import Plan, rehearse
+from remask.training.sharding import ShardingPlan, trace_plan
 from remask.training.trainer import Hook, Trainer
 
 
@@ -96,12 +96,12 @@ def _micro_batches(recipe: Recipe, processes: int) -> int:
     return micro_batches
 
 
-def sharding_plan(recipe: Recipe) -> Plan:
+def sharding_plan(recipe: Recipe) -> ShardingPlan:
     """What several processes have to know of a method to share it, found on a copy without memory."""
     with torch.device("meta"):
         method = build_method(recipe)
         image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
-        return rehearse(method, lambda: method(image)["total"])
+        return trace_plan(method, lambda: method(image)["total"])
 
 
 def gflops_per_image(recipe: Recipe) -> float:

@@ -54,17 +54,17 @@ class Shared:
 
 def with_shared_flags(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the flags of `Shared` behind its own; the command receives them as its argument `shared`."""
-    own = [part for name, part in inspect.signature(command).parameters.items() if name != "shared"]
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "shared"]
     parameters = [*own, *inspect.signature(Shared).parameters.values()]
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
-        flags = {part.name: given.pop(part.name) for part in own}
+        flags = {parameter.name: given.pop(parameter.name) for parameter in own}
         command(shared=Shared(**given), **flags)
 
-    signature = inspect.Signature([part.replace(kind=part.KEYWORD_ONLY) for part in parameters])
+    signature = inspect.Signature([parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters])
     called.__signature__ = signature  # type: ignore[attr-defined]  # the parser reads flags from it
-    called.__annotations__ = {part.name: part.annotation for part in parameters}
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called
 
 

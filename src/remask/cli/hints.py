@@ -47,7 +47,7 @@ def _moved(arguments: Sequence[str], group: Any) -> str:
     for place, word in enumerate(words):
         if place <= begin - 1 or (command := group.commands.get(word)) is None:
             continue
-        flags, known = words[begin:place], {name for part in _all_of(command) for name in part.opts}
+        flags, known = words[begin:place], {name for option in _all_of(command) for name in option.opts}
         if flags and all(_stem(flag) in known for flag in flags if _stem(flag)):
             inner = getattr(command, "commands", {})
             end = next((at for at, one in enumerate(words) if at > place and one in inner), place) + 1
@@ -58,7 +58,7 @@ def _moved(arguments: Sequence[str], group: Any) -> str:
 
 def _all_of(command: Any) -> list[Any]:
     """The options of a command, and of those below it."""
-    return [*command.params, *(part for one in getattr(command, "commands", {}).values() for part in one.params)]
+    return [*command.params, *(option for one in getattr(command, "commands", {}).values() for option in one.params)]
 
 
 def _stem(word: str) -> str:
@@ -108,7 +108,7 @@ def explain(error: Exception) -> tuple[str, int]:
         if "\n" in (text := parsed()):
             return text, int(getattr(error, "exit_code", 2))
         context = getattr(error, "ctx", None)
-        options = [name for part in context.command.params for name in part.opts] if context else []
+        options = [name for option in context.command.params for name in option.opts] if context else []
         group = context.command if context and hasattr(context.command, "commands") else None
         return f"remask: {hint(text, sys.argv[1:], options, group)}", int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -175,7 +175,7 @@ def _numbers(flag: str, text: str | None, kind: Any) -> list[Any] | None:
     from remask.errors import UserError
 
     try:
-        return [kind(part) for part in text.split(",")] if text else None
+        return [kind(option) for option in text.split(",")] if text else None
     except ValueError:
         raise UserError(f"{flag} {text}: give numbers with commas between them") from None
 

@@ -209,11 +209,11 @@ def codebook(
     check_file_out(out)
     from remask.commands import codebooks
 
-    fitted = codebooks.codebook(
+    written = codebooks.codebook(
         data, out, recipe=recipe, target=target, vocabulary=vocabulary, limit=limit, seed=seed, settings=set_ or [],
         exclude=exclude or [], quiet=quiet,
     )  # fmt: skip
-    print(fitted)
+    print(written)
 
 
 @app.command()

@@ -8,10 +8,10 @@ import torch
 
 from remask.errors import UserError
 from remask.images.sources.opening import open_source
-from remask.planning.anatomy import Anatomy, Held, anatomy, held
+from remask.planning.anatomy import Anatomy, PeakMemory, anatomy, peak_memory
 from remask.planning.devices import MFU, device, is_this_machine
-from remask.planning.parts import SHARE, available_mb
-from remask.planning.rehearsal import Forecast, forecast, rehearse
+from remask.planning.micro_batches import SHARE, available_mb
+from remask.planning.rehearsal import Forecast, dry_run, forecast
 from remask.recipe import Recipe, method_label
 from remask.runs.progressive import phases
 from remask.training.oom import fewest_micro_batches
@@ -89,14 +89,14 @@ def _for_named_device(recipe: Recipe, options: PlanOptions, counted: Anatomy, ba
     sheet, mfu = device(options.device), options.mfu or MFU
     dtype = torch.float32 if recipe.optim.precision == "fp32" else torch.bfloat16
     room, accumulate = SHARE * sheet.megabytes, recipe.runtime.accumulate
-    counted_in: dict[int, Held] = {}
+    counted_in: dict[int, PeakMemory] = {}
 
     def fits(micro_batches: int) -> bool:
-        counted_in[micro_batches] = held(recipe, batch, micro_batches, dtype)
+        counted_in[micro_batches] = peak_memory(recipe, batch, micro_batches, dtype)
         return counted_in[micro_batches].total <= room
 
     micro_batches = fewest_micro_batches(fits, batch) if accumulate == "auto" else accumulate
-    memory = counted_in.get(micro_batches) or held(recipe, batch, micro_batches, dtype)
+    memory = counted_in.get(micro_batches) or peak_memory(recipe, batch, micro_batches, dtype)
     return {
         "device": sheet.name, "memory_of": "device", "accumulate": micro_batches,
         "memory_mb": {**{name: round(mb, 1) for name, mb in memory._asdict().items()}, "total": round(memory.total, 1)},
@@ -136,7 +136,7 @@ def _for_this_machine(recipe: Recipe, options: PlanOptions, counted: Anatomy, ba
 
 def _measured(recipe: Recipe, batch: int, micro_batches: int, expected: Forecast) -> dict[str, float]:
     """What a few steps of the real batch took, and the forecast's numbers as ratios to it."""
-    found = rehearse(recipe, batch, micro_batches)
+    found = dry_run(recipe, batch, micro_batches)
     expected = expected._replace(kept_mb=0.0)  # the steps are too few to keep all images
     return {
         "memory_mb": round(found.peak_mb, 1),

@@ -33,9 +33,9 @@ def probe_table(result: Mapping[str, Any]) -> str:
         f"kNN, {few['per_class']} labels a class": few["knn"],
         f"linear, {few['per_class']} labels a class": few,
     }
-    for share, part in result.get("fractions", {}).items():
-        rows |= {f"kNN, {100 * float(share):g} % of the labels": part["knn"]}
-        rows |= {f"linear, {100 * float(share):g} % of the labels": part}
+    for share, values in result.get("fractions", {}).items():
+        rows |= {f"kNN, {100 * float(share):g} % of the labels": values["knn"]}
+        rows |= {f"linear, {100 * float(share):g} % of the labels": values}
     lines = ["| accuracy, % | trained | untrained | raw pixels |", "|---|--:|--:|--:|"]
     lines += [f"| {name} | {r['top1']:.1f} | {r['untrained']:.1f} | {r['pixels']:.1f} |" for name, r in rows.items()]
     return "\n".join(lines)

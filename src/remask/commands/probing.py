@@ -131,7 +131,7 @@ def _compare(compared: Comparison) -> tuple[str, dict[str, Any], str]:
         say(line)
     if options.layers:
         layers = None if options.layers == "all" else options.layers
-        result = probe_layers(networks, train, val, layers=layers, k=k, seed=seed, progress=say, fitted=watch)
+        result = probe_layers(networks, train, val, layers=layers, k=k, seed=seed, progress=say, on_fit=watch)
         return "layers", result, layer_table(result)
     if options.protocol == "mae":
         result = _mae_probe(compared, val)
@@ -145,7 +145,7 @@ def _compare(compared: Comparison) -> tuple[str, dict[str, Any], str]:
         return "attentive", result, two_rows("attentive probe", result)
     result = fast_probe(
         networks, train, val, k=k, layer=options.layer, seed=seed, fractions=options.fractions, progress=say,
-        fitted=watch,
+        on_fit=watch,
     )  # fmt: skip
     return "probe", result, probe_table(result)
 

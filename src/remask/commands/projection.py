@@ -74,10 +74,10 @@ def tsne(
     labels = torch.tensor(chosen.labels)
     options = fit_to_images(options, len(chosen), Watch("t-SNE", quiet).say)
     with Watch("t-SNE", quiet) as watch:
-        mapped = itertools.count()
+        map_number = itertools.count()
         maps = tsne_maps(
             features, labels, perplexity=options.perplexity, k=options.k, seed=options.seed,
-            progress=lambda line: watch(next(mapped), len(features), line),
+            progress=lambda line: watch(next(map_number), len(features), line),
         )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as tmp:

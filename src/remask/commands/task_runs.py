@@ -8,7 +8,7 @@ from typing import Any
 from remask.commands.choosing import choose_task_recipe
 from remask.commands.printing import Say, printer
 from remask.downstream.build import build_task
-from remask.downstream.training import fit
+from remask.downstream.training import train
 from remask.files.escaping import printable
 from remask.images.loading.loader import TooManyBad
 from remask.recipe.downstream import Downstream
@@ -40,7 +40,7 @@ def train_task(recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: C
     begun = None if fresh else RunFolder.open(path).read("task.json")
     task = build_task(recipe, runtime, report=bad, begun=begun)
     try:
-        result = fit(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care)
+        result = train(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care)
     except TooManyBad as error:
         bad.write(error.bad)
         raise
@@ -64,8 +64,8 @@ def result_line(headline: str, result: Mapping[str, Any], path: Path) -> str:
 
 def runtime_of(recipe: Downstream) -> Runtime:
     """Device, precision and threads of the recipe. Raises UserError for a device that is not there."""
-    part = recipe.runtime
-    return resolve(part.device, recipe.optim.precision, part.compile, part.threads)
+    settings = recipe.runtime
+    return resolve(settings.device, recipe.optim.precision, settings.compile, settings.threads)
 
 
 __all__ = ["result_line", "runtime_of", "start_task", "train_task"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from remask.downstream.detect.task import build_detect, detector_of
 from remask.downstream.finetune.task import build_finetune, classifier_of, split
-from remask.downstream.network import settle
+from remask.downstream.network import fix_pixel_range
 from remask.downstream.segment.task import build_segment, segmenter_of
 from remask.downstream.training import Task
 from remask.recipe.downstream import Detect, Downstream, Finetune, Segment
@@ -44,7 +44,7 @@ def build_model(recipe: Downstream, facts: Mapping[str, Any]) -> tuple[Any, Size
         else:
             assert isinstance(recipe, Detect)
             model, size = detector_of(recipe, facts["classes"], facts["masks"])
-        settle(model.backbone, None, recipe.data, facts)
+        fix_pixel_range(model.backbone, None, recipe.data, facts)
     return model, size
 
 

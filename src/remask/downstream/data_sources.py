@@ -29,7 +29,7 @@ def of_task(recipe: Downstream, sources: Mapping[str, tuple[Any, ...]], say: Cal
         found |= _of_any(role, group)
         addresses[role] = str(getattr(recipe.data, address))  # type: ignore[attr-defined]
         if file := getattr(recipe.data, annotations, None):  # type: ignore[attr-defined]
-            found[called], addresses[called] = of_file(str(Path(file).expanduser()), whole=True), file
+            found[called], addresses[called] = of_file(str(Path(file).expanduser()), hash_all=True), file
     start = file_of(recipe.model.source)  # type: ignore[attr-defined]
     if start:
         found[FIRST], addresses[FIRST] = of_file(start), start

@@ -57,7 +57,7 @@ class Maps(nn.Module):
 
     def forward(self, backbone: Backbone, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps of images of any size, which are padded at the right and below to one that the backbone takes."""
-        maps = self.read(backbone, fitted(backbone, images))
+        maps = self.read(backbone, pad_to_patch(backbone, images))
         return [level(m) for level, m in zip(self.neck, maps, strict=True)] if len(self.neck) else maps
 
     def read(self, backbone: Backbone, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
@@ -113,7 +113,7 @@ def padded(backbone: Backbone, size: Size) -> Size:
     raise UserError(f"{type(backbone.network).__name__} takes no images of {size[0]}×{size[1]} px, nor slightly larger")
 
 
-def fitted(backbone: Backbone, images: Images) -> UInt8[Tensor, "B C Y X"] | Float[Tensor, "B C Y X"]:
+def pad_to_patch(backbone: Backbone, images: Images) -> UInt8[Tensor, "B C Y X"] | Float[Tensor, "B C Y X"]:
     """The images padded with the network's mean, which is 0 after normalising."""
     height, width = images.shape[-2:]
     tall, wide = padded(backbone, (height, width))
@@ -132,7 +132,7 @@ def _built_for(backbone: Backbone, unknown: Size) -> Size:
 def _tried(maps: Maps, backbone: Backbone, size: Size) -> Sequence[Tensor]:
     """The maps of an empty image. Parameters on which none of them depends are frozen."""
     module = cast(nn.Module, backbone)
-    modes = {part: part.training for part in module.modules()}
+    modes = {layer: layer.training for layer in module.modules()}
     module.eval()
     where = next(backbone.network.parameters()).device
     with torch.enable_grad():
@@ -141,9 +141,9 @@ def _tried(maps: Maps, backbone: Backbone, size: Size) -> Sequence[Tensor]:
     total = torch.stack([m.sum() for m in found]).sum()
     for parameter, slope in zip(named, torch.autograd.grad(total, named, allow_unused=True), strict=True):
         parameter.requires_grad_(slope is not None)
-    for part, mode in modes.items():  # only now: checkpointed blocks run again in the backward pass, in the same mode
-        part.training = mode
+    for layer, mode in modes.items():  # only now: checkpointed blocks run again in the backward pass, in the same mode
+        layer.training = mode
     return found
 
 
-__all__ = ["Maps", "Norm", "Pyramid", "chosen_blocks", "fitted", "normalisation", "padded", "rescaling"]
+__all__ = ["Maps", "Norm", "Pyramid", "chosen_blocks", "normalisation", "pad_to_patch", "padded", "rescaling"]

@@ -22,23 +22,23 @@ from remask.training.runtime import Runtime, auto_workers
 from remask.types import Size
 
 
-def network(part: FinetuneModel | SegmentModel | DetectModel, size: Size | None) -> tuple[Any, Size]:
+def network(section: FinetuneModel | SegmentModel | DetectModel, size: Size | None) -> tuple[Any, Size]:
     """The backbone, and the size of the images that it was asked for or, without one, built for."""
-    if part.source is None:
+    if section.source is None:
         raise UserError(NO_NETWORK)
-    with naming(stated_keys(part)):
+    with naming(stated_keys(section)):
         found = start(
-            part.source, size, heads=part.heads, normalise=part.normalise, drop_path=part.drop_path,
-            untrained=part.untrained,
+            section.source, size, heads=section.heads, normalise=section.normalise, drop_path=section.drop_path,
+            untrained=section.untrained,
         )  # fmt: skip
-    if part.checkpointing:
+    if section.checkpointing:
         set_checkpointing(found[0])
     return found
 
 
-def freeze(model: Any, part: FinetuneModel | SegmentModel | DetectModel) -> None:
+def freeze(model: Any, section: FinetuneModel | SegmentModel | DetectModel) -> None:
     """Leave only the head to be trained, where that was asked for."""
-    if part.frozen:
+    if section.frozen:
         model.backbone.requires_grad_(False)
 
 
@@ -48,9 +48,9 @@ def gflops(model: Any, forward: Callable[[Tensor], object], size: Size) -> float
         return forward_gflops(lambda: forward(torch.zeros(1, model.backbone.channels, *size, dtype=torch.uint8)))
 
 
-def workers(part: RuntimeSection, runtime: Runtime) -> int:
+def workers(section: RuntimeSection, runtime: Runtime) -> int:
     """Loader processes."""
-    return auto_workers(runtime) if part.workers == "auto" else part.workers
+    return auto_workers(runtime) if section.workers == "auto" else section.workers
 
 
 def check_all(learned: Sequence[str], names: Sequence[str], where: str) -> None:
@@ -64,7 +64,7 @@ def check_all(learned: Sequence[str], names: Sequence[str], where: str) -> None:
         )
 
 
-def settle(
+def fix_pixel_range(
     backbone: Any, source: Any, data: ImagesSection, run: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Say how the backbone's pictures are read; returns that for task.json, and a line for the start of a run.
@@ -96,4 +96,4 @@ def opened_of(data: ImagesSection, source: Any, val: Any, facts: Any) -> dict[st
     return {"val": (val,)} if facts else {"data": (source,), "val": (val,)}
 
 
-__all__ = ["check_all", "freeze", "gflops", "network", "opened_of", "settle", "workers"]
+__all__ = ["check_all", "fix_pixel_range", "freeze", "gflops", "network", "opened_of", "workers"]

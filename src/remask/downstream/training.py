@@ -59,7 +59,7 @@ class Task(NamedTuple):
     sources: Mapping[str, tuple[Any, ...]]
 
 
-def fit(
+def train(
     task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool, care: Care = CARE
 ) -> dict[str, Any]:
     """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json.
@@ -220,4 +220,4 @@ def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], M
     return hook
 
 
-__all__ = ["Task", "conclude", "fit", "groups", "learned", "restored", "schedule", "tested_on_other"]
+__all__ = ["Task", "conclude", "groups", "learned", "restored", "schedule", "tested_on_other", "train"]

@@ -28,13 +28,13 @@ def keep(
     """
     names = [f"{kind}.json", *(files or {})]
     if earlier := _read(run, names[0]):  # of a version that kept one alone
-        _keep_twins(run, names, kind, _kept_as(kind, earlier))
+        _keep_under_own_names(run, names, kind, _kept_as(kind, earlier))
     protocol = result.setdefault("protocol", {})
     protocol["kept_as"] = own = name_of(kind, data, about)
     for name, content in (files or {}).items():
         run.write(f"eval/{name}", content)
     run.write(f"eval/{names[0]}", result)
-    _keep_twins(run, names, kind, own, replace=True)
+    _keep_under_own_names(run, names, kind, own, replace=True)
 
 
 def name_of(kind: str, data: str, about: Mapping[str, Any]) -> str:
@@ -54,23 +54,23 @@ def _kept_as(kind: str, result: Mapping[str, Any]) -> str:
     return kept if isinstance(kept, str) and kept == Path(kept).name else name_of(kind, str(tested), protocol)
 
 
-def _keep_twins(run: RunFolder, names: Sequence[str], kind: str, own: str, replace: bool = False) -> None:
+def _keep_under_own_names(run: RunFolder, names: Sequence[str], kind: str, own: str, replace: bool = False) -> None:
     """Each file under its own name too, where it is not there or is to be replaced: one file with two names where the
     disk can do that, as a file of a run is replaced and never changed.
     """
     for name in names:
-        file, twin = run.path / "eval" / name, run.path / "eval" / (Path(name).stem + own.removeprefix(kind))
-        if not run.writes or not file.is_file() or (twin.exists() and not replace):
+        file, kept_file = run.path / "eval" / name, run.path / "eval" / (Path(name).stem + own.removeprefix(kind))
+        if not run.writes or not file.is_file() or (kept_file.exists() and not replace):
             continue
-        part = twin.with_suffix(".part")
-        part.unlink(missing_ok=True)
+        tmp = kept_file.with_suffix(".part")
+        tmp.unlink(missing_ok=True)
         try:
-            os.link(file, part)
+            os.link(file, tmp)
         except OSError:
-            shutil.copyfile(file, part)
-        if twin.exists():  # a rename onto another name of the same file would leave both
-            twin.unlink()
-        os.replace(part, twin)
+            shutil.copyfile(file, tmp)
+        if kept_file.exists():  # a rename onto another name of the same file would leave both
+            kept_file.unlink()
+        os.replace(tmp, kept_file)
 
 
 def _read(run: RunFolder, name: str) -> dict[str, Any]:

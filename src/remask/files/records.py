@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from remask.files.text import part_beside
+from remask.files.text import tmp_beside
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the place of `path` at the end, after an error it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_beside(path)
+    tmp = tmp_beside(path)
     try:
-        yield part
-        os.replace(part, path)
+        yield tmp
+        os.replace(tmp, path)
     finally:
-        part.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
     return content
 
 
-def part_beside(file: Path) -> Path:
+def tmp_beside(file: Path) -> Path:
     """The hidden file beside `file` that takes its name once it is complete; no longer than a name may be."""
     name = f".{file.name}.part"
     if len(os.fsencode(name)) > LONGEST:
@@ -81,4 +81,4 @@ def _line(before: str) -> int:
     return 1 + before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
 
 
-__all__ = ["LONGEST", "decoded", "part_beside", "read_json", "read_text", "read_toml"]
+__all__ = ["LONGEST", "decoded", "read_json", "read_text", "read_toml", "tmp_beside"]

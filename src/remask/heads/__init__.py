@@ -7,7 +7,7 @@ from torch import Tensor
 
 from remask.heads.decoder import Decoder, TokenDecoder
 from remask.heads.linear import Linear
-from remask.heads.projector import Align, Projector
+from remask.heads.projector import ProjectionHead, Projector
 from remask.types import Features
 from remask.views import Views
 
@@ -22,4 +22,4 @@ class Head(Protocol):
         ...
 
 
-__all__ = ["Align", "Decoder", "Head", "Linear", "Projector", "TokenDecoder"]
+__all__ = ["Decoder", "Head", "Linear", "ProjectionHead", "Projector", "TokenDecoder"]

@@ -63,9 +63,9 @@ class Decoder(nn.Module):
             positions = sincos_positions(views.grid, self.width).to(positions.device)
         visible = self.embed(features.tokens) + positions[views.visible]
         # official: prefix tokens get a position row too, which is zero
-        seen = torch.cat([self.embed(features.prefix), visible], dim=1)
+        unmasked = torch.cat([self.embed(features.prefix), visible], dim=1)
         first, *rest = self.blocks
-        x = self._run(entered, first, seen, self.mask_token[0] + positions, masked, None if rest else rows)
+        x = self._run(entered, first, unmasked, self.mask_token[0] + positions, masked, None if rest else rows)
         for block in rest[:-1]:
             x = self._run(block, x)
         if rest:

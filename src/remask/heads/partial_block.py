@@ -15,7 +15,7 @@ from torch import Tensor
 
 def entered(
     block: Block,
-    seen: Float[Tensor, "R S D"],
+    unmasked: Float[Tensor, "R S D"],
     places: Float[Tensor, "N D"],
     ids: Int[Tensor, "R M"],
     rows: int | None = None,
@@ -26,12 +26,12 @@ def entered(
     The R·M mask tokens are rows of `places`: queries, keys and values are projected for the fewer of R·M and N.
     """
     attention = block.attn
-    x = torch.cat([seen, F.embedding(ids, places).to(seen.dtype)], dim=1)
+    x = torch.cat([unmasked, F.embedding(ids, places).to(unmasked.dtype)], dim=1)
     if ids.numel() <= len(places):
         qkv = attention.qkv(block.norm1(x))
     else:
         projected = F.embedding(ids, attention.qkv(block.norm1(places)))
-        qkv = torch.cat([attention.qkv(block.norm1(seen)), projected], dim=1)
+        qkv = torch.cat([attention.qkv(block.norm1(unmasked)), projected], dim=1)
     q, k, v = _by_head(qkv, attention.num_heads)
     count = rows or x.shape[1]
     return _mixed(block, x[:, -count:], q[:, :, -count:], k, v)
@@ -46,8 +46,8 @@ def last_rows(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tens
     return _mixed(block, x[:, -count:], *q, *kv)
 
 
-def _by_head(x: Float[Tensor, "R T nD"], heads: int, parts: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
-    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def _by_head(x: Float[Tensor, "R T nD"], heads: int, tensors: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
+    return x.unflatten(-1, (tensors, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _mixed(

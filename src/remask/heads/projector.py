@@ -31,11 +31,11 @@ class Projector(nn.Module):
     ) -> None:
         super().__init__()
         self.region, self.width, self.layers, self.cells_per_token = region, width, layers, cells_per_token
-        parts: list[nn.Module] = []
+        modules: list[nn.Module] = []
         for i in range(layers - 1):
-            parts += [nn.Linear(width if i else width_in, width), nn.LayerNorm(width, eps=1e-6), nn.GELU()]
+            modules += [nn.Linear(width if i else width_in, width), nn.LayerNorm(width, eps=1e-6), nn.GELU()]
         last = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.project = nn.Sequential(*parts, nn.Linear(width if layers > 1 else width_in, width), last)
+        self.project = nn.Sequential(*modules, nn.Linear(width if layers > 1 else width_in, width), last)
         self.predict = nn.Linear(width, width_out * cells_per_token[0] * cells_per_token[1])
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
@@ -47,7 +47,7 @@ class Projector(nn.Module):
         return f"projector of {self.layers} layer{'s' * (self.layers > 1)}, width {self.width}, and predictor"
 
 
-class Align(nn.Module):
+class ProjectionHead(nn.Module):
     """A student's tokens in the space of a teacher (DMAE 2208.12256, MOMA 2302.02089), each by itself.
 
     kind    "linear": one layer · "mlp": two of the teacher's width with GELU between them

@@ -74,7 +74,7 @@ def _decoded(
                     if (small := _decode_reduced(data, header, by, channels)) is not None:
                         return small
             try:
-                return _fitted(_decode_jpeg(data, header.components), channels)
+                return _with_channels(_decode_jpeg(data, header.components), channels)
             except (RuntimeError, ImportError):
                 pass  # Pillow decodes what torchvision will not, or names the fault
     return _decode_other(data, channels, max_pixels, levels)
@@ -239,10 +239,10 @@ def _from_array(array: np.ndarray, channels: int, levels: Levels | None) -> Num[
     if array.ndim not in (2, 3) or array.size == 0:
         raise BadImage(f"an array of shape {array.shape} is not HW or HWC")
     image = torch.from_numpy(_eight_bits(array) if levels is None else _as_it_is(array, levels))
-    return _fitted(image[None] if image.ndim == 2 else image.permute(2, 0, 1), channels)
+    return _with_channels(image[None] if image.ndim == 2 else image.permute(2, 0, 1), channels)
 
 
-def _fitted(image: Num[Tensor, "c H W"], channels: int) -> Num[Tensor, "C H W"]:
+def _with_channels(image: Num[Tensor, "c H W"], channels: int) -> Num[Tensor, "C H W"]:
     if image.shape[0] == channels:
         return image
     if image.shape[0] == 1 and channels == 3:

@@ -112,8 +112,8 @@ def agreed(said: Size, header: Header, exif: Exif | None) -> int | str:
     """
     orientation, same = header.orientation, header.stored == header.upright
     if said != header.stored and said != header.upright:
-        seen = header.upright
-        return f"{seen[1]}x{seen[0]} pixels, where the annotations say {said[1]}x{said[0]}"
+        visited = header.upright
+        return f"{visited[1]}x{visited[0]} pixels, where the annotations say {said[1]}x{said[0]}"
     if not same or orientation == 1:
         return 1 if said == header.upright else orientation
     if exif is None:

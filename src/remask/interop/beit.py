@@ -172,7 +172,7 @@ def own_state(method: Method) -> dict[str, Tensor]:
 
 def counterpart(key: str, names: Mapping[str, str], layout: str) -> str:
     """`key` with its first part replaced. Raises UserError where `names` has no such part."""
-    old = next((part for part in names if key.startswith(part)), None)
+    old = next((prefix for prefix in names if key.startswith(prefix)), None)
     if old is None:
         raise UserError(f"{key} has no counterpart: {layout}'s layout knows {', '.join(names)}")
     return names[old] + key[len(old) :]

@@ -28,9 +28,9 @@ from remask.targets import Pixels, Target
 from remask.types import Size
 
 HEADS = "aligned_feature_projection_heads."
-PART = r"((?:fc[12]\.)?(?:weight|bias))"
-THEIRS = re.compile(rf"{re.escape(HEADS)}(\d+)\.{PART}")
-OURS = re.compile(rf"branches\.([1-9]\d*)\.head\.project\.{PART}")
+SECTION = r"((?:fc[12]\.)?(?:weight|bias))"
+THEIRS = re.compile(rf"{re.escape(HEADS)}(\d+)\.{SECTION}")
+OURS = re.compile(rf"branches\.([1-9]\d*)\.head\.project\.{SECTION}")
 
 
 def from_official(state: State) -> dict[str, Tensor]:

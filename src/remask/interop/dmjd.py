@@ -70,13 +70,13 @@ def from_official(state: State) -> dict[str, Tensor]:
     return {**convmae.from_official(rest), **{renamed(key, VISIBLE): tensor for key, tensor in visible.items()}}
 
 
-def to_official(part: Decoder | Projector | Method) -> dict[str, Tensor]:
+def to_official(module: Decoder | Projector | Method) -> dict[str, Tensor]:
     """A head's tensors under their official names, or a whole method's, bit for bit."""
-    if isinstance(part, Method):
+    if isinstance(module, Method):
         names = {**convmae.OFFICIAL, **{ours: key for key, ours in VISIBLE.items()}}
     else:
-        names = {ours: key for key, ours in (PROJECTOR if isinstance(part, Projector) else DECODER).items()}
-    state = {renamed(key, names): tensor for key, tensor in part.state_dict().items()}
+        names = {ours: key for key, ours in (PROJECTOR if isinstance(module, Projector) else DECODER).items()}
+    state = {renamed(key, names): tensor for key, tensor in module.state_dict().items()}
     return {key: tensor[None] if key == POSITIONS else tensor for key, tensor in state.items()}
 
 
@@ -84,7 +84,7 @@ def projector(state: State, region: str = "visible") -> Projector:
     """The visible distillation branch of an official state, strictly. Raises UserError for what does not fit."""
     width, width_in = shape(state, "proj_embed.0.weight", "the state")
     head = Projector(width_in, shape(state, "predictor.0.weight", "the state")[0], width, region)
-    _fill(head, state, PROJECTOR)
+    _load_strictly(head, state, PROJECTOR)
     return head
 
 
@@ -94,7 +94,7 @@ def decoder(state: State, *, heads: int, grid: Grid) -> Decoder:
     width_in = shape(state, "decoder_embed.weight", "the state")[1]
     width_out = shape(state, "decoder_pred.weight", "the state")[0]
     head = Decoder(width_in, width_out, grid, width, depth, heads, mlp_ratio)
-    _fill(head, state, DECODER)
+    _load_strictly(head, state, DECODER)
     return head
 
 
@@ -114,10 +114,10 @@ def official_visible_pairs(
     return take(predictions, rank), views.gather(targets, "visible")
 
 
-def _fill(head: Decoder | Projector, state: State, names: Mapping[str, str]) -> None:
-    part = {key: tensor for key, tensor in state.items() if key.startswith(tuple(names))}
-    check(part, to_official(head), "the state")
-    own = {renamed(key, names): tensor[0] if key == POSITIONS else tensor for key, tensor in part.items()}
+def _load_strictly(head: Decoder | Projector, state: State, names: Mapping[str, str]) -> None:
+    module = {key: tensor for key, tensor in state.items() if key.startswith(tuple(names))}
+    check(module, to_official(head), "the state")
+    own = {renamed(key, names): tensor[0] if key == POSITIONS else tensor for key, tensor in module.items()}
     head.load_state_dict(own)
 
 

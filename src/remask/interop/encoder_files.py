@@ -54,8 +54,8 @@ PRETRAINING = re.compile(
 """Beginnings of the names of what pre-training alone needs, in any layout."""
 
 
-class Asked(NamedTuple):
-    """What was asked for, in `open_encoder`'s words."""
+class EncoderOptions(NamedTuple):
+    """The arguments of `open_encoder`: a specification, and what its file may not tell."""
 
     spec: str
     heads: int | Sequence[int] | None
@@ -78,17 +78,17 @@ STATES: Mapping[str, Callable[[State, str], State]] = {
 """How a state of each kind becomes that of a plain ViT under timm's names."""
 
 
-def _vit(asked: Asked, found: Found) -> ViT:
-    heads, where = _heads(asked), found.where
-    state = STATES[asked.kind](found.state, where)
+def _vit(options: EncoderOptions, found: Found) -> ViT:
+    heads, where = _heads(options), found.where
+    state = STATES[options.kind](found.state, where)
     kernel = shape(state, "patch_embed.proj.weight", where)
-    mean, std = _constants(asked, kernel[1])
-    size = _trained(asked, kernel[-1], shape(state, "pos_embed", where)[1] - 1)
+    mean, std = _constants(options, kernel[1])
+    size = _trained(options, kernel[-1], shape(state, "pos_embed", where)[1] - 1)
     backbone, _ = _backbone(state, where, heads, size, mean, std)
     check(state, backbone.network.state_dict(), where)
-    if asked.kind == "dino" and asked.mean is None:
+    if options.kind == "dino" and options.mean is None:
         raise UserError(
-            f"{asked.spec} may be any ViT, and its file does not tell how its pictures were normalised: "
+            f"{options.spec} may be any ViT, and its file does not tell how its pictures were normalised: "
             "state normalise=imagenet (DINO's own), half or clip, or mean and std"
         )
     if not counting():
@@ -96,45 +96,45 @@ def _vit(asked: Asked, found: Found) -> ViT:
     return backbone
 
 
-def _convvit(asked: Asked, found: Found) -> Backbone:
-    heads, where, state = _heads(asked), found.where, found.state
+def _convvit(options: EncoderOptions, found: Found) -> Backbone:
+    heads, where, state = _heads(options), found.where, found.state
     kernels = [shape(state, f"patch_embed{stage}.proj.weight", where) for stage in (1, 2, 3)]
-    size = _trained(asked, math.prod(kernel[-1] for kernel in kernels), shape(state, "pos_embed", where)[1])
-    mean, std = _constants(asked, kernels[0][1])
-    load = dmjd.load_backbone if asked.kind == "dmjd" else convmae.load_backbone
+    size = _trained(options, math.prod(kernel[-1] for kernel in kernels), shape(state, "pos_embed", where)[1])
+    mean, std = _constants(options, kernels[0][1])
+    load = dmjd.load_backbone if options.kind == "dmjd" else convmae.load_backbone
     return load(state, heads=heads, size=size, mean=mean, std=std)
 
 
-def _maskfeat(asked: Asked, found: Found) -> Backbone:
-    heads, state = _heads(asked), maskfeat.encoder_of(found.state)
+def _maskfeat(options: EncoderOptions, found: Found) -> Backbone:
+    heads, state = _heads(options), maskfeat.encoder_of(found.state)
     kernel = shape(state, "patch_embed.proj.weight", found.where)
-    size = _trained(asked, kernel[-1], shape(state, "pos_embed", found.where)[1] - 1)
-    mean, std = _constants(asked, kernel[1])
+    size = _trained(options, kernel[-1], shape(state, "pos_embed", found.where)[1] - 1)
+    mean, std = _constants(options, kernel[1])
     return maskfeat.load_backbone(found.state, heads=heads, size=size, mean=mean, std=std)
 
 
-def _beit(asked: Asked, found: Found) -> Backbone:
-    return _with_tables(asked, beit.weights(found.state), "", beit.load_backbone, "half")
+def _beit(options: EncoderOptions, found: Found) -> Backbone:
+    return _with_tables(options, beit.weights(found.state), "", beit.load_backbone, "half")
 
 
-def _simmim(asked: Asked, found: Found) -> Backbone:
+def _simmim(options: EncoderOptions, found: Found) -> Backbone:
     state = found.state
     if not any(key.startswith("encoder.layers.") for key in state):
-        return _with_tables(asked, beit.weights(state), "encoder.", simmim.load_backbone, "imagenet")
+        return _with_tables(options, beit.weights(state), "encoder.", simmim.load_backbone, "imagenet")
     # a Swin's encoder has the same names in FastMIM's layout, which is read for images of any size
     encoder = {k: tensor for k, tensor in state.items() if not k.startswith(("decoder.0.", "encoder.mask_token"))}
-    return _fastmim_state(asked, encoder)
+    return _fastmim_state(options, encoder)
 
 
-def _fastmim(asked: Asked, found: Found) -> Backbone:
-    return _fastmim_state(asked, found.state)
+def _fastmim(options: EncoderOptions, found: Found) -> Backbone:
+    return _fastmim_state(options, found.state)
 
 
-def _fastmim_state(asked: Asked, state: State) -> Backbone:
+def _fastmim_state(options: EncoderOptions, state: State) -> Backbone:
     first = next((state[key] for key in STEMS if key in state), None)
-    mean, std = _constants(asked, 3 if first is None else first.shape[1])  # without a stem it is refused below
-    heads = asked.heads if isinstance(asked.heads, int | None) else tuple(asked.heads)
-    return fastmim.load_backbone(state, heads=heads, size=asked.size, mean=mean, std=std)
+    mean, std = _constants(options, 3 if first is None else first.shape[1])  # without a stem it is refused below
+    heads = options.heads if isinstance(options.heads, int | None) else tuple(options.heads)
+    return fastmim.load_backbone(state, heads=heads, size=options.size, mean=mean, std=std)
 
 
 STEMS = (
@@ -144,19 +144,21 @@ STEMS = (
 """The first convolutions of FastMIM's ViT, Swin, PVTv2 and CMT."""
 
 
-def _with_tables(asked: Asked, state: State, prefix: str, load: Callable[..., Backbone], normalise: str) -> Backbone:
+def _with_tables(
+    options: EncoderOptions, state: State, prefix: str, load: Callable[..., Backbone], normalise: str
+) -> Backbone:
     """A ViT of the BEiT family: its tables of relative positions tell heads and grid, where it has any."""
     kernel = shape(state, f"{prefix}patch_embed.proj.weight", "the state")
     table = next((tensor for key, tensor in state.items() if key.endswith(beit.TABLE)), None)
     count, of = (0, math.prod) if table is None else (len(table) - CLASS_ROWS, offsets)
     if table is None:
         count = shape(state, f"{prefix}pos_embed", "the state")[1] - 1
-    mean, std = _constants(asked, kernel[1], normalise)
-    size = _trained(asked, kernel[-1], count, of)
-    return load(state, heads=_one(asked), size=size, mean=mean, std=std)
+    mean, std = _constants(options, kernel[1], normalise)
+    size = _trained(options, kernel[-1], count, of)
+    return load(state, heads=_one(options), size=size, mean=mean, std=std)
 
 
-KINDS: Mapping[str, Callable[[Asked, Found], Backbone]] = {
+KINDS: Mapping[str, Callable[[EncoderOptions, Found], Backbone]] = {
     **dict.fromkeys(STATES, _vit),
     "dmjd": _convvit,
     "convmae": _convvit,
@@ -168,19 +170,19 @@ KINDS: Mapping[str, Callable[[Asked, Found], Backbone]] = {
 """Who opens a file of each kind."""
 
 
-def open_file(asked: Asked, path: Path) -> Backbone:
+def open_file(options: EncoderOptions, path: Path) -> Backbone:
     """The encoder of a file, without what pre-training alone needed. On the meta device its weights stay away."""
     with torch.device("cpu"):
-        found = _found(asked.kind, path)
-    if asked.kind in STATES:
-        backbone: Any = _vit(asked, found)
+        found = _found(options.kind, path)
+    if options.kind in STATES:
+        backbone: Any = _vit(options, found)
     else:
         with torch.device("cpu"), _called(path):
-            backbone = KINDS[asked.kind](asked, found)
+            backbone = KINDS[options.kind](options, found)
         backbone = backbone.to("meta") if counting() else backbone
     besides = [key for key in found.state if PRETRAINING.match(key)]
     count = len(backbone.network.state_dict()) - found.new
-    remember(backbone, Loaded(asked.spec, count, found.copy, found.said, (*besides, *found.left_out)))
+    remember(backbone, Loaded(options.spec, count, found.copy, found.said, (*besides, *found.left_out)))
     return backbone
 
 
@@ -199,45 +201,47 @@ def _called(path: Path) -> Iterator[None]:
         raise UserError(str(error).replace("the state", str(path), 1)) from error
 
 
-def _one(asked: Asked) -> int | None:
-    if not isinstance(asked.heads, int | None):
-        raise UserError(f"{asked.spec} has one number of heads in all its blocks, not {[*asked.heads]}: state one")
-    return asked.heads
+def _one(options: EncoderOptions) -> int | None:
+    if not isinstance(options.heads, int | None):
+        raise UserError(f"{options.spec} has one number of heads in all its blocks, not {[*options.heads]}: state one")
+    return options.heads
 
 
-def _heads(asked: Asked) -> int:
-    heads = _one(asked)
+def _heads(options: EncoderOptions) -> int:
+    heads = _one(options)
     if heads is None:
         raise UserError(
-            f"{asked.spec} does not tell its number of heads, which any weights fit: "
-            f"give heads ({PUBLISHED_HEADS[asked.kind]})"
+            f"{options.spec} does not tell its number of heads, which any weights fit: "
+            f"give heads ({PUBLISHED_HEADS[options.kind]})"
         )
     return heads
 
 
-def _constants(asked: Asked, channels: int, own: str = "imagenet") -> tuple[Sequence[float], Sequence[float]]:
+def _constants(
+    options: EncoderOptions, channels: int, own: str = "imagenet"
+) -> tuple[Sequence[float], Sequence[float]]:
     """Those stated, or those that a kind's papers have."""
     known = NORMALISATIONS[own]
-    mean, std = asked.mean or known[0], asked.std or known[1]
+    mean, std = options.mean or known[0], options.std or known[1]
     if (len(mean), len(std)) != (channels, channels):
         whose = "and ImageNet's constants are" if own == "imagenet" else "and its paper's constants are"
-        stated = f"not {len(mean)}" if asked.mean else f"{whose} for 3"
+        stated = f"not {len(mean)}" if options.mean else f"{whose} for 3"
         raise UserError(
-            f"{asked.spec} has {channels} channel{'s' * (channels != 1)}, {stated}: give as many in mean and std"
+            f"{options.spec} has {channels} channel{'s' * (channels != 1)}, {stated}: give as many in mean and std"
         )
     return mean, std
 
 
-def _trained(asked: Asked, patch: int, count: int, of: Callable[[Grid], int] = math.prod) -> Size | None:
+def _trained(options: EncoderOptions, patch: int, count: int, of: Callable[[Grid], int] = math.prod) -> Size | None:
     """The size asked for, where a stored table of `count` rows is for its grid and for no square; else None: a square.
 
     of   rows of the table of a grid
     """
     if any(of((side, side)) == count for side in range(1, math.isqrt(max(count, 0)) + 1)):
         return None
-    size = asked.size
-    whole = size and not (size[0] % patch or size[1] % patch)
-    return size if size and whole and of(grid_of(size, (patch, patch))) == count else None
+    size = options.size
+    divides = size and not (size[0] % patch or size[1] % patch)
+    return size if size and divides and of(grid_of(size, (patch, patch))) == count else None
 
 
-__all__ = ["KINDS", "NORMALISATIONS", "Asked", "open_file"]
+__all__ = ["KINDS", "NORMALISATIONS", "EncoderOptions", "open_file"]

@@ -24,14 +24,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from remask.backbones import Backbone
-from remask.backbones.makers import maker, refuse_tag
+from remask.backbones.makers import creator_of, refuse_tag
 from remask.backbones.vit import SMALL, ViT, create_vit
 from remask.errors import UserError
 from remask.files.escaping import quoted
 from remask.files.tensors import content_of, refuse_non_finite
 from remask.files.text import read_json
 from remask.images.levels import levels_of
-from remask.interop.encoder_files import NORMALISATIONS, Asked, open_file
+from remask.interop.encoder_files import NORMALISATIONS, EncoderOptions, open_file
 from remask.interop.fetching import counting, fetched
 from remask.interop.loaded import Loaded, remember, stated
 from remask.interop.mae import check
@@ -65,27 +65,27 @@ def open_encoder(
     Raises UserError, in one line, for an unknown specification, weights that are out of reach or do not fit, and what
     is missing of the above.
     """
-    asked = _asked(spec, heads, size, normalise, mean, std)
-    kind, _, name = asked.spec.partition(":")
+    options = _options(spec, heads, size, normalise, mean, std)
+    kind, _, name = options.spec.partition(":")
     path = Path(name).expanduser()
     kinds: dict[str, Callable[[], Backbone]] = {
-        **{file: lambda: open_file(asked, path) for file in FILES},
-        "timm": lambda: _published(asked, name),
-        "untrained": lambda: _untrained(asked, name),
-        "run": lambda: _exported(asked, path),
+        **{file: lambda: open_file(options, path) for file in FILES},
+        "timm": lambda: _published(options, name),
+        "untrained": lambda: _untrained(options, name),
+        "run": lambda: _exported(options, path),
     }
     check_encoder(spec)
     backbone = kinds[kind]()
     if size:
-        _divided(asked, backbone.patch)
+        _divided(options, backbone.patch)
         backbone.grid(size)
     return backbone
 
 
-def _asked(
+def _options(
     spec: str, heads: Any, size: Size | None, normalise: str | None, mean: Sequence[float] | None,
     std: Sequence[float] | None,
-) -> Asked:  # fmt: skip
+) -> EncoderOptions:  # fmt: skip
     """What was asked for beside a specification and behind it. Raises UserError where the two are not one."""
     plain, written = split_spec(spec)
     heads = stated(plain, "heads", heads, written.get("heads"))
@@ -99,39 +99,39 @@ def _asked(
         if mean is not None:
             raise UserError(f"{plain} was given normalise, and mean and std: give one or the other")
         mean, std = NORMALISATIONS[normalise]
-    return Asked(plain, heads, size, mean, std)
+    return EncoderOptions(plain, heads, size, mean, std)
 
 
-def _published(asked: Asked, name: str) -> ViT:
-    _bring(asked, "heads", "mean", "std")
-    network = _timm(asked, name)
+def _published(options: EncoderOptions, name: str) -> ViT:
+    _bring(options, "heads", "mean", "std")
+    network = _timm(options, name)
     mean, std, size = _own(network)
     with torch.device("meta"):  # all that is wrong is said before anything is fetched
-        _divided(asked, ViT(network, mean, std).patch)
-        backbone = create_vit(name, asked.size or size, mean, std, positions="learned")
+        _divided(options, ViT(network, mean, std).patch)
+        backbone = create_vit(name, options.size or size, mean, std, positions="learned")
     if counting():
         return backbone
     base, arguments = backbone.origin or (name, {})
-    network = fetched(lambda: timm.create_model(base, pretrained=True, **arguments), asked.spec)
-    refuse_non_finite(network.state_dict(), asked.spec)
+    network = fetched(lambda: timm.create_model(base, pretrained=True, **arguments), options.spec)
+    refuse_non_finite(network.state_dict(), options.spec)
     backbone = ViT(network, mean, std, origin=(base, arguments))
-    remember(backbone, Loaded(asked.spec, len(network.state_dict())))
+    remember(backbone, Loaded(options.spec, len(network.state_dict())))
     return backbone
 
 
-def _untrained(asked: Asked, name: str) -> ViT:
-    _bring(asked, "heads")
+def _untrained(options: EncoderOptions, name: str) -> ViT:
+    _bring(options, "heads")
     refuse_tag(name)
     base, sizes = SMALL.get(name, (name, {}))
-    network = _timm(asked, base, sizes)
+    network = _timm(options, base, sizes)
     mean, std, size = _own(network)
-    mean, std = asked.mean or mean, asked.std or std
+    mean, std = options.mean or mean, options.std or std
     with torch.device("meta"):
-        _divided(asked, ViT(network, mean, std).patch)
-    return create_vit(name, asked.size or size, mean, std, positions="learned")
+        _divided(options, ViT(network, mean, std).patch)
+    return create_vit(name, options.size or size, mean, std, positions="learned")
 
 
-def _timm(asked: Asked, name: str, sizes: Mapping[str, int] | None = None) -> Any:
+def _timm(options: EncoderOptions, name: str, sizes: Mapping[str, int] | None = None) -> Any:
     """A timm model without memory, to be looked at. Raises UserError unless it is a plain ViT."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*(SMALL if sizes is not None else ()), *timm.list_models("*vit*")], n=3)
@@ -140,9 +140,9 @@ def _timm(asked: Asked, name: str, sizes: Mapping[str, int] | None = None) -> An
         with torch.device("meta"):
             network = timm.create_model(name, pretrained=False, **(sizes or {}))
     except Exception as error:  # timm's own code, of which any kind may come
-        raise UserError(f"{asked.spec} cannot be built: {(str(error).splitlines() or ['no reason'])[0]}") from error
+        raise UserError(f"{options.spec} cannot be built: {(str(error).splitlines() or ['no reason'])[0]}") from error
     if not isinstance(network, VisionTransformer):
-        raise UserError(f"{asked.spec} is a {type(network).__name__}, not a plain vision transformer; choose a ViT")
+        raise UserError(f"{options.spec} is a {type(network).__name__}, not a plain vision transformer; choose a ViT")
     return network
 
 
@@ -152,8 +152,8 @@ def _own(network: Any) -> tuple[Sequence[float], Sequence[float], Size]:
     return tuple(cfg["mean"]), tuple(cfg["std"]), (int(cfg["input_size"][1]), int(cfg["input_size"][2]))
 
 
-def _exported(asked: Asked, path: Path) -> Backbone:
-    _bring(asked, "heads", "mean", "std")
+def _exported(options: EncoderOptions, path: Path) -> Backbone:
+    _bring(options, "heads", "mean", "std")
     folder = path if (path / "backbone.safetensors").is_file() else path / "export"
     weights, config = folder / "backbone.safetensors", folder / "config.json"
     if not weights.is_file() or not config.is_file():
@@ -170,7 +170,7 @@ def _exported(asked: Asked, path: Path) -> Backbone:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{config} is damaged: export the run again with remask export {quoted(path)}") from error
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    make = maker(model)
+    make = creator_of(model)
     keys = {"positions": "learned"} if make is create_vit else {}
     backbone = make(model, size, mean, std, overrides=given, **keys)
     backbone.normalise.read_by(levels)
@@ -181,22 +181,22 @@ def _exported(asked: Asked, path: Path) -> Backbone:
     check(state, backbone.network.state_dict(), str(weights))
     if not counting():
         backbone.network.load_state_dict(dict(state))
-    remember(backbone, Loaded(asked.spec, len(state)))
+    remember(backbone, Loaded(options.spec, len(state)))
     return backbone
 
 
-def _bring(asked: Asked, *own: str) -> None:
+def _bring(options: EncoderOptions, *own: str) -> None:
     """Raise UserError where something was stated that the network brings along."""
-    if stated := [name for name in own if getattr(asked, name) is not None]:
-        raise UserError(f"{asked.spec} brings its own {' and '.join(stated)}: leave out what was given")
+    if stated := [name for name in own if getattr(options, name) is not None]:
+        raise UserError(f"{options.spec} brings its own {' and '.join(stated)}: leave out what was given")
 
 
-def _divided(asked: Asked, patch: Size) -> None:
+def _divided(options: EncoderOptions, patch: Size) -> None:
     """Raise UserError where the patches do not divide the size that was asked for."""
-    size = asked.size
+    size = options.size
     if size and (size[0] % patch[0] or size[1] % patch[1]):
         raise UserError(
-            f"{asked.spec} cuts images into patches of {patch[0]}×{patch[1]} px, "
+            f"{options.spec} cuts images into patches of {patch[0]}×{patch[1]} px, "
             f"which do not divide {size[0]}×{size[1]} px: give another size"
         )
 

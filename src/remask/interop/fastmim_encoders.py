@@ -43,8 +43,8 @@ def encoder_state(backbone: Any) -> dict[str, Tensor]:
     if isinstance(network, Cmt | PyramidVisionTransformerV2):
         renamed = _outer if isinstance(network, PyramidVisionTransformerV2) else str
         return {PREFIX + renamed(name): tensor for name, tensor in network.state_dict().items()}
-    held = type(network).__name__
-    raise UserError(f"FastMIM's layout holds a ViT with one class token, a Swin, a PVTv2 or a CMT, not this {held}")
+    kind = type(network).__name__
+    raise UserError(f"FastMIM's layout holds a ViT with one class token, a Swin, a PVTv2 or a CMT, not this {kind}")
 
 
 def inner(key: str) -> str:

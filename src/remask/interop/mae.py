@@ -145,7 +145,7 @@ def _few(keys: Sequence[str], count: int = 8) -> str:
 
 def renamed(key: str, names: Mapping[str, str]) -> str:
     """`key` with its first part replaced. Raises UserError where `names` has no such part."""
-    old = next((part for part in names if key.startswith(part)), None)
+    old = next((prefix for prefix in names if key.startswith(prefix)), None)
     if old is None:
         raise UserError(f"{key} has no counterpart: MAE's layout knows {', '.join(names)}")
     return names[old] + key[len(old) :]

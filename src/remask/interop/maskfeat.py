@@ -83,8 +83,8 @@ def from_official(state: State) -> dict[str, Tensor]:
 def to_official(method: Method, layout: Name = "slowfast") -> dict[str, Tensor]:
     """The way back, bit for bit. Raises UserError for what the layout has no place for."""
     if not isinstance(method.backbone, ViT) or method.backbone.prefix != 1:
-        held = type(method.backbone.network).__name__
-        raise UserError(f"MaskFeat's layouts hold a ViT with one prefix token, its class, and not this {held}")
+        network_name = type(method.backbone.network).__name__
+        raise UserError(f"MaskFeat's layouts hold a ViT with one prefix token, its class, and not this {network_name}")
     theirs = LAYOUTS[layout]
     back = Layout(_turned(theirs.outside), NETWORK + "blocks.", _turned(theirs.inside), theirs.constants)
     state = {_renamed(key, layout, back, theirs.blocks): tensor for key, tensor in own_state(method).items()}

@@ -23,7 +23,7 @@ from remask.types import Size
 
 WRAPPED = "module."
 BASE, MOMENTUM, PREDICTOR = "base_encoder.", "momentum_encoder.", "predictor."
-KNOWN = {part: part for part in (BASE, MOMENTUM, PREDICTOR)}
+KNOWN = {prefix: prefix for prefix in (BASE, MOMENTUM, PREDICTOR)}
 PROJECTOR = tuple(f"head.{layer}." for layer in (0, 1, 3, 4, 6, 7))
 STEM = "patch_embed.proj.0.weight"
 
@@ -49,10 +49,10 @@ def from_official(state: State, momentum: bool = False, where: str = "the state"
         own = {BASE + key: tensor for key, tensor in own.items()}
     for key in own:
         counterpart(key, KNOWN, "MoCo v3")
-    part = MOMENTUM if momentum else BASE
-    encoder = {key.removeprefix(part): tensor for key, tensor in own.items() if key.startswith(part)}
+    prefix = MOMENTUM if momentum else BASE
+    encoder = {key.removeprefix(prefix): tensor for key, tensor in own.items() if key.startswith(prefix)}
     if not encoder:
-        raise UserError(f"{where} holds no {part}*: give a whole MoCo v3 checkpoint, or ask for its other encoder")
+        raise UserError(f"{where} holds no {prefix}*: give a whole MoCo v3 checkpoint, or ask for its other encoder")
     if STEM in encoder:
         raise UserError(
             f"{where} holds a ViT with a convolutional stem (vit_conv_*), whose tokens overlap and cannot be dropped: "

@@ -58,7 +58,7 @@ def reader_text() -> str:
     """The content of read_pixels.py."""
     crop = (transforms.CentreCrop, transforms.resize, transforms.rows_first, transforms._shortened, transforms._check)
     types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
-    parts = [
+    sections = [
         _alone(levels),
         _alone(arrays),
         _alone(tiff),
@@ -69,11 +69,11 @@ def reader_text() -> str:
         _imports(transforms),
         *map(_source, crop),
     ]
-    return HEAD + "\n\n".join(parts) + TAIL
+    return HEAD + "\n\n".join(sections) + TAIL
 
 
-def _source(part: Any) -> str:
-    return inspect.getsource(part)
+def _source(member: Any) -> str:
+    return inspect.getsource(member)
 
 
 def _imports(module: ModuleType) -> str:

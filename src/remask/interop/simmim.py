@@ -64,8 +64,8 @@ def to_official(method: Method) -> dict[str, Tensor]:
     """The way back, bit for bit, buffers included. Raises UserError for what the layout has no place for."""
     backbone = method.backbone
     if not isinstance(backbone, BeitViT | Swin) or backbone.patch[0] != backbone.patch[1]:
-        held = type(backbone.network).__name__
-        raise UserError(f"SimMIM's layout holds a BEiT or a Swin of square patches, not a {held} of {backbone.patch}")
+        kind = type(backbone.network).__name__
+        raise UserError(f"SimMIM's layout holds a BEiT or a Swin of square patches, not a {kind} of {backbone.patch}")
     official = {f"encoder.{key}": tensor for key, tensor in encoder_state(backbone).items()}
     for name, tensor in own_state(method).items():
         if name == MASK_TOKEN:
@@ -86,8 +86,8 @@ def to_official(method: Method) -> dict[str, Tensor]:
 def encoder_state(backbone: BeitViT | Swin) -> dict[str, Tensor]:
     """A backbone's tensors and buffers under their official names, without the prefix."""
     network = backbone.network
-    held = {name: buffer for name, buffer in network.named_buffers() if name.endswith(BUFFERS)}
-    return {_merging(name, -1): tensor for name, tensor in {**network.state_dict(), **held}.items()}
+    buffers_of = {name: buffer for name, buffer in network.named_buffers() if name.endswith(BUFFERS)}
+    return {_merging(name, -1): tensor for name, tensor in {**network.state_dict(), **buffers_of}.items()}
 
 
 def load(

@@ -9,7 +9,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from remask.backbones import Backbone
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.hierarchical import Hierarchical, create_hierarchical
-from remask.backbones.makers import maker, refuse_tag
+from remask.backbones.makers import creator_of, refuse_tag
 from remask.backbones.swin import create_swin
 from remask.backbones.tables import resize_state
 from remask.backbones.vit import create_vit
@@ -44,15 +44,15 @@ def start(
     kind, _, name = spec.partition(":")
     if kind == "untrained":
         refuse_tag(name)
-    if kind in ("timm", "untrained") and maker(name) is create_hierarchical:
+    if kind in ("timm", "untrained") and creator_of(name) is create_hierarchical:
         size = size or _published_size(name)
-        return _mapped(spec, name, size, drop_path, fetch=kind == "timm" and not untrained), size
+        return _with_maps(spec, name, size, drop_path, fetch=kind == "timm" and not untrained), size
     made_for = size if kind in FILES else None  # a table that is not square, and a Swin, do not tell it
     source: Any = open_encoder(spec, heads=heads, size=made_for, normalise=normalise)
     if source.origin is None:
         raise UserError(f"{spec} does not say how it is rebuilt: export it again with remask export")
     model, arguments = source.origin
-    make = maker(model)
+    make = creator_of(model)
     own = {key: value for key, value in arguments.items() if key not in FIXED}
     before = _built_for(source, arguments)
     size = size or before
@@ -71,7 +71,7 @@ def start(
     return fresh, size
 
 
-def _mapped(spec: str, name: str, size: Size, drop_path: float, fetch: bool) -> Any:
+def _with_maps(spec: str, name: str, size: Size, drop_path: float, fetch: bool) -> Any:
     """A timm network that returns a map of features; with published weights where they are to be fetched."""
     fresh: Any = create_hierarchical(name, size, *_published(name), drop_path=drop_path)
     if fetch:

@@ -147,7 +147,7 @@ def _likeliest(copies: Sequence[Copy], where: str) -> Copy:
 
     def rank(copy: Copy) -> tuple[int, int]:
         place = [ENTRIES.index(name) for name in copy.path if name in ENTRIES]
-        strange = {part for part in copy.prefix.split(".") if part} - WRAPPERS - AVERAGES
+        strange = {wrapper for wrapper in copy.prefix.split(".") if wrapper} - WRAPPERS - AVERAGES
         return (place[0] if place else len(ENTRIES) * bool(copy.path)), len(strange)
 
     ordered = sorted(copies, key=rank)
@@ -221,10 +221,10 @@ def _state(content: Any, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]
         raise UserError(f"{where} holds no weights but {described(content)}: names and tensors were expected")
     if not content:
         raise UserError(f"{where} holds no weights: it is an empty dictionary")
-    whole = next((f'"{name}" is {described(content[name])}' for name in ENTRIES if name in content), None)
+    entry = next((f'"{name}" is {described(content[name])}' for name in ENTRIES if name in content), None)
     listed = ", ".join(f'"{name}" is {described(value)}' for name, value in [*content.items()][:4])
     raise UserError(
-        f"{where} holds no weights: its entry {whole or listed}; names and tensors were expected, as a state_dict() is"
+        f"{where} holds no weights: its entry {entry or listed}; names and tensors were expected, as a state_dict() is"
     )
 
 

@@ -8,8 +8,8 @@ clip:NAME or clip:FOLDER           transformers' CLIPVisionModel: patch tokens o
 open_clip:NAME                     open_clip's image tower, its last feature map
 tae:                               a tiny autoencoder's encoder (TAESD's layout, 32 channels, stride 8)
 
-What is fetched is fetched by those libraries, and only where no weights are given. `remask.targets.Teacher` takes the
-result. On the meta device networks are made without weights, for counting.
+What is fetched is fetched by those libraries, and only where no weights are given. `targets.map_teacher`
+takes the result. On the meta device networks are made without weights, for counting.
 """
 
 import difflib
@@ -93,7 +93,7 @@ def timm_teacher(name: str, weights: Path | None = None, fetch: bool = True) -> 
     cfg = network.pretrained_cfg
     if weights is not None:
         heads = cfg.get("classifier") or ()
-        _fill(network, weights, optional=(heads,) if isinstance(heads, str) else tuple(heads))
+        _load_strictly(network, weights, optional=(heads,) if isinstance(heads, str) else tuple(heads))
 
     def reach(model: Any, images: Tensor) -> Tensor:
         return model.forward_intermediates(images, indices=1, intermediates_only=True)[-1]
@@ -118,7 +118,7 @@ def torchvision_teacher(
     if not isinstance(getattr(network, "features", None), nn.Sequential):
         raise UserError(f"torchvision's {name} has no `features` to read a map from; try mobilenet_v2")
     if weights is not None:
-        _fill(network, weights, optional=("classifier",))
+        _load_strictly(network, weights, optional=("classifier",))
     last = len(network.features) - 1
     layer = (13 if name == "mobilenet_v2" else last) if layer is None else layer
     if not 0 <= layer <= last:
@@ -233,18 +233,18 @@ def _opened(network: nn.Module, mean: Sequence[float], std: Sequence[float], siz
     network.eval().requires_grad_(False)
     height, width = size or (64, 64)
     with torch.no_grad():
-        seen = network(next(network.parameters()).new_zeros(1, 3, height, width))
-    return Opened(network, tuple(mean), tuple(std), (height, width) if size else None, seen.shape[1])
+        output = network(next(network.parameters()).new_zeros(1, 3, height, width))
+    return Opened(network, tuple(mean), tuple(std), (height, width) if size else None, output.shape[1])
 
 
-def _fill(network: nn.Module, weights: Path, optional: tuple[str, ...] = ()) -> None:
+def _load_strictly(network: nn.Module, weights: Path, optional: tuple[str, ...] = ()) -> None:
     """Load a file, strictly but for the parts named `optional`, which are not needed."""
     own = network.state_dict()
     with torch.device("cpu"):
         found = find(weights, Layout((next(iter(own)),), names=frozenset(own)))
-    parts = tuple(f"{part}." for part in optional)
-    state = {key: tensor for key, tensor in found.state.items() if not key.startswith(parts)}
-    _load(network, state, weights, parts)
+    prefixes = tuple(f"{name}." for name in optional)
+    state = {key: tensor for key, tensor in found.state.items() if not key.startswith(prefixes)}
+    _load(network, state, weights, prefixes)
     besides = [key for key in found.state if key not in state]
     remember(network, Loaded(str(weights), len(state), found.copy, found.said, (*besides, *found.left_out)))
 

@@ -6,7 +6,7 @@ from typing import Literal
 from remask.backbones import Backbone
 from remask.distances import l1_unit, squared_unit
 from remask.errors import UserError
-from remask.heads import Align
+from remask.heads import ProjectionHead
 from remask.masking import Masking
 from remask.method import Branch, Method, Region
 from remask.methods.mae import mae
@@ -35,7 +35,7 @@ def dmae(
     """MAE, and blocks of f aligned with a teacher's that sees the same view; l1 of unit vectors; all that is seen.
 
     As published: ratio .75 to .98, raw pixels, block 8 of a ViT-B with block 17 of a ViT-L, 3/4 of both depths.
-    teachers   blocks of a frozen network: `Encoded` with sees="view"
+    teachers   blocks of a frozen network: `TokenTeacher` with sees="view"
     layers     the student's block for each, -1 for the last
     width, depth, heads, mlp_ratio are the decoder's; `weight` is that of each alignment.
     """
@@ -49,7 +49,9 @@ def dmae(
     branches = []
     for i, (teacher, layer) in enumerate(zip(teachers, layers, strict=True)):
         region, name = region_of(backbone, teacher), f"align{i}" if len(teachers) > 1 else "align"
-        align = Align(backbone.width, teacher.width, head, region)  # official: made after MAE's weights, so not by them
+        align = ProjectionHead(
+            backbone.width, teacher.width, head, region
+        )  # official: made after MAE's weights, so not by them
         branches.append(Branch(name, align, teacher, DISTANCES[distance], region, weight, layer % backbone.depth))
     return method.with_(branches=[*method.branches, *branches])
 

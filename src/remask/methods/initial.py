@@ -38,20 +38,20 @@ def initialise(
     A Swin keeps the weights that timm gave it, which are the published ones.
     """
     if start == "xavier":
-        for part in (method.backbone, *(branch.head for branch in method.branches)):
-            part.apply(as_mae)  # type: ignore[attr-defined]
+        for module in (method.backbone, *(branch.head for branch in method.branches)):
+            module.apply(as_mae)  # type: ignore[attr-defined]
         return
     network = method.backbone.network
-    parts = [branch.head for branch in method.branches] if heads else []
+    modules = [branch.head for branch in method.branches] if heads else []
     blocks = list(getattr(network, "blocks", []))
     if blocks:
-        parts.append(network)  # type: ignore[arg-type]
+        modules.append(network)  # type: ignore[arg-type]
         tokens = [p for name, p in network.named_parameters() if name in ("cls_token", "reg_token", "pos_embed")]
         for token in (p for p in [*tokens, *method.sees.parameters()] if p.requires_grad):
             nn.init.trunc_normal_(token, std=STD, a=-bound, b=bound)
-    for part in parts:
-        if isinstance(part, nn.Module):
-            part.apply(partial(truncated, bound=bound))
+    for module in modules:
+        if isinstance(module, nn.Module):
+            module.apply(partial(truncated, bound=bound))
     for number, block in enumerate(blocks if rescale else [], 1):
         if not (hasattr(block, "attn") and hasattr(block, "mlp")):
             xavier = setting("method.initial to xavier", "start to xavier")

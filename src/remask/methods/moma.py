@@ -9,7 +9,7 @@ from remask.backbones import Backbone
 from remask.color_jitter import BatchColorJitter
 from remask.distances import smooth_l1_with
 from remask.errors import UserError
-from remask.heads import Align
+from remask.heads import ProjectionHead
 from remask.masking import Masking
 from remask.method import Branch, Method
 from remask.methods.defaults import masking_of
@@ -34,7 +34,7 @@ def moma(
     """f drops the masked tokens; per teacher a head predicts its normalised features; smooth-l1; all that is seen.
 
     As published: ratio .9, teachers that see the whole image, their losses averaged; no decoder.
-    teachers     features of frozen networks, normalised: `Encoded` with sees="image", or `Teacher`
+    teachers     features of frozen networks, normalised: `TokenTeacher` with sees="image", or `MapTeacher`
     weights      one for each, 1 / their number unless given; `learned` trains them from there on (its future work)
     jitter       strength of colour jitter on what the student sees; teachers see the image as it is
     pretrained   leave the backbone's weights as they are: the student of one teacher starts from another's
@@ -47,12 +47,12 @@ def moma(
     branches = []
     for i, (teacher, share) in enumerate(zip(teachers, shares, strict=True)):
         region = region_of(backbone, teacher)
-        align = Align(backbone.width, teacher.width, head, region)
+        align = ProjectionHead(backbone.width, teacher.width, head, region)
         branches.append(Branch(f"teacher{i}", align, teacher, smooth_l1_with(beta), region, share, layer, learned))
     method = Method(backbone, masking_of(masking), branches, jitter=BatchColorJitter(jitter) if jitter else None)
     fresh: Sequence[nn.Module] = branches if pretrained else [method]
-    for part in fresh:
-        part.apply(initialise)
+    for module in fresh:
+        module.apply(initialise)
     for name, parameter in method.named_parameters():
         if name.endswith("_token") and not pretrained:
             nn.init.normal_(parameter, std=0.02)

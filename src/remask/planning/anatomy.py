@@ -33,7 +33,7 @@ class Anatomy(NamedTuple):
     training: float
 
 
-class Held(NamedTuple):
+class PeakMemory(NamedTuple):
     """MB of one device at the peak of a step. The first four are alive then; `rest` is gradients and transient tensors.
 
     activations     saved for the backward pass, whole at the end of the forward one
@@ -62,8 +62,8 @@ def anatomy(recipe: Recipe) -> Anatomy:
     return Anatomy(*size, method.masking.views, round(forward / 1e9, 4), round(training / 1e9, 4))
 
 
-def held(recipe: Recipe, batch: int, parts: int, dtype: torch.dtype) -> Held:
-    """Of a step with `batch` images in `parts` slices, under autocast to `dtype` as on a CPU, with attention fused."""
+def peak_memory(recipe: Recipe, batch: int, micro_batches: int, dtype: torch.dtype) -> PeakMemory:
+    """Memory at the peak of a step with `batch` images, under autocast to `dtype` as on a CPU, with attention fused."""
     method, size = _on_meta(recipe), recipe.data.image_size
     if recipe.runtime.checkpointing:
         checkpoint_blocks(method)
@@ -76,8 +76,8 @@ def held(recipe: Recipe, batch: int, parts: int, dtype: torch.dtype) -> Held:
             weights = live.now
             images = torch.zeros(batch, recipe.data.channels, *size, dtype=torch.uint8)
             pixels, activations = live.now - weights, 0
-            for _ in range(min(parts, 2)):  # the second slice meets the gradients of the first
-                before, chunk = live.now, images.tensor_split(parts)[0]
+            for _ in range(min(micro_batches, 2)):  # the second slice meets the gradients of the first
+                before, chunk = live.now, images.tensor_split(micro_batches)[0]
                 with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
                     loss = method(chunk)["total"]
                 activations = live.now - before
@@ -85,7 +85,7 @@ def held(recipe: Recipe, batch: int, parts: int, dtype: torch.dtype) -> Held:
                 del loss
     moments = 8 * sum(p.numel() for p in method.parameters() if p.requires_grad)  # fp32, two of them
     rest = live.peak - weights - pixels - activations
-    return Held(*(count / MB for count in (weights, moments, pixels, activations, rest)))
+    return PeakMemory(*(count / MB for count in (weights, moments, pixels, activations, rest)))
 
 
 class Live(TorchDispatchMode):
@@ -127,19 +127,19 @@ def _flops(method: Method, recipe: Recipe) -> tuple[int, int]:
     with torch.device("meta"), torch.no_grad():
         image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
         views = method.draw(image)
-        with FlopCounterMode(display=False) as whole:
+        with FlopCounterMode(display=False) as everything:
             method(image, views)
         with FlopCounterMode(display=False) as targets:
             for target in {branch.target for branch in method.branches}:
                 target(image, views)
-    return whole.get_total_flops(), targets.get_total_flops()
+    return everything.get_total_flops(), targets.get_total_flops()
 
 
 def _networks(method: Method) -> Iterator[nn.Module]:
     """The method, and the frozen networks that its targets hold beside it."""
     yield method
-    for target in {part for branch in method.branches for part in branch.target.modules()}:  # type: ignore[attr-defined]
-        yield from getattr(target, "held", ())
+    for target in {module for branch in method.branches for module in branch.target.modules()}:  # type: ignore[attr-defined]
+        yield from getattr(target, "networks", ())
 
 
 def _owned(method: Method) -> Iterator[Tensor]:
@@ -151,8 +151,8 @@ def _owned(method: Method) -> Iterator[Tensor]:
 def _materialise(method: Method) -> None:
     """Give every parameter and buffer a (fake) CPU tensor; what was shared stays shared."""
     made: dict[Tensor, Tensor] = {}
-    for part in (part for network in _networks(method) for part in network.modules()):
-        for table in (part._parameters, part._buffers):
+    for module in (module for network in _networks(method) for module in network.modules()):
+        for table in (module._parameters, module._buffers):
             for name, old in table.items():
                 if old is not None and old not in made:
                     new = torch.empty(old.shape, dtype=old.dtype)
@@ -161,4 +161,4 @@ def _materialise(method: Method) -> None:
                     table[name] = made[old]  # type: ignore[assignment]
 
 
-__all__ = ["Anatomy", "Held", "anatomy", "held"]
+__all__ = ["Anatomy", "PeakMemory", "anatomy", "peak_memory"]

@@ -29,7 +29,7 @@ PHOTOGRAPH = (375, 500)
 """Height and width of the pictures that stand in for photographs: ImageNet's median, roughly."""
 
 
-class Rehearsed(NamedTuple):
+class DryRun(NamedTuple):
     """What steps of a batch took: wall and processor seconds of one (medians), MB at the peak of the process."""
 
     batch: int
@@ -44,8 +44,8 @@ class Forecast(NamedTuple):
     image_mb   of an image of a batch     kept_mb   of all pictures that stay decoded in memory
     """
 
-    small: Rehearsed
-    large: Rehearsed
+    small: DryRun
+    large: DryRun
     image_mb: float
     kept_mb: float = 0.0
 
@@ -53,19 +53,19 @@ class Forecast(NamedTuple):
     def mb_per_image(self) -> float:
         return max(self.large.peak_mb - self.small.peak_mb, 0.0) / (self.large.batch - self.small.batch)
 
-    def memory_mb(self, batch: int, parts: int = 1) -> float:
-        """Peak of a process that trains with `batch` images in `parts` slices."""
-        share = -(-batch // parts)
+    def memory_mb(self, batch: int, micro_batches: int = 1) -> float:
+        """Peak of a process that trains with `batch` images in `micro_batches` slices."""
+        share = -(-batch // micro_batches)
         beyond = self.large.peak_mb + (share - self.large.batch) * self.mb_per_image
         return beyond + (batch - share) * self.image_mb + self.kept_mb
 
-    def seconds(self, batch: int, parts: int = 1) -> float:
+    def seconds(self, batch: int, micro_batches: int = 1) -> float:
         """Wall time of such a step."""
-        return parts * self._read(batch / parts, self.small.seconds, self.large.seconds)
+        return micro_batches * self._read(batch / micro_batches, self.small.seconds, self.large.seconds)
 
-    def cpu_seconds(self, batch: int, parts: int = 1) -> float:
+    def cpu_seconds(self, batch: int, micro_batches: int = 1) -> float:
         """Its processor time."""
-        return parts * self._read(batch / parts, self.small.cpu_seconds, self.large.cpu_seconds)
+        return micro_batches * self._read(batch / micro_batches, self.small.cpu_seconds, self.large.cpu_seconds)
 
     def _read(self, batch: float, small: float, large: float) -> float:
         """The line, never below half nor above 1.1 of the larger batch's time an image: timings are noisy."""
@@ -80,7 +80,7 @@ def forecast(recipe: Recipe, batch: int, gflops: float) -> Forecast:
     small = max(1, large // 3)
     data = recipe.data
     pixels = data.channels * data.image_size[0] * data.image_size[1] / 2**20
-    return Forecast(rehearse(recipe, small), rehearse(recipe, large), pixels, kept_mb(recipe))
+    return Forecast(dry_run(recipe, small), dry_run(recipe, large), pixels, kept_mb(recipe))
 
 
 def kept_mb(recipe: Recipe) -> float:
@@ -99,22 +99,22 @@ def _in_memory(recipe: Recipe) -> bool:
     return not gpu and recipe.data.keep in ("auto", "ram")
 
 
-def rehearse(recipe: Recipe, batch: int, parts: int = 1, steps: int = STEPS) -> Rehearsed:
+def dry_run(recipe: Recipe, batch: int, micro_batches: int = 1, steps: int = STEPS) -> DryRun:
     """Train `steps` steps in a fresh process. Raises UserError with what it says where it fails."""
     if _in_memory(recipe):
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"keep": "never"})})
     with tempfile.TemporaryDirectory(prefix="remask-plan-") as folder:
         source = pictures_for(recipe, batch * steps, Path(folder) / "pictures")
-        asked = {"recipe": recipe.model_dump(mode="json"), "batch": batch, "parts": parts, "steps": steps}
-        asked |= {"source": source, "run": str(Path(folder) / "run")}
+        request = {"recipe": recipe.model_dump(mode="json"), "batch": batch, "parts": micro_batches, "steps": steps}
+        request |= {"source": source, "run": str(Path(folder) / "run")}
         # all that a real run holds in memory, and the command line did not import it here
         code = "import remask.cli.main, remask.commands.pretraining; from remask.planning.steps import main; main()"
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise UserError(f"a rehearsal with a batch of {batch} failed: {why}")
-    return Rehearsed(batch, **json.loads(done.stdout.splitlines()[-1]))
+    return DryRun(batch, **json.loads(done.stdout.splitlines()[-1]))
 
 
 def pictures_for(recipe: Recipe, count: int, folder: Path) -> str:
@@ -140,4 +140,4 @@ def pictures_for(recipe: Recipe, count: int, folder: Path) -> str:
     return str(folder)
 
 
-__all__ = ["Forecast", "Rehearsed", "forecast", "pictures_for", "rehearse"]
+__all__ = ["DryRun", "Forecast", "dry_run", "forecast", "pictures_for"]

@@ -43,34 +43,39 @@ class Stopwatch:
 def main() -> None:
     """Whatever is wrong is one line on standard error and exit code 2."""
     try:
-        print(json.dumps(rehearsed(json.load(sys.stdin))))
+        print(json.dumps(dry_run_steps(json.load(sys.stdin))))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
-def rehearsed(asked: dict[str, Any]) -> dict[str, float]:
+def dry_run_steps(request: dict[str, Any]) -> dict[str, float]:
     """{"seconds", "cpu_seconds", "peak_mb"} of what was asked for, in a new run folder."""
-    recipe = shortened(Recipe.model_validate(asked["recipe"]), asked)
-    part, run = recipe.runtime, RunFolder(Path(asked["run"]))
-    runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
+    recipe = shortened(Recipe.model_validate(request["recipe"]), request)
+    settings, run = recipe.runtime, RunFolder(Path(request["run"]))
+    runtime = resolve(settings.device, recipe.optim.precision, settings.compile, settings.threads)
     method = build_method(recipe, start=False)
-    source = open_second(asked["source"], limit=recipe.data.limit, exclude=recipe.data.exclude)
+    source = open_second(request["source"], limit=recipe.data.limit, exclude=recipe.data.exclude)
     trainer = build_trainer(recipe, method, build_loader(recipe, source, runtime, method), runtime, run)
     RunFolder.create(run.path, dump(recipe), {})
     trainer.train(watch := Stopwatch())
     return {"seconds": watch.median(0), "cpu_seconds": watch.median(1), "peak_mb": runtime.peak_memory_mb()}
 
 
-def shortened(recipe: Recipe, asked: dict[str, Any]) -> Recipe:
+def shortened(recipe: Recipe, request: dict[str, Any]) -> Recipe:
     """The recipe for a few steps of another batch: nothing else of it changes, and no step saves or probes."""
     changes: dict[str, dict[str, Any]] = {
-        "data": {"source": asked["source"]},
-        "optim": {"batch_size": asked["batch"], "max_steps": asked["steps"]},
-        "runtime": {"accumulate": asked["parts"], "log_every": 1, "save_every_minutes": 1e6, "keep_every_epochs": None},
+        "data": {"source": request["source"]},
+        "optim": {"batch_size": request["batch"], "max_steps": request["steps"]},
+        "runtime": {
+            "accumulate": request["parts"],
+            "log_every": 1,
+            "save_every_minutes": 1e6,
+            "keep_every_epochs": None,
+        },
     }
     sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in changes.items()}
     return recipe.model_copy(update={**sections, "probe": None, "progress": None})
 
 
-__all__ = ["Stopwatch", "main", "rehearsed", "shortened"]
+__all__ = ["Stopwatch", "dry_run_steps", "main", "shortened"]

@@ -28,6 +28,10 @@ class TeacherSection(Section):
     mean: list[float] | None = Field(default=None, description="The same in numbers: mean per channel, in 0..1.")
     std: list[Deviation] | None = Field(default=None, description="And deviation per channel.")
 
+    def stated(self) -> list[str]:
+        """The keys that the recipe sets, as messages name them, in the order of this section."""
+        return [f"distill.teachers.{key}" for key in type(self).model_fields if key in self.model_fields_set]
+
     @model_validator(mode="after")
     def _fits(self) -> "TeacherSection":
         if (self.mean is None) != (self.std is None):

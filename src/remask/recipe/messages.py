@@ -43,8 +43,8 @@ def nearest_key(key: str, known: Iterable[str], where: str = "") -> str:
     def likeness(candidate: str) -> tuple[float, float]:
         inner, _, last = candidate.rpartition(".")
         same = difflib.SequenceMatcher(None, own, last).ratio()
-        whole = difflib.SequenceMatcher(None, key.replace("_", "."), candidate.replace("_", ".")).ratio()
-        return max(same if inner == section else whole, 0.95 * same), whole
+        alike = difflib.SequenceMatcher(None, key.replace("_", "."), candidate.replace("_", ".")).ratio()
+        return max(same if inner == section else alike, 0.95 * same), alike
 
     best = max(words, key=likeness)
     if likeness(best)[0] < 0.6:
@@ -59,8 +59,8 @@ def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapp
     problems: dict[str, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         path = ""
-        for part in details["loc"]:  # what follows the key: an index, or the arm of a union
-            path = longer if (longer := f"{path}.{part}".lstrip(".")) in known else path
+        for step in details["loc"]:  # what follows the key: an index, or the arm of a union
+            path = longer if (longer := f"{path}.{step}".lstrip(".")) in known else path
         problems.setdefault(path, []).append(details)
     path, arms = next(iter(problems.items()))
     first, where = arms[0], origin.get(path)

@@ -75,8 +75,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _method_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
-    if (parts := recipe.runtime.accumulate) != "auto" and optim.batch_size % parts:
-        yield f"runtime.accumulate {parts} does not divide optim.batch_size {optim.batch_size}"
+    if (micro_batches := recipe.runtime.accumulate) != "auto" and optim.batch_size % micro_batches:
+        yield f"runtime.accumulate {micro_batches} does not divide optim.batch_size {optim.batch_size}"
     if optim.batch_size % recipe.data.crops:
         yield f"data.crops {recipe.data.crops} does not divide optim.batch_size {optim.batch_size}"
     for where, width, heads in (
@@ -128,10 +128,10 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:
     """Keys of [distill] that do not fit together."""
-    part, moma, data = recipe.distill, recipe.method.name == "moma", recipe.data
-    if part and moma and len({*(part.layers or [-1])}) > 1:
-        yield f"distill.layers {part.layers}: moma reads one block of the student for all teachers"
-    if part and moma and part.cache and (data.flip or data.crop_scale != (1, 1)):
+    section, moma, data = recipe.distill, recipe.method.name == "moma", recipe.data
+    if section and moma and len({*(section.layers or [-1])}) > 1:
+        yield f"distill.layers {section.layers}: moma reads one block of the student for all teachers"
+    if section and moma and section.cache and (data.flip or data.crop_scale != (1, 1)):
         yield (
             "distill.cache keeps the features of crops that come again, and these are random: leave it out, or set "
             "data.crop_scale = [1, 1] and data.flip = false"

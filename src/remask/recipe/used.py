@@ -39,11 +39,11 @@ def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
     """Keys of a target by its kind, and of its tokenizer by whether it has a `file`."""
     target = f"{section}.target"
 
-    def part(recipe: Any) -> Any:
+    def target_of(recipe: Any) -> Any:
         return getattr(recipe, section).target
 
     def of_kind(kinds: Sequence[str]) -> Callable[[Any], bool]:
-        return lambda recipe: not getattr(recipe, section) or part(recipe).kind in kinds
+        return lambda recipe: not getattr(recipe, section) or target_of(recipe).kind in kinds
 
     kinds = tuple(
         Rule(f"{target}.{key}", f"{target}.kind", of_kind(kinds), f"targets of the kind {' or '.join(kinds)}")
@@ -52,17 +52,21 @@ def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
     tokens = (
         Rule(
             f"{target}.over {target}.teacher {target}.weights", f"{target}.file",
-            lambda recipe: part(recipe).kind != "tokens" or part(recipe).file is None,
+            lambda recipe: target_of(recipe).kind != "tokens" or target_of(recipe).file is None,
             "a codebook without a file, which is fitted first",
         ),
         Rule(
             f"{target}.weights", f"{target}.over",
-            lambda recipe: part(recipe).kind != "tokens" or part(recipe).over == "features",
+            lambda recipe: target_of(recipe).kind != "tokens" or target_of(recipe).over == "features",
             'a codebook over = "features" of a teacher',
         ),
         Rule(
             f"{target}.vocabulary", f"{target}.file",
-            lambda recipe: part(recipe).kind != "tokens" or part(recipe).unfitted or part(recipe).tokenizer == "stored",
+            lambda recipe: (
+                target_of(recipe).kind != "tokens"
+                or target_of(recipe).unfitted
+                or target_of(recipe).tokenizer == "stored"
+            ),
             "a codebook without a file, and stored ids: the file tells it",
         ),
     )  # fmt: skip

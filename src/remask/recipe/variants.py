@@ -130,10 +130,10 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
         small["progress"] = {"sizes": [(height // 2, width // 2), (height, width)], "epochs": None}
         small["data"]["image_size"] = (height, width)
         small["optim"] |= {"epochs": 2, "max_steps": 6}
-    whole = recipe.model_dump()
+    content = recipe.model_dump()
     if recipe.data.measured:  # or a stand-in would count as given
-        whole["data"] = {key: value for key, value in whole["data"].items() if key not in ("mean", "std")}
-    return reset(Recipe.model_validate(merge(whole, _without(small, keep))))
+        content["data"] = {key: value for key, value in content["data"].items() if key not in ("mean", "std")}
+    return reset(Recipe.model_validate(merge(content, _without(small, keep))))
 
 
 def _without(small: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:

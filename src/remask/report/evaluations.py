@@ -40,14 +40,14 @@ def evaluations(run: Path) -> list[Evaluation]:
             continue
         if not isinstance(content, dict):
             continue
-        kept = part_of(content, "protocol").get("kept_as")
+        kept = section_of(content, "protocol").get("kept_as")
         if kept == name or not isinstance(kept, str) or texts.get(kept) != text:
             found.append(Evaluation([*_cells(name, content), name], text))
     return found
 
 
 def _cells(name: str, content: Mapping[str, Any]) -> list[str]:
-    protocol = part_of(content, "protocol")
+    protocol = section_of(content, "protocol")
     networks = [_result(content, network) for network in NETWORKS]
     if not any(networks):
         networks[0] = _numbers(content)
@@ -63,19 +63,22 @@ def _kind(name: str) -> str:
 
 def _details(protocol: Mapping[str, Any]) -> str:
     """The checkpoint and the layer, where they are not the last ones."""
-    layer, checkpoint = part_of(protocol, "features").get("layer", -1), protocol.get("checkpoint", "last")
+    layer, checkpoint = section_of(protocol, "features").get("layer", -1), protocol.get("checkpoint", "last")
     said = [f"layer {layer}"] * (layer != -1) + [str(checkpoint)] * (checkpoint != "last")
     return f" ({', '.join(said)})" if said else ""
 
 
 def _result(content: Mapping[str, Any], network: str) -> str:
     """What a network reached; "" where the result has no such number."""
-    best, shares = part_of(part_of(content, "best"), network), part_of(content, "fractions")
+    best, shares = section_of(section_of(content, "best"), network), section_of(content, "fractions")
     found = {
-        "linear": part_of(content, "linear").get(network),
-        "kNN": part_of(content, "knn").get(network),
-        **{f"linear at {percent(share)}": part_of(shares, share).get(network) for share in shares},
-        **{f"{kind} at layer {part_of(best, kind).get('layer')}": part_of(best, kind).get("test") for kind in best},
+        "linear": section_of(content, "linear").get(network),
+        "kNN": section_of(content, "knn").get(network),
+        **{f"linear at {percent(share)}": section_of(shares, share).get(network) for share in shares},
+        **{
+            f"{kind} at layer {section_of(best, kind).get('layer')}": section_of(best, kind).get("test")
+            for kind in best
+        },
     }
     said = [f"{name} {value:.1f}" for name, value in found.items() if _is_number(value)]
     if not said and network == "top1":
@@ -104,10 +107,10 @@ def _numbers(content: Mapping[str, Any]) -> str:
 
 def _pictures(content: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """How many were learned from, tested on, and could not be used."""
-    counts, images = part_of(protocol, "pictures"), part_of(protocol, "images")
+    counts, images = section_of(protocol, "pictures"), section_of(protocol, "images")
     train = counts.get("train", images.get("train", protocol.get("images")))
     test = counts.get("test", images.get("val", content.get("images")))
-    bad = part_of(counts, "bad")
+    bad = section_of(counts, "bad")
     lost = {role: len(lines) if isinstance(lines, list) else lines for role, lines in bad.items()}
     lost = lost or {"test": content.get("bad_images")}
     said = [f"{number(train)} to learn from"] * _is_number(train) + [f"{number(test)} tested"] * _is_number(test)
@@ -119,10 +122,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def part_of(content: Any, key: str) -> Mapping[str, Any]:
+def section_of(content: Any, key: str) -> Mapping[str, Any]:
     """A part that is a mapping; {} where it is not there, or something else."""
     value = content.get(key) if isinstance(content, Mapping) else None
     return value if isinstance(value, Mapping) else {}
 
 
-__all__ = ["HEADS", "Evaluation", "evaluations", "part_of", "percent"]
+__all__ = ["HEADS", "Evaluation", "evaluations", "percent", "section_of"]

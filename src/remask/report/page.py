@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from remask.errors import UserError
 from remask.files.escaping import printable
 from remask.files.records import read_json_lines
-from remask.report.evaluations import HEADS, evaluations, part_of, percent
+from remask.report.evaluations import HEADS, evaluations, percent, section_of
 from remask.report.figures import curves
 from remask.report.reading import (
     Figure,
@@ -60,7 +60,7 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
         "probed": probed_on(probe),
         "heads": HEADS,
         "evaluations": evaluations(run),
-        "protocol": pretty(part_of(probe, "protocol")),
+        "protocol": pretty(section_of(probe, "protocol")),
     }
 
 
@@ -122,23 +122,23 @@ def _knn(metrics: list[dict[str, Any]]) -> Figure | None:
 
 def probed_on(probe: Mapping[str, Any]) -> str:
     """What eval/probe.json was tested on; "" where it does not say."""
-    val, data = (str(part_of(probe, "protocol").get(key) or "") for key in ("val", "data"))
+    val, data = (str(section_of(probe, "protocol").get(key) or "") for key in ("val", "data"))
     return f"{val} ({data})" if val.startswith("a fifth of") else val
 
 
 def _bars(probe: Mapping[str, Any]) -> list[tuple[str, list[Bar]]]:
     """Each protocol's accuracies: trained, untrained, raw pixels."""
-    few, knn = part_of(probe, "few_labels"), part_of(probe, "knn")
+    few, knn = section_of(probe, "few_labels"), section_of(probe, "knn")
     count, k = few.get("per_class", 10), knn.get("k", 20)
     rows = {
-        "Linear, all labels": part_of(probe, "linear"),
+        "Linear, all labels": section_of(probe, "linear"),
         f"kNN (k = {k}), all labels": knn,
         f"Linear, {count} labels a class": few,
-        f"kNN, {count} labels a class": part_of(few, "knn"),
+        f"kNN, {count} labels a class": section_of(few, "knn"),
     }
-    for share in (shares := part_of(probe, "fractions")):
-        found = part_of(shares, share)
-        rows |= {f"Linear, {percent(share)}": found, f"kNN, {percent(share)}": part_of(found, "knn")}
+    for share in (shares := section_of(probe, "fractions")):
+        found = section_of(shares, share)
+        rows |= {f"Linear, {percent(share)}": found, f"kNN, {percent(share)}": section_of(found, "knn")}
     who = {"top1": "trained", "untrained": "untrained", "pixels": "raw pixels"}
     return [
         (name, [Bar(who[key], key, float(scores[key])) for key in who if isinstance(scores.get(key), int | float)])

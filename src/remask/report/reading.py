@@ -41,8 +41,8 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
     )
     path = run / "report.html"
     text = in_utf8(page.get_template(template).render(style=load("style.css"), **content))
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
     return path
 
 

@@ -15,7 +15,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_target(recipe.method.target, "method.target")
     for teacher in recipe.distill.teachers if recipe.distill else ():
         gives_map = teacher.source.partition(":")[0] in MAPS
-        with naming([f"distill.teachers.{key}" for key in teacher.model_fields_set]):
+        with naming(teacher.stated()):
             if not gives_map:
                 check_encoder(teacher.source)
             elif recipe.method.name != "dmae":  # which refuses such teachers

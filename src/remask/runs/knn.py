@@ -8,7 +8,7 @@ from remask.build.pretraining import build_method, scaling_of
 from remask.evaluation.probing.features import extract
 from remask.evaluation.probing.knn import weighted_knn
 from remask.images.loading.loader import Batch, iterate
-from remask.images.sources.hold_out import hold_out, parts
+from remask.images.sources.hold_out import hold_out, split_source
 from remask.images.sources.opening import Source
 from remask.images.sources.subset import Subset
 from remask.images.transforms import CentreCrop
@@ -16,7 +16,7 @@ from remask.method import Method
 from remask.recipe import Recipe
 from remask.seeds import generator
 from remask.training.runtime import Runtime
-from remask.training.sharding import whole
+from remask.training.sharding import full_state
 from remask.training.trainer import Hook
 
 
@@ -28,38 +28,38 @@ def knn_split(recipe: Recipe, source: Source, older: bool) -> tuple[tuple[Subset
     assert recipe.probe
     order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
     held_out = hold_out(order, None if older else source.labels)
-    voters, asked = parts(source, held_out, "another set to --probe")
-    said, k = [*asked.remarks], recipe.probe.k
-    if len(voters) < k:
-        said.append(f"kNN on the way: {len(voters)} pictures of {source.name} vote, not {k}, as there are no more")
-    return (voters, asked), said
+    bank, queries = split_source(source, held_out, "another set to --probe")
+    said, k = [*queries.remarks], recipe.probe.k
+    if len(bank) < k:
+        said.append(f"kNN on the way: {len(bank)} pictures of {source.name} vote, not {k}, as there are no more")
+    return (bank, queries), said
 
 
 def knn_hook(
-    recipe: Recipe, method: Method, runtime: Runtime, voters: Subset, asked: Subset, report: Callable[[str], None]
+    recipe: Recipe, method: Method, runtime: Runtime, bank: Subset, queries: Subset, report: Callable[[str], None]
 ) -> Hook:
     """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked.
 
     Of many processes the main one asks; where weights are in pieces, of a whole copy.
     """
     assert recipe.probe
-    part = recipe.probe
+    section = recipe.probe
 
     def hook(epoch: int) -> dict[str, float]:
-        if epoch % part.every_epochs and epoch != recipe.optim.epochs:
+        if epoch % section.every_epochs and epoch != recipe.optim.epochs:
             return {}
-        asked_method = method if runtime.world.alone or runtime.parallel == "ddp" else _copy(recipe, method, runtime)
+        full_method = method if runtime.world.alone or runtime.parallel == "ddp" else _copy(recipe, method, runtime)
         if not runtime.world.main:
             return {}
-        known, query = (_features(asked_method, subset, recipe, runtime, report) for subset in (voters, asked))
-        return {"probe/knn": weighted_knn(*known, *query, k=min(part.k, len(known[1])))}
+        known, query = (_features(full_method, subset, recipe, runtime, report) for subset in (bank, queries))
+        return {"probe/knn": weighted_knn(*known, *query, k=min(section.k, len(known[1])))}
 
     return hook
 
 
 def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
     """A whole method on the main process's device; the others give their pieces."""
-    state, copy = whole(method.state_dict(), runtime.world.main), build_method(recipe, start=False)
+    state, copy = full_state(method.state_dict(), runtime.world.main), build_method(recipe, start=False)
     if runtime.world.main:
         copy.load_state_dict(state)
     return copy.to(runtime.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from remask.backbones.tables import resize_state
 from remask.method import Method
 from remask.recipe import Recipe
-from remask.training.sharding import cut_like, like, whole
+from remask.training.sharding import full_state, shard_like, shard_state
 from remask.training.trainer import Trainer
 from remask.types import Size
 
@@ -56,10 +56,10 @@ def grow(state: Mapping[str, Tensor], method: Method, before: Size, after: Size)
     """
     inside = {name.removeprefix(NETWORK): value for name, value in state.items() if name.startswith(NETWORK)}
     resized = resize_state(inside, method.backbone.network, before, after, method.backbone.patch)
-    grown = {**state, **{NETWORK + name: value for name, value in resized.items()}}
+    resized_state = {**state, **{NETWORK + name: value for name, value in resized.items()}}
     own = method.state_dict()
     fixed = {name for name, _ in method.named_buffers() if not name.startswith(NETWORK) and before != after}
-    return {name: own[name] if name in fixed else value for name, value in grown.items()}
+    return {name: own[name] if name in fixed else value for name, value in resized_state.items()}
 
 
 def hand_over(old: Trainer, new: Trainer, before: Size, after: Size) -> None:
@@ -68,15 +68,17 @@ def hand_over(old: Trainer, new: Trainer, before: Size, after: Size) -> None:
     They are whole on the way, whatever pieces the processes of a run hold.
     """
     method: Method = new.model  # type: ignore[assignment]
-    method.load_state_dict(cut_like(grow(whole(old.model.state_dict()), method, before, after), method.state_dict()))
+    method.load_state_dict(
+        shard_state(grow(full_state(old.model.state_dict()), method, before, after), method.state_dict())
+    )
     moments, parameters = _moments(old), _by_name(new)
     for kind in ("exp_avg", "exp_avg_sq"):
-        grown = grow({name: state[kind] for name, state in moments.items()}, method, before, after)
-        for name, value in grown.items():
+        resized_state = grow({name: state[kind] for name, state in moments.items()}, method, before, after)
+        for name, value in resized_state.items():
             moments[name][kind] = value.clamp(min=0) if kind == "exp_avg_sq" else value  # cubic curves overshoot
     for name, state in moments.items():
         new.optimizer.state[parameters[name]] = {
-            key: torch.clone(like(value, parameters[name])) for key, value in state.items()
+            key: torch.clone(shard_like(value, parameters[name])) for key, value in state.items()
         }
     new.place(old.state())
 
@@ -89,7 +91,7 @@ def _by_name(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
 def _moments(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     """What AdamW keeps of each parameter, by name."""
     state = trainer.optimizer.state
-    return {name: whole(dict(state[p])) for name, p in _by_name(trainer).items() if p in state}
+    return {name: full_state(dict(state[p])) for name, p in _by_name(trainer).items() if p in state}
 
 
 __all__ = ["Phase", "at_size", "grow", "hand_over", "phase_of", "phases"]

@@ -19,7 +19,7 @@ from remask.images.sources.fingerprint import of_file
 from remask.images.sources.left_out import notes as left_out
 from remask.images.sources.opening import Source, open_second, open_source
 from remask.method import Method, equation
-from remask.planning.parts import settle
+from remask.planning.micro_batches import choose_micro_batches
 from remask.recipe import Recipe, dump, method_label
 from remask.runs.bad_images import BadImages, bad_of_all
 from remask.runs.checks import require_source
@@ -37,10 +37,11 @@ from remask.training.trainer import Trainer
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
-    """Build all parts, make or open the folder, and train to the end of the recipe; many processes do it together."""
+    """Build everything, make or open the folder, and train to the end of the recipe; many processes do it together."""
     require_source(recipe)
-    part, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
-    runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads, world, part.parallel)
+    settings, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
+    device, precision = settings.device, recipe.optim.precision
+    runtime = resolve(device, precision, settings.compile, settings.threads, world, settings.parallel)
     before = None if fresh else position(run)
     say = (lambda line: None) if quiet else print
     source, probed = _opened(recipe, world)
@@ -54,7 +55,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     ahead = phases(recipe)[phase_of(recipe, before["epoch"]) if recipe.progress and before else 0 :]
     method = _built(ahead, fresh)
     said += _remarks(recipe, method, runtime)
-    words = _fitted(ahead[0].recipe, source, say, world)
+    words = _fit_codebook(ahead[0].recipe, source, say, world)
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
     def trainer_of(phase: Phase, method: Method) -> Trainer:
@@ -66,7 +67,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
         made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
         made.notes = notes
         if phase.recipe.runtime.accumulate == "auto":
-            said.append(settle(phase.recipe, made, runtime))
+            said.append(choose_micro_batches(phase.recipe, made, runtime))
         return made
 
     trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
@@ -96,7 +97,7 @@ def _opened(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
     return source, probed
 
 
-def _fitted(recipe: Recipe, source: Source, say: Callable[[str], None], world: World) -> codebooks.Words | None:
+def _fit_codebook(recipe: Recipe, source: Source, say: Callable[[str], None], world: World) -> codebooks.Words | None:
     """The codebook that a recipe has none of yet; None where it needs none."""
     if not recipe.method.target.unfitted:
         return None
@@ -143,9 +144,9 @@ def _create(
     RunFolder.create(path, dump(kept), {**environment(), "processes": world.size})
     if words:
         words.save(path / codebooks.FILE)
-        fitted = of_file(str(path / codebooks.FILE))
-        record.add(CODEBOOK, fitted, codebooks.FILE)
-        checked = checked._replace(digests={**checked.digests, CODEBOOK: fitted.digest()})
+        codebook_file = of_file(str(path / codebooks.FILE))
+        record.add(CODEBOOK, codebook_file, codebooks.FILE)
+        checked = checked._replace(digests={**checked.digests, CODEBOOK: codebook_file.digest()})
     record.keep([], {})
     return checked
 

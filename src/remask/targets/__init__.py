@@ -5,9 +5,9 @@ from typing import Protocol
 from jaxtyping import Num
 from torch import Tensor
 
-from remask.targets.encoded import Encoded
 from remask.targets.hog import Hog
 from remask.targets.pixels import Pixels
+from remask.targets.token_teacher import TokenTeacher
 from remask.types import Images
 from remask.views import Views
 
@@ -39,4 +39,4 @@ def prefix(target: Target) -> int:
     return getattr(target, "prefix", 0)
 
 
-__all__ = ["Encoded", "Hog", "Pixels", "Target", "per_view", "prefix"]
+__all__ = ["Hog", "Pixels", "Target", "TokenTeacher", "per_view", "prefix"]

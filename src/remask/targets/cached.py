@@ -26,7 +26,7 @@ from remask.views import Views
 class Cached(nn.Module):
     """A teacher of the whole image, [B, T, D], whose features are kept as fp16 and read where they are known.
 
-    target    an `Encoded` that sees the image, or a `Teacher`
+    target    a `TokenTeacher` that sees the image, or a `MapTeacher`
     Nothing is kept before `reserve` is called: drawing a picture or counting leaves no files. What is computed anew is
     rounded to fp16 too, so that a run continues bit by bit whatever was kept after its last checkpoint. To look
     pictures up, the step waits for the device.
@@ -121,7 +121,7 @@ class Shelf:
 def fingerprint(target: Any, *about: object) -> str:
     """A name for what a teacher says of a picture: of its weights, constants and settings."""
     said = repr((target.describe(), target.patch, target.size, about))
-    digest, network = hashlib.blake2b(said.encode(), digest_size=12), target.network.held[0]
+    digest, network = hashlib.blake2b(said.encode(), digest_size=12), target.network.networks[0]
     for tensor in (*target.buffers(), *network.parameters(), *network.buffers()):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

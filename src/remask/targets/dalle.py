@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from remask.errors import UserError, setting
 from remask.files.tensors import Foreign, content_of, refuse_non_finite
 from remask.targets.hog import pixel_values
-from remask.targets.teacher import Frozen, full_precision, resized
+from remask.targets.map_teacher import Frozen, full_precision, resized
 from remask.tokens import grid_of
 from remask.types import Images, Size
 from remask.views import Views
@@ -56,20 +56,20 @@ class Dalle(nn.Module):
         rows, cols = grid_of((images.shape[-2], images.shape[-1]), self.patch)
         pixels = resized(pixel_values(images, self.mean, self.std), (STRIDE * rows, STRIDE * cols))
         with full_precision(images.device):
-            logits = self.encoder(mapped(pixels / 255).expand(-1, self.channels, -1, -1))
+            logits = self.encoder(map_pixels(pixels / 255).expand(-1, self.channels, -1, -1))
         return logits.argmax(1).flatten(1).unsqueeze(-1)
 
     def describe(self) -> str:
         return f"{self.width} dVAE codes"
 
 
-def mapped(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def map_pixels(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """0..1 to 0.1..0.9, away from the ends that the dVAE's logit-Laplace cannot reach (2102.12092, appendix A.3)."""
     return 0.8 * x + 0.1
 
 
 class DalleEncoder(nn.Module):
-    """[B, C, H, W] of `mapped` pixels -> logits [B, vocabulary, H / 8, W / 8], in the published state-dict layout.
+    """[B, C, H, W] of `map_pixels` pixels -> logits [B, vocabulary, H / 8, W / 8], in the published state-dict layout.
 
     A 7×7 convolution, four groups of residual blocks of width 1, 2, 4 and 8 times `hidden`, max-pooled by 2 between
     them, and a 1×1 convolution.
@@ -79,15 +79,15 @@ class DalleEncoder(nn.Module):
         super().__init__()
         self.vocabulary, self.channels = vocabulary, channels
         gain = 1 / (GROUPS * blocks_per_group) ** 2
-        parts: dict[str, nn.Module] = {"input": Conv(channels, hidden, 7)}
+        stages: dict[str, nn.Module] = {"input": Conv(channels, hidden, 7)}
         width = hidden
         for group in range(GROUPS):
             out = hidden * 2**group
             blocks = {f"block_{i + 1}": Residual(width if i == 0 else out, out, gain) for i in range(blocks_per_group)}
-            parts[f"group_{group + 1}"] = nn.ModuleDict(blocks)
+            stages[f"group_{group + 1}"] = nn.ModuleDict(blocks)
             width = out
-        parts["output"] = nn.ModuleDict({"conv": Conv(width, vocabulary, 1)})
-        self.blocks = nn.ModuleDict(parts)
+        stages["output"] = nn.ModuleDict({"conv": Conv(width, vocabulary, 1)})
+        self.blocks = nn.ModuleDict(stages)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B vocabulary h w"]:
         x = self.blocks["input"](x)
@@ -176,4 +176,4 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
 
 
-__all__ = ["Dalle", "DalleEncoder", "load_dalle", "mapped"]
+__all__ = ["Dalle", "DalleEncoder", "load_dalle", "map_pixels"]

@@ -140,8 +140,8 @@ class Hog(nn.Module):
             both = both[0] * scale, both[1] * scale
             # official: DMJD measures integers, so the integers that a normalised image came from are found again in its
             # gradients; MaskFeat and FastMIM measure the normalised image itself, and so does Sobel's form
-            both = (whole_steps(both[0]), whole_steps(both[1])) if self.flavour == "central" else both
-        down, right = (in_cells(part, self.cell) for part in both)
+            both = (integer_steps(both[0]), integer_steps(both[1])) if self.flavour == "central" else both
+        down, right = (in_cells(chunk, self.cell) for chunk in both)
         return orientation(down, right, self.flavour, self.bins), length(down, right)
 
     def _tiled(self, size: Size, count: int) -> Float[Tensor, "cells pixels"]:
@@ -211,11 +211,11 @@ def _correlated(x: Float[Tensor, "B C H W"], kernel: Kernel) -> Float[Tensor, "B
     return total
 
 
-def whole_steps(gradients: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def integer_steps(gradients: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """Rounded where all of an image's gradients lie within a hundredth of an integer and not all of them at 0."""
     nearest = gradients.round()
-    whole = (gradients - nearest).abs().amax((1, 2, 3), keepdim=True) < 1e-2
-    return torch.where(whole & (nearest != 0).any(1, True).any(2, True).any(3, True), nearest, gradients)
+    on_edge = (gradients - nearest).abs().amax((1, 2, 3), keepdim=True) < 1e-2
+    return torch.where(on_edge & (nearest != 0).any(1, True).any(2, True).any(3, True), nearest, gradients)
 
 
 def length(down: Float[Tensor, "*any"], right: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -270,8 +270,8 @@ def gradient_cells(pixels: UInt8[Tensor, "B C H W"], flavour: Flavour, cell: int
 def _gradient_cells_cpu(pixels: Tensor, flavour: str, cell: int) -> Tensor:
     b, c, h, w = pixels.shape
     cells = pixels.new_empty((b, c, h // cell, w // cell, cell, cell), dtype=torch.int32)
-    for part, its in zip(pixels.split(2), cells.split(2), strict=True):  # few, so that all between stays in the cache
-        its.copy_(blocks(gradient_index(part, cast(Flavour, flavour)), cell))
+    for chunk, its in zip(pixels.split(2), cells.split(2), strict=True):  # few, so that all between stays in the cache
+        its.copy_(blocks(gradient_index(chunk, cast(Flavour, flavour)), cell))
     return cells.view(-1, cell * cell)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from remask.errors import UserError
 from remask.files.paths import check_readable
 from remask.targets.dalle import Dalle, DalleEncoder, load_dalle
-from remask.targets.teacher import full_precision
+from remask.targets.map_teacher import full_precision
 from remask.tokens import grid_of
 from remask.types import Images, Size
 from remask.views import Views
@@ -60,8 +60,8 @@ class Codebook(nn.Module):
 def nearest(rows: Float[Tensor, "n P"], centres: Float[Tensor, "V P"]) -> Int[Tensor, "n"]:
     """Index of the nearest centre of each row, by |c|²/2 - x·c, which is half the squared distance but for |x|²/2."""
     halves = centres.square().sum(1) / 2
-    parts = rows.split(max(1, CHUNK // centres.shape[0]))
-    return torch.cat([torch.addmm(halves, part, centres.T, alpha=-1).argmin(1) for part in parts])
+    chunks = rows.split(max(1, CHUNK // centres.shape[0]))
+    return torch.cat([torch.addmm(halves, chunk, centres.T, alpha=-1).argmin(1) for chunk in chunks])
 
 
 def fit_codebook(rows: Float[Tensor, "n P"], size: int, seed: int) -> Float[Tensor, "size P"]:
@@ -163,7 +163,7 @@ def content_key(images: Images) -> Int64[Tensor, "B"]:
         raise UserError("stored ids are looked up by 8-bit pixels: give images as uint8, not normalised")
     start = (images.shape[-2] * 65536 + images.shape[-1]) << 24  # other weights for another shape
     weights = _mixed(torch.arange(1, images[0].numel() + 1, device=images.device) + start) | 1
-    return torch.cat([(part.flatten(1).long() * weights).sum(1) for part in images.split(16)])
+    return torch.cat([(chunk.flatten(1).long() * weights).sum(1) for chunk in images.split(16)])
 
 
 def save_ids(path: str | Path, keys: Int64[Tensor, "n"], ids: Int[Tensor, "n N"], vocabulary: int) -> None:

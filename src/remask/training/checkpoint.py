@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from remask.errors import UserError
 from remask.files.tensors import refuse_non_finite
 from remask.training.run_folder import RunFolder, find
-from remask.training.sharding import cut_like, like, whole
+from remask.training.sharding import full_state, shard_like, shard_state
 
 
 def save(
@@ -25,20 +25,20 @@ def save(
 
     Tensors are written whole, whatever pieces the processes of a run hold: all of them call this, and one writes.
     """
-    weights, moments = (whole(part.state_dict(), run.writes) for part in (model, optimizer))
+    weights, moments = (full_state(owner.state_dict(), run.writes) for owner in (model, optimizer))
     if not run.writes:
         return
     folder = run.path / "checkpoints" / name
-    part, old = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.old")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in weights.items()}, part / "model.safetensors")
-    torch.save(moments, part / "optimizer.pt")
-    (part / "state.json").write_text(json.dumps(state))
+    tmp, old = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.old")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in weights.items()}, tmp / "model.safetensors")
+    torch.save(moments, tmp / "optimizer.pt")
+    (tmp / "state.json").write_text(json.dumps(state))
     if folder.exists():  # else `old`, left by a run killed between the renames, is all there is: keep it until the end
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-    part.rename(folder)
+    tmp.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -54,7 +54,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
         state = _load_tensors(folder / "optimizer.pt")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for i, moments in state["state"].items():
-            state["state"][i] = {name: like(value, parameters[i]) for name, value in moments.items()}
+            state["state"][i] = {name: shard_like(value, parameters[i]) for name, value in moments.items()}
         optimizer.load_state_dict(state)
     return _state(folder)
 
@@ -89,7 +89,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
             f"{path} does not fit the model: {'; '.join(faults[:3])}{f'; {len(faults) - 3} more' * (len(faults) > 3)}"
         )
     refuse_non_finite(stored, path)
-    model.load_state_dict(cut_like(stored, own))
+    model.load_state_dict(shard_state(stored, own))
 
 
 def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -242,7 +242,7 @@ def _write(run: RunFolder, now: Sources, history: list[dict[str, Any]]) -> None:
             "bytes": int(one.sizes[one.sizes > 0].sum()), "digest": digest, "classes": one.classes, "facts": one.facts,
             "named": named, "hashed": one.hashes is not None,
         }  # fmt: skip
-    with atomic_write(run.path / "data.npz") as part, open(part, "wb") as file:
+    with atomic_write(run.path / "data.npz") as tmp, open(tmp, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     run.write("data.json", {"sources": sources, "history": history})
 

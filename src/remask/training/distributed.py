@@ -113,9 +113,9 @@ class World:
     def _reduced(self, values: list[float], how: Any) -> list[float]:
         if self.alone or not values:
             return values
-        held = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(held, how)
-        return held.tolist()
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, how)
+        return tensor.tolist()
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ class FiniteGuard:
                 leave the step out together
         Raises UserError at once for optimizers that read no flag: not fused, or of weights in pieces (FSDP).
         """
-        seen = norm + losses["total"] if alone else norm
-        bad = ~torch.isfinite(seen.detach())
+        checked = norm + losses["total"] if alone else norm
+        bad = ~torch.isfinite(checked.detach())
         if self._first is None:
             self._first = torch.full((), torch.inf, device=bad.device)
         self._first = torch.where(bad, self._first.clamp(max=float(step)), self._first)

@@ -61,8 +61,8 @@ class RunFolder:
             return
         path = self.path / name
         text = json.dumps(encodable(content), indent=None if isinstance(content, list) else 2)
-        with atomic_write(path) as part:
-            part.write_text(text + "\n", encoding="utf-8")
+        with atomic_write(path) as tmp:
+            tmp.write_text(text + "\n", encoding="utf-8")
 
     def read(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -84,8 +84,8 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if path.is_file() and self.writes:
             kept = [line for line in self.metrics() if line["step"] <= step]
-            with atomic_write(path) as part:
-                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            with atomic_write(path) as tmp:
+                tmp.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def why_no_run(path: Path) -> str:

@@ -19,14 +19,14 @@ from torch import nn
 from remask.errors import UserError
 from remask.training.devices import cores, no_device
 from remask.training.distributed import ALONE, World
-from remask.training.sharding import Parallel, Plan, spread
+from remask.training.sharding import Parallel, ShardingPlan, spread
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `asked`, so that a step can end; a second one interrupts."""
+    """While entered, the first SIGINT or SIGTERM only sets `requested`: a step can end; a second one interrupts."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,9 +39,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Runtime:
         """GPUs at work, over all machines."""
         return self.world.size if self.device.type == "cuda" else 0
 
-    def prepare(self, model: nn.Module, plan: Plan | None = None) -> nn.Module:
+    def prepare(self, model: nn.Module, plan: ShardingPlan | None = None) -> nn.Module:
         """Move a model, choose its attention kernel, compile its forward where asked; returns what to call for losses.
 
         plan   what many processes need to know of it. Weights may be cut into pieces: an optimizer is made afterwards
@@ -78,7 +78,7 @@ class Runtime:
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused  # type: ignore[assignment]
         if not self.world.alone:
-            return spread(model, plan or Plan(), self.world, self.parallel, self.compiled)
+            return spread(model, plan or ShardingPlan(), self.world, self.parallel, self.compiled)
         if self.compiled:
             model.forward = torch.compile(model.forward, mode="reduce-overhead" if self.graphs else None)
         return model

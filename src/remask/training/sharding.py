@@ -23,8 +23,8 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a rehearsal has shown of a model, by name.
+class ShardingPlan:
+    """Module names to shard (FSDP units) and parameters that receive no gradient, as a dry run shows them.
 
     blocks   members of module lists that run through their own forward alone: gathered when they run, in pieces before
              and after. One whose layers are called one by one (the decoder's last) stays with what is around it.
@@ -36,11 +36,14 @@ class Plan:
     silent: frozenset[str] = frozenset()
 
 
-def rehearse(model: nn.Module, loss: Callable[[], Tensor]) -> Plan:
+def trace_plan(model: nn.Module, loss: Callable[[], Tensor]) -> ShardingPlan:
     """Run a model on the "meta" device, forward and backward, and see what is used and how."""
     names = {module: name for name, module in model.named_modules()}
     listed = {
-        member for part in names if isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1 for member in part
+        member
+        for layer in names
+        if isinstance(layer, nn.ModuleList | nn.Sequential) and len(layer) > 1
+        for member in layer
     }
     ran = dict[nn.Module, None]()
     hooks = [module.register_forward_pre_hook(lambda it, _: ran.setdefault(it)) for module in names]
@@ -52,21 +55,21 @@ def rehearse(model: nn.Module, loss: Callable[[], Tensor]) -> Plan:
     blocks = [names[module] for module in ran if module in listed and _is_block(module)]
     inner_first = tuple(sorted(blocks, key=lambda name: -name.count(".")))
     silent = frozenset(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    return Plan(inner_first, silent)
+    return ShardingPlan(inner_first, silent)
 
 
 def _is_block(module: nn.Module) -> bool:
     """Several layers with parameters, not one layer in a row of them."""
-    return sum(1 for part in module.modules() if next(part.parameters(recurse=False), None) is not None) > 1
+    return sum(1 for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None) > 1
 
 
-def spread(model: nn.Module, plan: Plan, world: World, parallel: Parallel, compiled: bool) -> nn.Module:
+def spread(model: nn.Module, plan: ShardingPlan, world: World, parallel: Parallel, compiled: bool) -> nn.Module:
     """Share a model out, which is on its device, and return what to call for losses. Before the optimizer is made.
 
     Compiled is the whole forward in DDP, and in FSDP each block. Raises UserError for what cannot be cut.
     """
     device = next(model.parameters()).device
-    if device.type == "cuda" and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+    if device.type == "cuda" and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if parallel == "ddp":
         if compiled:
@@ -89,38 +92,38 @@ def spread(model: nn.Module, plan: Plan, world: World, parallel: Parallel, compi
 
 @contextlib.contextmanager
 def exchanging(model: nn.Module, now: bool) -> Iterator[None]:
-    """Gradients of what is entered are exchanged, or left for a later part of the batch."""
+    """Gradients of what is entered are exchanged, or left for a later layer of the batch."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not now else contextlib.nullcontext():
         yield
 
 
-def whole(state: Any, keep: bool = True) -> Any:
+def full_state(state: Any, keep: bool = True) -> Any:
     """Nested state with every tensor whole; all processes call it together. Without `keep` the tensors are dropped.
 
     Cut tensors come to the CPU one by one, so that the whole is never on a GPU.
     """
     if isinstance(state, Mapping):
-        return {key: whole(value, keep) for key, value in state.items()}
+        return {key: full_state(value, keep) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(whole(value, keep) for value in state)
+        return type(state)(full_state(value, keep) for value in state)
     if isinstance(state, DTensor):
         full = state.full_tensor()
         return full.cpu() if keep else None
     return state if keep or not isinstance(state, Tensor) else None
 
 
-def cut_like(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def shard_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors as the model of the state dict `own` keeps its own: each process cuts out its piece."""
-    return {key: like(value, own[key]) for key, value in state.items()}
+    return {key: shard_like(value, own[key]) for key, value in state.items()}
 
 
-def like(value: Tensor, own: Tensor) -> Tensor:
+def shard_like(value: Tensor, own: Tensor) -> Tensor:
     """A whole tensor, cut as `own` is where it has its shape."""
     if not isinstance(own, DTensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-__all__ = ["Parallel", "Plan", "cut_like", "exchanging", "like", "rehearse", "spread", "whole"]
+__all__ = ["Parallel", "ShardingPlan", "exchanging", "full_state", "shard_like", "shard_state", "spread", "trace_plan"]

@@ -164,7 +164,7 @@ class Trainer:
     def _refuse_unnormalised(self, images: Tensor) -> None:
         """Look at float images before the forward pass, which may be compiled and cannot look."""
         if images.is_floating_point() and (backbone := getattr(self.model, "backbone", None)):
-            backbone.normalise.look(images)
+            backbone.normalise.refuse_unnormalised(images)
 
     def _draws(self, batch: Any) -> Draws:
         """What is random in this step, for this rank's rows of the global batch."""
@@ -227,7 +227,7 @@ class Trainer:
         late = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
         # many processes agree where they meet anyway: a clock or a signal is one's own
         meets = logs or end_of_epoch or self.world.alone
-        stops, late = self.world.any(stop.asked, late) if meets else (False, False)
+        stops, late = self.world.any(stop.requested, late) if meets else (False, False)
         if end_of_epoch or late:
             self._save()
         if end_of_epoch and every and epoch % every == 0:

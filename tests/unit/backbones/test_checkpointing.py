@@ -8,7 +8,7 @@ from torch import Tensor
 
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical
-from remask.backbones.makers import maker
+from remask.backbones.makers import creator_of
 from remask.build.pretraining import build_method, checkpoint_blocks
 from remask.downstream.segment.segmenter import PixelLabels, Segmenter
 from remask.errors import UserError
@@ -100,7 +100,7 @@ def test_a_segmenter_of_a_network_with_drop_path(name: str, head: str) -> None:
     found = []
     for checkpointing in (False, True):
         with seeded(0, "weights"):
-            backbone: Any = maker(name)(name, (32, 32), [0.5] * 3, [0.5] * 3, drop_path=0.5, overrides={})
+            backbone: Any = creator_of(name)(name, (32, 32), [0.5] * 3, [0.5] * 3, drop_path=0.5, overrides={})
             set_checkpointing(backbone, checkpointing)
             segmenter = Segmenter(backbone, 3, head=head, width=16, aux=0.4, norm="group").train()  # type: ignore[arg-type]
         assert all(module.training for module in segmenter.modules())

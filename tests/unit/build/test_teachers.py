@@ -16,9 +16,9 @@ from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import Recipe, choose, dump, load_recipe
 from remask.runs.reopen import untrained
-from remask.targets import Encoded
+from remask.targets import TokenTeacher
 from remask.targets.cached import Cached
-from remask.targets.teacher import Teacher
+from remask.targets.map_teacher import MapTeacher
 
 TOY = {"backbone.width": 16, "backbone.depth": 4, "backbone.heads": 2, "data.image_size": "16x24"}
 
@@ -36,7 +36,7 @@ def test_teachers_see_what_their_paper_says(name: str, sees: str, norm: str, lay
     """vit_micro has six blocks: dmae reads block 3, at three quarters, moma the last."""
     method = build_method(recipe(name))
     target = method.branches[-1].target
-    assert isinstance(target, Encoded)
+    assert isinstance(target, TokenTeacher)
     assert (target.per_view, target.norm, target.layer) == (sees == "view", norm, layer)
     assert method.branches[-1].layer == (2 if name == "dmae" else -1)
 
@@ -48,8 +48,8 @@ def test_every_key_of_a_teacher_is_taken() -> None:
         recipe("moma", distill={"teachers": [one, two], "beta": 2.0, "head": "mlp", "layers": [0, 0]})
     )
     first, second = (branch.target for branch in method.branches)
-    assert isinstance(first, Encoded)
-    assert isinstance(second, Encoded)
+    assert isinstance(first, TokenTeacher)
+    assert isinstance(second, TokenTeacher)
     assert (first.layer, second.layer, second.size) == (1, -1, (32, 32))
     assert [branch.weight for branch in method.branches] == [0.25, 0.5]
     assert [branch.layer for branch in method.branches] == [0, 0]
@@ -148,7 +148,7 @@ def test_learned_weights_are_parameters() -> None:
 
 def test_a_network_without_tokens_teaches_moma_alone() -> None:
     target = build_method(recipe("moma", distill={"teachers": ["untrained:resnet18"]})).branches[0].target
-    assert isinstance(target, Teacher)
+    assert isinstance(target, MapTeacher)
     assert target.norm == "layer"
     named = {"teachers": [{"source": "untrained:resnet18", "layer": 0, "heads": 4}]}
     with pytest.raises(UserError, match=r"leave out distill\.teachers\.heads and distill\.teachers\.layer"):

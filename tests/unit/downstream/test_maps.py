@@ -11,7 +11,7 @@ from remask.backbones.convvit import create_convvit
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from remask.downstream.maps import Maps, chosen_blocks, fitted, normalisation, padded, rescaling
+from remask.downstream.maps import Maps, chosen_blocks, normalisation, pad_to_patch, padded, rescaling
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 TINY = {"embed_dim": 48, "depth": 6, "num_heads": 3}
@@ -132,13 +132,13 @@ def test_a_pyramid_is_taken_as_it_is() -> None:
 def test_padding_is_the_networks_mean_at_the_right_and_below() -> None:
     network = backbone("vit8")
     images = torch.randint(0, 256, (2, 3, 13, 16), dtype=torch.uint8, generator=Generator().manual_seed(0))
-    padding = fitted(network, images)
+    padding = pad_to_patch(network, images)
     assert padding.shape == (2, 3, 16, 16)
     assert bool((padding[:, :, 13:] == 0).all())
     assert torch.equal(padding[:, :, :13], network.normalise(images))
-    assert fitted(network, images[:, :, :8]) is not images
+    assert pad_to_patch(network, images[:, :, :8]) is not images
     whole = images[:, :, :8]
-    assert fitted(network, whole).dtype == torch.uint8
+    assert pad_to_patch(network, whole).dtype == torch.uint8
 
 
 @pytest.mark.parametrize(

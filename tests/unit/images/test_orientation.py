@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from remask.downstream.detect.boxes import BoxLoader, Fit
+from remask.downstream.detect.boxes import BoxLoader, Letterbox
 from remask.downstream.detect.coco import decode_mask, encode_mask, open_coco
 from remask.downstream.segment.mask_source import open_masks
-from remask.downstream.segment.pairs import whole_pairs
+from remask.downstream.segment.pairs import full_pairs
 from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
 from remask.images.orientation import INVERSE, header_of, turned_box, turned_mask, turned_points, turned_size
@@ -107,7 +107,7 @@ def test_boxes_and_masks_lie_on_the_turned_picture(
 ) -> None:
     """Annotated on stored pixels: the sizes say so, or else the user."""
     source = open_coco(*coco(tmp_path, orientation, size, size, runs), exif="stored")
-    batch = next(BoxLoader(source, Fit((64, 64)), 1, shuffle=False).epoch(0))
+    batch = next(BoxLoader(source, Letterbox((64, 64)), 1, shuffle=False).epoch(0))
     (box,), (mask,) = batch.labels[0]["boxes"].round().int().tolist(), batch.labels[0]["masks"]
     x0, y0, x1, y1 = box
     inside = batch.images[0, :, y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].float().mean((1, 2))
@@ -162,11 +162,11 @@ def pairs(path: Path, orientation: int, size: tuple[int, int], mask: np.ndarray)
 def test_masks_lie_on_the_turned_picture(tmp_path: Path, orientation: int, size: tuple[int, int], drawn: Any) -> None:
     mask = scene(*size)[2]
     folder = pairs(tmp_path, orientation, size, mask if drawn == "stored" else turned_mask(mask, orientation))
-    (batch,) = whole_pairs(open_masks(folder, classes=2, exif=drawn))
+    (batch,) = full_pairs(open_masks(folder, classes=2, exif=drawn))
     assert ((batch.images[0, 0] > 130).int() - batch.labels[0].int()).abs().sum() <= 60
     told = turned_size(size, orientation) != size or orientation == 1
     if told:
-        assert torch.equal(next(iter(whole_pairs(open_masks(folder, classes=2)))).labels, batch.labels)
+        assert torch.equal(next(iter(full_pairs(open_masks(folder, classes=2)))).labels, batch.labels)
     else:
         with pytest.raises(UserError, match=rf"1 of 1 masks may lie .*orientation {orientation}.*data\.exif=stored"):
             open_masks(folder, classes=2)

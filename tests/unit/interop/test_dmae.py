@@ -17,7 +17,7 @@ from remask.methods import jd
 from remask.methods import mae as build_mae
 from remask.methods.dmae import dmae as build
 from remask.targets import Pixels
-from remask.targets.encoded import Encoded
+from remask.targets.token_teacher import TokenTeacher
 
 SIZE, PATCH = (32, 32), 8
 SIZES = {"patch_size": PATCH, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
@@ -33,7 +33,7 @@ def filled(method: Method) -> Method:
     return method
 
 
-def teachers() -> list[Encoded]:
+def teachers() -> list[TokenTeacher]:
     """Two blocks of one network, which sees what the student sees."""
     generator = torch.random.get_rng_state()
     torch.manual_seed(1)
@@ -41,7 +41,9 @@ def teachers() -> list[Encoded]:
     network = create_vit("vit_base_patch16_224", SIZE, mae.MEAN, mae.STD, overrides=wide)
     torch.random.set_rng_state(generator)
     patch = network.patch
-    return [Encoded(network, patch, mae.MEAN, mae.STD, layer=n, sees="view", norm="unit", name="it") for n in LAYERS]
+    return [
+        TokenTeacher(network, patch, mae.MEAN, mae.STD, layer=n, sees="view", norm="unit", name="it") for n in LAYERS
+    ]
 
 
 def made(kind: str) -> Method:

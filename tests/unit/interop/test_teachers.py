@@ -26,7 +26,7 @@ from remask.interop.teachers import (
     torchvision_teacher,
 )
 from remask.recipe.networks import TEACHERS
-from remask.targets.teacher import Teacher
+from remask.targets.map_teacher import MapTeacher
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
 WEIGHTS = SHARED / "data" / "weights"
@@ -56,8 +56,8 @@ def photographs(count: int, size: int = 224) -> tuple[Tensor, list[int]]:
     return torch.stack(images).permute(0, 3, 1, 2), labels
 
 
-def target_of(opened: Opened, patch: int = 16) -> Teacher:
-    return Teacher(
+def target_of(opened: Opened, patch: int = 16) -> MapTeacher:
+    return MapTeacher(
         opened.network, (patch, patch), MEAN, STD,
         teacher_mean=opened.mean, teacher_std=opened.std, size=opened.size, width=opened.width, name="it",
     )  # fmt: skip

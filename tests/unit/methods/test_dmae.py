@@ -8,11 +8,11 @@ from remask.backbones.masked_input import Dropped
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import l1_unit, squared, squared_unit
 from remask.errors import UserError
-from remask.heads import Align, Decoder
+from remask.heads import Decoder, ProjectionHead
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, dmae, jd, mae
-from remask.targets import Encoded, Hog, Pixels
+from remask.targets import Hog, Pixels, TokenTeacher
 from tests.flops import flops_of
 
 MEAN, STD = [0.5], [0.25]
@@ -25,11 +25,13 @@ def vit(width: int = 16, depth: int = 3, name: str = "vit_micro") -> ViT:
     return create_vit(name, SIZE, MEAN, STD, overrides=small)
 
 
-def teacher(layer: int = 1, net: ViT | None = None, sees: str = "view", prefix: bool = True) -> Encoded:
-    return Encoded(net or vit(24, 4), PATCH, MEAN, STD, layer=layer, sees=sees, norm="none", prefix=prefix, name="t")  # type: ignore[arg-type]
+def teacher(layer: int = 1, net: ViT | None = None, sees: str = "view", prefix: bool = True) -> TokenTeacher:
+    return TokenTeacher(
+        net or vit(24, 4), PATCH, MEAN, STD, layer=layer, sees=sees, norm="none", prefix=prefix, name="t"
+    )  # type: ignore[arg-type]
 
 
-def base(teachers: list[Encoded], layers: list[int], **keys: object) -> Method:
+def base(teachers: list[TokenTeacher], layers: list[int], **keys: object) -> Method:
     settings = {"width": 16, "depth": 1, "heads": 2, **keys}
     target = Pixels(PATCH, MEAN, STD, per_patch=False)
     student = vit()
@@ -49,7 +51,7 @@ def test_its_row_of_the_table() -> None:
     assert (masked.head.width, masked.head.blocks[0].mlp.fc1.out_features) == (16, 32)
     assert (align.name, align.region, align.weight, align.layer) == ("align", "encoded", 1.0, 2)
     assert align.distance is l1_unit
-    assert isinstance(align.head, Align)
+    assert isinstance(align.head, ProjectionHead)
     assert isinstance(align.head.project, nn.Linear)
     assert align.head.project.weight.shape == (24, 16)
     assert isinstance(method.sees, Dropped)

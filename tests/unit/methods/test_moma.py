@@ -14,11 +14,11 @@ from remask.backbones.vit import ViT, create_vit
 from remask.color_jitter import BatchColorJitter
 from remask.distances import smooth_l1
 from remask.errors import UserError
-from remask.heads import Align
+from remask.heads import ProjectionHead
 from remask.masking import Masking
 from remask.method import Method
 from remask.methods import dm, jd, moma
-from remask.targets import Encoded, Hog
+from remask.targets import Hog, TokenTeacher
 from tests.flops import flops_of
 
 MEAN, STD = [0.5], [0.25]
@@ -31,8 +31,8 @@ def vit(width: int = 16, depth: int = 2, seed: int = 0) -> ViT:
     return create_vit("vit_micro", SIZE, MEAN, STD, overrides=small)
 
 
-def teacher(width: int = 24, **options: object) -> Encoded:
-    return Encoded(vit(width, 3, width), PATCH, MEAN, STD, **{"name": f"t{width}", **options})  # type: ignore[arg-type]
+def teacher(width: int = 24, **options: object) -> TokenTeacher:
+    return TokenTeacher(vit(width, 3, width), PATCH, MEAN, STD, **{"name": f"t{width}", **options})  # type: ignore[arg-type]
 
 
 def two(**keys: object) -> Method:
@@ -55,7 +55,7 @@ def test_its_row_of_the_table() -> None:
     x, y = torch.randn(4, 6), torch.randn(4, 6)
     for branch, width in zip(method.branches, (24, 12), strict=True):
         assert torch.equal(branch.distance(x, y), smooth_l1(x, y, beta=1.0))
-        assert isinstance(branch.head, Align)
+        assert isinstance(branch.head, ProjectionHead)
         assert branch.head.project.weight.shape == (width, 16)
         assert branch.log_variance is None
 
@@ -76,7 +76,7 @@ def test_a_loss_is_the_mean_over_all_that_is_seen() -> None:
     losses = method(images, views)
     mine = torch.cat(method.backbone.encode(method.backbone.embed(images), views)[-1], dim=1)
     for branch in method.branches:
-        net = branch.target.network.held[0]  # type: ignore[attr-defined]
+        net = branch.target.network.networks[0]  # type: ignore[attr-defined]
         theirs = torch.cat(net.encode(net.embed(images), layers=(2,))[2], dim=1)
         errors = []
         for row in range(2 * 3):
@@ -155,7 +155,7 @@ def test_gradients_reach_the_student_and_no_teacher(head: str) -> None:
     reached = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {name for name, p in method.named_parameters() if p.requires_grad}
     for branch in method.branches:
-        net = branch.target.network.held[0]  # type: ignore[attr-defined]
+        net = branch.target.network.networks[0]  # type: ignore[attr-defined]
         assert all(p.grad is None and not p.requires_grad for p in net.parameters())
 
 
@@ -211,7 +211,7 @@ def test_the_plug_ins_keep_the_jitter() -> None:
 
 
 def whole_image(target: Any, images: Tensor) -> None:
-    net = target.network.held[0]
+    net = target.network.networks[0]
     net.encode(net.embed(images), layers=(2,))
 
 

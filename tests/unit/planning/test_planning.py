@@ -13,16 +13,16 @@ from remask.build.training import build_loader, gflops_per_image
 from remask.commands.planning import IMAGENET, PlanOptions, plan, text
 from remask.errors import UserError
 from remask.images.sources.opening import open_source
-from remask.planning import parts as parts_module
-from remask.planning.anatomy import Live, anatomy, held
+from remask.planning import micro_batches as parts_module
+from remask.planning.anatomy import Live, anatomy, peak_memory
 from remask.planning.devices import DEVICES, device
-from remask.planning.rehearsal import Forecast, Rehearsed, kept_mb
-from remask.planning.steps import rehearsed
+from remask.planning.rehearsal import DryRun, Forecast, kept_mb
+from remask.planning.steps import dry_run_steps
 from remask.recipe import Recipe, choose
 from remask.training.runtime import Runtime
 from tests.toy import trainer
 
-LINE = Forecast(Rehearsed(10, 2.0, 1.0, 700.0), Rehearsed(30, 4.0, 2.6, 900.0), image_mb=0.5)
+LINE = Forecast(DryRun(10, 2.0, 1.0, 700.0), DryRun(30, 4.0, 2.6, 900.0), image_mb=0.5)
 
 
 def saved(recipe: Recipe, batch: int, dtype: torch.dtype) -> float:
@@ -47,7 +47,7 @@ def saved(recipe: Recipe, batch: int, dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("name", ["dmjd-vit-micro-cifar", "convmae-convit-micro-cifar"])
 def test_activations_are_those_of_a_real_pass(name: str, dtype: torch.dtype) -> None:
     recipe = choose(name)
-    counted = held(recipe, 16, 1, dtype)
+    counted = peak_memory(recipe, 16, 1, dtype)
     assert counted.activations == pytest.approx(saved(recipe, 16, dtype), rel=0.05)
 
 
@@ -55,7 +55,7 @@ def test_bytes_of_weights_optimizer_and_images() -> None:
     recipe = choose("mae-vit-micro-cifar")
     method = build_method(recipe)
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    counted = held(recipe, 64, 1, torch.float32)
+    counted = peak_memory(recipe, 64, 1, torch.float32)
     weights = 4 * (parameters(method) + sum(b.numel() for b in method.buffers()))
     assert counted.weights == pytest.approx(weights / 2**20, rel=1e-6)
     assert counted.optimizer == pytest.approx(8 * trained / 2**20, rel=1e-6)
@@ -65,8 +65,8 @@ def test_bytes_of_weights_optimizer_and_images() -> None:
 
 def test_parts_and_checkpointing_hold_less() -> None:
     whole, quarter, again = (
-        held(choose("mae-vit-micro-cifar", {"runtime.checkpointing": again}), 256, parts, torch.float32)
-        for parts, again in ((1, False), (4, False), (1, True))
+        peak_memory(choose("mae-vit-micro-cifar", {"runtime.checkpointing": again}), 256, micro_batches, torch.float32)
+        for micro_batches, again in ((1, False), (4, False), (1, True))
     )
     assert quarter.activations == pytest.approx(whole.activations / 4, rel=0.02)
     assert quarter.total < 0.5 * whole.total
@@ -77,7 +77,7 @@ def test_parts_and_checkpointing_hold_less() -> None:
 def test_teachers_beside_the_method_are_held_and_not_trained() -> None:
     recipe = choose("moma-vit-micro-cifar", smoke=True)
     student = build_method(recipe)
-    counted, taught = anatomy(recipe), held(recipe, 8, 1, torch.float32)
+    counted, taught = anatomy(recipe), peak_memory(recipe, 8, 1, torch.float32)
     assert counted.trained == sum(p.numel() for p in student.parameters() if p.requires_grad)
     assert taught.weights > 1.5 * 4 * parameters(student) / 2**20
     assert counted.training < 3 * counted.forward, "a teacher has no backward pass"
@@ -115,11 +115,11 @@ def test_a_line_is_read() -> None:
     assert LINE.mb_per_image == 10
     assert LINE.memory_mb(30) == 900
     assert LINE.memory_mb(100) == 1600
-    assert LINE.memory_mb(100, parts=4) == 850 + 75 * 0.5
+    assert LINE.memory_mb(100, micro_batches=4) == 850 + 75 * 0.5
     assert LINE.seconds(30) == pytest.approx(4.0)
     assert LINE.seconds(100) == pytest.approx(4.0 + 70 * 0.1)
     assert LINE.cpu_seconds(100) == pytest.approx(2.6 + 70 * 0.08)
-    assert LINE.seconds(60, parts=2) == pytest.approx(8.0)
+    assert LINE.seconds(60, micro_batches=2) == pytest.approx(8.0)
 
 
 def test_noise_does_not_make_large_batches_free_or_dear() -> None:
@@ -141,13 +141,13 @@ def test_kept_pictures_come_on_top(tmp_path: Path) -> None:
     assert kept_mb(recipe) == sum(picture.nbytes for picture in kept) / 2**20 == 16 * 30 * 40 * 3 / 2**20
     for none in ({"data.keep": "never"}, {"data.reduced": True}, {"data.source": None}, {"data.source": "digits"}):
         assert kept_mb(choose("mae-vit-micro-cifar", {**asked, **none})) == 0, none
-    assert LINE._replace(kept_mb=50).memory_mb(100, parts=4) == LINE.memory_mb(100, parts=4) + 50
+    assert LINE._replace(kept_mb=50).memory_mb(100, micro_batches=4) == LINE.memory_mb(100, micro_batches=4) + 50
 
 
 def test_steps_are_those_of_a_real_run(tmp_path: Path) -> None:
     recipe = choose("mae-vit-micro-cifar", {"runtime.device": "cpu", "optim.precision": "fp32"})
     asked = {"recipe": recipe.model_dump(mode="json"), "batch": 4, "parts": 2, "steps": 3, "source": "digits"}
-    found = rehearsed({**asked, "run": str(tmp_path / "run")})
+    found = dry_run_steps({**asked, "run": str(tmp_path / "run")})
     assert set(found) == {"seconds", "cpu_seconds", "peak_mb"}
     assert 0 < found["seconds"] < 60
     assert found["peak_mb"] > 50
@@ -161,18 +161,18 @@ def test_steps_are_those_of_a_real_run(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-@pytest.mark.parametrize(("there", "parts"), [(10_000.0, 1), (1300.0, 2), (900.0, 7)])
+@pytest.mark.parametrize(("there", "micro_batches"), [(10_000.0, 1), (1300.0, 2), (900.0, 7)])
 def test_parts_follow_the_memory_of_a_cpu(
-    there: float, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: float, micro_batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts_module, "forecast", lambda *_: LINE)
     monkeypatch.setattr(parts_module, "available_mb", lambda: there)
     monkeypatch.setattr(parts_module, "peak_resident_mb", lambda: 0.0)
     recipe, cut = choose("mae-vit-micro-cifar", {"optim.batch_size": 100}), trainer(tmp_path / "run")
-    said = parts_module.settle(recipe, cut, Runtime(torch.device("cpu")))
+    said = parts_module.choose_micro_batches(recipe, cut, Runtime(torch.device("cpu")))
     fits = [n for n in range(1, 101) if LINE.memory_mb(100, n) <= 0.9 * there]
-    assert cut.micro_batches == min(fits) == parts
-    assert f"a batch of 100 in {parts} part" in said
+    assert cut.micro_batches == min(fits) == micro_batches
+    assert f"a batch of 100 in {micro_batches} part" in said
 
 
 def test_available_memory(tmp_path: Path) -> None:

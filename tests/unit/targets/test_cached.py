@@ -17,10 +17,10 @@ from remask.images.sources.opening import open_source
 from remask.masking import Masking
 from remask.methods import moma
 from remask.recipe import load_recipe
-from remask.targets import Encoded
+from remask.targets import TokenTeacher
 from remask.targets import cached as module
 from remask.targets.cached import Cached, Shelf, fingerprint
-from remask.targets.teacher import Teacher
+from remask.targets.map_teacher import MapTeacher
 from remask.training.progress import Lines
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
@@ -29,7 +29,7 @@ MEAN, STD = [0.5], [0.25]
 SIZE, PATCH = (16, 16), (4, 4)
 
 
-class Counted(Encoded):
+class Counted(TokenTeacher):
     """Counts the pictures that it computes."""
 
     seen = 0
@@ -92,7 +92,7 @@ def test_another_teacher_has_another_file(tmp_path: Path) -> None:
     assert own == fingerprint(teacher(), shape, SIZE)
     others = [fingerprint(t, shape, SIZE) for t in (teacher(1), teacher(layer=0), teacher(norm="none"))]
     shifted = teacher()
-    shifted.network.held[0].normalise.shift += 1  # type: ignore[attr-defined]
+    shifted.network.networks[0].normalise.shift += 1  # type: ignore[attr-defined]
     others += [fingerprint(shifted, shape, SIZE), fingerprint(teacher(), (7, 17, 24), SIZE)]
     assert len({own, *others}) == 6
 
@@ -100,7 +100,7 @@ def test_another_teacher_has_another_file(tmp_path: Path) -> None:
 def test_maps_are_kept_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     keys = {"teacher_mean": MEAN, "teacher_std": STD, "width": 8, "name": "conv"}
-    cached = opened(tmp_path, Teacher(nn.Conv2d(1, 8, 4, 4), PATCH, MEAN, STD, **keys))  # type: ignore[arg-type]
+    cached = opened(tmp_path, MapTeacher(nn.Conv2d(1, 8, 4, 4), PATCH, MEAN, STD, **keys))  # type: ignore[arg-type]
     before = cached(pictures())
     assert torch.equal(before, cached.target(pictures()).half().float())
     assert torch.equal(before, cached(pictures()))

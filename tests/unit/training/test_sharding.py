@@ -21,7 +21,7 @@ from remask.training.distributed import World
 from remask.training.optim import adamw, parameter_groups
 from remask.training.progress import Lines
 from remask.training.run_folder import RunFolder, find
-from remask.training.sharding import Plan, cut_like, exchanging, rehearse, spread, whole
+from remask.training.sharding import ShardingPlan, exchanging, full_state, shard_state, spread, trace_plan
 from tests.unit.runs.test_progressive import on, trainer
 
 TINY = ["backbone.width=32", "backbone.depth=2", "backbone.heads=2"]
@@ -74,8 +74,8 @@ def test_parameters_that_the_loss_does_not_reach_are_named() -> None:
 
     with torch.device("meta"):
         model = Half()
-        found = rehearse(model, lambda: model.used(torch.ones(1, 2)).sum())
-    assert found == Plan((), frozenset({"unused.weight", "unused.bias"}))
+        found = trace_plan(model, lambda: model.used(torch.ones(1, 2)).sum())
+    assert found == ShardingPlan((), frozenset({"unused.weight", "unused.bias"}))
 
 
 # --------------------------------------------------------------------------------------------------------- pieces
@@ -95,9 +95,9 @@ def test_every_network_can_be_cut(kind: str) -> None:
             group["eps"] = 1e-5  # else the step is the sign of a gradient, also of one that is nothing but rounding
         total = loss(learner, method, chosen)
         total.backward()
-        norm = whole({"norm": nn.utils.clip_grad_norm_(method.parameters(), 0.1)})["norm"]
+        norm = full_state({"norm": nn.utils.clip_grad_norm_(method.parameters(), 0.1)})["norm"]
         optimizer.step()
-        results.append((total.detach(), norm, whole(method.state_dict())))
+        results.append((total.detach(), norm, full_state(method.state_dict())))
     (one, norm, weights), (other, other_norm, pieces) = results
     assert torch.allclose(one, other, atol=1e-6)
     assert torch.allclose(norm, other_norm, rtol=1e-4)
@@ -115,13 +115,13 @@ def test_checkpoints_of_pieces_are_whole_and_come_back_cut(tmp_path: Path) -> No
     optimizers[0].step()
     save(run, "last", cut, optimizers[0], {"step": 1})
     assert restore(find(run), plain, optimizers[1]) == {"step": 1}
-    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in whole(cut.state_dict()).items())
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in full_state(cut.state_dict()).items())
     save(run, "again", plain, optimizers[1], {"step": 1})
-    before = whole(optimizers[0].state_dict())["state"]
+    before = full_state(optimizers[0].state_dict())["state"]
     restore(find(run, "again"), cut, optimizers[0])
     state = optimizers[0].state_dict()["state"]
     assert all(isinstance(moments["exp_avg"], DTensor) for moments in state.values())
-    assert all(torch.equal(whole(state[i])["exp_avg_sq"], moments["exp_avg_sq"]) for i, moments in before.items())
+    assert all(torch.equal(full_state(state[i])["exp_avg_sq"], moments["exp_avg_sq"]) for i, moments in before.items())
 
 
 @pytest.mark.usefixtures("group")
@@ -138,7 +138,7 @@ def test_parts_of_a_batch_add_up(kind: str) -> None:
                 loss(learner, method, chosen).backward()
         grads.append({name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None})
         method.zero_grad()
-    one, two = (whole(found) for found in grads)
+    one, two = (full_state(found) for found in grads)
     assert one
     assert all(torch.allclose(2 * one[name], two[name], rtol=1e-4, atol=1e-7) for name in one)
 
@@ -148,14 +148,14 @@ def test_numbers_cannot_be_cut() -> None:
     model = nn.Linear(2, 2)
     model.scale = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(UserError, match=r"fsdp cannot cut learned weights.*runtime.parallel ddp"):
-        spread(model, Plan(), World(), "fsdp", compiled=False)
+        spread(model, ShardingPlan(), World(), "fsdp", compiled=False)
 
 
 def test_without_pieces_nothing_changes() -> None:
     state = {"a": torch.ones(2), "b": [1, {"c": torch.zeros(1)}]}
-    assert whole(state)["a"] is state["a"]
-    assert whole(state, keep=False) == {"a": None, "b": [1, {"c": None}]}
-    assert cut_like({"a": state["a"]}, {"a": torch.zeros(2)})["a"] is state["a"]
+    assert full_state(state)["a"] is state["a"]
+    assert full_state(state, keep=False) == {"a": None, "b": [1, {"c": None}]}
+    assert shard_state({"a": state["a"]}, {"a": torch.zeros(2)})["a"] is state["a"]
 
 
 @pytest.mark.usefixtures("group")
@@ -173,7 +173,7 @@ def test_pieces_are_handed_over_where_images_grow(tmp_path: Path) -> None:
         old, new = trainers
         old.train(Lines(1, "quiet", quiet=True))
         hand_over(old, new, *(part.data.image_size for part, _ in phases(planned)))
-        states.append((whole(new.model.state_dict()), whole(new.optimizer.state_dict()["state"])))
+        states.append((full_state(new.model.state_dict()), full_state(new.optimizer.state_dict()["state"])))
     (weights, moments), (pieces, cut_moments) = states
     assert all(torch.allclose(weights[name], pieces[name], atol=1e-5) for name in weights)
     assert moments.keys() == cut_moments.keys()

@@ -11,7 +11,7 @@ from jaxtyping import Int, Num
 from torch import Generator, Tensor
 
 from remask.downstream.detect.coco import CocoSource, Target
-from remask.downstream.detect.placing import PAD, BoxTransform, Fit, ScaleJitter, around, fitting
+from remask.downstream.detect.placing import PAD, BoxTransform, LargeScaleJitter, Letterbox, around, fitting
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
@@ -135,4 +135,4 @@ class _Placed:
         return BoxBatch(ready, [target for _, target in placed], numbers)
 
 
-__all__ = ["PAD", "BoxBatch", "BoxLoader", "Fit", "ScaleJitter", "around", "fitting"]
+__all__ = ["PAD", "BoxBatch", "BoxLoader", "LargeScaleJitter", "Letterbox", "around", "fitting"]

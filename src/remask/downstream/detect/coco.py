@@ -212,14 +212,14 @@ def _matched(
     if any(header == MISSING and os.path.isabs(p["file_name"]) for p, header in zip(pictures, headers, strict=True)):
         cure = "write each file_name relative to that folder"
     faults.add(missing, len(names), words, cure)
-    lines, sound, seen = list[str](), list[Entry](), dict[str, Any]()
+    lines, sound, known = list[str](), list[Entry](), dict[str, Any]()
     for picture, name, header in zip(pictures, names, headers, strict=True):
         turn: int | str = 1
         if header == MISSING:
             continue
         if isinstance(header, Header):
             turn = agreed((picture["height"], picture["width"]), header, exif)
-        if (other := seen.setdefault(os.path.normpath(picture["file_name"]), picture["id"])) != picture["id"]:
+        if (other := known.setdefault(os.path.normpath(picture["file_name"]), picture["id"])) != picture["id"]:
             turn = f"it is picture {printable(str(picture['id']))} and {printable(str(other))}"
         if isinstance(turn, str):
             lines.append(f"{name}: {turn}")
@@ -268,9 +268,9 @@ def _file_name(name: str, folder: str) -> str:
 def _below(path: str, folder: str) -> str | None:
     """A whole path relative to the folder, where it leads into it by its text or over links."""
     with contextlib.suppress(OSError, ValueError):  # a NUL byte, or half a surrogate
-        for root, whole in ((os.path.abspath(folder), path), (os.path.realpath(folder), os.path.realpath(path))):
-            if os.path.normpath(whole).startswith(root.rstrip(os.sep) + os.sep):
-                return os.path.relpath(whole, root)
+        for root, absolute in ((os.path.abspath(folder), path), (os.path.realpath(folder), os.path.realpath(path))):
+            if os.path.normpath(absolute).startswith(root.rstrip(os.sep) + os.sep):
+                return os.path.relpath(absolute, root)
     return None
 
 

@@ -87,12 +87,12 @@ def _line(annotation: Entry, place: int, known: Known, fault: str) -> str:
 
 def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[int, str]:
     """Why annotations cannot be used, by their place; iscrowd and area are made numbers on the way."""
-    found, seen = dict[int, str](), set[Any]()
+    found, known_ids = dict[int, str](), set[Any]()
     packed, strings, pixels, places = list[int](), list[str](), list[int](), list[Place]()
     for n, a in enumerate(annotations):
         image = known.pictures[a["image_id"]]
         size = image["height"], image["width"]
-        fault = _fault_of_number(a, seen) or _fault_of_box(a["bbox"], size)
+        fault = _fault_of_number(a, known_ids) or _fault_of_box(a["bbox"], size)
         if fault is None and masks:
             shape = a.get("segmentation")
             fault = fault_of_mask(shape, size, a["bbox"])
@@ -108,7 +108,7 @@ def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[
     return found
 
 
-def _fault_of_number(annotation: Entry, seen: set[Any]) -> str | None:
+def _fault_of_number(annotation: Entry, known_ids: set[Any]) -> str | None:
     """Whether it is a crowd, its area and its id. An area that is not told is that of the mask, and 0 is told."""
     crowd = annotation.get("iscrowd")
     if crowd is None or type(crowd) is str:
@@ -125,9 +125,9 @@ def _fault_of_number(annotation: Entry, seen: set[Any]) -> str | None:
         return None
     if (key := key_of(number)) is None:
         return f"its id is {printable(repr(number)[:40])}, and no number or text"
-    if key in seen:
+    if key in known_ids:
         return "its id is that of another annotation before it"
-    seen.add(key)
+    known_ids.add(key)
     return None
 
 

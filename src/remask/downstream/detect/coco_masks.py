@@ -99,17 +99,17 @@ def _has_area(polygon: list[float]) -> bool:
 def _fault_of_runs(segmentation: dict[str, Any], pixels: int, box: Sequence[float]) -> str | None:
     counts = segmentation["counts"]
     try:
-        whole = [int(n) for n in counts] if isinstance(counts, list) else None
-        if whole is None or whole != counts:
+        runs_given = [int(n) for n in counts] if isinstance(counts, list) else None
+        if runs_given is None or runs_given != counts:
             return "run lengths that are no whole numbers"
     except (TypeError, ValueError, OverflowError):
         return "run lengths that are no whole numbers"
-    if min(whole, default=0) < 0:
+    if min(runs_given, default=0) < 0:
         return "run lengths below 0"
-    if sum(whole) != pixels:
-        return f"a mask of {sum(whole)} pixels, where the picture has {pixels}"
-    segmentation["counts"] = whole
-    runs = np.array(whole, np.int64)
+    if sum(runs_given) != pixels:
+        return f"a mask of {sum(runs_given)} pixels, where the picture has {pixels}"
+    segmentation["counts"] = runs_given
+    runs = np.array(runs_given, np.int64)
     return _fault_of_drawn(runs, np.zeros(len(runs), np.int64), [(segmentation["size"][0], box)])[0]
 
 

@@ -50,10 +50,10 @@ class Targets(NamedTuple):
 
     pictures: list[dict[str, Tensor]]
 
-    def split(self, parts: int) -> list["Targets"]:
+    def split(self, chunks: int) -> list["Targets"]:
         """In batch order, in the sizes of Tensor.tensor_split."""
-        numbers = torch.arange(len(self.pictures)).tensor_split(parts)
-        return [Targets([self.pictures[i] for i in part.tolist()]) for part in numbers]
+        numbers = torch.arange(len(self.pictures)).tensor_split(chunks)
+        return [Targets([self.pictures[i] for i in chunk.tolist()]) for chunk in numbers]
 
 
 class Detector(nn.Module):
@@ -90,8 +90,8 @@ class Detector(nn.Module):
         self.depth, self.classes, self.masks = backbone.depth, classes, masks
         self.pyramid = create_pyramid(backbone, channels, size)
         cells = anchor or 8 * min(1.0, max(size) / 512)
-        parts = _mask_rcnn(channels, classes, self.pyramid.strides, masks, cells, regions or 2 * channels)
-        self.rpn, self.roi_heads = parts.rpn, parts.roi_heads
+        chunks = _mask_rcnn(channels, classes, self.pyramid.strides, masks, cells, regions or 2 * channels)
+        self.rpn, self.roi_heads = chunks.rpn, chunks.roi_heads
         self.roi_heads.score_thresh, self.roi_heads.detections_per_img = score, detections
 
     def draw(self, batch: Boxed, generator: Generator) -> Targets:
@@ -115,7 +115,7 @@ class Detector(nn.Module):
 
         normalised   floats in 0..1 are meant, see `Normalise.look`
         """
-        self.backbone.normalise.look(images, normalised)
+        self.backbone.normalise.refuse_unnormalised(images, normalised)
         with torch.no_grad(), evaluating([self]):
             features, shapes = self._features(images)
             proposals, _ = self.rpn(shapes, features)
@@ -169,7 +169,7 @@ class Exact(nn.Module):
 
 
 def _exact(x: Any) -> Any:
-    return x.float() if isinstance(x, Tensor) else type(x)(_exact(part) for part in x)
+    return x.float() if isinstance(x, Tensor) else type(x)(_exact(chunk) for chunk in x)
 
 
 class _Width(nn.Module):

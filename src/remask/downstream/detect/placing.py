@@ -26,7 +26,7 @@ BoxTransform: TypeAlias = Callable[[Tensor, Target, Generator], tuple[Tensor, Ta
 
 
 @dataclass(frozen=True)
-class ScaleJitter:
+class LargeScaleJitter:
     """Large-scale jitter: the picture as large as fits in a drawn multiple of `size`, a random crop or padding, a flip.
 
     size    pixels of the batch, multiples of 32
@@ -55,7 +55,7 @@ class ScaleJitter:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Letterbox:
     """The whole picture, as large as fits in `size` pixels, then padded: for evaluation."""
 
     size: Size
@@ -82,25 +82,25 @@ class Placed(NamedTuple):
         self, image: Num[Tensor, "C H W"], target: Target, *, flip: bool
     ) -> tuple[Num[Tensor, "C h w"], Target]:
         (top, left), (rows, columns) = self.corner, self.shown
-        part = resize(image, self.resized)[:, top : top + rows, left : left + columns]
+        crop = resize(image, self.resized)[:, top : top + rows, left : left + columns]
         boxes, cut = self._boxes(target["boxes"])
         keep = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1  # pixel
         masks = target["masks"][keep] if "masks" in target else None
         if masks is not None:
             masks = masks[:, self._under(0)][:, :, self._under(1)]
-            keep[keep.clone()] = seen = (masks.flatten(1) > 0).any(1)
-            masks = masks[seen]
+            keep[keep.clone()] = inside = (masks.flatten(1) > 0).any(1)
+            masks = masks[inside]
         boxes, cut = boxes[keep], cut[keep]
         if masks is not None and cut.any():
             # official: boxes are drawn anew round all masks; here round those that the crop cuts, the others stay exact
             boxes[cut] = around(masks[cut])
         if flip:
-            part = part.flip(-1)
+            crop = crop.flip(-1)
             boxes[:, [0, 2]] = columns - boxes[:, [2, 0]]
         placed = {**target, "boxes": boxes, "labels": target["labels"][keep], "shown": (rows, columns)}
         if masks is not None:
             placed["masks"] = self._padded(masks.flip(-1) if flip else masks, 0)
-        return self._padded(part, PAD), placed
+        return self._padded(crop, PAD), placed
 
     @property
     def shown(self) -> Size:
@@ -148,4 +148,4 @@ def _check(size: Size) -> None:
         )
 
 
-__all__ = ["PAD", "BoxTransform", "Fit", "Placed", "ScaleJitter", "around", "fitting"]
+__all__ = ["PAD", "BoxTransform", "LargeScaleJitter", "Letterbox", "Placed", "around", "fitting"]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from remask.downstream.detect.average_precision import average_precision, detections
-from remask.downstream.detect.boxes import BoxLoader, Fit, ScaleJitter
+from remask.downstream.detect.boxes import BoxLoader, LargeScaleJitter, Letterbox
 from remask.downstream.detect.coco import CocoSource, open_coco
 from remask.downstream.detect.detector import Detector, on_picture
 from remask.downstream.detect.drawing import Drawing, sheet_of_boxes
 from remask.downstream.inputs import NO_IMAGES, NO_TEST
-from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.downstream.network import check_all, fix_pixel_range, freeze, gflops, network, opened_of, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
 from remask.images.loading.image_cache import decoded
@@ -40,10 +40,10 @@ def build_detect(
     masks = facts["masks"] if facts else source.masks
     detector, size = detector_of(recipe, source.classes, masks)
     backbone = detector.backbone
-    pixels, told_pixels = settle(backbone, FirstOf(source), data, facts or begun)
+    pixels, told_pixels = fix_pixel_range(backbone, FirstOf(source), data, facts or begun)
     scaling = backbone.normalise.scaling
     train = None if facts else BoxLoader(
-        source, ScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
+        source, LargeScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, max_bad=data.max_bad,
         pin=runtime.device.type == "cuda", scaling=scaling, report=report,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def build_detect(
 
     def test(tested: Detector, watch: Watch) -> dict[str, Any]:
         loader = BoxLoader(
-            val, Fit(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, scaling=scaling,
+            val, Letterbox(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, scaling=scaling,
             report=report,
         )  # fmt: skip
         batches = watch.over(loader.epoch(0), len(val), "test")
@@ -83,12 +83,12 @@ def build_detect(
 
 def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:
     """A PNG of some test pictures with what is found on them."""
-    drawings, fit, channels = [], Fit(size), detector.backbone.channels
+    drawings, letterbox, channels = [], Letterbox(size), detector.backbone.channels
     for i in usable[:: max(1, len(usable) // SHOWN)]:
         encoded, target = val.read(i)
         scaling = detector.backbone.normalise.scaling
         picture = decoded(encoded, channels, scaling)
-        image, placed = fit(picture, target)
+        image, placed = letterbox(picture, target)
         image = scaling.of_shades(image) if scaling else image
         found = on_picture(detector.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
         drawings.append(Drawing(picture[:3].to(torch.uint8).expand(3, -1, -1), found, Path(val.where(i)).name))

@@ -15,7 +15,7 @@ from remask.errors import UserError
 from remask.evaluation.figures.lettering import labels, png
 from remask.evaluation.probing.features import Labelled, evaluating
 
-WHOLE = 100
+CONFUSION_CLASSES = 100
 """Most classes with which the whole confusion matrix goes into a JSON file; beyond, its largest entries do."""
 LISTED = 20
 """How many confusions are listed."""
@@ -56,7 +56,7 @@ class Scores:
             "per_class": self.per_class(names),
             "confusions": self.confusions(names),
         }
-        return content | ({"confusion": self.confusion.tolist()} if classes <= WHOLE else {})
+        return content | ({"confusion": self.confusion.tolist()} if classes <= CONFUSION_CLASSES else {})
 
     def per_class(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """A row a class that has images: its accuracy in percent, and what it is taken for most often."""

@@ -40,11 +40,11 @@ class MixedLabels:
     partners: Num[Tensor, "B C H W"] | None = None
     weights: Float[Tensor, "H W"] | None = None
 
-    def split(self, parts: int) -> list["MixedLabels"]:
+    def split(self, chunks: int) -> list["MixedLabels"]:
         """In batch order, in the sizes of Tensor.tensor_split."""
-        none = (None,) * parts
-        partners = none if self.partners is None else self.partners.tensor_split(parts)
-        pairs = zip(self.targets.tensor_split(parts), partners, strict=True)
+        none = (None,) * chunks
+        partners = none if self.partners is None else self.partners.tensor_split(chunks)
+        pairs = zip(self.targets.tensor_split(chunks), partners, strict=True)
         return [MixedLabels(targets, others, self.weights) for targets, others in pairs]
 
 
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
 
     def logits(self, images: Images, normalised: bool = False) -> Float[Tensor, "B classes"]:
         """Of integers, or of floats that are normalised already; those in 0..1 have to be said to be `normalised`."""
-        self.backbone.normalise.look(images, normalised)
+        self.backbone.normalise.refuse_unnormalised(images, normalised)
         return self._scores(images)
 
     def _scores(self, images: Images) -> Float[Tensor, "B classes"]:

@@ -13,13 +13,13 @@ from remask.downstream.finetune.augment import EvalCrop, TrainAugment
 from remask.downstream.finetune.classifier import Classifier
 from remask.downstream.finetune.mixing import Mixing
 from remask.downstream.inputs import NO_IMAGES
-from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.downstream.network import check_all, fix_pixel_range, freeze, gflops, network, opened_of, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
 from remask.images.levels import FULL
 from remask.images.loading.loader import Loader, iterate
 from remask.images.sources.files import printable
-from remask.images.sources.hold_out import BY_CLASS, fifth, hold_out, parts
+from remask.images.sources.hold_out import BY_CLASS, fifth, hold_out, split_source
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import Source, open_second, open_source
 from remask.images.sources.subset import Subset, by_classes
@@ -41,7 +41,7 @@ def build_finetune(
     names = source.classes or []
     classifier, size = classifier_of(recipe, names)
     backbone = classifier.backbone
-    pixels, said = settle(backbone, source, data, facts or begun)
+    pixels, said = fix_pixel_range(backbone, source, data, facts or begun)
     scaling = backbone.normalise.scaling
     crop = _crop(recipe, backbone, size)
     train = None if facts else Loader(
@@ -154,7 +154,7 @@ def split(
         test = open_second(val, labelled=True, exclude=exclude, one_class=True)
         return source, by_classes(test, source.classes or [], printable(source.name), source.labels)
     order = torch.randperm(len(source), generator=generator(seed, "hold out")).tolist()
-    return parts(source, fifth(order) if older else hold_out(order, source.labels), "test pictures with --val")
+    return split_source(source, fifth(order) if older else hold_out(order, source.labels), "test pictures with --val")
 
 
 def some_of(source: Source, share: float, seed: int) -> Source:

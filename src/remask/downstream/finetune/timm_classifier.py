@@ -80,7 +80,7 @@ def _made(name: str, arguments: dict[str, Any]) -> Any:
 
 def _state(classifier: Classifier, model: Any) -> dict[str, Tensor] | None:
     """The weights under timm's names; None where they are not all of timm's."""
-    head = next((name for name, part in model.named_modules() if part is model.get_classifier()), None)
+    head = next((name for name, module in model.named_modules() if module is model.get_classifier()), None)
     if head is None or not isinstance(model.get_classifier(), nn.Linear):
         return None
     wanted, state = model.state_dict(), dict(classifier.backbone.network.state_dict())
@@ -88,8 +88,8 @@ def _state(classifier: Classifier, model: Any) -> dict[str, Tensor] | None:
     if classifier.fc_norm is not None:
         state |= {f"fc_norm.{name}": tensor for name, tensor in classifier.fc_norm.state_dict().items()}
     kept = {name: tensor.detach().contiguous() for name, tensor in state.items() if name in wanted}
-    fits = kept.keys() == wanted.keys() and all(kept[name].shape == wanted[name].shape for name in wanted)
-    return kept if fits else None
+    matches = kept.keys() == wanted.keys() and all(kept[name].shape == wanted[name].shape for name in wanted)
+    return kept if matches else None
 
 
 __all__ = ["TimmClassifier", "as_timm"]

@@ -39,8 +39,8 @@ def frames(
         (_picture(image), None if truth is None else painted(truth, palette, ignore), painted(guess, palette, ignore))
         for image, truth, guess in zip(images, truths, predictions, strict=True)
     ]
-    seen = _occurring([mask for mask in (*truths, *predictions) if mask is not None], ignore)
-    named = [(palette[number], classes[number]) for number in seen if number < len(classes)]
+    shown = _occurring([mask for mask in (*truths, *predictions) if mask is not None], ignore)
+    named = [(palette[number], classes[number]) for number in shown if number < len(classes)]
     if any(truth is not None and (truth == ignore).any() for truth in truths):
         named.append((_NONE, "no label"))
     heights = [_WIDTH * row[0].shape[0] / row[0].shape[1] for row in rows]
@@ -99,7 +99,7 @@ def _legend(
     texts = labels([name for _, name in named])
     for number, ((colour, _), text) in enumerate(zip(named, texts, strict=True)):
         left, base = _EDGE + number % columns * step, top - _LINE * (number // columns + 1)
-        shade = tuple(part / 255 for part in colour)
+        shade = tuple(value / 255 for value in colour)
         square = Rectangle(
             (left / across, (base + 0.03) / down), 0.14 / across, 0.14 / down, color=shade, transform=figure.transFigure
         )

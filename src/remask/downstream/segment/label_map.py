@@ -117,7 +117,7 @@ def _colour(entry: Any) -> Colour:
     if (
         not isinstance(entry, list)
         or len(entry) not in (3, 4)
-        or not all(type(part) is int and 0 <= part <= 255 for part in entry)
+        or not all(type(value) is int and 0 <= value <= 255 for value in entry)
     ):
         raise ValueError(f"{entry} is no colour of three numbers 0..255")
     return entry[0], entry[1], entry[2]

@@ -79,7 +79,7 @@ def check_alone(alone: Sequence[str], where: str, what: str, missing: str) -> No
         )
 
 
-class Seen(NamedTuple):
+class PairFacts(NamedTuple):
     """What a look at a pair found; None and no ids where a file cannot be read, which is for the loader to say."""
 
     shown: str
@@ -91,43 +91,43 @@ class Seen(NamedTuple):
     """Why the mask may be one of the stored picture or of the turned one."""
 
 
-def look_at(
+def examine_pairs(
     pairs: Sequence[Pair],
     ids: Callable[[Pair], Ids] | None,
     everything: bool = False,
     exif: Exif | None = None,
-) -> list[Seen]:
+) -> list[PairFacts]:
     """A look at all pairs, or at SCANNED of them.
 
     Raises UserError for masks of another size than their pictures, and for those that EXIF may turn or not (`agreed`).
     """
 
-    def look(pair: Pair) -> Seen:
+    def examine(pair: Pair) -> PairFacts:
         try:
             image, mask = _header(pair.image), _header(pair.mask)
             turn = agreed(mask.stored, image, exif)
             unsure = turn if isinstance(turn, str) and mask.stored in (image.stored, image.upright) else ""
             sizes = (mask.stored, mask.stored) if isinstance(turn, int) or unsure else (image.upright, mask.stored)
             found = ids(pair) if ids else Ids(np.empty(0, np.int32))
-            return Seen(pair.shown, *sizes, *found, unsure)
+            return PairFacts(pair.shown, *sizes, *found, unsure)
         except (BadImage, OSError):
-            return Seen(pair.shown, None, None, np.empty(0, np.int32))
+            return PairFacts(pair.shown, None, None, np.empty(0, np.int32))
 
     chosen = pairs if everything or len(pairs) <= SCANNED else pairs[:: -(-len(pairs) // SCANNED)]
     with ThreadPoolExecutor(8, "remask-masks") as pool:  # decoding lets go of the interpreter
-        seen = list(pool.map(look, chosen))
-    wrong = [f"{s.shown} is {_by(s.image)}, its mask {_by(s.mask)}" for s in seen if s.image != s.mask]
+        facts = list(pool.map(examine, chosen))
+    wrong = [f"{s.shown} is {_by(s.image)}, its mask {_by(s.mask)}" for s in facts if s.image != s.mask]
     if wrong:
         raise UserError(
-            f"{len(wrong)} of {len(seen)} masks are of another size than their picture: {first_of(wrong)}; "
+            f"{len(wrong)} of {len(facts)} masks are of another size than their picture: {first_of(wrong)}; "
             "resize them to the nearest pixel, or name the folders that belong together"
         )
-    if unsure := [f"{s.shown}: {s.unsure}" for s in seen if s.unsure]:
+    if unsure := [f"{s.shown}: {s.unsure}" for s in facts if s.unsure]:
         raise UserError(
-            f"{len(unsure)} of {len(seen)} masks may lie on pictures as they are stored or as EXIF turns them "
+            f"{len(unsure)} of {len(facts)} masks may lie on pictures as they are stored or as EXIF turns them "
             f"({first_of(unsure)}): say --set data.exif=stored or data.exif=upright"
         )
-    return seen
+    return facts
 
 
 def ids_of(pair: Pair, palettes: bool = False) -> Ids:
@@ -164,13 +164,13 @@ def turned(ids: Int32[np.ndarray, "H W"], image: bytes, exif: Exif | None) -> In
     return turned_mask(ids, turn)
 
 
-def common_palette(seen: Sequence[Seen], where: str) -> dict[int, int]:
+def common_palette(facts: Sequence[PairFacts], where: str) -> dict[int, int]:
     """The colour of each number in masks with palettes.
 
     Raises UserError where a number has two: the files may number the classes in different order.
     """
     known, first = dict[int, int](), dict[int, str]()
-    for s in seen:
+    for s in facts:
         if number := other_colour(s.ids, s.entries, known):
             before, here = (listed(np.array([one], np.int32)) for one in (known[number[0]], number[1]))
             raise UserError(
@@ -199,22 +199,22 @@ def other_colour(
     return next(((number, colour) for number, colour in pairs if known.get(number, colour) != colour), None)
 
 
-def check_ids(seen: Sequence[Seen], known: Table, count: int, two: bool = False) -> None:
+def check_ids(facts: Sequence[PairFacts], known: Table, count: int, two: bool = False) -> None:
     """Raise UserError for ids that no declared class has; with `two` for two classes that are drawn as 0 and 255."""
-    if two and count == 2 and {int(i) for s in seen for i in s.ids} == {0, IGNORE}:
+    if two and count == 2 and {int(i) for s in facts for i in s.ids} == {0, IGNORE}:
         raise UserError(
-            f"all of {len(seen)} masks hold 0 and {IGNORE} alone, and {IGNORE} is no class: for the second of the 2 "
+            f"all of {len(facts)} masks hold 0 and {IGNORE} alone, and {IGNORE} is no class: for the second of the 2 "
             f'declared classes write "palette": [[0, 0, 0], [255, 255, 255]] into classes.json; if {IGNORE} is none, '
             f'"ignore_index": {IGNORE}'
         )
-    wrong = [(s.shown, beyond) for s in seen if len(beyond := np.setdiff1d(s.ids, known.ids))]
+    wrong = [(s.shown, beyond) for s in facts if len(beyond := np.setdiff1d(s.ids, known.ids))]
     if wrong:
         first = first_of([f"{printable(shown)} has {listed(ids)}" for shown, ids in wrong])
         cure = "the id that is none (ignore_index in classes.json)"
         if any((ids >= COLOUR).any() for _, ids in wrong):
             cure = "behind their colours in the palette of classes.json the one that is none"
         raise UserError(
-            f"{len(wrong)} of {len(seen)} masks hold ids beyond the {count} declared classes: {first}; "
+            f"{len(wrong)} of {len(facts)} masks hold ids beyond the {count} declared classes: {first}; "
             f"declare the classes, or {cure}"
         )
 
@@ -229,6 +229,14 @@ def first_of(offenders: Sequence[str]) -> str:
 
 
 __all__ = [
-    "SCANNED", "Pair", "Seen", "check_alone", "check_ids", "first_of", "ids_of", "look_at", "paired",
+    "SCANNED",
+    "Pair",
+    "PairFacts",
+    "check_alone",
+    "check_ids",
+    "examine_pairs",
+    "first_of",
+    "ids_of",
+    "paired",
     "turned",
 ]  # fmt: skip

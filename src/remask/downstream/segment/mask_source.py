@@ -36,14 +36,14 @@ from remask.downstream.segment.label_map import (
 from remask.downstream.segment.mask_checks import (
     SCANNED,
     Pair,
-    Seen,
+    PairFacts,
     check_alone,
     check_ids,
     common_palette,
     different,
+    examine_pairs,
     first_of,
     ids_of,
-    look_at,
     other_colour,
     paired,
     turned,
@@ -183,9 +183,9 @@ def open_masks(
     pairs = paired(images, root, masked_folder(beside, "masks"), patterns, left_out)[:limit]
     said = declared(beside, classes, ignore, otherwise)
     said, where = said._replace(numbers=said.numbers or numbers), printable(beside)
-    seen, coloured, entries = _looked_at(pairs, said, where, exif)
-    found = numbered(said, (int(i) for pair in seen for i in pair.ids), reduce_zero, where)
-    check_ids(seen, found.table, len(found.names), two=said.ignore is None)
+    facts, coloured, entries = _looked_at(pairs, said, where, exif)
+    found = numbered(said, (int(i) for pair in facts for i in pair.ids), reduce_zero, where)
+    check_ids(facts, found.table, len(found.names), two=said.ignore is None)
     said = said._replace(names=found.every)
     return MaskFiles(
         images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said,
@@ -195,21 +195,21 @@ def open_masks(
 
 def _looked_at(
     pairs: Sequence[Pair], said: Declared, where: str, exif: Exif | None
-) -> tuple[list[Seen], bool, dict[int, int]]:
+) -> tuple[list[PairFacts], bool, dict[int, int]]:
     """What masks hold, whether their colours decide, and else the colours of their palettes' entries."""
-    seen = look_at(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None, exif=exif)
-    entries = {} if said.palette or said.numbers else common_palette(seen, where)
-    if coloured := by_colour(said, (int(i) for pair in seen for i in pair.ids)):  # then a gray mask is of that colour
-        seen = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in seen]
-    return seen, coloured, entries
+    facts = examine_pairs(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None, exif=exif)
+    entries = {} if said.palette or said.numbers else common_palette(facts, where)
+    if coloured := by_colour(said, (int(i) for pair in facts for i in pair.ids)):  # then a gray mask is of that colour
+        facts = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in facts]
+    return facts, coloured, entries
 
 
 def _beside(root: str, typed: str) -> str:
     """The folder of masks that belongs to one of pictures."""
-    parts = os.path.abspath(root).split(os.sep)
-    for at in (number for number in reversed(range(len(parts))) if parts[number] == "images"):
+    folders = os.path.abspath(root).split(os.sep)
+    for at in (number for number in reversed(range(len(folders))) if folders[number] == "images"):
         for name in _BESIDE:
-            path = os.sep.join([*parts[:at], name, *parts[at + 1 :]])
+            path = os.sep.join([*folders[:at], name, *folders[at + 1 :]])
             if os.path.isdir(path):
                 return path
     raise UserError(
@@ -265,10 +265,10 @@ def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, e
     def unknown(pair: Pair) -> Ids:
         return Ids(np.setdiff1d(np.unique(read_ids(Path(pair.mask).read_bytes(), True)), by_mask[pair.mask].ids))
 
-    seen = look_at(pairs, unknown, exif=exif)
-    if wrong := [f"{s.shown} has {listed(s.ids)}" for s in seen if len(s.ids)]:
+    facts = examine_pairs(pairs, unknown, exif=exif)
+    if wrong := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:
         raise UserError(
-            f"{len(wrong)} of {len(seen)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "
+            f"{len(wrong)} of {len(facts)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "
             "give the file and the masks that belong together"
         )
 

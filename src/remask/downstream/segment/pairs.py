@@ -47,7 +47,7 @@ class PairTransform(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class Identity:
     """The pair as it is, for evaluation."""
 
     def __call__(self, image: Num[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
@@ -192,7 +192,7 @@ class PairLoader:
             yield PairBatch(batch.images[:, :-1], batch.images[:, -1].to(torch.uint8), batch.index)
 
 
-def whole_pairs(
+def full_pairs(
     source: MaskSource,
     batch_size: int = 1,
     *,
@@ -204,7 +204,7 @@ def whole_pairs(
 ) -> Iterator[PairBatch]:
     """Every usable pair once, whole and in the source's order, for evaluation; a batch holds pictures of one size."""
     loader = PairLoader(
-        source, Whole(), 1, shuffle=False, drop_last=False, workers=workers, channels=channels, max_bad=max_bad,
+        source, Identity(), 1, shuffle=False, drop_last=False, workers=workers, channels=channels, max_bad=max_bad,
         scaling=scaling, report=report,
     )  # fmt: skip
     waiting: list[PairBatch] = []
@@ -218,7 +218,7 @@ def whole_pairs(
 
 
 def _together(batches: list[PairBatch]) -> PairBatch:
-    return PairBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    return PairBatch(*(torch.cat(columns) for columns in zip(*batches, strict=True)))
 
 
 @dataclass
@@ -263,11 +263,11 @@ class _Apart:
 
 __all__ = [
     "IGNORE",
+    "Identity",
     "PairBatch",
     "PairLoader",
     "PairTransform",
     "ScaleCropFlip",
-    "Whole",
     "covering",
-    "whole_pairs",
+    "full_pairs",
 ]

@@ -36,9 +36,9 @@ class PixelLabels(NamedTuple):
 
     labels: Int[Tensor, "B H W"]
 
-    def split(self, parts: int) -> list["PixelLabels"]:
+    def split(self, chunks: int) -> list["PixelLabels"]:
         """In batch order, with the sizes of `Tensor.tensor_split`."""
-        return [PixelLabels(part) for part in self.labels.tensor_split(parts)]
+        return [PixelLabels(chunk) for chunk in self.labels.tensor_split(chunks)]
 
 
 class Segmenter(nn.Module):
@@ -134,20 +134,20 @@ class Segmenter(nn.Module):
         flip     average the probabilities with those of the mirrored picture
         normalised   floats in 0..1 are meant, see `Normalise.look`
         """
-        self.backbone.normalise.look(images, normalised)
+        self.backbone.normalise.refuse_unnormalised(images, normalised)
         own = images.shape[-2:]
         times = 1.0 if size is None else covering((own[0], own[1]), size)
         target = max(1, round(own[0] * times)), max(1, round(own[1] * times))
-        seen = torch.stack([resize(image, target) for image in images.cpu()]).to(images.device) if size else images
+        labelled = torch.stack([resize(image, target) for image in images.cpu()]).to(images.device) if size else images
         step = stride or (window and two_thirds(window))
 
         def scores(pictures: Tensor) -> Tensor:
             found = self.slide(pictures, window, step) if window and step else self.logits(pictures)
             return scaled(found, own)
 
-        found = scores(seen)
+        found = scores(labelled)
         if flip:
-            found = found.softmax(1) + scores(seen.flip(-1)).flip(-1).softmax(1)
+            found = found.softmax(1) + scores(labelled.flip(-1)).flip(-1).softmax(1)
         return found.argmax(1)
 
     def param_depth(self, name: str) -> int:
@@ -196,7 +196,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """mIoU, mAcc and aAcc in percent, IoU and accuracy of every class, and how they were measured.
 
-    batches   whole pictures and masks, those of a batch of one size (`whole_pairs`); compared at that size
+    batches   whole pictures and masks, those of a batch of one size (`full_pairs`); compared at that size
     size, window, stride, flip   see `Segmenter.predict`
     device    None: where the backbone is; dtype of autocast, None: none
     progress  is told the number of pictures done after every batch

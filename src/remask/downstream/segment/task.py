@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from remask.downstream.inputs import NO_IMAGES
-from remask.downstream.network import check_all, freeze, gflops, network, opened_of, settle, workers
+from remask.downstream.network import check_all, fix_pixel_range, freeze, gflops, network, opened_of, workers
 from remask.downstream.segment.frames import frames
 from remask.downstream.segment.label_map import Declared
 from remask.downstream.segment.mask_source import IGNORE, MaskFiles, open_masks
-from remask.downstream.segment.pairs import PairBatch, PairLoader, ScaleCropFlip, whole_pairs
+from remask.downstream.segment.pairs import PairBatch, PairLoader, ScaleCropFlip, full_pairs
 from remask.downstream.segment.segmenter import Segmenter, evaluate
 from remask.downstream.training import Task
 from remask.errors import UserError
@@ -41,7 +41,7 @@ def build_segment(
     names, palette = source.classes, source.palette
     segmenter, size = segmenter_of(recipe, names, source.ignore)
     backbone = segmenter.backbone
-    pixels, told_pixels = settle(backbone, FirstOf(source), data, facts or begun)
+    pixels, told_pixels = fix_pixel_range(backbone, FirstOf(source), data, facts or begun)
     scaling = backbone.normalise.scaling
     fill = tuple(round(255 * value) for value in constants(backbone)[0])
     crop = ScaleCropFlip(size, data.scale, fill=fill, flip=data.flip, photometric=data.photometric)
@@ -51,14 +51,14 @@ def build_segment(
         report=report,
     )  # fmt: skip
     step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
-    asked: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
+    sliding: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
 
     usable = list[int]()
 
     def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
         usable.clear()
         batches = watch.over(_noted(val, backbone, data.max_bad, report, usable), len(val), "test")
-        result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **asked)
+        result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **sliding)
         result["bad_images"] = len(val) - result["images"]
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
         return result
@@ -67,11 +67,11 @@ def build_segment(
         shown = min(SHOWN, len(usable))
         some = val.subset([usable[i * len(usable) // shown] for i in range(shown)])
         images, truths, guesses = list[Tensor](), list[Tensor](), list[Tensor]()
-        for batch in whole_pairs(some, channels=backbone.channels, scaling=scaling):
+        for batch in full_pairs(some, channels=backbone.channels, scaling=scaling):
             with torch.inference_mode():
-                guess = tested.predict(batch.images.to(runtime.device), **asked).cpu()
-            seen = backbone.normalise.shown(batch.images.to(runtime.device)).cpu()
-            images, truths, guesses = [*images, *seen], [*truths, *batch.labels.long()], [*guesses, *guess]
+                guess = tested.predict(batch.images.to(runtime.device), **sliding).cpu()
+            shown_ids = backbone.normalise.shown(batch.images.to(runtime.device)).cpu()
+            images, truths, guesses = [*images, *shown_ids], [*truths, *batch.labels.long()], [*guesses, *guess]
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
@@ -88,7 +88,7 @@ def _noted(
 ) -> Iterator[PairBatch]:
     """Whole test pairs; the numbers of those that can be used are added to `usable`."""
     scaling = backbone.normalise.scaling
-    for batch in whole_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
+    for batch in full_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
         usable.extend(batch.index.tolist())
         yield batch
 

@@ -43,8 +43,8 @@ class UperNet(nn.Module):
         """Scores at the size of the finest map."""
         *fine, coarse = maps
         tops = [self._pooled(coarse)]
-        for lateral, finer in zip(reversed(self.laterals), reversed(fine), strict=True):
-            tops.append(lateral(finer) + scaled(tops[-1], finer.shape[-2:]))
+        for lateral, next_map in zip(reversed(self.laterals), reversed(fine), strict=True):
+            tops.append(lateral(next_map) + scaled(tops[-1], next_map.shape[-2:]))
         context, *rest = tops  # the pooled map has had its convolution
         levels = [level(x) for level, x in zip(self.levels, reversed(rest), strict=True)]
         size = maps[0].shape[-2:]
@@ -53,11 +53,11 @@ class UperNet(nn.Module):
     def _pooled(self, coarse: Float[Tensor, "B D h w"]) -> Float[Tensor, "B width h w"]:
         """Pyramid pooling (PSPNet, 1612.01105): averages over 1, 2², 3² and 6² parts of the map, beside the map."""
         size = coarse.shape[-2:]
-        parts = [
+        pooled = [
             scaled(conv(F.adaptive_avg_pool2d(coarse, pool)), size)
             for conv, pool in zip(self.pools, POOLS, strict=True)
         ]
-        return self.bottleneck(torch.cat([coarse, *parts], dim=1))
+        return self.bottleneck(torch.cat([coarse, *pooled], dim=1))
 
 
 class FcnHead(nn.Module):

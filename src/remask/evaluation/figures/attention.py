@@ -62,17 +62,17 @@ def _attention(backbone: Backbone, block: int) -> tuple[Any, int]:
 def _input(backbone: Backbone, attention: Any, number: int, images: Images) -> Float[Tensor, "B T D"]:
     """What the attention of a block is given."""
     network: Any = backbone.network
-    seen: list[Tensor] = []
+    over_image: list[Tensor] = []
     if isinstance(attention, BeitAttention):  # whose attention is computed without calling it
-        hook = network.blocks[number].norm1.register_forward_hook(lambda module, given, out: seen.append(out))
+        hook = network.blocks[number].norm1.register_forward_hook(lambda module, given, out: over_image.append(out))
     else:
-        hook = attention.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        hook = attention.register_forward_pre_hook(lambda module, given: over_image.append(given[0]))
     try:
         with torch.inference_mode(), evaluating([backbone]):
             backbone.encode(backbone.embed(images.to(next(network.parameters()).device)), layers=(number,))
     finally:
         hook.remove()
-    return seen[0].float()
+    return over_image[0].float()
 
 
 def _bias(backbone: Backbone, attention: Any, images: Images) -> Float[Tensor, "heads T T"] | None:
@@ -80,9 +80,9 @@ def _bias(backbone: Backbone, attention: Any, images: Images) -> Float[Tensor, "
     if not isinstance(backbone, BeitViT):
         return None
     grid = backbone.grid((images.shape[-2], images.shape[-1]))
-    holders = [part for part in (backbone.network.rel_pos_bias, attention) if part is not None]
-    parts = [backbone.bias(part, grid) for part in holders if part.relative_position_bias_table is not None]
-    return torch.stack(parts).sum(0) if parts else None
+    holders = [module for module in (backbone.network.rel_pos_bias, attention) if module is not None]
+    biases = [backbone.bias(module, grid) for module in holders if module.relative_position_bias_table is not None]
+    return torch.stack(biases).sum(0) if biases else None
 
 
 def _weights(

@@ -73,8 +73,8 @@ def embed(
     rows = _rows(describe, backbone, batches, source, say)
     metadata = json.dumps(encodable({**known, **(about or {})}))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as part:
-        count = (_parquet if file.suffix == ".parquet" else _npz)(part, rows, metadata)
+    with atomic_write(file) as tmp:
+        count = (_parquet if file.suffix == ".parquet" else _npz)(tmp, rows, metadata)
         if not count:
             raise UserError("there is no image to embed: the source gave no batch")
     return count

@@ -44,10 +44,10 @@ def stars(
         down, right = edge_direction((number + 0.5) * math.pi / bins, flavour)
         along, away = (row * down + col * right).abs(), (row * right - col * down).abs()
         stroke = (max(0.5, side / 24) + 0.5 - away).clamp(0, 1)
-        part = share[:, number, :, :, None, None]
-        reach = (part.sqrt() * (side / 2) + 0.5 - along).clamp(0, 1)
+        share_of_bin = share[:, number, :, :, None, None]
+        reach = (share_of_bin.sqrt() * (side / 2) + 0.5 - along).clamp(0, 1)
         # weak strokes are short rather than dim: a regression's predictions are weaker than their targets
-        picture = torch.maximum(picture, stroke * reach * part.pow(0.25))
+        picture = torch.maximum(picture, stroke * reach * share_of_bin.pow(0.25))
     return picture.permute(0, 1, 3, 2, 4).reshape(b, h * side, w * side)
 
 

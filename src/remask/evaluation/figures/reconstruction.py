@@ -49,7 +49,7 @@ def panels(method: Method, images: Images, views: Views) -> Reconstruction:
     views, patch = views.to(torch.device("cpu")), method.mask_unit
     columns = [_original(images), *_targets(groups, images, views)]
     for v in range(len(views.mask)):
-        columns.append(_seen(images, views, patch, v))
+        columns.append(_visible(images, views, patch, v))
         columns += [_prediction(group, images, views, patch, v) for group in groups]
     columns.append(_union(images, views, patch))
     return Reconstruction([list(row) for row in zip(*columns, strict=True)], _notes(groups))
@@ -77,7 +77,7 @@ def _original(images: Tensor) -> list[Panel]:
     return [Panel("original", rgb(image)) for image in images]
 
 
-def _seen(images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
+def _visible(images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
     """The image with the view's masked patches grey."""
     hidden = _pixels_of(views.mask[v], views.grid, patch)
     grey = torch.where(hidden.unsqueeze(1), torch.tensor(_GREY, dtype=torch.uint8), images)

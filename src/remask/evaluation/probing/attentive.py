@@ -84,10 +84,10 @@ def attentive_probe(
     Raises UserError for labels that are missing or unknown, one class, or tokens that exceed memory and disk.
     """
     say = progress or (lambda done, total, words: None)
-    fits = len(settings.rates) * len(settings.decays) + 1
+    fit_count = len(settings.rates) * len(settings.decays) + 1
     results: dict[str, Any] = {}
     for number, (name, backbone) in enumerate(backbones.items()):
-        done, total = number * fits, fits * len(backbones)
+        done, total = number * fit_count, fit_count * len(backbones)
         say(done, total, f"{name}: tokens of {sum(counts)} images")
         with room(settings.folder) as folder:
             share = counts[0] / max(sum(counts), 1)
@@ -98,8 +98,8 @@ def attentive_probe(
             told = _Steps(say, done, total, name)
             device = next(backbone.network.parameters()).device
             known_so_far = memory or Memory({})
-            parts = Tokens(train.x, train_y), Tokens(test.x, test_y)
-            results[name] = _chosen(*parts, settings, device, told, known_so_far.of(name))
+            both = Tokens(train.x, train_y), Tokens(test.x, test_y)
+            results[name] = _chosen(*both, settings, device, told, known_so_far.of(name))
     shape = {"images": {"train": len(train_y), "val": len(test_y)}, "classes": len(train_y.unique())}
     accuracies = {name: result.pop("accuracy") for name, result in results.items()}
     return {**accuracies, "protocol": {**_protocol(settings), **shape, "chosen": results}}
@@ -123,14 +123,14 @@ def _chosen(
     assert train.y is not None
     assert test.y is not None
     away = stratified(train.y, settings.held_out, settings.seed)
-    known, asked = (~away).nonzero().flatten(), away.nonzero().flatten()
+    known, queries = (~away).nonzero().flatten(), away.nonzero().flatten()
     grid = [(rate, decay) for rate in settings.rates for decay in settings.decays]
     best, tried = grid[len(grid) // 2], dict[str, float]()
-    if len(asked):
+    if len(queries):
         scores = {}
         for rate, decay in grid:
             told(f"rate {rate:g}, decay {decay:g}")
-            tried_out = partial(_scored, train, known, train, asked, rate, decay, settings, device)
+            tried_out = partial(_scored, train, known, train, queries, rate, decay, settings, device)
             scores[rate, decay] = memory.recall(f"{rate:g} {decay:g}", tried_out)
             tried[f"lr {rate:g}, weight decay {decay:g}"] = round(scores[rate, decay][0], 2)
         best = max(grid, key=lambda pair: scores[pair])
@@ -142,18 +142,18 @@ def _chosen(
         "lr": best[0],
         "weight_decay": best[1],
         "held_out_accuracy": tried,
-        "held_out": len(asked),
+        "held_out": len(queries),
         "heads": heads_of(train.x.shape[-1], settings.heads),
         "tokens": list(train.x.shape[1:]),
     }
 
 
 def _scored(
-    train: Tokens, known: Int[Tensor, "k"], asked: Tokens, rows: Int[Tensor, "m"], rate: float, decay: float,
+    train: Tokens, known: Int[Tensor, "k"], queries: Tokens, rows: Int[Tensor, "m"], rate: float, decay: float,
     settings: Settings, device: torch.device,
 ) -> tuple[float, float]:  # fmt: skip
     """What a head that learned `known` of the training images says of `rows` of other ones."""
-    return score(fit(train, known, rate, decay, settings, device), asked, rows)
+    return score(fit(train, known, rate, decay, settings, device), queries, rows)
 
 
 def fit(
@@ -185,7 +185,7 @@ def score(head: AttentiveHead, tokens: Tokens, rows: Int[Tensor, "k"]) -> tuple[
     """Accuracy in percent, and minus the cross-entropy: both the larger the better."""
     assert tokens.y is not None
     device = head.query.device
-    logits = torch.cat([head(_taken(tokens, part, device)).cpu() for part in rows.split(512)])
+    logits = torch.cat([head(_taken(tokens, chunk, device)).cpu() for chunk in rows.split(512)])
     y = tokens.y[rows]
     return 100 * float((logits.argmax(1) == y).double().mean()), -float(F.cross_entropy(logits, y))
 
@@ -227,7 +227,7 @@ def cache(
             labels.append(batch.labels)
     if not labels:
         raise UserError("there is no image to take tokens of: the source gave no batch")
-    known = [part.cpu().long() for part in labels if part is not None]
+    known = [chunk.cpu().long() for chunk in labels if chunk is not None]
     return Tokens(kept[:at], torch.cat(known) if len(known) == len(labels) else None)
 
 

@@ -33,10 +33,10 @@ class AttentiveHead(nn.Module):
         return self.linear(self.norm(self.pool(tokens)))
 
     def pool(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
-        asked = torch.einsum("hd,hdD->hD", self.query, self.key) / math.sqrt(self.query.shape[1])
-        weights = (tokens @ asked.T).softmax(1)  # a bias of the keys would change nothing
-        seen = weights.transpose(1, 2) @ tokens
-        return torch.einsum("bhD,hdD->bhd", seen, self.value).flatten(1) + self.value_bias
+        queries = torch.einsum("hd,hdD->hD", self.query, self.key) / math.sqrt(self.query.shape[1])
+        weights = (tokens @ queries.T).softmax(1)  # a bias of the keys would change nothing
+        attended = weights.transpose(1, 2) @ tokens
+        return torch.einsum("bhD,hdD->bhd", attended, self.value).flatten(1) + self.value_bias
 
 
 def heads_of(width: int, heads: int | None = None) -> int:

@@ -30,7 +30,7 @@ class Split(NamedTuple):
     x: Mapping[str, Float[Tensor, "n D"]]
     y: Int[Tensor, "n"]
 
-    def part(self, ids: Int[Tensor, "few"]) -> "Split":
+    def take(self, ids: Int[Tensor, "few"]) -> "Split":
         return Split({name: features[ids] for name, features in self.x.items()}, self.y[ids])
 
 
@@ -44,7 +44,7 @@ def probe(
     k: int = 20,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
-    fitted: Progress | None = None,
+    on_fit: Progress | None = None,
     layer: int = -1,
     pool: Pool = "mean",
     dtype: torch.dtype | None = None,
@@ -68,12 +68,12 @@ def probe(
     say("features of the training images")
     train, labels = collect(readers, backbones, train_batches())
     known = checked(labels)
-    voters = neighbours(k, len(known), say)
+    bank = neighbours(k, len(known), say)
     say(f"features of the validation images ({len(known)} training images)")
     val, labels = collect(readers, backbones, val_batches())
     train_y, val_y = numbered(known, labels)
-    fits = _Fits(fitted, len(readers) * (1 + DRAWS * (1 + len(fractions))))
-    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, voters, seed, say, fits)
+    fit_counter = _FitCounter(on_fit, len(readers) * (1 + DRAWS * (1 + len(fractions))))
+    result = _scores(Split(train, train_y), Split(val, val_y), few, fractions, bank, seed, say, fit_counter)
     result["protocol"] = {
         "features": {"layer": layer, "pool": pool, "widths": {x: train[x].shape[1] for x in readers}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
@@ -81,7 +81,7 @@ def probe(
         "classes": len(train_y.unique()),
         "seed": seed,
         **result["protocol"],
-        **({"k_wanted": k} if voters < k else {}),
+        **({"k_wanted": k} if bank < k else {}),
     }
     return result
 
@@ -94,15 +94,15 @@ def _scores(
     k: int,
     seed: int,
     say: Callable[[str], None],
-    fits: "_Fits",
+    fit_counter: "_FitCounter",
 ) -> dict[str, Any]:
     """All accuracies, and the part of the protocol that is about classifiers."""
     say(f"kNN and linear classifiers ({len(val.y)} validation images)")
     knn = {name: round(_knn(train, val, name, k), 2) for name in train.x}
-    linear = {name: fits(name, train, val, seed) for name in train.x}
+    linear = {name: fit_counter(name, train, val, seed) for name in train.x}
     say(f"the same with {few} labels a class, {DRAWS} draws")
-    few_labels = _few_labels(train, val, few, k, seed, fits)
-    shares = {f"{share:g}": _fraction(train, val, share, k, seed, say, fits) for share in fractions}
+    few_labels = _few_labels(train, val, few, k, seed, fit_counter)
+    shares = {f"{share:g}": _fraction(train, val, share, k, seed, say, fit_counter) for share in fractions}
     return {
         "linear": {name: round(result.accuracy, 2) for name, result in linear.items()},
         "few_labels": few_labels,
@@ -121,8 +121,8 @@ def _scores(
     }
 
 
-class _Fits:
-    """Linear classifiers, counted for `fitted`."""
+class _FitCounter:
+    """Linear classifiers, counted for `on_fit`."""
 
     def __init__(self, told: Progress | None, total: int) -> None:
         self.told, self.done, self.total = told or (lambda done, total, words: None), 0, total
@@ -146,27 +146,27 @@ def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
     }
 
 
-def _few_labels(train: Split, val: Split, few: int, k: int, seed: int, fits: "_Fits") -> dict[str, Any]:
+def _few_labels(train: Split, val: Split, few: int, k: int, seed: int, fit_counter: "_FitCounter") -> dict[str, Any]:
     """Mean accuracies over draws of `few` labels a class."""
-    return {"per_class": few, **_drawn(train, val, lambda number: draw_few(train.y, few, number), k, seed, fits)}
+    return {"per_class": few, **_drawn(train, val, lambda number: draw_few(train.y, few, number), k, seed, fit_counter)}
 
 
 def _fraction(
-    train: Split, val: Split, fraction: float, k: int, seed: int, say: Callable[[str], None], fits: "_Fits"
+    train: Split, val: Split, fraction: float, k: int, seed: int, say: Callable[[str], None], fit_counter: "_FitCounter"
 ) -> dict[str, Any]:
     """Mean accuracies over draws of a share of every class's labels."""
     say(f"the same with {fraction:.3g} of the labels, {DRAWS} draws")
-    return _drawn(train, val, lambda number: draw_fraction(train.y, fraction, number), k, seed, fits)
+    return _drawn(train, val, lambda number: draw_fraction(train.y, fraction, number), k, seed, fit_counter)
 
 
 def _drawn(
-    train: Split, val: Split, draw: Callable[[int], Int[Tensor, "_"]], k: int, seed: int, fits: "_Fits"
+    train: Split, val: Split, draw: Callable[[int], Int[Tensor, "_"]], k: int, seed: int, fit_counter: "_FitCounter"
 ) -> dict[str, Any]:
     """Mean accuracies over draws of training images; every kind of features sees the same draws."""
     seeds = [seed + number for number in range(DRAWS)]
-    draws = [train.part(draw(number)) for number in seeds]
+    draws = [train.take(draw(number)) for number in seeds]
     k = min(k, len(draws[0].y))
-    linear = {n: [fits(n, d, val, seed) for d in draws] for n in train.x}
+    linear = {n: [fit_counter(n, d, val, seed) for d in draws] for n in train.x}
     protocol = {
         "draws": DRAWS,
         "seeds": seeds,

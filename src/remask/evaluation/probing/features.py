@@ -133,16 +133,16 @@ def collect(
             labels.append(batch.labels)
     if not labels:
         raise UserError("there is no image to extract features of: the source gave no batch")
-    known = [part.cpu().long() for part in labels if part is not None]
+    known = [chunk.cpu().long() for chunk in labels if chunk is not None]
     # clones, for tensors made in inference mode could not be used in a regression
-    features = {name: torch.cat(parts).clone() for name, parts in rows.items()}
+    features = {name: torch.cat(chunks).clone() for name, chunks in rows.items()}
     return features, torch.cat(known) if len(known) == len(labels) else None
 
 
 @contextmanager
-def evaluating(parts: Iterable[object]) -> Iterator[None]:
+def evaluating(chunks: Iterable[object]) -> Iterator[None]:
     """Evaluation mode for every module inside; each goes back to the mode it had, frozen parts included."""
-    roots = [part if isinstance(part, nn.Module) else getattr(part, "network", None) for part in parts]
+    roots = [chunk if isinstance(chunk, nn.Module) else getattr(chunk, "network", None) for chunk in chunks]
     modes = {module: module.training for root in roots if isinstance(root, nn.Module) for module in root.modules()}
     try:
         for module in modes:

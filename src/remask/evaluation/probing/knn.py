@@ -43,22 +43,22 @@ def knn_classes(
             f"kNN with k = {k} needs at least as many labelled training images, and there are {len(train_x)}; "
             "lower k or give more images"
         )
-    known, asked = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
+    known, queries = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
     classes, numbers = train_y.unique(return_inverse=True)
     rows = max(1, _CHUNK // len(known))
-    return classes[torch.cat([_vote(known, numbers, x, k, temperature, len(classes)) for x in asked.split(rows)])]
+    return classes[torch.cat([_vote(known, numbers, x, k, temperature, len(classes)) for x in queries.split(rows)])]
 
 
 def _vote(
     known: Float[Tensor, "n D"],
     labels: Int[Tensor, "n"],
-    asked: Float[Tensor, "m D"],
+    queries: Float[Tensor, "m D"],
     k: int,
     temperature: float,
     classes: int,
 ) -> Int[Tensor, "m"]:
-    similarity, nearest = (asked @ known.T).topk(k, dim=1)
-    votes = asked.new_zeros(len(asked), classes)
+    similarity, nearest = (queries @ known.T).topk(k, dim=1)
+    votes = queries.new_zeros(len(queries), classes)
     return votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp()).argmax(1)
 
 

@@ -54,7 +54,7 @@ def probe_layers(
     memory_gb: float = 8.0,
     dtype: torch.dtype | None = None,
     progress: Callable[[str], None] | None = None,
-    fitted: Progress | None = None,
+    on_fit: Progress | None = None,
 ) -> dict[str, Any]:
     """The content of eval/layers.json: linear probe and kNN of each layer, accuracies in percent, and the best ones.
 
@@ -65,7 +65,7 @@ def probe_layers(
     fitted      told (layers done, of how many, words)
     Raises UserError for a layer that is not there, too many features, and as `probe`.
     """
-    say, told = progress or (lambda line: None), fitted or (lambda done, total, words: None)
+    say, told = progress or (lambda line: None), on_fit or (lambda done, total, words: None)
     chosen = list(layers if layers is not None else every_layer(next(iter(backbones.values()))))
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"layers {chosen}: name each layer once, at least one, or all of them")
@@ -114,25 +114,25 @@ def collect_layers(
         check_pool(backbone, pool)
     seers = {name: frozen(backbone, layers, dtype=dtype) for name, backbone in backbones.items()}
     rows: dict[str, dict[int, list[Tensor]]] = {name: {layer: [] for layer in layers} for name in seers}
-    labels, images, held = list[Tensor | None](), 0, 0
+    labels, images, read_bytes = list[Tensor | None](), 0, 0
     with torch.inference_mode(), evaluating(backbones.values()):
         for batch in batches:
             for name, see in seers.items():
                 for layer, features in see(batch.images).items():
-                    part = _halved(pooled(features, pool))
-                    rows[name][layer].append(part)
-                    held += part.nbytes
+                    chunk = _halved(pooled(features, pool))
+                    rows[name][layer].append(chunk)
+                    read_bytes += chunk.nbytes
             labels.append(batch.labels)
             images += len(batch.images)
-            if held > memory_gb * 1e9:
+            if read_bytes > memory_gb * 1e9:
                 raise UserError(
-                    f"features of {len(layers)} layers took {held / 1e9:.1f} GB after {images} images, more than "
+                    f"features of {len(layers)} layers took {read_bytes / 1e9:.1f} GB after {images} images, more than "
                     f"{memory_gb:g} GB: name fewer layers, or use fewer images (--limit)"
                 )
     if not labels:
         raise UserError("there is no image to extract features of: the source gave no batch")
-    known = [part.cpu().long() for part in labels if part is not None]
-    x = {name: {layer: torch.cat(parts).clone() for layer, parts in found.items()} for name, found in rows.items()}
+    known = [chunk.cpu().long() for chunk in labels if chunk is not None]
+    x = {name: {layer: torch.cat(chunks).clone() for layer, chunks in found.items()} for name, found in rows.items()}
     return Layered(x, torch.cat(known) if len(known) == len(labels) else None)
 
 
@@ -152,16 +152,16 @@ def _row(
     seed: int,
 ) -> dict[str, Any]:
     """One layer: what the test images say, and what those held out of the training images said."""
-    x, asked = train_x.float(), val_x.float()
-    linear = linear_probe(x, train_y, asked, val_y, held_out=HELD_OUT, seed=seed)
-    voters = min(k, int((~away).sum()))
+    x, queries = train_x.float(), val_x.float()
+    linear = linear_probe(x, train_y, queries, val_y, held_out=HELD_OUT, seed=seed)
+    bank = min(k, int((~away).sum()))
     row: dict[str, Any] = {
         "layer": layer,
         "width": x.shape[1],
         "linear": linear.accuracy,
-        "knn": weighted_knn(x, train_y, asked, val_y, k, TEMPERATURE),
+        "knn": weighted_knn(x, train_y, queries, val_y, k, TEMPERATURE),
         "held_out_linear": max(linear.protocol["held_out_accuracy"].values(), default=0.0),
-        "held_out_knn": weighted_knn(x[~away], train_y[~away], x[away], train_y[away], voters, TEMPERATURE)
+        "held_out_knn": weighted_knn(x[~away], train_y[~away], x[away], train_y[away], bank, TEMPERATURE)
         if bool(away.any())
         else 0.0,
     }

@@ -123,15 +123,15 @@ class LinearProbe:
     def score(self, x: Float[Tensor, "m D"], y: Int[Tensor, "m"]) -> dict[str, float]:
         """Accuracies in percent and mean cross-entropy, with the running statistics of BatchNorm."""
         self.head.eval()
-        logits = torch.cat([self.head(part) for part in x.split(8192)])
+        logits = torch.cat([self.head(chunk) for chunk in x.split(8192)])
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
         top = {f"top{k}": round(100 * float(hits[:, :k].any(1).double().mean()), 2) for k in (1, 5)}
         return {**top, "loss": round(float(F.cross_entropy(logits, y)), 6)}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: torch.save, and torch.load with weights_only."""
-        parts = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return deepcopy({**parts, "steps": self.steps, "history": self.history})
+        chunks = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return deepcopy({**chunks, "steps": self.steps, "history": self.history})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
@@ -194,19 +194,19 @@ def describer(backbone: Backbone, settings: Settings, dtype: torch.dtype | None 
 
 
 def joined(
-    parts: Iterable[tuple[Float[Tensor, "_ D"], Int[Tensor, "_"]]], size: int, classes: Int[Tensor, "classes"]
+    chunks: Iterable[tuple[Float[Tensor, "_ D"], Int[Tensor, "_"]]], size: int, classes: Int[Tensor, "classes"]
 ) -> Iterator[Rows]:
     """Features and labels cut anew, `size` images a step, with class numbers without gaps.
 
     What is left over is dropped, unless it is all there is.
     """
     waiting, given = list[Rows](), False
-    for x, labels in parts:
+    for x, labels in chunks:
         waiting.append((x, torch.searchsorted(classes, labels.cpu()).to(x.device)))
         while sum(len(y) for _, y in waiting) >= size:
-            whole_x, whole_y = torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
-            yield whole_x[:size], whole_y[:size]
-            waiting, given = [(whole_x[size:], whole_y[size:])], True
+            all_x, all_y = torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
+            yield all_x[:size], all_y[:size]
+            waiting, given = [(all_x[size:], all_y[size:])], True
     if waiting and not given:
         yield torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
 

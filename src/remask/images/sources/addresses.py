@@ -114,13 +114,13 @@ def _check_split(name: str, split: str) -> None:
 
 def _expand(pattern: str) -> list[str]:
     """Files of a pattern with braces ({000..009} or {a,b}) and * ? [ ]. Every shard a brace names must be there."""
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [_choices(part) if odd % 2 else [part] for odd, part in enumerate(parts)]
+    segments = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [_choices(segment) if odd % 2 else [segment] for odd, segment in enumerate(segments)]
     found: list[str] = []
     for pieces in product(*choices):
         path = "".join(pieces)
         matches = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path)))
-        if not matches and len(parts) > 1:
+        if not matches and len(segments) > 1:
             raise UserError(f"{printable(pattern)}: there is no {printable(path)}")
         found += matches
     return found

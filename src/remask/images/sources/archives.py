@@ -11,16 +11,16 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.deep import Unread, laid_out
-from remask.images.sources.columns import Columns, Part, is_label, joined, label_column, why_none
+from remask.images.sources.columns import Columns, LabelColumn, is_label, joined, label_column, why_none
 from remask.images.sources.files import EXTENSIONS, one_split, printable, splits_of
 from remask.images.sources.labels import Told, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
 from remask.images.sources.tar_index import Member, index
 
-HELD_BYTES = 1 << 30
+CACHED_BYTES = 1 << 30
 """Parquet up to this size (its images unpacked) is read into memory once; above it, row groups are read as needed."""
 
-HELD_GROUPS = 4
+CACHED_GROUPS = 4
 """Row groups kept of a larger set. An access in random order reads whole groups: tar shards suit such sets better."""
 
 
@@ -99,7 +99,7 @@ class Parquet:
         self._kind, self._shape = _array_of(schema.field(self._column).type) or (None, None)
         self._groups: list[_Group] = []
         total, size = 0, 0
-        parts: list[Part] = []
+        label_columns: list[LabelColumn] = []
         for number, path in enumerate(self._files):
             file, row, values = _parquet(path, name), 0, list[Any]()
             if not {self._column, label or self._column} <= set(file.schema_arrow.names):
@@ -115,22 +115,24 @@ class Parquet:
                     values += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
             if label is not None and values:
                 left = None if limit is None else limit - (total - len(values))
-                parts.append(Part(values[:left], _names(file.schema_arrow, label), os.path.basename(path)))
+                label_columns.append(
+                    LabelColumn(values[:left], _names(file.schema_arrow, label), os.path.basename(path))
+                )
         self._length = total if limit is None else min(total, limit)
         if not self._length:
             raise UserError(f"{printable(name)} holds no rows")
-        self.labels, self.classes = joined(parts)
+        self.labels, self.classes = joined(label_columns)
         self.left_out = further(others, self._length)
-        self.unlabelled = why_none(parts)
-        values = [value for part in parts for value in part.values]
+        self.unlabelled = why_none(label_columns)
+        values = [value for folder in label_columns for value in folder.values]
         if self.labels is None and 0 < (lost := sum(map(is_label, values))) < len(values):
             self.left_out[NO_LABEL] = lost
         used = [self._column, *([label] if label else [])]
         self.remarks = Columns(used, [name for name in schema.names if name not in (*used, *others)]).remarks()
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._held = len(self._groups) if size <= HELD_BYTES else HELD_GROUPS
-        if size <= HELD_BYTES:
+        self._cached = len(self._groups) if size <= CACHED_BYTES else CACHED_GROUPS
+        if size <= CACHED_BYTES:
             for number in range(len(self._groups)):
                 self._load(number)
 
@@ -185,7 +187,7 @@ class Parquet:
             group.group, [self._column], use_threads=False
         )
         self._cache[number] = table[self._column]
-        while len(self._cache) > self._held:
+        while len(self._cache) > self._cached:
             self._cache.popitem(last=False)
 
 

@@ -15,7 +15,7 @@ SHOWN = 12
 """Columns that a line names."""
 
 
-class Part(NamedTuple):
+class LabelColumn(NamedTuple):
     """The labels of one file: values as they are stored, and the names of the numbers where the file gives them."""
 
     values: Sequence[Any]
@@ -30,33 +30,37 @@ def label_column(kinds: Mapping[str, str]) -> str | None:
     return next(iter([*named, *usual]), None)
 
 
-def joined(parts: Sequence[Part]) -> tuple[list[int] | None, list[str] | None]:
+def joined(label_columns: Sequence[LabelColumn]) -> tuple[list[int] | None, list[str] | None]:
     """Class numbers 0..C-1 of all rows, and the C names; files that list their classes in another order are matched by
     name. Numbers without names are names themselves. (None, None) where a row has no label, or labels are withheld.
 
     Raises UserError for a number that has no name, a name twice, or files of numbers beside files with names.
     """
-    if not parts or why_none(parts):
+    if not label_columns or why_none(label_columns):
         return None, None
-    named = [part for part in parts if part.names is not None]
+    named = [column for column in label_columns if column.names is not None]
     if not named:
-        return _plain([value for part in parts for value in part.values])
-    if bare := next((part for part in parts if part.names is None and any(map(_is_number, part.values))), None):
+        return _plain([value for column in label_columns for value in column.values])
+    if bare := next(
+        (column for column in label_columns if column.names is None and any(map(_is_number, column.values))), None
+    ):
         raise UserError(
             f"{printable(bare.where)} numbers its classes without names, and {printable(named[0].where)} names them: "
             "write both with the same metadata"
         )
     lists = [
-        [printable(name) for name in part.names] if part.names is not None else sorted(set(map(_text, part.values)))
-        for part in parts
+        [printable(name) for name in column.names]
+        if column.names is not None
+        else sorted(set(map(_text, column.values)))
+        for column in label_columns
     ]
-    for part, names in zip(parts, lists, strict=True):
-        _check(part, names)
+    for column, names in zip(label_columns, lists, strict=True):
+        _check(column, names)
     classes, places = united(lists)
     labels = list[int]()
-    for part, names, own in zip(parts, lists, places, strict=True):
-        at = None if part.names is not None else dict(zip(names, own, strict=True))
-        labels += [own[int(value)] if at is None else at[_text(value)] for value in part.values]
+    for column, names, own in zip(label_columns, lists, places, strict=True):
+        at = None if column.names is not None else dict(zip(names, own, strict=True))
+        labels += [own[int(value)] if at is None else at[_text(value)] for value in column.values]
     return labels, classes
 
 
@@ -78,14 +82,14 @@ def is_label(value: Any) -> bool:
     return value is not None and value == value and value != WITHHELD
 
 
-def why_none(parts: Sequence[Part]) -> str:
+def why_none(label_columns: Sequence[LabelColumn]) -> str:
     """Why a column gives no classes, for a person: a row has none, or they are measures. Empty where it gives them."""
-    values = [value for part in parts for value in part.values]
+    values = [value for column in label_columns for value in column.values]
     if missing := sum(not is_label(value) for value in values):
         return lacking(missing, len(values))
     if (measure := next((v for v in values if isinstance(v, float) and not v.is_integer()), None)) is not None:
         return measures(measure)
-    below = next((v for part in parts if part.names is not None for v in part.values if v < 0), None)
+    below = next((v for column in label_columns if column.names is not None for v in column.values if v < 0), None)
     return "" if below is None else f"its class number {below} is below 0 and has no name"
 
 
@@ -107,14 +111,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check(part: Part, names: Sequence[str]) -> None:
+def _check(column: LabelColumn, names: Sequence[str]) -> None:
     if twice := repeated(names):
-        raise UserError(f"{printable(part.where)} has two classes of the name {twice!r}: give each its own")
-    if part.names is not None and (beyond := max(map(int, part.values), default=-1)) >= len(names):
+        raise UserError(f"{printable(column.where)} has two classes of the name {twice!r}: give each its own")
+    if column.names is not None and (beyond := max(map(int, column.values), default=-1)) >= len(names):
         raise UserError(
-            f"{printable(part.where)} has a row of class number {beyond} and names {len(names)} classes, of which the "
-            f"last is number {len(names) - 1}: write it with all names"
+            f"{printable(column.where)} has a row of class number {beyond} and names {len(names)} classes, of which "
+            f"the last is number {len(names) - 1}: write it with all names"
         )
 
 
-__all__ = ["USUAL", "Columns", "Part", "is_label", "joined", "label_column", "why_none"]
+__all__ = ["USUAL", "Columns", "LabelColumn", "is_label", "joined", "label_column", "why_none"]

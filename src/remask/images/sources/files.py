@@ -10,7 +10,7 @@ from remask.files.escaping import printable as printable
 from remask.files.escaping import quoted
 from remask.images import heif
 from remask.images.sources.left_out import AGAIN, HIDDEN_FILES, HIDDEN_FOLDERS, SPECIAL, Patterns, is_hidden, kind_of
-from remask.images.sources.splits import are_splits, chosen, kinds_of, parts_below, shared_by, split_of
+from remask.images.sources.splits import are_splits, chosen, folders_below, kinds_of, shared_by, split_of
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm",
@@ -72,17 +72,17 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
     Raises UserError for a folder that cannot be read.
     """
     found: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     folders, linked = [""], list[str]()
     counts = Counter[str]() if left_out is None else left_out
     while folders or linked:
         folder = folders.pop() if folders else linked.pop(0)
         try:
             at = os.stat(os.path.join(root, folder))
-            if (at.st_dev, at.st_ino) in seen:
+            if (at.st_dev, at.st_ino) in visited:
                 counts[AGAIN] += 1
                 continue
-            seen.add((at.st_dev, at.st_ino))
+            visited.add((at.st_dev, at.st_ino))
             entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(_unlisted(root, folder, error)) from None
@@ -166,7 +166,7 @@ def describe(relative: list[str]) -> str:
 
 def one_split(name: str, files: Sequence[str]) -> None:
     """Refuse to mix the splits of a set, which shards of one folder often are, by their names or their folders'."""
-    named = [next(filter(None, map(split_of, reversed(parts))), None) for parts in parts_below(files)]
+    named = [next(filter(None, map(split_of, reversed(folders))), None) for folders in folders_below(files)]
     if len(kinds_of(found := sorted({word for word in named if word}))) > 1:
         example = next(file for file, word in zip(files, named, strict=True) if word)
         below = os.path.relpath(example, folder) if os.path.isdir(folder := os.path.expanduser(name)) else None

@@ -91,7 +91,7 @@ def announce(count: int, say: Callable[[str], None]) -> None:
         say(f"looking up the sizes of {count:,} files")
 
 
-def of_file(path: str, whole: bool = False) -> Inventory:
+def of_file(path: str, hash_all: bool = False) -> Inventory:
     """A file of weights or annotations, or a folder of such: sizes, and a hash of evenly spread blocks of each.
 
     Two networks of one kind have files of one size, so that sizes alone would tell nothing. A single file may bear
@@ -101,7 +101,7 @@ def of_file(path: str, whole: bool = False) -> Inventory:
     names = files_under(path) if os.path.isdir(path) else []
     paths = [os.path.join(path, name) for name in names] or [path]
     sizes = sizes_of(paths)
-    facts = {"bytes": sizes.tolist(), "blocks": [sampled(one, None if whole else SAMPLED) for one in paths]}
+    facts = {"bytes": sizes.tolist(), "blocks": [sampled(one, None if hash_all else SAMPLED) for one in paths]}
     found = Inventory("files", len(paths), names, sizes if names else sizes[:0], facts=facts)
     return replace(found, read=lambda i: sampled(paths[i], None).encode())
 

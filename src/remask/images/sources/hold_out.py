@@ -25,14 +25,14 @@ def hold_out(order: Sequence[int], labels: Sequence[int] | None = None) -> HeldO
     Where that leaves a class with nothing to learn from, or one of two pictures or more with nothing to test on, it is
     the first fifth of each class instead, one at least; a class of one picture is learned from.
     """
-    cut = max(1, len(order) // 5)
-    plain = list(order[cut:]), list(order[:cut])
+    count = max(1, len(order) // 5)
+    plain = list(order[count:]), list(order[:count])
     if labels is None:
         return HeldOut(*plain, [])
     members: dict[int, list[int]] = {}
     for i in order:
         members.setdefault(labels[i], []).append(i)
-    learned, tested = ({labels[i] for i in part} for part in plain)
+    learned, tested = ({labels[i] for i in side} for side in plain)
     if len(learned) == len(members) and all(len(own) < 2 for label, own in members.items() if label not in tested):
         return HeldOut(*plain, sorted(members.keys() - tested))
     chosen = {i for own in members.values() for i in own[: min(max(1, len(own) // 5), len(own) - 1)]}
@@ -42,11 +42,11 @@ def hold_out(order: Sequence[int], labels: Sequence[int] | None = None) -> HeldO
 
 def fifth(order: Sequence[int]) -> HeldOut:
     """The first fifth of the order, whatever the classes: what runs of older versions held out."""
-    cut = len(order) // 5
-    return HeldOut(list(order[cut:]), list(order[:cut]), [])
+    count = len(order) // 5
+    return HeldOut(list(order[count:]), list(order[:count]), [])
 
 
-def parts(source: Any, held_out: HeldOut, cure: str) -> tuple[Subset, Subset]:
+def split_source(source: Any, held_out: HeldOut, cure: str) -> tuple[Subset, Subset]:
     """The source cut in two; the second part remarks on classes that it has no picture of.
 
     cure   what to type where there is nothing to learn from, or nothing to test on
@@ -68,4 +68,4 @@ def parts(source: Any, held_out: HeldOut, cure: str) -> tuple[Subset, Subset]:
     return train, test
 
 
-__all__ = ["BY_CLASS", "HeldOut", "fifth", "hold_out", "parts"]
+__all__ = ["BY_CLASS", "HeldOut", "fifth", "hold_out", "split_source"]

@@ -14,15 +14,15 @@ from remask.errors import UserError
 
 WITHHELD = -1
 """The class number of an image whose label is not published, as in the test sets of ImageNet."""
-_WHOLE = re.compile(r"[+-]?[0-9]{1,1000}(?:\.0*)?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,1000}(?:\.0*)?")
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
 _SHOWN = 3
 """Classes that a line names."""
 
 
-def whole(name: str) -> int | None:
+def integer_of(name: str) -> int | None:
     """The value of a name that is a whole number, however it is written; tables write 3.0 beside missing values."""
-    return int(name.partition(".")[0]) if _WHOLE.fullmatch(name) else None
+    return int(name.partition(".")[0]) if _INTEGER.fullmatch(name) else None
 
 
 class Told(NamedTuple):
@@ -43,11 +43,11 @@ def of_texts(texts: Sequence[str]) -> Told:
     """
     if missing := sum(map(says_none, texts)):
         return Told(why=lacking(missing, len(texts)))
-    values = [whole(text) for text in texts]
+    values = [integer_of(text) for text in texts]
     if all(value is not None for value in values):
         if len(set(values)) == len(set(texts)):
             return Told(values)  # type: ignore[arg-type]
-        classes = sorted(set(texts), key=lambda text: (whole(text), text))
+        classes = sorted(set(texts), key=lambda text: (integer_of(text), text))
     elif all(map(_NUMBER.fullmatch, texts)):
         return Told(why=measures(next(text for text, value in zip(texts, values, strict=True) if value is None)))
     else:
@@ -58,7 +58,7 @@ def of_texts(texts: Sequence[str]) -> Told:
 
 def says_none(text: str) -> bool:
     """Whether a text in the place of a label says that there is none: empty, NaN, or -1."""
-    return text in ("", "nan", "NaN", "NAN") or whole(text) == WITHHELD
+    return text in ("", "nan", "NaN", "NAN") or integer_of(text) == WITHHELD
 
 
 def lacking(missing: int, total: int) -> str:
@@ -73,9 +73,9 @@ def measures(value: object) -> str:
 
 def spelled_twice(names: Iterable[str]) -> tuple[str, str] | None:
     """The first two names that are one number, as 01 and 1 are."""
-    seen: dict[int, str] = {}
+    known_names: dict[int, str] = {}
     for name in names:
-        if (value := whole(name)) is not None and (first := seen.setdefault(value, name)) != name:
+        if (value := integer_of(name)) is not None and (first := known_names.setdefault(value, name)) != name:
             return first, name
     return None
 
@@ -102,8 +102,8 @@ def united(lists: Iterable[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
 
 def repeated(names: Sequence[str]) -> str | None:
     """The first name that stands in the list twice."""
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+    known_names: set[str] = set()
+    return next((name for name in names if name in known_names or known_names.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def match(names: Sequence[str], known: Sequence[str], used: Iterable[int], where: str, other: str) -> dict[int, int]:
@@ -141,7 +141,7 @@ def check_trained(names: Sequence[str], used: Iterable[int], trained: Iterable[i
 
 
 _Sense = Callable[[str], Hashable]
-_SENSES: tuple[_Sense, ...] = (lambda name: name, lambda name: unicodedata.normalize("NFC", name), whole)
+_SENSES: tuple[_Sense, ...] = (lambda name: name, lambda name: unicodedata.normalize("NFC", name), integer_of)
 """In what two names may agree, the strictest first."""
 
 
@@ -166,7 +166,7 @@ def _unknown(unknown: Sequence[str], known: Sequence[str], where: str, other: st
     line = f"class{'es' * many} {_listed(unknown)} of {where} {'are' if many else 'is'} not among those of {other}"
     if meant := _near(unknown[0], known):
         return f"{line}, which has {_listed(meant)}: name the class alike in both"
-    numbers = [all(whole(name) is not None for name in names) for names in (unknown, known)]
+    numbers = [all(integer_of(name) is not None for name in names) for names in (unknown, known)]
     if numbers[0] != numbers[1]:
         return f"{line} ({_listed(known)}): numbers cannot be matched with names; give both sources the same"
     return (
@@ -177,7 +177,11 @@ def _unknown(unknown: Sequence[str], known: Sequence[str], where: str, other: st
 def _near(name: str, known: Sequence[str]) -> list[str]:
     """Known names that differ in case, blanks, width or the like, or several of the same value."""
     loose = _loosely(name)
-    return [one for one in known if _loosely(one) == loose or (whole(name) is not None and whole(one) == whole(name))]
+    return [
+        one
+        for one in known
+        if _loosely(one) == loose or (integer_of(name) is not None and integer_of(one) == integer_of(name))
+    ]
 
 
 def _loosely(name: str) -> str:
@@ -189,6 +193,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 __all__ = [
-    "WITHHELD", "Told", "check_trained", "lacking", "match", "measures", "numbered", "of_texts", "repeated",
-    "says_none", "spelled_twice", "united", "whole",
+    "WITHHELD", "Told", "check_trained", "integer_of", "lacking", "match", "measures", "numbered", "of_texts",
+    "repeated", "says_none", "spelled_twice", "united",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from remask.files.text import read_text
 from remask.images import heif
 from remask.images.sources.columns import Columns
 from remask.images.sources.files import EXTENSIONS, Files, printable
-from remask.images.sources.labels import Told, of_texts, says_none, whole
+from remask.images.sources.labels import Told, integer_of, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns
 from remask.images.sources.splits import are_splits
 
@@ -140,7 +140,7 @@ def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
                     "put a tab, a comma or a plain blank between the columns"
                 )
     firsts = [(row, found[1], found[2]) for row in lost if row.label is None and (found := _FIRST.fullmatch(row.path))]
-    numbered = len(firsts) == len(rows) and all(whole(first) is not None for _, first, _ in firsts)
+    numbered = len(firsts) == len(rows) and all(integer_of(first) is not None for _, first, _ in firsts)
     for row, first, rest in firsts:
         if beside.has(rest) or (numbered and _PICTURE.fullmatch(rest)):
             raise UserError(
@@ -231,7 +231,7 @@ def _by_blanks(line: str, beside: "_Beside") -> tuple[str, str | None]:
     last = _LAST.fullmatch(line)
     if not last or beside.has(line):
         return line, None
-    other = whole(last[2]) is not None and re.search(r"\.\w+$", last[1])  # an extension that is not known here
+    other = integer_of(last[2]) is not None and re.search(r"\.\w+$", last[1])  # an extension that is not known here
     return (last[1], last[2].strip("\"'")) if other or beside.has(last[1]) else (line, None)
 
 

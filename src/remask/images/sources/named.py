@@ -14,7 +14,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.images.decoding import decode
-from remask.images.sources.columns import Columns, Part, joined, label_column, why_none
+from remask.images.sources.columns import Columns, LabelColumn, joined, label_column, why_none
 from remask.images.sources.files import Files, files_under, open_files, sorted_out
 from remask.images.sources.left_out import further
 
@@ -186,10 +186,10 @@ def open_hub(name: str, limit: int | None) -> Hub:
         found = Hub(name, rows, pictures[0], None, None, left_out)
     else:
         names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
-        parts = [Part(rows[label], names, name)]
-        labels, classes = joined(parts)
+        label_columns = [LabelColumn(rows[label], names, name)]
+        labels, classes = joined(label_columns)
         found = Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
-        found.unlabelled = why_none(parts)
+        found.unlabelled = why_none(label_columns)
     found.remarks = columns.remarks()
     return found
 
@@ -197,8 +197,8 @@ def open_hub(name: str, limit: int | None) -> Hub:
 def _kind(kind: Any) -> str:
     """The kind of a column by the `datasets` library's name of its type."""
     stored = str(getattr(kind, "dtype", ""))
-    whole = "int" in stored or stored.startswith("float")  # beside missing ones they are stored as floats
-    return "integer" if whole else "text" if stored in ("string", "large_string", "bool") else stored
+    full = "int" in stored or stored.startswith("float")  # beside missing ones they are stored as floats
+    return "integer" if full else "text" if stored in ("string", "large_string", "bool") else stored
 
 
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {
@@ -217,17 +217,17 @@ def _fetched(name: str, fetch: Callable[[str], object]) -> str:
     if final.is_dir():
         return str(final)
     missing = [folder for folder in (cache, *cache.parents) if not folder.exists()]
-    part = None
+    tmp = None
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        part = tempfile.mkdtemp(prefix=f".{name}-", dir=cache)
-        fetch(part)
-        os.replace(part, final)
+        tmp = tempfile.mkdtemp(prefix=f".{name}-", dir=cache)
+        fetch(tmp)
+        os.replace(tmp, final)
     except Exception as error:  # urllib, tarfile, the file system: whichever it is, there is no set
         raise UserError(f"{name} could not be downloaded to {cache} ({_line(error)}): check network and disk") from None
     finally:
-        if part is not None and not final.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
+        if tmp is not None and not final.is_dir():
+            shutil.rmtree(tmp, ignore_errors=True)
         if not final.is_dir():
             for folder in missing:
                 if folder.is_dir() and not any(folder.iterdir()):

@@ -36,7 +36,7 @@ class Packed:
         self._open()
 
     def _open(self) -> None:
-        self._bytes = _mapped(self._path, self.name)
+        self._bytes = _mapping(self._path, self.name)
         about, columns = _table(self._bytes, self.name)
         self.about: Mapping[str, Any] = about
         self._start, self._size, self._sums = columns["start"], columns["size"], columns["checksum"]
@@ -48,7 +48,7 @@ class Packed:
         self.left_out: dict[str, int] = dict(about.get("source_left_out", {}))
         if unusable := len(about.get("left_out", {})):
             self.left_out["pictures that could not be used when it was packed"] = unusable
-        self._seen = np.zeros(self._length, dtype=bool)
+        self._checked = np.zeros(self._length, dtype=bool)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name, "_path": self._path, "_limit": self._limit}
@@ -64,10 +64,10 @@ class Packed:
         """A JPEG, or pixels HWC that lie in the file and are not copied. Raises OSError where the file is damaged."""
         start = int(self._start[i])
         data = self._bytes[start : start + int(self._size[i])]
-        if not self._seen[i]:
+        if not self._checked[i]:
             if zlib.crc32(data.data) != self._sums[i]:
                 raise OSError(errno.EIO, "damaged in the packed file: its checksum differs")
-            self._seen[i] = True
+            self._checked[i] = True
         return data.tobytes() if self._shapes is None else data.reshape(self._shapes[i])
 
     def where(self, i: int) -> str:
@@ -104,7 +104,7 @@ def table(about: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *(column.tobytes() for column in columns.values())])
 
 
-def _mapped(path: str, name: str) -> np.ndarray:
+def _mapping(path: str, name: str) -> np.ndarray:
     """The bytes of a file. They may be written to, as torch wants it, which changes the process's own copy only."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size < HEAD_BYTES:
@@ -125,14 +125,14 @@ def _table(data: np.ndarray, name: str) -> tuple[dict[str, Any], dict[str, np.nd
         raise UserError(
             f"{printable(name)} has {len(data):,} bytes where its head says {start + length:,}: copy or pack it again"
         )
-    whole = data[start:]
-    if zlib.crc32(whole.data) != checksum:
+    pixels = data[start:]
+    if zlib.crc32(pixels.data) != checksum:
         raise UserError(f"{printable(name)} is damaged: its table does not fit its checksum; copy or pack it again")
-    at = 8 + int.from_bytes(whole[:8].tobytes(), "little")
-    about = json.loads(whole[8:at].tobytes())
+    at = 8 + int.from_bytes(pixels[:8].tobytes(), "little")
+    about = json.loads(pixels[8:at].tobytes())
     columns = {}
     for key, (kind, shape) in about.pop("columns").items():
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        columns[key] = whole[at : at + size].view(kind).reshape(shape)
+        columns[key] = pixels[at : at + size].view(kind).reshape(shape)
         at += size
     return about, columns

@@ -40,18 +40,18 @@ def are_splits(names: Collection[str]) -> bool:
     return len(kinds_of(begin)) > 1 or (len(kinds_of(names)) > 1 and all(map(split_of, names)))
 
 
-def parts_below(paths: Iterable[str]) -> list[list[str]]:
+def folders_below(paths: Iterable[str]) -> list[list[str]]:
     """Paths as lists of names, without the folders that all of them share."""
-    parts = [os.path.abspath(path).split(os.sep) for path in paths]
-    shared = shared_by([names[:-1] for names in parts])
-    return [names[shared:] for names in parts]
+    folders = [os.path.abspath(path).split(os.sep) for path in paths]
+    shared = shared_by([names[:-1] for names in folders])
+    return [names[shared:] for names in folders]
 
 
-def shared_by(parts: Sequence[list[str]]) -> int:
+def shared_by(folders: Sequence[list[str]]) -> int:
     """How many names all of them begin with."""
-    if not parts:
+    if not folders:
         return 0
-    low, high = min(parts), max(parts)  # in alphabetic order, all others share what these two do
+    low, high = min(folders), max(folders)  # in alphabetic order, all others share what these two do
     return next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
@@ -68,4 +68,4 @@ def chosen(splits: Collection[str]) -> tuple[str, str]:
     return train, next(iter(others), train)
 
 
-__all__ = ["KINDS", "are_splits", "chosen", "kinds_of", "parts_below", "shared_by", "split_of"]
+__all__ = ["KINDS", "are_splits", "chosen", "folders_below", "kinds_of", "shared_by", "split_of"]

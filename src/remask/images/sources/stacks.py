@@ -115,8 +115,8 @@ def _texts(values: np.ndarray) -> list[str]:
     """Classes, numbers or names, as texts."""
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "replace")
-    whole = (int(value) if isinstance(value, float) and value.is_integer() else value for value in values.tolist())
-    return [printable(str(value)) for value in whole]
+    numbers = (int(value) if isinstance(value, float) and value.is_integer() else value for value in values.tolist())
+    return [printable(str(value)) for value in numbers]
 
 
 __all__ = ["ARRAYS", "Stack", "open_stack"]

@@ -18,7 +18,7 @@ from remask.errors import UserError
 from remask.files.text import decoded
 from remask.images import heif
 from remask.images.sources.files import EXTENSIONS, is_picture, printable
-from remask.images.sources.labels import says_none, whole
+from remask.images.sources.labels import integer_of, says_none
 from remask.images.sources.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
 
 MASKS = frozenset(
@@ -64,7 +64,7 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
     pictures, classes = list[Member](), dict[str, Member]()
     for member in members:
         name = member.name
-        if any(is_hidden(part) and part != ".." for part in name.split("/")):
+        if any(is_hidden(folder) and folder != ".." for folder in name.split("/")):
             found.left_out[HIDDEN_FILES] += 1
         elif patterns and patterns.exclude(name):
             continue
@@ -138,8 +138,8 @@ def _resolved(
     for _ in range(40):  # as many as Linux follows
         if name not in links and files.get(name) is not None:
             return files[name]
-        parts = name.split("/")
-        steps = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        names = name.split("/")
+        steps = ["/".join(names[:count]) for count in range(1, len(names) + 1)]
         link = next((step for step in steps if step in links), None)
         if link is None:
             return None
@@ -204,7 +204,7 @@ def _class_number(file: BinaryIO, member: Member, shard: str) -> str:
     file.seek(member.offset)
     where = f"{printable(shard)}: {printable(member.name)}"
     text = decoded(file.read(min(member.size, LONGEST)), where).strip()
-    if whole(text) is None and not (text and says_none(text)):
+    if integer_of(text) is None and not (text and says_none(text)):
         raise UserError(
             f"{where} holds no class number but {text[:20].encode()!r}: number the classes, or unpack the tar into a "
             "folder of each class"

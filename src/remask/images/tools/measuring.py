@@ -69,7 +69,7 @@ class Measured(NamedTuple):
     kinds: Counter[str]
     left_out: Counter[str]
 
-    def describe(self, channels: int, asked: Rule = "auto", kinds: bool = True) -> str:
+    def describe(self, channels: int, rule_given: Rule = "auto", kinds: bool = True) -> str:
         """One line: what is read, of which kinds if they are wanted, and how it is scaled."""
         text = f"read as {channels} channel{'s' * (channels > 1)}"
         if kinds:
@@ -78,7 +78,7 @@ class Measured(NamedTuple):
             return text + ", cut to 8 bits (data.range byte)"
         if self.deep:
             ends = "the range of each type" if isinstance(self.rule, str) else f"{self.rule[0]:g} to {self.rule[1]:g}"
-            how = "data.range auto, " * (asked == "auto") + f"values {self.least:g} to {self.most:g}"
+            how = "data.range auto, " * (rule_given == "auto") + f"values {self.least:g} to {self.most:g}"
             text += f", black to white is {ends} ({how} in {self.pictures} pictures)"
         left = ", ".join(f"{what} of {count}" for what, count in self.left_out.most_common())
         return text + (f"; left out: {left}" if left else "")
@@ -101,13 +101,13 @@ def measure(source: Source, channels: int, rule: Rule = "auto", *, sample: int =
     kinds, left = Counter(one.kind for one in found), Counter(what for one in found for what in one.left_out)
     deep = any(one.dtype != torch.uint8 for one in found)
     least, most = min(one.least for one in found), max(one.most for one in found)
-    asked = rule
+    rule_given = rule
     if rule == "auto":
         rule = _power(found, least, most) if all(one.dtype != torch.uint8 for one in found) else "full"
     mean, std = _moments(source, [one.number for one in found], channels, rule)
     colour = sum(one.bands >= 3 for one in found) * 2 > len(found)
     result = Measured(len(found), rule, mean, std, colour, deep, least, most, kinds, left)
-    _check_contrast(result, source.name, asked)
+    _check_contrast(result, source.name, rule_given)
     return result
 
 
@@ -120,7 +120,7 @@ def _bands_cure(reasons: Iterable[str]) -> str:
 class _Raw(NamedTuple):
     number: int
     dtype: torch.dtype
-    whole: bool
+    integers: bool
     least: float
     most: float
     kind: str
@@ -139,15 +139,15 @@ def _raw(source: Source, i: int, channels: int) -> "_Raw | str":
     except (BadImage, OSError) as error:
         return str(error)
     least, most = (float(value) for value in torch.aminmax(image.float()))
-    whole = not image.is_floating_point() or bool((image == image.round()).all())
-    return _Raw(i, image.dtype, whole, least, most, header.kind, header.bands, header.left_out)
+    integers = not image.is_floating_point() or bool((image == image.round()).all())
+    return _Raw(i, image.dtype, integers, least, most, header.kind, header.bands, header.left_out)
 
 
 def _power(found: Sequence[_Raw], least: float, most: float) -> Rule:
     """The smallest power of two that holds the sample; whole numbers end one below it, as types do."""
-    whole = all(one.whole for one in found)
+    integers = all(one.integers for one in found)
     low = -float(2 ** math.ceil(math.log2(-least))) if least < 0 else 0.0
-    if whole and (most > 1 or any(one.dtype == torch.uint16 for one in found)):
+    if integers and (most > 1 or any(one.dtype == torch.uint16 for one in found)):
         return low, float(2 ** max(1, math.floor(math.log2(max(most, 1)) + 1)) - 1)
     return low, float(2 ** max(0, math.ceil(math.log2(most)))) if most > 0 else 1.0
 
@@ -169,7 +169,7 @@ def _moments(source: Source, numbers: Sequence[int], channels: int, rule: Rule) 
     return [float(f"{value:.6g}") for value in mean], [float(f"{value:.6g}") if value > 1e-9 else 1.0 for value in std]
 
 
-def _check_contrast(found: Measured, name: str, asked: Rule) -> None:
+def _check_contrast(found: Measured, name: str, rule_given: Rule) -> None:
     if found.least == found.most:
         raise UserError(
             f"the pictures of {name} have no contrast: every value of {found.pictures} of them is {found.least:g}"
@@ -179,7 +179,7 @@ def _check_contrast(found: Measured, name: str, asked: Rule) -> None:
         if isinstance(found.rule, str) and found.most <= 1:
             low, high = 0.0, 1.0
         if (found.most - found.least) * 255 < high - low:
-            cure = f"[{found.least:g},{found.most:g}]" if asked == "auto" else "auto"
+            cure = f"[{found.least:g},{found.most:g}]" if rule_given == "auto" else "auto"
             raise UserError(
                 f"the pictures of {name} have no contrast in data.range {low:g} to {high:g}: their values are "
                 f"{found.least:g} to {found.most:g}; use --set data.range={cure}"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from remask.errors import UserError
 from remask.files.escaping import in_utf8, printable
-from remask.files.text import part_beside
+from remask.files.text import tmp_beside
 from remask.images.decoding import BadImage
 from remask.images.levels import Levels, Scaling
 from remask.images.loading.image_cache import decoded
@@ -71,34 +71,34 @@ def pack(
         raise UserError(f"{out}: a packed set ends in {SUFFIX}; choose such a name")
     if out.exists():
         raise UserError(f"{out} exists already; choose another --out")
-    with _part(out) as file:
+    with _tmp_beside(out) as file:
         prepare = Prepare(source, form, levels)
         return _write(source, file, form, prepare, workers, max_bad, progress, skipped)
 
 
 @contextlib.contextmanager
-def _part(out: Path) -> Iterator[BinaryIO]:
+def _tmp_beside(out: Path) -> Iterator[BinaryIO]:
     """A file beside `out` that takes its name at the end, and is deleted where that is not reached."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = part_beside(out)
-    with open(part, "ab+") as file:  # not emptied before it is locked
+    tmp = tmp_beside(out)
+    with open(tmp, "ab+") as file:  # not emptied before it is locked
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{out} is being written by another process; wait for it") from None
         try:
             file.truncate(0)
-            with open(part, "rb+") as whole:
-                yield whole
-                whole.flush()
-                os.fsync(whole.fileno())
-            os.replace(part, out)
+            with open(tmp, "rb+") as original:
+                yield original
+                original.flush()
+                os.fsync(original.fileno())
+            os.replace(tmp, out)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise UserError(f"{out}: the disk is full; free some space, or choose a smaller --size") from None
         finally:
-            part.unlink(missing_ok=True)
+            tmp.unlink(missing_ok=True)
 
 
 def _write(
@@ -181,12 +181,12 @@ class Prepare:
         except OSError as error:
             return error.strerror or str(error)
         try:
-            whole = decoded(data, self._form.channels, self._scaling)
+            original = decoded(data, self._form.channels, self._scaling)
         except BadImage as bad:
             return str(bad)
-        image = fitted(whole, self._form)
+        image = shrunk(original, self._form)
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        keep = image is whole and isinstance(data, bytes) and data[:2] == b"\xff\xd8" and self._form.kind == "jpeg"
+        keep = image is original and isinstance(data, bytes) and data[:2] == b"\xff\xd8" and self._form.kind == "jpeg"
         content = data if keep and isinstance(data, bytes) else self._encoded(pixels)
         shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[0]))
         digest = hashlib.blake2b(content + repr(shape).encode(), digest_size=16).digest()
@@ -201,7 +201,7 @@ class Prepare:
         return stream.getvalue()
 
 
-def fitted(image: UInt8[Tensor, "C H W"], form: Form) -> UInt8[Tensor, "C h w"]:
+def shrunk(image: UInt8[Tensor, "C H W"], form: Form) -> UInt8[Tensor, "C h w"]:
     """The picture at the size of the form; the same object where nothing is to be done."""
     rows, columns = image.shape[1:]
     if form.exactly:

@@ -73,9 +73,9 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; minimum, median and maximum by their names."""
-        whole = asdict(self)
-        return whole | {
-            key: dict(zip(("min", "median", "max"), whole[key], strict=True)) for key in ("height", "width")
+        content = asdict(self)
+        return content | {
+            key: dict(zip(("min", "median", "max"), content[key], strict=True)) for key in ("height", "width")
         }
 
 
@@ -116,7 +116,7 @@ def survey(
     except UserError as error:  # what is unusable is named below
         found.pixels = str(error)
     levels = Levels.of(found.range) or FULL
-    for i, one in enumerate(each(Look(source, channels, size, levels), len(source), workers)):
+    for i, one in enumerate(each(Examined(source, channels, size, levels), len(source), workers)):
         if isinstance(one, str):
             found.unusable[source.where(i)] = one
         else:
@@ -156,7 +156,7 @@ def _spread(values: list[int]) -> tuple[int, int, int]:
     return min(values), int(statistics.median(values)), max(values)
 
 
-class Look:
+class Examined:
     """The facts of the i-th picture, or why it cannot be used."""
 
     def __init__(self, source: Source, channels: int, size: Size, levels: Levels = FULL) -> None:

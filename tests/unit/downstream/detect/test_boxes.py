@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from remask.downstream.detect.boxes import PAD, BoxBatch, BoxLoader, Fit, ScaleJitter, around, fitting
+from remask.downstream.detect.boxes import PAD, BoxBatch, BoxLoader, LargeScaleJitter, Letterbox, around, fitting
 from remask.downstream.detect.coco import CocoSource, encode_mask, open_coco
 from remask.errors import UserError
 from remask.images.loading.loader import TooManyBad
@@ -57,7 +57,7 @@ def same(a: list[BoxBatch], b: list[BoxBatch]) -> bool:
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (1.1, 1.9), (0.1, 2.0)])
 def test_boxes_and_masks_follow_the_picture(scale: tuple[float, float]) -> None:
-    jitter, kept = ScaleJitter((64, 64), scale), 0
+    jitter, kept = LargeScaleJitter((64, 64), scale), 0
     for seed in range(30):
         image, target = jitter(*scene(), Generator().manual_seed(seed))
         assert image.shape == (3, 64, 64)
@@ -75,21 +75,21 @@ def test_boxes_and_masks_follow_the_picture(scale: tuple[float, float]) -> None:
 
 
 def test_flipping_moves_boxes_with_pixels() -> None:
-    flips = [ScaleJitter((64, 96), (1.0, 1.0))(*scene(), Generator().manual_seed(seed)) for seed in range(8)]
+    flips = [LargeScaleJitter((64, 96), (1.0, 1.0))(*scene(), Generator().manual_seed(seed)) for seed in range(8)]
     lefts = {round(float(target["boxes"][0, 0])) for _, target in flips}
     assert lefts == {12, 48}  # 10 and 80 - 40, enlarged by 1.2
     for image, target in flips:
         x0, y0, x1, y1 = (round(v) for v in target["boxes"][0].tolist())
         assert (image[:, y0 + 2 : y1 - 2, x0 + 2 : x1 - 2] > 200).all()
-    one = [ScaleJitter((64, 96), (1.0, 1.0), flip=False)(*scene(), Generator().manual_seed(s)) for s in range(8)]
+    one = [LargeScaleJitter((64, 96), (1.0, 1.0), flip=False)(*scene(), Generator().manual_seed(s)) for s in range(8)]
     assert {round(float(target["boxes"][0, 0])) for _, target in one} == {12}
 
 
 def test_small_things_go_and_cut_things_shrink() -> None:
-    small = ScaleJitter((64, 64), (0.2, 0.2), flip=False)(*scene(), Generator().manual_seed(0))[1]
+    small = LargeScaleJitter((64, 64), (0.2, 0.2), flip=False)(*scene(), Generator().manual_seed(0))[1]
     assert small["labels"].tolist() == [3]  # the speck is less than a pixel
     for seed in range(40):
-        image, target = ScaleJitter((32, 32), (3.0, 3.0), flip=False)(*scene(), Generator().manual_seed(seed))
+        image, target = LargeScaleJitter((32, 32), (3.0, 3.0), flip=False)(*scene(), Generator().manual_seed(seed))
         assert ((target["boxes"] >= 0) & (target["boxes"] <= 32)).all()
         if 3 in target["labels"]:
             box = target["boxes"][target["labels"].tolist().index(3)]
@@ -97,7 +97,7 @@ def test_small_things_go_and_cut_things_shrink() -> None:
 
 
 def test_whole_pictures_for_evaluation() -> None:
-    _, target = Fit((64, 64))(*scene())
+    _, target = Letterbox((64, 64))(*scene())
     assert (target["shown"], target["size"], target["image_id"]) == ((38, 64), SIZE, 5)
     back = target["boxes"] * torch.tensor([80 / 64, 48 / 38] * 2)
     assert torch.allclose(back, scene()[1]["boxes"], atol=1e-4)
@@ -106,43 +106,43 @@ def test_whole_pictures_for_evaluation() -> None:
 
 
 def test_an_epoch_is_a_function_of_seed_epoch_and_place(source: CocoSource) -> None:
-    loader = BoxLoader(source, ScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1)
+    loader = BoxLoader(source, LargeScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1)
     batches = list(loader.epoch(3))
     assert len(loader) == len(batches) == 3
     assert sorted(i for batch in batches for i in batch.index.tolist()) == [0, 1, 2, 3, 4, 5]  # the empty one is out
     assert same(list(loader.epoch(3, 1)), batches[1:])
-    assert same(list(BoxLoader(source, ScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1).epoch(3)), batches)
+    assert same(list(BoxLoader(source, LargeScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1).epoch(3)), batches)
     assert not same(list(loader.epoch(4)), batches)
-    assert not same(list(BoxLoader(source, ScaleJitter((64, 64), (0.5, 1.5)), 2, seed=2).epoch(3)), batches)
+    assert not same(list(BoxLoader(source, LargeScaleJitter((64, 64), (0.5, 1.5)), 2, seed=2).epoch(3)), batches)
     for batch in batches:
         assert batch.images.dtype == torch.uint8
         assert [label["image_id"] - 10 for label in batch.labels] == batch.index.tolist()
 
 
 def test_workers_give_the_same(source: CocoSource) -> None:
-    one = BoxLoader(source, ScaleJitter((64, 64)), 2, seed=1)
-    two = BoxLoader(source, ScaleJitter((64, 64)), 2, seed=1, workers=2)
+    one = BoxLoader(source, LargeScaleJitter((64, 64)), 2, seed=1)
+    two = BoxLoader(source, LargeScaleJitter((64, 64)), 2, seed=1, workers=2)
     assert same(list(one.epoch(0, 1)), list(two.epoch(0, 1)))
 
 
 def test_a_small_set_fills_a_batch_and_evaluation_sees_all(source: CocoSource) -> None:
-    batches = list(BoxLoader(source, ScaleJitter((64, 64)), 8).epoch(0))
+    batches = list(BoxLoader(source, LargeScaleJitter((64, 64)), 8).epoch(0))
     assert [len(batch.images) for batch in batches] == [8]
-    every = list(BoxLoader(source, Fit((64, 64)), 4, shuffle=False).epoch(0))
+    every = list(BoxLoader(source, Letterbox((64, 64)), 4, shuffle=False).epoch(0))
     assert [batch.index.tolist() for batch in every] == [[0, 1, 2, 3], [4, 5, 6]]
-    assert len(BoxLoader(source, Fit((64, 64)), 4, shuffle=False)) == 2
+    assert len(BoxLoader(source, Letterbox((64, 64)), 4, shuffle=False)) == 2
 
 
 def test_mistakes(source: CocoSource) -> None:
     with pytest.raises(UserError, match="multiples of 32"):
-        Fit((100, 96))
+        Letterbox((100, 96))
     with pytest.raises(UserError, match="low <= high"):
-        ScaleJitter((64, 64), (2.0, 1.0))
+        LargeScaleJitter((64, 64), (2.0, 1.0))
     with pytest.raises(UserError, match="batch size 0"):
-        BoxLoader(source, Fit((64, 64)), 0)
+        BoxLoader(source, Letterbox((64, 64)), 0)
     source.annotations = [[] for _ in source.images]
     with pytest.raises(UserError, match="has an instance"):
-        BoxLoader(source, Fit((64, 64)), 1)
+        BoxLoader(source, Letterbox((64, 64)), 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -151,19 +151,19 @@ def test_a_picture_that_cannot_be_used_is_named(source: CocoSource, workers: int
     """In evaluation it is left out, in training another takes its place; both are the same whenever they are made."""
     path, words = spoil(source, kind)
     said: list[str] = []
-    loader = BoxLoader(source, Fit((64, 64)), 4, shuffle=False, workers=workers, report=said.append)
+    loader = BoxLoader(source, Letterbox((64, 64)), 4, shuffle=False, workers=workers, report=said.append)
     assert [batch.index.tolist() for batch in loader.epoch(0)] == [[0, 1, 3], [4, 5, 6]]
     assert [batch.index.tolist() for batch in loader.epoch(1)] == [[0, 1, 3], [4, 5, 6]]
     assert (loader.unusable, list(loader.bad)) == ({2}, [path])
     assert len(said) == 1
     assert said[0].startswith(path)
     assert words in said[0]
-    training = BoxLoader(source, ScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1, workers=workers, report=said.append)
+    training = BoxLoader(source, LargeScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1, workers=workers, report=said.append)
     batches = list(training.epoch(0))
     numbers = [i for batch in batches for i in batch.index.tolist()]
     assert [len(batch.images) for batch in batches] == [2, 2, 2]
     assert sorted(numbers) == [0, 1, 3, 3, 4, 5]
-    assert same(list(BoxLoader(source, ScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1).epoch(0, 1)), batches[1:])
+    assert same(list(BoxLoader(source, LargeScaleJitter((64, 64), (0.5, 1.5)), 2, seed=1).epoch(0, 1)), batches[1:])
 
 
 def spoil(source: CocoSource, kind: str) -> tuple[str, str]:
@@ -189,18 +189,18 @@ def test_too_many_that_cannot_be_used(source: CocoSource, shuffle: bool, max_bad
     broken = {0.0: 1, 0.01: 4, 1.0: 7}[max_bad]
     for i in range(broken):
         (Path(source.folder) / f"{i}.png").write_bytes(b"")
-    loader = BoxLoader(source, Fit((64, 64)), 4, shuffle=shuffle, max_bad=max_bad)
+    loader = BoxLoader(source, Letterbox((64, 64)), 4, shuffle=shuffle, max_bad=max_bad)
     with pytest.raises(
         TooManyBad, match=rf"of {6 if shuffle else 7} images cannot be used.*\d\.png: the file is empty"
     ):
         list(loader.epoch(0))
     Image.new("RGB", (64, 40)).save(Path(source.folder) / "0.png")
-    again = BoxLoader(source, Fit((64, 64)), 4, shuffle=shuffle, max_bad=max_bad)
+    again = BoxLoader(source, Letterbox((64, 64)), 4, shuffle=shuffle, max_bad=max_bad)
     assert sum(len(batch.images) for batch in again.epoch(0)) == (4 if shuffle else 8 - broken)
 
 
 def test_pictures_of_which_nothing_is_left_give_no_batch(source: CocoSource) -> None:
     for i in range(3):
         (Path(source.folder) / f"{i}.png").write_bytes(b"")
-    batches = list(BoxLoader(source, Fit((64, 64)), 3, shuffle=False).epoch(0))
+    batches = list(BoxLoader(source, Letterbox((64, 64)), 3, shuffle=False).epoch(0))
     assert [batch.index.tolist() for batch in batches] == [[3, 4, 5], [6]]

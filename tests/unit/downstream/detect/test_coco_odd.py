@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from remask.downstream.detect.average_precision import average_precision
-from remask.downstream.detect.boxes import BoxLoader, Fit, ScaleJitter
+from remask.downstream.detect.boxes import BoxLoader, LargeScaleJitter, Letterbox
 from remask.downstream.detect.coco import CocoSource, encode_mask, open_coco
 from remask.downstream.detect.coco_masks import faults_of_strings
 from remask.errors import UserError
@@ -69,7 +69,7 @@ def perfect(source: CocoSource) -> list[dict[str, Any]]:
 
 def usable(source: CocoSource) -> None:
     """Whatever was opened can be made into batches, and the truth scores 1 against itself."""
-    for transform, shuffle in ((Fit((64, 64)), False), (ScaleJitter((64, 64)), True)):
+    for transform, shuffle in ((Letterbox((64, 64)), False), (LargeScaleJitter((64, 64)), True)):
         assert sum(len(batch.images) for batch in BoxLoader(source, transform, 4, shuffle=shuffle).epoch(0)) >= 4
     found = average_precision(source.truth(), perfect(source), ("bbox", "segm") if source.masks else ("bbox",))
     assert {kind: scores["AP"] for kind, scores in found.items()} == dict.fromkeys(found, pytest.approx(1.0, abs=1e-6))

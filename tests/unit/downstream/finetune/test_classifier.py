@@ -53,8 +53,8 @@ def randomised(module: nn.Module, std: float = 0.2) -> nn.Module:
 
 def made(kind: str, pool: str = "mean", size: tuple[int, int] = (32, 32), **keys: Any) -> Classifier:
     torch.manual_seed(0)
-    maker = {key: keys.pop(key) for key in ("drop_path",) if key in keys}
-    classifier = Classifier(MAKERS[kind](size, MEAN, STD, **maker), CLASSES, pool=pool, **keys).eval()
+    creator_of = {key: keys.pop(key) for key in ("drop_path",) if key in keys}
+    classifier = Classifier(MAKERS[kind](size, MEAN, STD, **creator_of), CLASSES, pool=pool, **keys).eval()
     return randomised(classifier)  # type: ignore[return-value]
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from remask.downstream.segment.pairs import IGNORE, PairBatch, PairLoader, ScaleCropFlip, covering, nearest, whole_pairs
+from remask.downstream.segment.pairs import IGNORE, PairBatch, PairLoader, ScaleCropFlip, covering, full_pairs, nearest
 from remask.downstream.segment.photometric import COLOURS, distorted
 from remask.errors import UserError
 from remask.images.decoding import BadImage
@@ -203,7 +203,7 @@ def test_too_many_bad_pairs_end_the_run() -> None:
 
 def test_whole_pairs_come_in_order_and_in_batches_of_one_size() -> None:
     fake = Fake(9, broken=frozenset({1}), tall=frozenset({4, 5}))
-    batches = list(whole_pairs(fake, 3))
+    batches = list(full_pairs(fake, 3))
     assert [batch.index.tolist() for batch in batches] == [[0, 2, 3], [4, 5], [6, 7, 8]]
     assert [tuple(batch.labels.shape[1:]) for batch in batches] == [(40, 48), (64, 48), (40, 48)]
     assert torch.equal(batches[1].labels[0], torch.from_numpy(scene(64, 48, 4)))

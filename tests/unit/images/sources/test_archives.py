@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from remask.errors import UserError
-from remask.images.sources.archives import HELD_GROUPS
+from remask.images.sources.archives import CACHED_GROUPS
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import open_source
 
@@ -110,11 +110,11 @@ def test_parquet_folder(tmp_path: Path) -> None:
 
 
 def test_parquet_beyond_memory_reads_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remask.images.sources.archives.HELD_BYTES", 0)
+    monkeypatch.setattr("remask.images.sources.archives.CACHED_BYTES", 0)
     source = open_source(str(parquet(tmp_path / "x.parquet", 60)))
     order = [(7 * i) % 60 for i in range(60)]
     assert [source.read(i) for i in order] == [f"x{i}".encode() for i in order]
-    assert len(source._cache) == HELD_GROUPS  # type: ignore[attr-defined]
+    assert len(source._cache) == CACHED_GROUPS  # type: ignore[attr-defined]
 
 
 def test_parquet_without_metadata(tmp_path: Path) -> None:

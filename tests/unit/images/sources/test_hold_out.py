@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from remask.downstream.build import split
 from remask.errors import UserError
-from remask.images.sources.hold_out import fifth, hold_out, parts
+from remask.images.sources.hold_out import fifth, hold_out, split_source
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import open_source
 from remask.images.sources.subset import Subset
@@ -74,7 +74,7 @@ class Named:
 def test_what_it_needs_is_said(counts: tuple[int, ...], words: str) -> None:
     source = Named(*counts)
     with pytest.raises(UserError, match=f"some has {words}.*give more pictures, or --val") as caught:
-        parts(source, hold_out(order(len(source)), source.labels), "--val")
+        split_source(source, hold_out(order(len(source)), source.labels), "--val")
     assert "\n" not in str(caught.value)
 
 

@@ -28,17 +28,17 @@ class Frozen(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.held = [network.eval().requires_grad_(False)]
+        self.networks = [network.eval().requires_grad_(False)]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Frozen":
-        self.held[0]._apply(fn)
+        self.networks[0]._apply(fn)
         return super()._apply(fn, recurse)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        return self.held[0](images)
+        return self.networks[0](images)
 
 
-class Teacher(nn.Module):
+class MapTeacher(nn.Module):
     """A frozen network's feature map as target, [B, N, D]: the teacher sees the image that the student sees, whole.
 
     network         (images [B, C, H, W], normalised) -> feature map [B, D, h, w]
@@ -115,4 +115,4 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-__all__ = ["Frozen", "Teacher", "full_precision", "resized"]
+__all__ = ["Frozen", "MapTeacher", "full_precision", "resized"]

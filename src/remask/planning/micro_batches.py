@@ -16,18 +16,18 @@ SHARE = 0.9
 """Of the memory that is free, what training may fill."""
 
 
-def settle(recipe: Recipe, trainer: Trainer, runtime: Runtime) -> str:
+def choose_micro_batches(recipe: Recipe, trainer: Trainer, runtime: Runtime) -> str:
     """Let the trainer cut its batches into as few parts as fit. Returns the line that says so; nothing else changes."""
     data, batch = recipe.data, recipe.optim.batch_size
     if runtime.device.type == "cuda":
         images = torch.zeros(batch, data.channels, *data.image_size, dtype=torch.uint8)
-        parts, why = trainer.choose_micro_batches(Batch(images, None, torch.arange(batch))), "tried on the device"
+        count, why = trainer.choose_micro_batches(Batch(images, None, torch.arange(batch))), "tried on the device"
     else:
         expected = forecast(recipe, batch, anatomy(recipe).training)
         room = SHARE * available_mb() + peak_resident_mb()  # the forecast is of a whole process, and this is one
-        parts = trainer.micro_batches = fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= room, batch)
-        why = f"{expected.memory_mb(batch, parts) / 1024:.1f} GiB expected, {room / 1024:.1f} GiB there"
-    return f"accumulate: a batch of {batch} in {parts} part{'s' * (parts > 1)} ({why})"
+        count = trainer.micro_batches = fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= room, batch)
+        why = f"{expected.memory_mb(batch, count) / 1024:.1f} GiB expected, {room / 1024:.1f} GiB there"
+    return f"accumulate: a batch of {batch} in {count} part{'s' * (count > 1)} ({why})"
 
 
 def available_mb() -> float:
@@ -52,4 +52,4 @@ def _left(limit: Path, used: Path) -> float:
     return (int(text) - int(used.read_text())) / 2**20
 
 
-__all__ = ["available_mb", "settle"]
+__all__ = ["available_mb", "choose_micro_batches"]

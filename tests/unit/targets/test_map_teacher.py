@@ -1,4 +1,4 @@
-"""targets/teacher.py: what a teacher sees, the grid and norm of its features, and that it is no part of the method."""
+"""targets/map_teacher.py: what a teacher sees, grid and norm of its features, and that the method has none of it."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remask.errors import UserError
-from remask.targets.teacher import Frozen, Teacher, resized
+from remask.targets.map_teacher import Frozen, MapTeacher, resized
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 OWN_MEAN, OWN_STD = [0.5, 0.4, 0.3], [0.25, 0.5, 0.2]
@@ -27,9 +27,9 @@ def network(stride: int = 8, width: int = 5) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, stride, stride), nn.BatchNorm2d(width), nn.Dropout(0.5))
 
 
-def teacher(net: nn.Module, patch: int = 8, **options: object) -> Teacher:
+def teacher(net: nn.Module, patch: int = 8, **options: object) -> MapTeacher:
     constants = {"teacher_mean": OWN_MEAN, "teacher_std": OWN_STD, "width": 5, "name": "tiny"}
-    return Teacher(net, (patch, patch), MEAN, STD, **{**constants, **options})  # type: ignore[arg-type]
+    return MapTeacher(net, (patch, patch), MEAN, STD, **{**constants, **options})  # type: ignore[arg-type]
 
 
 def test_a_teacher_sees_the_whole_image_by_its_own_constants() -> None:
@@ -111,16 +111,16 @@ def test_a_teacher_follows_its_owner() -> None:
     target = teacher(network())
     owner = nn.Sequential(nn.Sequential(target))
     owner.double()
-    assert {p.dtype for p in target.network.held[0].parameters()} == {torch.float64}
+    assert {p.dtype for p in target.network.networks[0].parameters()} == {torch.float64}
     owner.float().to("meta")
-    assert {p.device.type for p in target.network.held[0].parameters()} == {"meta"}
+    assert {p.device.type for p in target.network.networks[0].parameters()} == {"meta"}
     assert target(torch.zeros(2, 3, 16, 24, dtype=torch.uint8, device="meta")).shape == (2, 6, 5)
 
 
 def test_a_copy_has_its_own_network() -> None:
     first = Frozen(network())
     second = copy.deepcopy(first)
-    assert second.held[0] is not first.held[0]
+    assert second.networks[0] is not first.networks[0]
 
 
 def test_features_are_fp32_under_autocast() -> None:
@@ -134,7 +134,7 @@ def test_features_are_fp32_under_autocast() -> None:
 def test_gray_pictures_are_repeated() -> None:
     net, images = network(), pictures(1, 1, 16, 16)
     constants = {"teacher_mean": OWN_MEAN, "teacher_std": OWN_STD, "width": 5, "name": "tiny"}
-    gray = Teacher(net, (8, 8), [0.5], [0.5], **constants)  # type: ignore[arg-type]
+    gray = MapTeacher(net, (8, 8), [0.5], [0.5], **constants)  # type: ignore[arg-type]
     assert torch.allclose(gray(images), teacher(net)(images.repeat(1, 3, 1, 1)), atol=1e-6)
 
 
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(UserError, match="the teacher tiny gives 5 channels, not 7"):
         teacher(network(), width=7)(pictures(1, 3, 16, 16))
     with pytest.raises(UserError, match="the teacher tiny sees 3 channels, not 2"):
-        Teacher(
+        MapTeacher(
             network(), (8, 8), [0.5] * 2, [0.5] * 2, teacher_mean=OWN_MEAN, teacher_std=OWN_STD, width=5, name="tiny"
         )
     assert teacher(network()).describe() == "features of tiny, LayerNorm"

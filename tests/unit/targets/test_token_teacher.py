@@ -1,4 +1,4 @@
-"""targets/encoded.py: which tokens of a frozen backbone are read, of what it sees, and that it is never trained."""
+"""targets/token_teacher.py: which tokens of a frozen backbone are read, and that it is never trained."""
 
 import copy
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
 from remask.masking import Masking
-from remask.targets import Encoded, Pixels, per_view, prefix
-from remask.targets.teacher import resized
+from remask.targets import Pixels, TokenTeacher, per_view, prefix
+from remask.targets.map_teacher import resized
 from remask.views import Views
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -28,8 +28,8 @@ def network(patch: int = 4, size: tuple[int, int] = SIZE, mean: list[float] = OW
     return create_vit("vit_micro", size, mean, OWN_STD, overrides=small, drop_path=0.5)
 
 
-def encoded(net: ViT, **options: object) -> Encoded:
-    return Encoded(net, PATCH, MEAN, STD, **{"norm": "none", "name": "tiny", **options})  # type: ignore[arg-type]
+def encoded(net: ViT, **options: object) -> TokenTeacher:
+    return TokenTeacher(net, PATCH, MEAN, STD, **{"norm": "none", "name": "tiny", **options})  # type: ignore[arg-type]
 
 
 def pictures(batch: int = 2, size: tuple[int, int] = SIZE, channels: int = 3) -> Tensor:
@@ -122,7 +122,7 @@ def test_floats_are_turned_back_unless_they_were_made_for_the_teacher() -> None:
     images, net = pictures(), network()
     rows = encoded(net)(images)
     assert torch.allclose(encoded(net)(normalised(images, MEAN, STD)), rows, atol=1e-5)
-    alike = Encoded(net, PATCH, OWN_MEAN, OWN_STD, norm="none", name="tiny")
+    alike = TokenTeacher(net, PATCH, OWN_MEAN, OWN_STD, norm="none", name="tiny")
     exactly = torch.randn(2, 3, *SIZE)
     assert torch.equal(alike(exactly), torch.cat(net.encode(net.embed(exactly), layers=(2,))[2], dim=1))
     assert (alike.alike, encoded(net).alike) == (True, False)
@@ -151,7 +151,7 @@ def test_another_grid_is_resized_to_the_students(patch: int) -> None:
 
 
 def test_gray_pictures_are_repeated() -> None:
-    gray = Encoded(network(), PATCH, [0.5], [0.5], norm="none", name="tiny")
+    gray = TokenTeacher(network(), PATCH, [0.5], [0.5], norm="none", name="tiny")
     images = pictures(channels=1)
     assert torch.allclose(gray(images), encoded(network())(images.repeat(1, 3, 1, 1)), atol=1e-6)
 
@@ -168,7 +168,7 @@ def test_it_is_never_trained_and_never_saved() -> None:
     first = target(images)
     assert not target(normalised(images, MEAN, STD).requires_grad_()).requires_grad
     assert torch.equal(target(images), first), "drop path is off"
-    assert copy.deepcopy(target).network.held[0] is not net
+    assert copy.deepcopy(target).network.networks[0] is not net
 
 
 def test_it_follows_its_owner() -> None:
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_named_in_one_line() -> None:
     with pytest.raises(UserError, match="the teacher tiny cannot drop masked tokens: choose a ViT"):
         encoded(resnet, sees="view")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the teacher tiny sees 3 channels, not 2"):
-        Encoded(network(), PATCH, [0.5] * 2, [0.5] * 2, name="tiny")
+        TokenTeacher(network(), PATCH, [0.5] * 2, [0.5] * 2, name="tiny")
     with pytest.raises(UserError, match="the teacher tiny gives 64 channels there, not 512"):
         encoded(resnet, layer=1)(pictures(size=(32, 32)))  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
 """Targets from a frozen backbone of ours: its tokens at one depth, of the whole image or of the view the student sees.
 
 DMAE (2208.12256) aligns blocks of two networks that see the same visible tokens; MOMA (2302.02089) has teachers that
-see the whole image. The backbone is no part of the module that uses it, as in `remask.targets.teacher`.
+see the whole image. The backbone is no part of the module that uses it, as in `remask.targets.map_teacher`.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from remask.errors import UserError
 from remask.targets.hog import pixel_values
-from remask.targets.teacher import Frozen, resized
+from remask.targets.map_teacher import Frozen, resized
 from remask.tokens import grid_of
 from remask.types import Grid, Images, Size
 from remask.views import Views
 
 
-class Encoded(nn.Module):
+class TokenTeacher(nn.Module):
     """A frozen backbone's tokens as target: [B, S+N, D] of the whole image, or [VB, S+K, D] of every view.
 
     backbone     any remask backbone; it is frozen for good and goes into no state dict, so give it to nothing else
@@ -73,7 +73,7 @@ class Encoded(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "_ _ D"]:
-        backbone: Any = self.network.held[0]
+        backbone: Any = self.network.networks[0]
         pixels = self._pixels(images.expand(-1, backbone.channels, -1, -1))
         own, wanted = backbone.grid(pixels.shape[-2:]), grid_of((images.shape[-2], images.shape[-1]), self.patch)
         if self.per_view and own != wanted:
@@ -127,4 +127,4 @@ def _check(backbone: Any, channels: int, layer: int, sees: str, final_norm: bool
         raise UserError(f"the teacher {name} cannot drop masked tokens: choose a ViT, or let it see the image")
 
 
-__all__ = ["Encoded", "on_grid"]
+__all__ = ["TokenTeacher", "on_grid"]
