@@ -87,8 +87,8 @@ class BoxLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BoxBatch]:
         """The batches of one epoch from number `start` on. Raises TooManyBad."""
-        for made in self._loader.batches(epoch, start):
-            batch: BoxBatch = made.images
+        for built in self._loader.batches(epoch, start):
+            batch: BoxBatch = built.images
             yield batch._replace(images=batch.images.pin_memory()) if self._pin else batch
 
 

@@ -87,8 +87,8 @@ def _joined(images: list[Tensor]) -> tuple[UInt8[Tensor, "P C"], list[int]]:
     together = all(image.untyped_storage().data_ptr() == storage.data_ptr() for image in images)
     if together and all(image.permute(1, 2, 0).is_contiguous() for image in images):
         arena = torch.empty(0, dtype=torch.uint8, device=images[0].device).set_(storage)
-        whole = len(arena) // channels * channels
-        return arena[:whole].view(-1, channels), [int(image.storage_offset()) // channels for image in images]
+        usable = len(arena) // channels * channels
+        return arena[:usable].view(-1, channels), [int(image.storage_offset()) // channels for image in images]
     flat = [image.permute(1, 2, 0).reshape(-1, channels) for image in images]
     starts = [0]
     for pixels in flat:
@@ -103,7 +103,7 @@ def _resized(crop: Float[Tensor, "B C H W"], lengths: Int[Tensor, "B"], size: in
     high = weights >> 8
     along = crop if axis == -1 else crop.transpose(-1, -2)
     with torch.autocast(crop.device.type, enabled=False):
-        sums = [torch.matmul(along.flatten(1, 2), part.float().mT).int() for part in (high, weights - (high << 8))]
+        sums = [torch.matmul(along.flatten(1, 2), factor.float().mT).int() for factor in (high, weights - (high << 8))]
     precision = precision[:, None, None]
     out = (((sums[0] << 8) + sums[1] + (1 << precision - 1)) >> precision).clamp_(0, 255).float()
     out = out.unflatten(1, along.shape[1:3])
@@ -133,7 +133,7 @@ def _weights(lengths: Int[Tensor, "B"], longest: int, size: int) -> tuple[Int[Te
     return (shifted + torch.where(shifted < 0, -0.5, 0.5)).trunc().int(), precision
 
 
-class Held:
+class KeptOnDevice:
     """Pictures kept as uint8 on a device: decoded by workers before the first batch, or each when it is first wanted.
 
     Raises UserError where the set would take more than a quarter of the device's free memory.

@@ -25,7 +25,7 @@ def map_batches(
     """
     return iter(
         DataLoader(
-            _Mapped(work),
+            _AsDataset(work),
             batch_size=None,
             sampler=tasks,
             num_workers=min(workers, len(tasks)),
@@ -54,7 +54,7 @@ def _all(work: Callable[[int], Result], numbers: range) -> list[Result]:
     return [work(i) for i in numbers]
 
 
-class _Mapped(Dataset[Result], Generic[Job, Result]):
+class _AsDataset(Dataset[Result], Generic[Job, Result]):
     """A function as DataLoader takes it: indexed by its argument."""
 
     def __init__(self, work: Callable[[Job], Result]) -> None:

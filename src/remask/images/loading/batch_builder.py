@@ -21,7 +21,7 @@ class Task(NamedTuple):
     indices: list[int]
 
 
-class Made(NamedTuple):
+class BuiltBatch(NamedTuple):
     """A batch as its `Cut` makes it, the numbers of its pictures, and what was found unusable or beyond the range."""
 
     images: Any
@@ -64,7 +64,7 @@ class OneByOne:
         return self._scaling.batch(cut) if self._scaling else torch.stack(cut)
 
 
-class Maker:
+class BatchBuilder:
     """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far.
 
     skip      leave unusable pictures out; otherwise the next usable one, by number, takes the place
@@ -96,7 +96,7 @@ class Maker:
     def too_many(self, bad: dict[int, str]) -> bool:
         return len(bad) > self._allowed or len(bad) == len(self._pictures)
 
-    def __call__(self, task: Task) -> Made:
+    def __call__(self, task: Task) -> BuiltBatch:
         known, beyond, group = len(self.bad), len(self._pictures.beyond), -1
         found: tuple[Any, int] | None = None
         images, numbers, seeds = list[Any](), list[int](), list[int]()
@@ -110,10 +110,10 @@ class Maker:
                 numbers.append(found[1])
                 seeds.append(self._crop_seed(task.epoch, position))
             elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
-                return Made(None, [], self.bad)
+                return BuiltBatch(None, [], self.bad)
         fresh = dict(list(self.bad.items())[known:])
         outside = dict(list(self._pictures.beyond.items())[beyond:])
-        return Made(self._cut(images, seeds) if images else None, numbers, fresh, outside)
+        return BuiltBatch(self._cut(images, seeds) if images else None, numbers, fresh, outside)
 
     def _crop_seed(self, epoch: int, position: int) -> int:
         return mix(self._seed, epoch, position, CROP)
