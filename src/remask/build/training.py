@@ -39,7 +39,7 @@ def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Metho
         channels=data.channels, min_side=min(method.backbone.patch), max_bad=data.max_bad, reduced=data.reduced,
         crops=data.crops, keep=data.keep, device=runtime.device,
         on_device=data.decode == "cuda" and not no_decoder(runtime.device, data.channels),
-        pin=runtime.device.type == "cuda", part=runtime.world.share, scaling=scaling_of(data), **report,
+        pin=runtime.device.type == "cuda", share=runtime.world.share, scaling=scaling_of(data), **report,
     )  # fmt: skip
 
 

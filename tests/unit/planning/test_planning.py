@@ -137,7 +137,7 @@ def test_kept_pictures_come_on_top(tmp_path: Path) -> None:
     recipe = choose("mae-vit-micro-cifar", asked)
     loader = build_loader(recipe, open_source(str(tmp_path)), Runtime(torch.device("cpu")), build_method(recipe))
     list(loader.epoch(0))
-    kept = loader._maker._pictures._cache._kept.values()  # type: ignore[attr-defined]
+    kept = loader._builder._pictures._cache._kept.values()  # type: ignore[attr-defined]
     assert kept_mb(recipe) == sum(picture.nbytes for picture in kept) / 2**20 == 16 * 30 * 40 * 3 / 2**20
     for none in ({"data.keep": "never"}, {"data.reduced": True}, {"data.source": None}, {"data.source": "digits"}):
         assert kept_mb(choose("mae-vit-micro-cifar", {**asked, **none})) == 0, none

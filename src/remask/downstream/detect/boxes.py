@@ -1,28 +1,22 @@
 """Pictures with boxes and masks as batches of one size, and the next usable picture in the place of a broken one.
 
-What an epoch yields is a function of (seed, epoch, position) alone, as it is for the pictures of `images.loader`.
+`BatchLoader` says in which order, by which processes, and what becomes of pictures that cannot be used.
 """
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, Num
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
 
 from remask.downstream.detect.coco import CocoSource, Target
 from remask.downstream.detect.placing import PAD, BoxTransform, LargeScaleJitter, Letterbox, around, fitting
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
-from remask.images.loading.batch_maker import ORDER, Made, Maker, Task, as_it_is, quiet
 from remask.images.loading.image_cache import decoded
-from remask.images.loading.loader import TooManyBad
-from remask.seeds import mix
+from remask.images.loading.loader import BatchLoader
 
 
 class BoxBatch(NamedTuple):
@@ -66,92 +60,40 @@ class BoxLoader:
         scaling: Scaling | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        if batch_size < 1 or workers < 0:
-            raise UserError(f"batch size {batch_size}, workers {workers}: need 1 or more, 0 or more")
-        self.source, self._batch_size, self._seed, self._shuffle = source, batch_size, seed, shuffle
+        self.source, self._pin = source, pin
         keep = not shuffle if empty is None else empty
         self._numbers = [i for i in range(len(source)) if keep or source.instances(i)]
         if not self._numbers:
             raise UserError(f"no picture of {source.name} has an instance: there is nothing to train a detector on")
-        self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
-        self.bad: dict[str, str] = {}
-        """Pictures that could not be used, and why."""
-        self.unusable: set[int] = set()
-        """Their numbers in the source."""
-        allowed = max(3, math.ceil(max_bad * len(self._numbers))) if max_bad else 0
-        pictures, cut = _Boxed(source, self._numbers, channels, scaling), _Cut(transform, scaling)
-        self._maker = Maker(pictures, cut, seed, skip=not shuffle, allowed=allowed)
+        self._loader = BatchLoader(
+            _Boxed(source, self._numbers, channels, scaling), _Placed(transform, scaling),
+            lambda place: source.where(self._numbers[place]), batch_size, seed=seed, shuffle=shuffle,
+            drop_last=shuffle, workers=workers, max_bad=max_bad, skip=not shuffle, report=report,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole = len(self._numbers) / self._batch_size
-        return max(1, math.floor(whole)) if self._shuffle else math.ceil(whole)
+        return len(self._loader)
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Pictures that could not be used, and why."""
+        return self._loader.bad
+
+    @property
+    def unusable(self) -> set[int]:
+        """Their numbers in the source."""
+        return {self._numbers[place] for place in self._loader.unusable}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BoxBatch]:
         """The batches of one epoch from number `start` on. Raises TooManyBad."""
-        tasks = self._tasks(epoch)[start:]
-        for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
-            self._note(made.bad)
-            batch = made.images
-            if batch is not None:
-                yield batch._replace(images=batch.images.pin_memory()) if self._pin else batch
-
-    def _note(self, bad: dict[int, str]) -> None:
-        for place, reason in bad.items():
-            where = self.source.where(self._numbers[place])
-            if where not in self.bad and self._report is not None:
-                self._report(f"{where}: {reason}")
-            self.bad[where] = reason
-            self.unusable.add(self._numbers[place])
-        if self._workers:
-            self._maker.bad.update(bad)  # what one worker met, all know in the next epoch
-        if self._maker.too_many(dict.fromkeys(self.unusable, "")):
-            raise TooManyBad(self.bad, len(self._numbers), self._max_bad)
-
-    def _tasks(self, epoch: int) -> list[Task]:
-        n, size = len(self._numbers), self._batch_size
-        total = len(self) * size if self._shuffle else n
-        order = torch.cat([self._order(epoch, number) for number in range(math.ceil(total / n))])[:total].tolist()
-        return [Task(epoch, range(at, min(at + size, total)), order[at : at + size]) for at in range(0, total, size)]
-
-    def _order(self, epoch: int, number: int) -> Int[Tensor, "n"]:
-        """Places among the pictures that are gone through."""
-        if not self._shuffle:
-            return torch.arange(len(self._numbers))
-        generator = Generator().manual_seed(mix(self._seed, epoch, number, ORDER))
-        return torch.randperm(len(self._numbers), generator=generator)
-
-    def _by_thread(self, tasks: list[Task]) -> Iterator[Made]:
-        """Two batches ahead."""
-        pending: deque[Future[Made]] = deque()
-        with ThreadPoolExecutor(1, "remask-boxes") as pool:
-            try:
-                for task in tasks:
-                    pending.append(pool.submit(self._maker.__getitem__, task))
-                    if len(pending) > 2:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _by_workers(self, tasks: list[Task]) -> Iterator[Made]:
-        return iter(
-            DataLoader(
-                self._maker,
-                batch_size=None,
-                sampler=tasks,
-                num_workers=min(self._workers, len(tasks)),
-                collate_fn=as_it_is,
-                worker_init_fn=quiet,
-                generator=Generator(),  # or starting the workers would draw from the global stream
-            )
-        )
+        for built in self._loader.batches(epoch, start):
+            batch: BoxBatch = built.images
+            yield batch._replace(images=batch.images.pin_memory()) if self._pin else batch
 
 
 class _Boxed:
-    """Pictures with what is on them, by their place among `numbers`: what a `Maker` takes, with targets beside."""
+    """Pictures with what is on them, by their place among `numbers`, as a `BatchLoader` takes them."""
 
     def __init__(
         self, source: CocoSource, numbers: Sequence[int], channels: int, scaling: Scaling | None = None
@@ -178,7 +120,7 @@ class _Boxed:
         return image, target, number
 
 
-class _Cut:
+class _Placed:
     """The batch of some pictures, each placed by its own seed."""
 
     def __init__(self, transform: BoxTransform, scaling: Scaling | None = None) -> None:

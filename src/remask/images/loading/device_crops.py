@@ -8,17 +8,17 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import ExifTags, Image
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction, decode
-from remask.images.loading.batch_maker import as_it_is, quiet
 from remask.images.loading.image_cache import Pictures, half_of_memory_mb
+from remask.images.loading.workers import chunks, map_batches
 from remask.images.transforms import Box, RandomCropFlip, rows_first
 from remask.types import Size
 
@@ -87,8 +87,8 @@ def _joined(images: list[Tensor]) -> tuple[UInt8[Tensor, "P C"], list[int]]:
     together = all(image.untyped_storage().data_ptr() == storage.data_ptr() for image in images)
     if together and all(image.permute(1, 2, 0).is_contiguous() for image in images):
         arena = torch.empty(0, dtype=torch.uint8, device=images[0].device).set_(storage)
-        whole = len(arena) // channels * channels
-        return arena[:whole].view(-1, channels), [int(image.storage_offset()) // channels for image in images]
+        usable = len(arena) // channels * channels
+        return arena[:usable].view(-1, channels), [int(image.storage_offset()) // channels for image in images]
     flat = [image.permute(1, 2, 0).reshape(-1, channels) for image in images]
     starts = [0]
     for pixels in flat:
@@ -103,7 +103,7 @@ def _resized(crop: Float[Tensor, "B C H W"], lengths: Int[Tensor, "B"], size: in
     high = weights >> 8
     along = crop if axis == -1 else crop.transpose(-1, -2)
     with torch.autocast(crop.device.type, enabled=False):
-        sums = [torch.matmul(along.flatten(1, 2), part.float().mT).int() for part in (high, weights - (high << 8))]
+        sums = [torch.matmul(along.flatten(1, 2), factor.float().mT).int() for factor in (high, weights - (high << 8))]
     precision = precision[:, None, None]
     out = (((sums[0] << 8) + sums[1] + (1 << precision - 1)) >> precision).clamp_(0, 255).float()
     out = out.unflatten(1, along.shape[1:3])
@@ -133,7 +133,7 @@ def _weights(lengths: Int[Tensor, "B"], longest: int, size: int) -> tuple[Int[Te
     return (shifted + torch.where(shifted < 0, -0.5, 0.5)).trunc().int(), precision
 
 
-class Held:
+class KeptOnDevice:
     """Pictures kept as uint8 on a device: decoded by workers before the first batch, or each when it is first wanted.
 
     Raises UserError where the set would take more than a quarter of the device's free memory.
@@ -161,10 +161,8 @@ class Held:
         """The first time, let the workers decode everything."""
         workers, self._workers = self._workers, 0
         if workers:
-            for pixels, shapes in DataLoader(
-                _Decoded(self._pictures), batch_size=None, num_workers=workers, collate_fn=as_it_is,
-                worker_init_fn=quiet, generator=Generator(),
-            ):  # fmt: skip
+            decode_chunk = partial(_decoded, self._pictures)
+            for pixels, shapes in map_batches(decode_chunk, chunks(len(self), TOGETHER), workers):
                 at = 0
                 for i, height, width in shapes:
                     length = height * width * self._pictures.channels
@@ -197,25 +195,15 @@ class Held:
         self._filled = end
 
 
-class _Decoded(Dataset[tuple[Tensor, list[tuple[int, int, int]]]]):
-    """Some pictures at a time: their pixels HWC one after the other; number, height and width of each usable one."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-
-    def __len__(self) -> int:
-        return -(-len(self._pictures) // TOGETHER)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        if number >= len(self):
-            raise IndexError(number)
-        pixels, shapes = [torch.empty(0, dtype=torch.uint8)], []
-        for i in range(number * TOGETHER, min((number + 1) * TOGETHER, len(self._pictures))):
-            with contextlib.suppress(BadImage):  # said when the picture is wanted
-                image = self._pictures.get(i)
-                pixels.append(image.permute(1, 2, 0).flatten())
-                shapes.append((i, image.shape[1], image.shape[2]))
-        return torch.cat(pixels), shapes
+def _decoded(pictures: Pictures, numbers: range) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Pixels of some pictures, HWC one after the other; number, height and width of each usable one."""
+    pixels, shapes = [torch.empty(0, dtype=torch.uint8)], []
+    for i in numbers:
+        with contextlib.suppress(BadImage):  # said when the picture is wanted
+            image = pictures.get(i)
+            pixels.append(image.permute(1, 2, 0).flatten())
+            shapes.append((i, image.shape[1], image.shape[2]))
+    return torch.cat(pixels), shapes
 
 
 def fits(pictures: Pictures, device: torch.device | None, limit_mb: int) -> bool:

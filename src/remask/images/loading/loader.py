@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int, Num
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
 
 from remask.errors import UserError
 from remask.images.levels import Scaling
-from remask.images.loading.batch_maker import ORDER, Cut, Made, Maker, Numbered, OneByOne, Task, as_it_is, quiet
-from remask.images.loading.device_crops import DecodedThere, Held, OnDevice, fits
+from remask.images.loading.batch_builder import ORDER, BatchBuilder, BuiltBatch, Cut, Numbered, OneByOne, Task
+from remask.images.loading.device_crops import DecodedThere, KeptOnDevice, OnDevice, fits
 from remask.images.loading.image_cache import KEPT_MB, Keep, Pictures, half_of_memory_mb
+from remask.images.loading.workers import map_batches
 from remask.images.sources.opening import Source
 from remask.images.transforms import RandomCropFlip, Transform
 from remask.seeds import mix
@@ -48,7 +48,124 @@ class TooManyBad(UserError):  # noqa: N818
         self.bad = bad
 
 
-class Loader:
+class BatchLoader:
+    """Batches of numbered pictures, epoch by epoch: their order, the processes, and what becomes of unusable ones.
+
+    pictures, cut   the pictures, and what makes a batch of some; `Loader` has those of a source
+    where           the address of a picture by its number
+    `Loader` says what the other arguments mean. What a batch is, `cut` decides.
+    """
+
+    def __init__(
+        self,
+        pictures: Numbered,
+        cut: Cut,
+        where: Callable[[int], str],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        workers: int = 0,
+        max_bad: float = 0.01,
+        skip: bool = False,
+        pin: bool = False,
+        share: Callable[[int], slice] | None = None,
+        crops: int = 1,
+        reduced: RandomCropFlip | None = None,
+        report: Callable[[str], None] | None = None,
+        remark: Callable[[str], None] | None = None,
+    ) -> None:
+        _check(batch_size, workers, max_bad, crops, drop_last)
+        self._total, self._where, self._crops = len(pictures), where, crops
+        self.bad, self._noted, self.beyond = dict[str, str](), dict[int, str](), dict[int, str]()
+        self._share = share or (lambda total: slice(0, total))
+        self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
+        self._workers, self._pin, self._max_bad, self._report, self._remark = workers, pin, max_bad, report, remark
+        allowed = max(3, math.ceil(max_bad * self._total)) if max_bad else 0
+        self._builder = BatchBuilder(pictures, cut, seed, skip=skip, allowed=allowed, crops=crops, reduced=reduced)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        if self._drop_last:
+            return max(1, self._total // self._batch_size)
+        return math.ceil(self._total / self._batch_size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[BuiltBatch]:
+        """What `cut` makes for each batch of one epoch from number `start` on. Raises TooManyBad."""
+        tasks = self._tasks(epoch, start)
+        self._note({})
+        self._note_beyond(self._builder.beyond)  # pictures that were looked at to see how large they are
+        by_workers = map_batches(self._builder, tasks, self._workers, pin=self._pin) if self._workers else None
+        for built in by_workers or self._by_thread(tasks):
+            self._note(built.bad)
+            self._note_beyond(built.beyond)
+            if built.images is not None:
+                yield built
+
+    def _tasks(self, epoch: int, start: int) -> list[Task]:
+        n, size = self._total, self._batch_size
+        total = len(self) * size if self._drop_last else n
+        # R crops a picture: the epochs R·c, R·c + 1, … share an order and each takes its part of it
+        (cycle, turn), distinct = divmod(epoch, self._crops), total // self._crops
+        rounds = [self._order(cycle, number) for number in range(math.ceil(total / n))]
+        order = torch.cat(rounds)[turn * distinct :][:distinct].repeat_interleave(self._crops).tolist()
+        places = [range(at, min(at + size, total))[self._share(size)] for at in range(start * size, total, size)]
+        return [Task(epoch, place, order[place.start : place.stop]) for place in places]
+
+    def _order(self, epoch: int, number: int) -> Int[Tensor, "n"]:
+        if not self._shuffle:
+            return torch.arange(self._total)
+        generator = Generator().manual_seed(mix(self._seed, epoch, number, ORDER))
+        return torch.randperm(self._total, generator=generator)
+
+    def _by_thread(self, tasks: list[Task]) -> Iterator[BuiltBatch]:
+        """Two batches ahead. One thread, since the builder keeps its cache and its generator to itself."""
+        pending: deque[Future[BuiltBatch]] = deque()
+        with ThreadPoolExecutor(1, "remask-images") as pool:
+            try:
+                for task in tasks:
+                    pending.append(pool.submit(self._builder, task))
+                    if len(pending) > 2:
+                        yield self._pinned(pending.popleft().result())
+                while pending:
+                    yield self._pinned(pending.popleft().result())
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _pinned(self, built: BuiltBatch) -> BuiltBatch:
+        return built._replace(images=built.images.pin_memory()) if self._pin and built.images is not None else built
+
+    @property
+    def unusable(self) -> dict[int, str]:
+        """What was found so far, by number in the source."""
+        return dict(self._noted)
+
+    def learn(self, bad: dict[int, str]) -> None:
+        """Take over what another process has found. Raises TooManyBad."""
+        self._builder.bad.update(bad)
+        self._note(bad)
+
+    def _note_beyond(self, beyond: dict[int, str]) -> None:
+        for i, what in beyond.items():
+            if i not in self.beyond and self._remark is not None:
+                self._remark(f"{self._where(i)}: {what}")
+            self.beyond[i] = what
+
+    def _note(self, bad: dict[int, str]) -> None:
+        for i, reason in bad.items():
+            where = self._where(i)
+            if where not in self.bad and self._report is not None:
+                self._report(f"{where}: {reason}")
+            self._noted[i] = self.bad[where] = reason
+        if self._workers:
+            self._builder.bad.update(bad)  # what one worker met, all know in the next epoch
+        if self._builder.too_many(self._noted):
+            raise TooManyBad(self.bad, self._total, self._max_bad)
+
+
+class Loader(BatchLoader):
     """Batches of a source, epoch by epoch.
 
     batch_size   pictures a batch; with drop_last every batch is full: a source smaller than one batch is gone through
@@ -63,7 +180,7 @@ class Loader:
                  Where crops are random nothing is kept then
     skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
     pin          page-locked memory, for copies to a GPU that do not wait
-    part         of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
+    share        of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
                  Crops depend on the position in the whole batch, so that all parts together are what one would make
     crops        R crops in a row of each picture: an epoch has as many crops as with 1, of R times fewer pictures, and
                  R epochs have every picture once
@@ -92,7 +209,7 @@ class Loader:
         skip: bool = False,
         pin: bool = False,
         cache_mb: int = KEPT_MB,
-        part: Callable[[int], slice] | None = None,
+        share: Callable[[int], slice] | None = None,
         crops: int = 1,
         keep: Keep = "auto",
         device: torch.device | None = None,
@@ -101,123 +218,33 @@ class Loader:
         report: Callable[[str], None] | None = None,
         remark: Callable[[str], None] | None = None,
     ) -> None:
-        _check(batch_size, workers, max_bad, crops, drop_last)
-        self.source, self.bad, self._noted = source, dict[str, str](), dict[int, str]()
-        self._part = part or (lambda whole: slice(0, whole))
-        self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
-        self._workers, self._pin, self._max_bad, self._report = workers, pin, max_bad, report
-        self.beyond, self._remark, levels = dict[int, str](), remark, scaling and scaling.levels
-        self._allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
+        self.source, levels = source, scaling and scaling.levels
         self._labels = None if source.labels is None else torch.tensor(source.labels)
-        self._crops, cropped = crops, isinstance(transform, RandomCropFlip)
         pictures: Numbered
         cut: Cut
-        scaled = transform if reduced and isinstance(transform, RandomCropFlip) else None
-        asked: dict[str, Any] = {"channels": channels, "min_side": min_side, "levels": levels}
-        decoded = Pictures(source, cache_mb=0, **asked)
-        if keep == "auto" and cropped and not (reduced or on_device) and fits(decoded, device, cache_mb):
+        random = transform if isinstance(transform, RandomCropFlip) else None
+        scaled = random if reduced else None
+        how: dict[str, Any] = {"channels": channels, "min_side": min_side, "levels": levels}
+        decoded = Pictures(source, cache_mb=0, **how)
+        if keep == "auto" and random and not (reduced or on_device) and fits(decoded, device, cache_mb):
             keep = "device"
         if keep == "device" or on_device:
-            self._workers, self._pin = 0, False
             pictures, cut = _on_device(decoded, transform, device, keep, workers)
+            workers, pin = 0, False
         else:
             budgets = {"never": 0, "ram": half_of_memory_mb()}
             cut, budget = OneByOne(transform, scaling), 0 if scaled else budgets.get(keep, cache_mb)
-            pictures = Pictures(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **asked)
-        self._maker = Maker(pictures, cut, seed, skip=skip, allowed=self._allowed, crops=crops, reduced=scaled)
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        if self._drop_last:
-            return max(1, len(self.source) // self._batch_size)
-        return math.ceil(len(self.source) / self._batch_size)
+            pictures = Pictures(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **how)
+        super().__init__(
+            pictures, cut, source.where, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, workers=workers,
+            max_bad=max_bad, skip=skip, pin=pin, share=share, crops=crops, reduced=scaled, report=report, remark=remark,
+        )  # fmt: skip
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on. Raises TooManyBad."""
-        tasks = self._tasks(epoch, start)
-        self._note({})
-        self._note_beyond(self._maker.beyond)  # pictures that were looked at to see how large they are
-        for made in self._by_workers(tasks) if self._workers else self._by_thread(tasks):
-            self._note(made.bad)
-            self._note_beyond(made.beyond)
-            if made.images is not None:
-                index = torch.tensor(made.numbers)
-                yield Batch(made.images, None if self._labels is None else self._labels[index], index)
-
-    def _tasks(self, epoch: int, start: int) -> list[Task]:
-        n, size = len(self.source), self._batch_size
-        total = len(self) * size if self._drop_last else n
-        # R crops a picture: the epochs R·c, R·c + 1, … share an order and each takes its part of it
-        (cycle, turn), distinct = divmod(epoch, self._crops), total // self._crops
-        rounds = [self._order(cycle, number) for number in range(math.ceil(total / n))]
-        order = torch.cat(rounds)[turn * distinct :][:distinct].repeat_interleave(self._crops).tolist()
-        places = [range(at, min(at + size, total))[self._part(size)] for at in range(start * size, total, size)]
-        return [Task(epoch, part, order[part.start : part.stop]) for part in places]
-
-    def _order(self, epoch: int, number: int) -> Int[Tensor, "n"]:
-        if not self._shuffle:
-            return torch.arange(len(self.source))
-        generator = Generator().manual_seed(mix(self._seed, epoch, number, ORDER))
-        return torch.randperm(len(self.source), generator=generator)
-
-    def _by_thread(self, tasks: list[Task]) -> Iterator[Made]:
-        """Two batches ahead. One thread, since the maker keeps its cache and its generator to itself."""
-        pending: deque[Future[Made]] = deque()
-        with ThreadPoolExecutor(1, "remask-images") as pool:
-            try:
-                for task in tasks:
-                    pending.append(pool.submit(self._maker.__getitem__, task))
-                    if len(pending) > 2:
-                        yield self._pinned(pending.popleft().result())
-                while pending:
-                    yield self._pinned(pending.popleft().result())
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _pinned(self, made: Made) -> Made:
-        return made._replace(images=made.images.pin_memory()) if self._pin and made.images is not None else made
-
-    def _by_workers(self, tasks: list[Task]) -> Iterator[Made]:
-        return iter(
-            DataLoader(
-                self._maker,
-                batch_size=None,
-                sampler=tasks,
-                num_workers=min(self._workers, len(tasks)),
-                collate_fn=as_it_is,
-                worker_init_fn=quiet,
-                pin_memory=self._pin,
-                generator=Generator(),  # or starting the workers would draw from the global stream
-            )
-        )
-
-    @property
-    def unusable(self) -> dict[int, str]:
-        """What was found so far, by number in the source."""
-        return dict(self._noted)
-
-    def learn(self, bad: dict[int, str]) -> None:
-        """Take over what another process has found. Raises TooManyBad."""
-        self._maker.bad.update(bad)
-        self._note(bad)
-
-    def _note_beyond(self, beyond: dict[int, str]) -> None:
-        for i, what in beyond.items():
-            if i not in self.beyond and self._remark is not None:
-                self._remark(f"{self.source.where(i)}: {what}")
-            self.beyond[i] = what
-
-    def _note(self, bad: dict[int, str]) -> None:
-        for i, reason in bad.items():
-            where = self.source.where(i)
-            if where not in self.bad and self._report is not None:
-                self._report(f"{where}: {reason}")
-            self._noted[i] = self.bad[where] = reason
-        if self._workers:
-            self._maker.bad.update(bad)  # what one worker met, all know in the next epoch
-        if self._maker.too_many(self._noted):
-            raise TooManyBad(self.bad, len(self.source), self._max_bad)
+        for built in self.batches(epoch, start):
+            index = torch.tensor(built.numbers)
+            yield Batch(built.images, None if self._labels is None else self._labels[index], index)
 
 
 def iterate(
@@ -260,5 +287,5 @@ def _on_device(
     if pictures.estimate() and pictures.deep:
         raise UserError('8-bit pictures alone lie on a device or are decoded there: use data.keep "ram", decode "cpu"')
     device = device or torch.device("cpu")
-    there = Held(pictures, device, workers) if keep == "device" else DecodedThere(pictures, device)
+    there = KeptOnDevice(pictures, device, workers) if keep == "device" else DecodedThere(pictures, device)
     return there, OnDevice(transform)

@@ -1,40 +1,75 @@
-"""Some work for every picture of a source, by worker processes, handed over in the source's order."""
+"""Work for worker processes, one task after the other, handed over in the order of the tasks."""
 
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
-from remask.images.loading.batch_maker import as_it_is, quiet
-
 Result = TypeVar("Result")
+Job = TypeVar("Job")
 
 TOGETHER = 16
 """Pictures that a worker takes at a time."""
 
 
+def map_batches(
+    work: Callable[[Job], Result], tasks: Sequence[Job], workers: int, *, pin: bool = False
+) -> Iterator[Result]:
+    """work(task) for every task, in their order, by so many processes, or here for 0.
+
+    `work` is pickled where processes are not forked. With `pin` its tensors arrive in page-locked memory.
+    """
+    return iter(
+        DataLoader(
+            _AsDataset(work),
+            batch_size=None,
+            sampler=tasks,
+            num_workers=min(workers, len(tasks)),
+            collate_fn=_as_it_is,
+            worker_init_fn=_quiet,
+            pin_memory=pin,
+            generator=Generator(),  # or starting the workers would draw from the global stream
+        )
+    )
+
+
 def each(work: Callable[[int], Result], total: int, workers: int) -> Iterator[Result]:
-    """work(0), work(1), … work(total - 1), by so many processes, or here for 0. `work` is pickled where they are not
-    forked."""
+    """work(0), work(1), … work(total - 1), by so many processes, or here for 0."""
     if workers:
         import torchvision.io  # noqa: F401  # seconds that each process would need anew
-    chunks = DataLoader(
-        _Chunks(work, total), batch_size=None, num_workers=min(workers, -(-total // TOGETHER)), collate_fn=as_it_is,
-        worker_init_fn=quiet, generator=Generator(),
-    )  # fmt: skip
-    for chunk in chunks:
-        yield from chunk
+    for results in map_batches(partial(_all, work), chunks(total, TOGETHER), workers):
+        yield from results
 
 
-class _Chunks(Dataset[list[Result]], Generic[Result]):
-    def __init__(self, work: Callable[[int], Result], total: int) -> None:
-        self._work, self._total = work, total
+def chunks(total: int, size: int) -> list[range]:
+    """0 … total - 1 in ranges of `size`; the last may be shorter."""
+    return [range(first, min(first + size, total)) for first in range(0, total, size)]
 
-    def __len__(self) -> int:
-        return -(-self._total // TOGETHER)
 
-    def __getitem__(self, chunk: int) -> list[Result]:
-        if not 0 <= chunk < len(self):
-            raise IndexError(chunk)
-        return [self._work(i) for i in range(chunk * TOGETHER, min((chunk + 1) * TOGETHER, self._total))]
+def _all(work: Callable[[int], Result], numbers: range) -> list[Result]:
+    return [work(i) for i in numbers]
+
+
+class _AsDataset(Dataset[Result], Generic[Job, Result]):
+    """A function as DataLoader takes it: indexed by its argument."""
+
+    def __init__(self, work: Callable[[Job], Result]) -> None:
+        self._work = work
+
+    def __getitem__(self, task: Job) -> Result:
+        return self._work(task)
+
+
+def _as_it_is(item: Any) -> Any:
+    """In the place of DataLoader's collation."""
+    return item
+
+
+def _quiet(worker: int) -> None:
+    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -330,7 +330,7 @@ def test_parts_of_all_processes_are_the_whole_batches(size: int) -> None:
     """Pictures and crops, with broken ones among them; batches of 7 are cut unevenly."""
     fake = Fake(40, broken=frozenset({5, 6}), sizes=True)
     whole = list(Loader(fake, CROP, 7).epoch(3, 1))
-    parts = [list(Loader(fake, CROP, 7, part=World(rank, size).share).epoch(3, 1)) for rank in range(size)]
+    parts = [list(Loader(fake, CROP, 7, share=World(rank, size).share).epoch(3, 1)) for rank in range(size)]
     for batch, *shares in zip(whole, *parts, strict=True):
         assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
         assert torch.equal(torch.cat([share.index for share in shares]), batch.index)

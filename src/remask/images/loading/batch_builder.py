@@ -1,13 +1,11 @@
 """One batch from its task: which picture, where it is cut, and the next usable one in the place of a broken one."""
 
-import signal
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Num
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
 
 from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
@@ -23,7 +21,7 @@ class Task(NamedTuple):
     indices: list[int]
 
 
-class Made(NamedTuple):
+class BuiltBatch(NamedTuple):
     """A batch as its `Cut` makes it, the numbers of its pictures, and what was found unusable or beyond the range."""
 
     images: Any
@@ -66,7 +64,7 @@ class OneByOne:
         return self._scaling.batch(cut) if self._scaling else torch.stack(cut)
 
 
-class Maker(Dataset[Made]):
+class BatchBuilder:
     """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far.
 
     skip      leave unusable pictures out; otherwise the next usable one, by number, takes the place
@@ -98,7 +96,7 @@ class Maker(Dataset[Made]):
     def too_many(self, bad: dict[int, str]) -> bool:
         return len(bad) > self._allowed or len(bad) == len(self._pictures)
 
-    def __getitem__(self, task: Task) -> Made:
+    def __call__(self, task: Task) -> BuiltBatch:
         known, beyond, group = len(self.bad), len(self._pictures.beyond), -1
         found: tuple[Any, int] | None = None
         images, numbers, seeds = list[Any](), list[int](), list[int]()
@@ -112,10 +110,10 @@ class Maker(Dataset[Made]):
                 numbers.append(found[1])
                 seeds.append(self._crop_seed(task.epoch, position))
             elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
-                return Made(None, [], self.bad)
+                return BuiltBatch(None, [], self.bad)
         fresh = dict(list(self.bad.items())[known:])
         outside = dict(list(self._pictures.beyond.items())[beyond:])
-        return Made(self._cut(images, seeds) if images else None, numbers, fresh, outside)
+        return BuiltBatch(self._cut(images, seeds) if images else None, numbers, fresh, outside)
 
     def _crop_seed(self, epoch: int, position: int) -> int:
         return mix(self._seed, epoch, position, CROP)
@@ -142,17 +140,6 @@ class Maker(Dataset[Made]):
             if self.too_many(self.bad):
                 break
         return None
-
-
-def as_it_is(item: Any) -> Any:
-    """In the place of DataLoader's collation."""
-    return item
-
-
-def quiet(worker: int) -> None:
-    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 ORDER, CROP = 1, 2
