@@ -11,8 +11,8 @@ from remask.cli.main import app
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 SHARED = {
     "--recipe", "--out", "--epochs", "--batch-size", "--lr", "--image-size", "--heads", "--normalise", "--limit",
-    "--max-bad", "--exclude", "--untrained", "--eval-only", "--seed", "--device", "--set", "--verify-data", "--quiet",
-    "-q",
+    "--max-bad", "--exclude", "--range", "--untrained", "--eval-only", "--seed", "--device", "--set", "--verify-data",
+    "--quiet", "-q",
 }  # fmt: skip
 OWN = {
     "finetune": {"--data", "--val", "--share"},

@@ -36,7 +36,7 @@ def nearest(train: Float[Tensor, "n D"], test: Float[Tensor, "m D"], k: int) -> 
     """Numbers of the `k` training rows of largest cosine similarity, the nearest first; as kNN finds them."""
     known, queries = F.normalize(train, dim=1), F.normalize(test, dim=1)
     rows = max(1, _CHUNK // len(known))
-    return torch.cat([(part @ known.T).topk(k, dim=1).indices for part in queries.split(rows)])
+    return torch.cat([(column @ known.T).topk(k, dim=1).indices for column in queries.split(rows)])
 
 
 def agreement(near: Int[Tensor, "m k"], train_y: Int[Tensor, "n"], test_y: Int[Tensor, "m"]) -> float:
@@ -47,10 +47,10 @@ def agreement(near: Int[Tensor, "m k"], train_y: Int[Tensor, "n"], test_y: Int[T
 def choose(labels: Int[Tensor, "m"], count: int, seed: int) -> Int[Tensor, "_"]:
     """Random test pictures, of as many classes as there are; in the order of their classes."""
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
-    seen, first, later = set[int](), list[int](), list[int]()
+    known, first, later = set[int](), list[int](), list[int]()
     for number, label in zip(order.tolist(), labels[order].tolist(), strict=True):
-        (later if label in seen else first).append(number)
-        seen.add(label)
+        (later if label in known else first).append(number)
+        known.add(label)
     chosen = torch.tensor([*first, *later][:count], dtype=torch.int64)
     return chosen[labels[chosen].argsort(stable=True)]
 

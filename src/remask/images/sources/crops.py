@@ -38,7 +38,7 @@ PHOTOGRAPHS = {
 """Photographs and textures by the names of their classes; drawings, scans and micrographs are left out."""
 
 
-class Part(NamedTuple):
+class Side(NamedTuple):
     """A split: from where to where in a photograph's width, how many crops, and the seed they are drawn from."""
 
     begin: float
@@ -47,16 +47,16 @@ class Part(NamedTuple):
     seed: int
 
 
-SPLITS = {"train": Part(0, 0.52, 6400, 0), "val": Part(0.55, 0.74, 1280, 1), "test": Part(0.77, 1, 1280, 2)}
+SPLITS = {"train": Side(0, 0.52, 6400, 0), "val": Side(0.55, 0.74, 1280, 1), "test": Side(0.77, 1, 1280, 2)}
 
 
 def crops(split: str, limit: int | None = None) -> tuple[UInt8[np.ndarray, "n 32 32"], list[int]]:
     """The first crops of a split, at most `limit`, and their classes; sixteen in a row are of sixteen classes."""
-    part = SPLITS[split]
-    count = part.crops if limit is None else min(limit, part.crops)
+    side = SPLITS[split]
+    count = side.crops if limit is None else min(limit, side.crops)
     # a row a crop, so that a smaller limit gives the first of the same crops
-    draws = np.random.Generator(np.random.PCG64(part.seed)).random((count, 5 + 2 * PLACES))
-    strips = [_strip(photograph(name, channels=1)[..., 0], part) for name in PHOTOGRAPHS]
+    draws = np.random.Generator(np.random.PCG64(side.seed)).random((count, 5 + 2 * PLACES))
+    strips = [_strip(photograph(name, channels=1)[..., 0], side) for name in PHOTOGRAPHS]
     n = len(strips)
     labels = [(i + i // n) % n for i in range(count)]  # evenly spread numbers are of several classes
     return np.stack([_crop(strips[label], row) for label, row in zip(labels, draws, strict=True)]), labels
@@ -81,9 +81,9 @@ def portrait(name: str) -> UInt8[np.ndarray, "H W 3"]:
     return picture
 
 
-def _strip(grey: UInt8[np.ndarray, "H W"], part: Part) -> UInt8[np.ndarray, "H w"]:
+def _strip(grey: UInt8[np.ndarray, "H W"], side: Side) -> UInt8[np.ndarray, "H w"]:
     """The columns of a photograph that belong to a split."""
-    return grey[:, round(part.begin * grey.shape[1]) : round(part.end * grey.shape[1])]
+    return grey[:, round(side.begin * grey.shape[1]) : round(side.end * grey.shape[1])]
 
 
 def _crop(strip: UInt8[np.ndarray, "H w"], draws: np.ndarray) -> UInt8[np.ndarray, "32 32"]:
@@ -105,4 +105,4 @@ def _variance(square: UInt8[np.ndarray, "s s"]) -> int:
     return int(values.size * (values * values).sum() - values.sum() ** 2)
 
 
-__all__ = ["JITTER", "PHOTOGRAPHS", "SIDE", "SIDES", "SPLITS", "Part", "crops", "photograph", "portrait"]
+__all__ = ["JITTER", "PHOTOGRAPHS", "SIDE", "SIDES", "SPLITS", "Side", "crops", "photograph", "portrait"]
