@@ -104,6 +104,11 @@ class Method(nn.Module):
         jitter: BatchColorJitter | None = None,
     ) -> None:
         super().__init__()
+        if masking.predicted != "all" and not any(branch.region == "predicted" for branch in branches):
+            raise UserError(
+                f"the masking says that tokens are predicted {masking.predicted!r}, and no branch of this method "
+                'predicts less than all: give one the region "predicted", or predict "all"'
+            )
         self.sees: MaskedInput = sees or Dropped()
         self.sees.prepare(backbone)
         self.backbone, self.masking, self.jitter = backbone, masking, jitter

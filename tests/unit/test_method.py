@@ -346,3 +346,32 @@ def test_masks_must_fit_the_image() -> None:
         with pytest.raises(UserError, match="18×16 px cannot be cut into patches of 4×4"):
             hiding(unit=unit).grid((18, 16))
     assert hiding(unit=(2, 2)).grid((20, 16)) == (10, 8)
+
+
+# ------------------------------------------------------------------------------------ some of the hidden tokens predicted
+
+
+@pytest.mark.parametrize("predicted", ["once", 0.25])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_decoder_predicts_what_the_masking_says_as_it_would_among_all(predicted: str | float, depth: int) -> None:
+    """Each token's prediction is the one that it has when all are predicted: the others still enter the decoder."""
+    masking = Masking(0.75, views=2, predicted=predicted)  # type: ignore[arg-type]
+    method = mae(vit(), masking, Pixels(PATCH, MEAN, STD), SIZE, 16, depth, 2).eval()
+    everything = mae(vit(), Masking(0.75, views=2), Pixels(PATCH, MEAN, STD), SIZE, 16, depth, 2).eval()
+    everything.load_state_dict(method.state_dict())
+    images = pictures()
+    views = method.draw(images, Generator().manual_seed(0))
+    rows, count = views.predicted, method.masking.counts(views.grid).per_view
+    assert rows.shape[1] == count < views.hidden
+    some, target = method.pairs(images, views)["masked"]
+    full, full_target = everything.pairs(images, Views(views.mask, views.grid, views.hidden))["masked"]
+    place = (views.masked.unsqueeze(1) == rows.unsqueeze(2)).float().argmax(2)
+    for mine, theirs in ((some, full), (target, full_target)):
+        picked = theirs.gather(1, place.unsqueeze(-1).expand(-1, -1, theirs.shape[-1]))
+        assert torch.allclose(mine, picked, atol=1e-5)
+    assert method(images, views)["total"].item() == pytest.approx((some - target).square().mean().item(), rel=1e-5)
+
+
+def test_a_masking_that_no_branch_follows_is_refused() -> None:
+    with pytest.raises(UserError, match="no branch of this method predicts less than all"):
+        Method(vit(), Masking(0.5, predicted=0.25), [branch("masked", Counted())])

@@ -1,6 +1,7 @@
 """MAE: Masked Autoencoders Are Scalable Vision Learners (He et al., arXiv 2111.06377)."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import nn
 
@@ -27,15 +28,16 @@ def mae(
 ) -> Method:
     """f drops the masked tokens; a decoder predicts their targets (pixels, normalised per patch); squared; masked.
 
-    masking   a `Masking`, or the ratio of a random one
+    masking   a `Masking`, or the ratio of a random one; of some hidden tokens alone where it says so (`predicted`)
     target    pixels normalised per patch unless given
     size      of the images in pixels, one number or height and width; the backbone's unless given
     width, depth, heads, mlp_ratio are the decoder's. `initial` gives each module its first weights, in place of MAE's.
     """
     target = target or pixels_of(backbone, per_patch=True)
-    grid = backbone.grid(size_of(backbone, size))
-    decoder = Decoder(backbone.width, target.width, grid, width, depth, heads, mlp_ratio)
-    method = Method(backbone, masking_of(masking), [Branch("masked", decoder, target, squared, "masked")])
+    grid, masking = backbone.grid(size_of(backbone, size)), masking_of(masking)
+    region: Literal["masked", "predicted"] = "masked" if masking.predicted == "all" else "predicted"
+    decoder = Decoder(backbone.width, target.width, grid, width, depth, heads, mlp_ratio, region)
+    method = Method(backbone, masking, [Branch("masked", decoder, target, squared, region)])
     method.apply(initial or initialise)
     for name, parameter in method.named_parameters():
         if name.endswith("_token"):
