@@ -348,7 +348,7 @@ def test_masks_must_fit_the_image() -> None:
     assert hiding(unit=(2, 2)).grid((20, 16)) == (10, 8)
 
 
-# ------------------------------------------------------------------------------------ some of the hidden tokens predicted
+# -------------------------------------------------------------------------------- some hidden tokens predicted
 
 
 @pytest.mark.parametrize("predicted", ["once", 0.25])
