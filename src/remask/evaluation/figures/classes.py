@@ -24,7 +24,7 @@ class Shown(NamedTuple):
 
 
 def classes_picture(
-    classes: Sequence[Shown], notes: Sequence[str] = (), columns: int = 4, width: float = 2.3, dpi: int = 150
+    classes: Sequence[Shown], notes: Sequence[str] = (), columns: int = 4, width: float = 2.3, dpi: int = 120
 ) -> bytes:
     """A PNG of cells, `columns` a row: a class's name, its portrait, and its pictures side by side."""
     from matplotlib.figure import Figure
