@@ -50,7 +50,7 @@ VALUES: dict[str, list[Any]] = {
     "data.source": ["digits:val"],
     "data.val": ["digits:train"],
     "data.image_size": [[64, 128]],
-    "data.mean": [[0.4]],
+    "data.channels": 3, "data.mean": [[0.4]],
     "data.std": [[0.3]],
     "data.crop_scale": [[0.3, 0.9]],
     "data.crop_ratio": [[0.9, 1.1]],

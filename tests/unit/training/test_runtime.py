@@ -58,9 +58,9 @@ def test_seeded_restores_after_an_error() -> None:
 def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
-        assert not stop.asked
+        assert not stop.requested
         os.kill(os.getpid(), number)
-        assert stop.asked
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
@@ -71,7 +71,7 @@ def test_a_stop_request_outside_the_main_thread_leaves_signals_alone() -> None:
 
     def enter() -> None:
         with StopRequest() as stop:
-            seen.append((stop.asked, signal.getsignal(signal.SIGTERM)))
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=enter)
     thread.start()

@@ -238,11 +238,11 @@ def test_boxes(tmp_path: Path) -> None:
     content = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "owl"}]}
     file = tmp_path / "boxes.json"
     file.write_text(json.dumps(content))
-    before, text = of_boxes(open_coco(str(tmp_path), str(file))), of_file(str(file), whole=True)
+    before, text = of_boxes(open_coco(str(tmp_path), str(file))), of_file(str(file), hash_all=True)
     box["bbox"] = [1, 1, 4, 3]
     file.write_text(json.dumps(content))
     assert before.digest() == of_boxes(open_coco(str(tmp_path), str(file))).digest()
-    assert differences(text, of_file(str(file), whole=True)) == ["the content is another"]
+    assert differences(text, of_file(str(file), hash_all=True)) == ["the content is another"]
     (tmp_path / "b.png").write_bytes(png(200, 6) + b" ")  # as large a picture, in another file
     assert differences(before, of_boxes(open_coco(str(tmp_path), str(file)))) == ["1 size differs, first b.png"]
 

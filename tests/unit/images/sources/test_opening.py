@@ -15,7 +15,7 @@ from remask.images.sources.opening import open_source
     [
         ("cifra10", "did you mean cifar10"),
         ("photo", "did you mean photos"),
-        ("no/such/folder", "no file, folder or named set 'no/such/folder' .*named sets: digits, photos"),
+        ("no/such/folder", "no file, folder or named set 'no/such/folder' .*named sets: digits, crops, photos"),
         ("", "no file, folder or named set"),
         ("x-{000..003}.tar", "there is no x-000.tar"),
         ("set:nothing", "no file, folder or named set 'set:nothing'"),
