@@ -50,7 +50,7 @@ VALUES: dict[str, list[Any]] = {
     "data.source": ["digits:val"],
     "data.val": ["digits:train"],
     "data.image_size": [[64, 128]],
-    "data.channels": 3, "data.mean": [[0.4]],
+    "data.mean": [[0.4]],
     "data.std": [[0.3]],
     "data.crop_scale": [[0.3, 0.9]],
     "data.crop_ratio": [[0.9, 1.1]],
@@ -120,7 +120,8 @@ NEUTRAL = {
     "data.crop_scale": [0.2, 1.0], "optim.epochs": 4, "optim.warmup_epochs": 1.0, "optim.batch_size": 8,
     "optim.weight_decay": 0.05, "optim.betas": [0.9, 0.95], "optim.max_steps": 4, "data.source": "digits:train",
     "optim.clip": None, "optim.min_lr": 0.0, "optim.base_lr": 1e-3, "probe.source": "digits:train", "data.limit": 32,
-    "data.max_bad": 0.01, "data.mean": [0.5, 0.5, 0.5], "data.std": [0.5, 0.5, 0.5], "data.reduced": False,
+    "data.max_bad": 0.01, "data.channels": 3, "data.mean": [0.5, 0.5, 0.5], "data.std": [0.5, 0.5, 0.5],
+    "data.reduced": False,
     "data.flip": True, "masking.ratio": 0.75, "backbone.drop_path": 0.1, "dm.prediction": 1.0, "jd.beta": 2.0,
     "jd.weight": 1.0,
 }  # fmt: skip
@@ -455,7 +456,7 @@ def downstream(recipe: Downstream) -> str:
     runtime = resolve(part.device, recipe.optim.precision, part.compile, part.threads)
     task = build_task(recipe, runtime)
     try:
-        remask.downstream.training.fit(task, recipe, runtime, Path("run"), fresh=True, quiet=True)
+        remask.downstream.training.train(task, recipe, runtime, Path("run"), fresh=True, quiet=True)
     except Stopped as stop:
         return fingerprint(stop.given, task, torch.get_num_threads())
     raise AssertionError("the trainer was not reached")
