@@ -69,22 +69,22 @@ clean: ## remove caches and build outputs; .venv, .venv-lowest and runs/ stay
 # --python, because an activated environment elsewhere would otherwise receive the packages.
 $(READY): requirements.lock pyproject.toml $(UV_READY)
 	@echo "installing the locked packages into $(VENV) (the first time, a few GB of wheels)"
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	@touch $@
 
 # The lowest Python and, of what pyproject.toml names, the lowest versions; of what those need, the newest that fit.
 $(LOWEST_READY): pyproject.toml $(UV_READY)
 	@echo "installing the lowest versions into $(LOWEST) (the first time, a few GB of wheels)"
 	@test -x $(LOWEST)/bin/python || $(BIN)/uv venv --quiet --python 3.11 $(LOWEST)
-	$(BIN)/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -r pyproject.toml \
+	$(BIN)/uv pip install --compile-bytecode --python $(LOWEST)/bin/python --resolution lowest-direct -r pyproject.toml \
 		--extra dev --extra data --extra teachers --extra dense
-	$(BIN)/uv pip install --python $(LOWEST)/bin/python --no-build-isolation --no-deps --editable .
+	$(BIN)/uv pip install --compile-bytecode --python $(LOWEST)/bin/python --no-build-isolation --no-deps --editable .
 	@touch $@
 
 # Other libraries, to be measured beside this one.
 $(PEERS_READY): benchmarks/requirements.lock $(READY)
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r benchmarks/requirements.lock
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r benchmarks/requirements.lock
 	@touch $@
 
 $(UV_READY):

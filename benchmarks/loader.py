@@ -22,7 +22,7 @@ from benchmarks import entrants
 from benchmarks.step import RANDOM
 from remask.build.pretraining import build_method
 from remask.images.decoding import decode
-from remask.images.loading.image_cache import Pictures
+from remask.images.loading.image_cache import ImageCache
 from remask.images.loading.loader import Loader
 from remask.images.sources.opening import Source, open_source
 from remask.images.tools.packing import Form, pack
@@ -90,7 +90,7 @@ def theirs(size: int, source: Encoded) -> Work:
 def ours(size: int, source: Source, *, cache_mb: int = 0, reduced: bool = False, crops: int = 1) -> Work:
     """uint8 all the way; the normalisation is left to the device. With several crops, a decode every so many calls."""
     crop, seeds = RandomCropFlip((size, size)), itertools.count()
-    pictures, last = Pictures(source, cache_mb=cache_mb), list[torch.Tensor]()
+    pictures, last = ImageCache(source, cache_mb=cache_mb), list[torch.Tensor]()
 
     def work(i: int) -> torch.Tensor:
         seed = next(seeds)

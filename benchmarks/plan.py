@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from remask.planning.anatomy import anatomy
-from remask.planning.rehearsal import Forecast, forecast, pictures_for
+from remask.planning.rehearsal import Forecast, forecast, images_for
 from remask.recipe import Recipe, choose
 
 CASES: Mapping[str, int] = {"mae-vit-micro-cifar": 512, "convmae-convit-micro-cifar": 192, "dmjd-vit-tiny": 48}
@@ -29,7 +29,7 @@ def run(cases: Mapping[str, int] = CASES) -> Iterator[dict[str, object]]:
     for name, batch in cases.items():
         recipe = choose(name, {"optim.batch_size": batch, "runtime.threads": 1, "runtime.device": "cpu"})
         with tempfile.TemporaryDirectory() as folder:
-            pictures = pictures_for(recipe, batch * STEPS, Path(folder) / "pictures")
+            pictures = images_for(recipe, batch * STEPS, Path(folder) / "pictures")
             recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": pictures})})
             yield from compared(f"{name}, batch {batch}", forecast(recipe, batch, anatomy(recipe).training), recipe)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-MAE = ["--method", "mae", "--epochs", "11"]
+MAE = ["--method", "mae", "--epochs", "6", "--set", "optim.base_lr=6e-3"]
 """As many epochs as take the CPU time of the demo: a step has one view and one branch in place of two and two."""
 METHODS: dict[str, list[str]] = {"DMJD": [], "MAE": MAE}
 KINDS = {"top1": "trained", "untrained": "untrained", "pixels": "raw pixels"}

@@ -89,11 +89,6 @@ def modules(library: Path = LIBRARY) -> list[Module]:
     return found
 
 
-def exists(name: str) -> bool:
-    """Whether the library has this module or package yet."""
-    return any(module.name == name for module in modules())
-
-
 def functions(module: Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method of a module, nested ones too."""
     return [node for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]

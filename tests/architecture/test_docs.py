@@ -4,8 +4,6 @@ import ast
 import io
 import tokenize
 
-import pytest
-
 from tests.architecture.source import Module, modules
 
 MODULES = modules()
@@ -24,14 +22,11 @@ PAPERS = {
     "2112.09133": "remask.methods.maskfeat",  # MaskFeat
     "2106.08254": "remask.methods.beit",  # BEiT
     "2205.03892": "remask.methods.convmae",  # ConvMAE
+    "2212.06593": "remask.methods.fastmim",  # FastMIM
+    "2208.12256": "remask.methods.dmae",  # DMAE
+    "2302.02089": "remask.methods.moma",  # MOMA
 }
-
-
-def named(name: str) -> Module:
-    found = {module.name: module for module in MODULES}
-    if name not in found:
-        pytest.skip(f"{name} is not written yet")
-    return found[name]
+NAMED = {module.name: module for module in MODULES}
 
 
 def comments(module: Module) -> list[str]:
@@ -39,28 +34,25 @@ def comments(module: Module) -> list[str]:
     return [token.string for token in tokens if token.type == tokenize.COMMENT]
 
 
-@pytest.mark.parametrize(("citation", "module"), EQUATIONS.items())
-def test_equation_is_cited_where_it_is_computed(citation: str, module: str) -> None:
-    assert [line for line in comments(named(module)) if citation in line], f"no comment in {module} cites {citation}"
+def test_equations_are_cited_where_they_are_computed() -> None:
+    assert not [(name, eq) for eq, name in EQUATIONS.items() if not any(eq in line for line in comments(NAMED[name]))]
 
 
-@pytest.mark.parametrize(("arxiv", "module"), PAPERS.items())
-def test_paper_is_named_where_it_is_built(arxiv: str, module: str) -> None:
-    assert arxiv in named(module).text
+def test_papers_are_named_where_they_are_built() -> None:
+    assert not [(name, arxiv) for arxiv, name in PAPERS.items() if arxiv not in NAMED[name].text]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
-def test_module_says_what_it_is(module: Module) -> None:
-    if module.path.name == "__init__.py" and not module.tree.body:
-        return
-    assert ast.get_docstring(module.tree)
+def test_modules_say_what_they_are() -> None:
+    empty = [module for module in MODULES if module.path.name == "__init__.py" and not module.tree.body]
+    assert not [module.name for module in MODULES if module not in empty and not ast.get_docstring(module.tree)]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
-def test_public_functions_say_what_they_do(module: Module) -> None:
+def test_public_functions_say_what_they_do() -> None:
     public = [
-        node
+        (f"{module.name}.{node.name}", node)
+        for module in MODULES
         for node in module.tree.body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
     ]
-    assert not [node.name for node in public if ast.get_docstring(node) is None]
+    assert len(public) >= 500
+    assert not [name for name, node in public if ast.get_docstring(node) is None]

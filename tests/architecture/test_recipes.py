@@ -5,16 +5,15 @@ import re
 import tomllib
 import typing
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 from tests.architecture.commands import fault_in_remask, shell_commands
-from tests.architecture.source import LIBRARY, Module, exists, modules
-
-pytestmark = pytest.mark.skipif(not exists("remask.recipe"), reason="no remask.recipe yet")
+from tests.architecture.source import LIBRARY, Module, modules
 
 STATED = ("title", "paper", "expected", "command", "cost")
-TOML = sorted((LIBRARY / "recipes" / "pretrain").glob("*.toml"))
+FOLLOWING = ("paper", "command")
+"""Of these, what need not be written: it follows from the method and the name."""
+PRETRAINING = sorted((LIBRARY / "recipes" / "pretrain").rglob("*.toml"))
 DOWNSTREAM = [path for path in sorted((LIBRARY / "recipes").glob("*/*.toml")) if path.parent.name != "pretrain"]
 
 
@@ -96,7 +95,6 @@ def readers() -> list[Module]:
     return [module for module in outside if module.part == "report" or module.name in importers]
 
 
-@pytest.mark.skipif(not exists("remask.build.pretraining"), reason="no remask.build.pretraining yet")
 def test_every_key_is_read() -> None:
     unread, holders = [], readers()
     for model, (held, keys) in sections().items():
@@ -127,38 +125,79 @@ def test_the_check_tells_a_read_from_a_mention() -> None:
     assert reads(tree, "MaskingSection", {"masking"}) == {"ratio"}
 
 
-def test_there_are_recipes() -> None:
-    assert len(TOML) >= 5
-    assert {path.parent.name for path in DOWNSTREAM} == {"finetune", "segment", "detect"}
+def own_words() -> dict[str, dict[str, Any]]:
+    """What each recipe of pre-training says itself, by name: a row of a table with what stands before all rows."""
+    found = {}
+    for path in PRETRAINING:
+        content = tomllib.loads(path.read_text())
+        rows = content.pop("rows", None)
+        found |= {path.stem: content} if rows is None else {name: content | row for name, row in rows.items()}
+    return found
 
 
-@pytest.mark.parametrize("path", TOML, ids=lambda path: path.stem)
-def test_recipe_loads(path: Path) -> None:
-    from remask.recipe import load_recipe
-
-    recipe = load_recipe(path.stem)
-    assert not [key for key in STATED if not getattr(recipe, key)]
-
-
-@pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_downstream_recipe_loads(path: Path) -> None:
+def stated_by_tasks() -> dict[str, Any]:
+    """The recipes of tasks, as they load."""
     from remask.recipe.downstream import TASKS
     from remask.recipe.load import load
 
-    recipe = load(TASKS[path.parent.name], path.parent, path.stem, environment={})
-    assert not [key for key in STATED if not getattr(recipe, key)]
+    return {
+        f"{path.parent.name}/{path.stem}": load(TASKS[path.parent.name], path.parent, path.stem, environment={})
+        for path in DOWNSTREAM
+    }
 
 
-@pytest.mark.parametrize("path", [*TOML, *DOWNSTREAM], ids=lambda path: path.stem)
-def test_recipe_states_what_it_is(path: Path) -> None:
-    """In its own file, save the paper: a title or an expected number that is inherited is another recipe's."""
-    own = tomllib.loads(path.read_text())
-    assert not [key for key in STATED if key != "paper" and not own.get(key)]
+def test_recipes_load_and_say_what_they_are() -> None:
+    from remask.recipe import load_recipe, recipe_names
+
+    assert sorted(own_words()) == recipe_names()
+    assert {path.parent.name for path in DOWNSTREAM} == {"finetune", "segment", "detect"}
+    recipes = {name: load_recipe(name, environment={}) for name in recipe_names()} | stated_by_tasks()
+    assert len(recipes) >= 70
+    assert not [(name, key) for name, recipe in recipes.items() for key in STATED if not getattr(recipe, key)]
 
 
-@pytest.mark.parametrize("path", [*TOML, *DOWNSTREAM], ids=lambda path: path.stem)
-def test_recipe_command_parses(path: Path) -> None:
-    commands = shell_commands(tomllib.loads(path.read_text())["command"])
-    ours = [words for words in commands if words[0] == "remask"]
-    assert ours, f"{path.name}: its command does not call remask"
-    assert not [fault for words in ours if (fault := fault_in_remask(words))]
+def test_recipes_say_it_themselves() -> None:
+    """Save the paper and the command, which follow: an inherited title or number is another recipe's."""
+    own = own_words() | {str(path): tomllib.loads(path.read_text()) for path in DOWNSTREAM}
+    assert not [
+        (name, key) for name, words in own.items() for key in STATED if key not in FOLLOWING and not words.get(key)
+    ]
+
+
+def test_commands_of_recipes_parse() -> None:
+    from remask.recipe import load_recipe, recipe_names
+
+    recipes = {name: load_recipe(name, environment={}) for name in recipe_names()} | stated_by_tasks()
+    for name, recipe in recipes.items():
+        ours = [words for words in shell_commands(recipe.command) if words[0] == "remask"]
+        assert ours, f"{name}: its command does not call remask"
+        assert not [fault for words in ours if (fault := fault_in_remask(words))], name
+        assert name in recipe.command or "--recipe" not in recipe.command or name.partition("/")[2] in recipe.command
+
+
+def test_a_table_in_one_file(tmp_path: Path) -> None:
+    """A row is a recipe: it changes what stands before all rows, and says what it is."""
+    from remask.recipe import load_recipe
+
+    plain, linear = (
+        load_recipe("convmae-dmjd-50-convit-b-dec2-plain"),
+        load_recipe("convmae-dmjd-50-convit-b-dec2-linear"),
+    )
+    assert (plain.jd, plain.method.decoder_depth, plain.optim.epochs) == (None, 2, 50)
+    assert linear.jd is not None
+    assert linear.jd.layers == 1
+    assert linear.expected == "ImageNet-1K linear probe 60.4 % (Table V)"
+    child = tmp_path / "mine.toml"
+    child.write_text('extends = "convmae-dmjd-50-convit-b-dec4"\n[optim]\nepochs = 5\n')
+    mine = load_recipe(child)
+    assert (mine.name, mine.method.decoder_depth, mine.optim.epochs, mine.expected) == ("mine", 4, 5, "")
+    assert mine.paper == linear.paper
+    assert mine.command == ""
+
+
+def test_the_paper_follows_what_is_trained() -> None:
+    from remask.recipe import load_recipe
+
+    assert "2111.06377" in load_recipe("mae-vit-b").paper
+    assert "2301.00230" in load_recipe("mae-vit-b", {"dm": {"views": 2, "prediction": 1.0}}).paper
+    assert "2205.03892" in load_recipe("convmae-dmjd-convit-b", {"dm": "off", "jd": "off"}).paper

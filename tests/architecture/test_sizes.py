@@ -3,9 +3,7 @@
 import ast
 import re
 
-import pytest
-
-from tests.architecture.source import Module, functions, modules
+from tests.architecture.source import functions, modules
 
 MODULES = modules()
 FILE_LINES = 300
@@ -18,25 +16,32 @@ def test_there_is_something_to_check() -> None:
     assert sum(len(functions(module)) for module in MODULES) >= 30
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
-def test_file_is_short(module: Module) -> None:
-    assert len(module.text.splitlines()) <= FILE_LINES
+def test_files_are_short() -> None:
+    lengths = {module.name: len(module.text.splitlines()) for module in MODULES}
+    assert not {name: length for name, length in lengths.items() if length > FILE_LINES}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
-def test_functions_are_short(module: Module) -> None:
-    lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions(module)}
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{module.name}:{node.lineno} {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for module in MODULES
+        for node in functions(module)
+    }
     assert not {name: length for name, length in lengths.items() if length > FUNCTION_LINES}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
-def test_nothing_is_left_for_later(module: Module) -> None:
-    found = [f"line {n}: {line.strip()}" for n, line in enumerate(module.text.splitlines(), 1) if LEFTOVER.search(line)]
-    assert not found
+def test_nothing_is_left_for_later() -> None:
+    lines = [(f"{module.name}:{n}", line) for module in MODULES for n, line in enumerate(module.text.splitlines(), 1)]
+    assert not [(where, line.strip()) for where, line in lines if LEFTOVER.search(line)]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
-def test_no_registry_decorators(module: Module) -> None:
-    """Names are looked up in one dict literal per kind, in build.py; nothing enters it by being imported."""
-    decorated = [node for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert not [node.name for node in decorated for mark in node.decorator_list if "regist" in ast.unparse(mark)]
+def test_no_registry_decorators() -> None:
+    """Names are looked up in one dict literal per kind, in build/; nothing enters it by being imported."""
+    decorated = [
+        (f"{module.name}.{node.name}", mark)
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        for mark in node.decorator_list
+    ]
+    assert not [name for name, mark in decorated if "regist" in ast.unparse(mark)]

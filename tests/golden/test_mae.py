@@ -89,7 +89,7 @@ def test_masks_follow_from_the_noise(forward: File) -> None:
 def test_patch_embedding(forward: File) -> None:
     method, _ = forward_method(forward)
     backbone, stored = method.backbone, forward.tensors
-    activations(backbone._project(backbone.embed(stored["imgs"]).patches), stored["patch_embed_out"])
+    activations(backbone._project(backbone.embed(stored["imgs"]).pixels), stored["patch_embed_out"])
 
 
 def test_latent(forward: File) -> None:

@@ -77,10 +77,10 @@ def test_loading_is_strict(folder: Folder) -> None:
 
 def test_activations(folder: Folder) -> None:
     stored, backbone = folder.tensors("io.safetensors"), backbone_of(folder)
-    stem, depth = backbone.embed(stored["images"]), folder.config.part("vit")["depth"]
+    patches, depth = backbone.embed(stored["images"]), folder.config.part("vit")["depth"]
     assert backbone.depth == depth
-    activations(backbone._project(stem.patches), stored["act.patch_embed"])
-    features = backbone.encode(stem, layers=(*range(depth), -1))
+    activations(backbone._project(patches.pixels), stored["act.patch_embed"])
+    features = backbone.encode(patches, layers=(*range(depth), -1))
     for layer, name in {**{i: f"blocks.{i}" for i in range(depth)}, -1: "norm"}.items():
         found = torch.cat([features[layer].prefix, features[layer].tokens], dim=1)
         activations(found, stored[f"act.{name}"])

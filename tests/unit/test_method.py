@@ -187,7 +187,7 @@ def test_pictures_of_another_size_than_built_for(size: tuple[int, int]) -> None:
 # ------------------------------------------------------------------------------- prefix tokens, views, learned weights
 
 
-class Numbered(Counted):
+class IndexedImages(Counted):
     """Rows of their own numbers: 100 · image (or row of the views) + place; `prefix` of them before the grid's."""
 
     def __init__(self, prefix: int, per_view: bool) -> None:
@@ -206,7 +206,7 @@ class Numbered(Counted):
 )
 @pytest.mark.parametrize("per_view", [False, True])
 def test_rows_of_a_target_that_has_prefix_tokens_or_sees_the_view(prefix: int, per_view: bool, region: Region) -> None:
-    target, images = Numbered(prefix, per_view), pictures()
+    target, images = IndexedImages(prefix, per_view), pictures()
     if per_view and region == "masked":
         with pytest.raises(UserError, match="counted: it knows nothing of masked tokens"):
             Branch("b", Linear(16, 5), target, l1, region)

@@ -46,7 +46,7 @@ class Backbone(Protocol):
 
     def encode(
         self,
-        stem: Any,
+        patches: Any,
         views: Views | None = None,
         mask_token: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),

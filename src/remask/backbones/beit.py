@@ -34,7 +34,7 @@ CLASS_ROWS = 3
 """Last rows of a table: class → token, token → class, class → class."""
 
 
-class Stem(NamedTuple):
+class Patches(NamedTuple):
     """The image's embedded patches: replacing comes after the embedding, which all views therefore share."""
 
     tokens: Float[Tensor, "B N D"]
@@ -73,21 +73,21 @@ class BeitViT(nn.Module):
     def grid(self, size: Size) -> Grid:
         return divisible_grid(size, self.patch)
 
-    def embed(self, images: Images) -> Stem:
+    def embed(self, images: Images) -> Patches:
         grid = self.grid((images.shape[-2], images.shape[-1]))
         pixels = self.normalise(images)
         conv = self.network.patch_embed.proj  # a matrix product, for its kernel and its stride are the patch
         tokens = F.linear(patchify(pixels, self.patch), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
-        return Stem(self.network.patch_embed.norm(tokens), grid)
+        return Patches(self.network.patch_embed.norm(tokens), grid)
 
     def encode(
         self,
-        stem: Stem,
+        patches: Patches,
         views: Views | None = None,
         mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
-        x, net = stem.tokens, self.network
+        x, net = patches.tokens, self.network
         if views is not None:
             if mask_token is None:
                 raise UserError("a BEiT backbone replaces masked tokens and cannot drop them; choose a plain ViT")
@@ -95,8 +95,8 @@ class BeitViT(nn.Module):
             x = torch.where(views.mask.flatten(0, 1).unsqueeze(-1), mask_token, x)
         x = torch.cat([net.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if net.pos_embed is not None:
-            x = x + self._positions(stem.grid)
-        return self._blocks(net.pos_drop(x), stem.grid, layers)
+            x = x + self._positions(patches.grid)
+        return self._blocks(net.pos_drop(x), patches.grid, layers)
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
         """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
@@ -202,4 +202,4 @@ def create_beit(
     return backbone
 
 
-__all__ = ["CLASS_ROWS", "SMALL", "BeitViT", "Stem", "create_beit"]
+__all__ = ["CLASS_ROWS", "SMALL", "BeitViT", "Patches", "create_beit"]

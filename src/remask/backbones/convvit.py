@@ -34,13 +34,13 @@ SIZES: dict[str, Sizes] = {
 }
 
 
-class Stem(NamedTuple):
+class Patches(NamedTuple):
     """The image cut into cells, not yet embedded: a masked view embeds only what it sees.
 
     A cell's vector runs over positions of stage 2, of stage 1 inside those, pixels inside those, and channels.
     """
 
-    patches: Num[Tensor, "B N P"]
+    pixels: Num[Tensor, "B N P"]
     grid: Grid
 
 
@@ -95,16 +95,16 @@ class ConvViT(nn.Module):
     def grid(self, size: Size) -> Grid:
         return self.network.grid(size)
 
-    def embed(self, images: Images) -> Stem:
+    def embed(self, images: Images) -> Patches:
         grid = self.grid((images.shape[-2], images.shape[-1]))
         first, second, third = self.network.sizes.strides
         (rows, cols), inner = grid, (third, second, first)
         cells = nest(self.normalise.deep(images), (rows, *inner), (cols, *inner))
-        return Stem(cells.flatten(3).flatten(1, 2), grid)
+        return Patches(cells.flatten(3).flatten(1, 2), grid)
 
     def encode(
         self,
-        stem: Stem,
+        patches: Patches,
         views: Views | None = None,
         mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
@@ -112,7 +112,7 @@ class ConvViT(nn.Module):
         """As the protocol says; layers other than -1 are blocks of the third stage, without fusion and norm."""
         if mask_token is not None:
             raise UserError("ConvViT drops masked tokens and cannot replace them; choose a method that drops")
-        stages, table = self._stages(stem, views), self.network.positions(stem.grid)
+        stages, table = self._stages(patches, views), self.network.positions(patches.grid)
         x = stages.third + (table if views is None else table[views.visible])
         fused = self._fused(stages) if views is not None and -1 in layers else None
         return self._blocks(x, fused, layers)
@@ -127,19 +127,19 @@ class ConvViT(nn.Module):
         self.grid((images.shape[-2], images.shape[-1]))
         return self.network.pyramid(self.normalise(images))
 
-    def _stages(self, stem: Stem, views: Views | None) -> Stages:
+    def _stages(self, patches: Patches, views: Views | None) -> Stages:
         """Both conv stages on the cells that are seen; without views on all."""
         net, (_, inner, outer) = self.network, self.network.sizes.strides
         if views is None:
-            batch, tokens = stem.patches.shape[:2]
-            x, ids = self._embed(stem.patches), torch.arange(tokens, device=stem.patches.device).expand(batch, -1)
+            batch, tokens = patches.pixels.shape[:2]
+            x, ids = self._embed(patches.pixels), torch.arange(tokens, device=patches.pixels.device).expand(batch, -1)
         else:
-            x, ids = self._visible(stem.patches, views), views.visible
-        mix = on_map(ids, stem.grid, (outer, inner))
+            x, ids = self._visible(patches.pixels, views), views.visible
+        mix = on_map(ids, patches.grid, (outer, inner))
         for block in net.blocks1:
             x = net.run(block, x, mix)
         second = net.patch_embed2.windows(x.unflatten(2, (outer**2, inner**2)).flatten(3))
-        mix = on_map(ids, stem.grid, (outer,))
+        mix = on_map(ids, patches.grid, (outer,))
         for block in net.blocks2:
             second = net.run(block, second, mix)
         return Stages(x, second, net.patch_embed4(net.patch_embed3.windows(second.flatten(2))))
@@ -275,4 +275,4 @@ def _checked(sizes: Sizes) -> Sizes:
     return sizes
 
 
-__all__ = ["SIZES", "ConvViT", "Stages", "Stem", "create_convvit", "on_map"]
+__all__ = ["SIZES", "ConvViT", "Patches", "Stages", "create_convvit", "on_map"]

@@ -73,7 +73,7 @@ class Hierarchical(nn.Module):
 
     def encode(
         self,
-        stem: Float[Tensor, "B C H W"],
+        patches: Float[Tensor, "B C H W"],
         views: Views | None = None,
         mask_token: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),
@@ -87,10 +87,10 @@ class Hierarchical(nn.Module):
             raise UserError(f"layers {[*layers]} were asked of a {name} of {self.depth} stages; -1 is its end")
         out: dict[int, Features] = {}
         if inner := sorted({layer for layer in layers if layer >= 0}):  # timm's order, whatever the one asked for
-            maps = self._intermediates(stem, inner)
+            maps = self._intermediates(patches, inner)
             out = {layer: _features(m.flatten(2).transpose(1, 2)) for layer, m in zip(inner, maps, strict=True)}
         if -1 in layers:
-            tokens = self._final(stem)
+            tokens = self._final(patches)
             out[-1] = Features(tokens[:, : self.prefix], tokens[:, self.prefix :])
         return out
 

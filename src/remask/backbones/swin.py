@@ -34,7 +34,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Stem(NamedTuple):
+class Patches(NamedTuple):
     """The image's embedded and normed patches, on the grid of the first stage; all views share them."""
 
     tokens: Float[Tensor, "B h w F"]
@@ -91,27 +91,27 @@ class Swin(nn.Module):
                 )
         return grid_of(size, self.patch)
 
-    def embed(self, images: Images) -> Stem:
+    def embed(self, images: Images) -> Patches:
         size = images.shape[-2], images.shape[-1]
         self.grid(size)
         pixels = self.normalise(images)
         conv = self.network.patch_embed.proj  # a matrix product, for its kernel and its stride are the patch
         tokens = F.linear(patchify(pixels, self.stem_patch), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
         grid = grid_of(size, self.stem_patch)
-        return Stem(self.network.patch_embed.norm(tokens).unflatten(1, grid), grid)
+        return Patches(self.network.patch_embed.norm(tokens).unflatten(1, grid), grid)
 
     def encode(
         self,
-        stem: Stem,
+        patches: Patches,
         views: Views | None = None,
         mask_token: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
-        x = stem.tokens
+        x = patches.tokens
         if views is not None:
             if mask_token is None:
                 raise UserError("a Swin backbone replaces masked tokens and cannot drop them; choose a plain ViT")
-            x = torch.where(self._hidden(views, stem.grid), mask_token, views.repeat(x))
+            x = torch.where(self._hidden(views, patches.grid), mask_token, views.repeat(x))
         if max(layers) >= self.depth or min(layers) < -1:
             raise UserError(f"layers {[*layers]} were asked of a Swin of {self.depth} blocks; -1 is its end")
         return self._stages(x, layers)
@@ -123,10 +123,10 @@ class Swin(nn.Module):
 
     def pyramid(self, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
         """The end of every stage, [B, C, H, W], finest first; the last after the final norm, the only one there is."""
-        stem, ends = self.embed(images), [sum(self.depths[: i + 1]) - 1 for i in range(len(self.depths) - 1)]
-        features, maps = self.encode(stem, layers=(*ends, -1)), []
+        patches, ends = self.embed(images), [sum(self.depths[: i + 1]) - 1 for i in range(len(self.depths) - 1)]
+        features, maps = self.encode(patches, layers=(*ends, -1)), []
         for i, end in enumerate((*ends, -1)):
-            maps.append(features[end].tokens.unflatten(1, (stem.grid[0] // 2**i, -1)).permute(0, 3, 1, 2))
+            maps.append(features[end].tokens.unflatten(1, (patches.grid[0] // 2**i, -1)).permute(0, 3, 1, 2))
         return maps
 
     def _hidden(self, views: Views, grid: Grid) -> Tensor:
@@ -240,4 +240,4 @@ def _network(name: str, base: str, drop_path: float, arguments: Mapping[str, Any
     return network
 
 
-__all__ = ["SMALL", "Stem", "Swin", "create_swin", "sized"]
+__all__ = ["SMALL", "Patches", "Swin", "create_swin", "sized"]

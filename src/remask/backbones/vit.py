@@ -29,10 +29,10 @@ SMALL: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
-class Stem(NamedTuple):
+class Patches(NamedTuple):
     """The image cut into patches, not yet embedded: a masked view embeds only what it sees."""
 
-    patches: Num[Tensor, "B N P"]
+    pixels: Num[Tensor, "B N P"]
     grid: Grid
 
 
@@ -77,24 +77,24 @@ class ViT(nn.Module):
     def grid(self, size: Size) -> Grid:
         return divisible_grid(size, self.patch)
 
-    def embed(self, images: Images) -> Stem:
+    def embed(self, images: Images) -> Patches:
         grid = self.grid((images.shape[-2], images.shape[-1]))
-        return Stem(patchify(self.normalise.deep(images), self.patch), grid)
+        return Patches(patchify(self.normalise.deep(images), self.patch), grid)
 
     def encode(
         self,
-        stem: Stem,
+        patches: Patches,
         views: Views | None = None,
         mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
-        positions, prefix = self._positions(stem.grid)
+        positions, prefix = self._positions(patches.grid)
         if views is None:
-            x = self._project(stem.patches) + positions
+            x = self._project(patches.pixels) + positions
         elif mask_token is None:
-            x = self._visible(stem.patches, views) + positions[views.visible]
+            x = self._visible(patches.pixels, views) + positions[views.visible]
         else:
-            x = views.repeat(self._project(stem.patches))
+            x = views.repeat(self._project(patches.pixels))
             x = torch.where(views.mask.flatten(0, 1).unsqueeze(-1), mask_token.to(x.dtype), x) + positions
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self._blocks(self.network.norm_pre(self.network.pos_drop(x)), layers)
@@ -192,4 +192,4 @@ def create_vit(
     return backbone
 
 
-__all__ = ["SMALL", "Stem", "ViT", "create_vit"]
+__all__ = ["SMALL", "Patches", "ViT", "create_vit"]

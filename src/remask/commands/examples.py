@@ -8,8 +8,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from remask.commands.subjects import Subject
-from remask.evaluation.figures.classes import MOST, Shown, classes_picture
-from remask.evaluation.figures.neighbours import Near, Query, agreement, choose, nearest, neighbours_picture
+from remask.evaluation.figures.classes import MOST, Shown, classes_figure
+from remask.evaluation.figures.neighbours import Near, Query, agreement, choose, nearest, neighbours_figure
 from remask.evaluation.figures.sheet import rgb
 from remask.evaluation.figures.tsne import choose_images
 from remask.evaluation.probing.fast_probe import Split
@@ -51,8 +51,8 @@ def neighbours(subject: Subject, train: Probed, test: Probed, splits: tuple[Spli
     rows, k = choose(tested.y, ROWS, seed), min(NEAR, len(known.y))
     ranked = {name: nearest(known.x[name], tested.x[name][some], k) for name in GROUPS}
     found = {name: nearest(known.x[name], tested.x[name][rows], k) for name in GROUPS}
-    images = _pictures(subject, train, [row for near in found.values() for row in near.flatten().tolist()])
-    queries = _pictures(subject, test, rows.tolist())
+    images = _images(subject, train, [row for near in found.values() for row in near.flatten().tolist()])
+    queries = _images(subject, test, rows.tolist())
     shown = []
     for place, row in enumerate(rows.tolist()):
         near = [found[name][place].tolist() for name in GROUPS]
@@ -64,7 +64,7 @@ def neighbours(subject: Subject, train: Probed, test: Probed, splits: tuple[Spli
         for name, words in GROUPS.items()
     ]
     counted = f"Percent: over the {k} nearest of {len(some):,} test pictures. The rows are random."
-    return neighbours_picture(shown, titles, [f"Framed: of the test picture's class. {counted}"])
+    return neighbours_figure(shown, titles, [f"Framed: of the test picture's class. {counted}"])
 
 
 def classes(subject: Subject, train: Probed, seed: int) -> bytes:
@@ -73,14 +73,14 @@ def classes(subject: Subject, train: Probed, seed: int) -> bytes:
     labels = usable.labels
     assert labels is not None
     chosen = choose_images(labels, MOST, EACH, seed)
-    images = _pictures(subject, train, chosen)
+    images = _images(subject, train, chosen)
     portrait = getattr(train.source, "portrait", None)
     shown = []
     for label in sorted({labels[row] for row in chosen}):
         rows = [row for row in chosen if labels[row] == label]
         photograph = torch.from_numpy(portrait(label)) if portrait else None
         shown.append(Shown(train.name(rows[0]), [images[row] for row in rows], photograph))
-    return classes_picture(shown, _notes(train.source, len(shown), len(set(labels))))
+    return classes_figure(shown, _notes(train.source, len(shown), len(set(labels))))
 
 
 def _notes(source: Source, count: int, total: int) -> list[str]:
@@ -90,7 +90,7 @@ def _notes(source: Source, count: int, total: int) -> list[str]:
     return [*getattr(source, "captions", []), f"{below} pictures of the class, at random, as the network gets them."]
 
 
-def _pictures(subject: Subject, probed: Probed, rows: Sequence[int]) -> Mapping[int, UInt8[Tensor, "Y X 3"]]:
+def _images(subject: Subject, probed: Probed, rows: Sequence[int]) -> Mapping[int, UInt8[Tensor, "Y X 3"]]:
     """The pictures of some rows, by row, as the network sees them."""
     wanted = sorted(set(rows))
     some: Any = Subset(probed.source, [probed.numbers[row] for row in wanted])

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from remask.errors import UserError
+from remask.images.loading.memory import available_mb
 from remask.images.sources.opening import open_source
 from remask.planning.anatomy import Anatomy, PeakMemory, anatomy, peak_memory
 from remask.planning.devices import MFU, device, is_this_machine
-from remask.planning.micro_batches import SHARE, available_mb
+from remask.planning.micro_batches import SHARE
 from remask.planning.rehearsal import Forecast, dry_run, forecast
 from remask.recipe import Recipe, method_label
 from remask.runs.progressive import phases

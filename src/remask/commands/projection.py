@@ -12,7 +12,7 @@ from remask.commands.printing import Say
 from remask.commands.refusals import check_tsne
 from remask.commands.subjects import MODEL_DEFAULTS, ModelOptions, Subject, open_subject
 from remask.commands.unusable_images import UnusableImages
-from remask.evaluation.figures.tsne import choose_images, picture, summary, table, tsne_maps
+from remask.evaluation.figures.tsne import choose_images, summary, table, tsne_figure, tsne_maps
 from remask.evaluation.probing.features import extract
 from remask.files.records import atomic_write
 from remask.images.sources.opening import open_source
@@ -81,7 +81,7 @@ def tsne(
         )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as tmp:
-        tmp.write_bytes(picture(maps, labels, source.classes))
+        tmp.write_bytes(tsne_figure(maps, labels, source.classes))
     where = [chosen.where(i) for i in range(len(chosen))]
     with atomic_write(out.with_suffix(".csv")) as tmp:
         tmp.write_text(table(maps, labels, chosen.numbers, where, source.classes), encoding="utf-8")

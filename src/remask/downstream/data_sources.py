@@ -50,8 +50,8 @@ def file_of(spec: str | None) -> str | None:
 
 def _of_any(role: str, group: tuple[Any, ...]) -> dict[str, Inventory]:
     if isinstance(group[0], MaskFiles):
-        pictures, masks = of_masks(*group)
-        return {role: pictures, "masks" if role == "data" else f"{role} masks": masks}
+        images, masks = of_masks(*group)
+        return {role: images, "masks" if role == "data" else f"{role} masks": masks}
     if isinstance(group[0], CocoSource):
         return {role: of_boxes(group[0])}
     return {role: inventory(group[0], labelled=True)}

@@ -40,7 +40,7 @@ READER = """sys.path.insert(0, str(here))
 from read_pixels import CentreCrop, ends_in_one_line, normalised, read_image, ready, resize
 
 """
-PICTURE = """
+READ_IMAGE = """
 channels, size = len(config["mean"]), tuple(config["image_size"])
 if len(sys.argv) > 1:
     with ends_in_one_line(sys.argv[1], config):
@@ -66,7 +66,7 @@ here = Path(__file__).parent
 model = timm.create_model(config["model"], **config["arguments"]).eval()
 model.load_state_dict(load_file(here / "model.safetensors"), strict=True)
 """
-    + PICTURE
+    + READ_IMAGE
     + CROPPED
     + """
 with torch.inference_mode():
@@ -134,7 +134,7 @@ def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str,
     else:
         what, end = SCRIPTS[recipe.task]
         content["loader"] = "remask"
-        script, state = OPENING.format(what=what, loader="remask") + REMASK + PICTURE + end, model.state_dict()
+        script, state = OPENING.format(what=what, loader="remask") + REMASK + READ_IMAGE + end, model.state_dict()
         (folder / "recipe.toml").write_text(dump(recipe), encoding="utf-8")
     (folder / "model.json").write_text(json.dumps(encodable(content), indent=2) + "\n", encoding="utf-8")
     (folder / "load_example.py").write_text(script, encoding="utf-8")

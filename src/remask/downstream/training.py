@@ -48,7 +48,7 @@ class Task(NamedTuple):
 
     model: Any
     train: Batches | None
-    pictures: int
+    images: int
     test: Callable[[Any, Watch], dict[str, Any]]
     headline: str
     gflops: float
@@ -79,7 +79,7 @@ def train(
     optimizer = adamw(groups(task.model, optim.weight_decay, optim.layer_decay), optim.peak, optim.betas)
     if isinstance(model, Averaged):
         model.follow(optimizer)
-    ledger = Ledger(task.pictures, 1, int(runtime.device.type == "cuda"), task.gflops)
+    ledger = Ledger(task.images, 1, int(runtime.device.type == "cuda"), task.gflops)
     trainer = Trainer(
         model, task.train, optimizer, schedule(recipe, len(task.train)), runtime, run, ledger,
         seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
@@ -90,7 +90,7 @@ def train(
         lines = [loaded.line, *lines]
     trainer.notes["data"] = checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
-    first = f"{recipe.name} on {task.pictures} pictures, {runtime.describe()} → {printable(path)}"
+    first = f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}"
     for line in (first, *task.notes, *lines):
         screen.say(line)
     found = dict[str, Any]()
@@ -140,7 +140,7 @@ def conclude(
     result["cost"] = run.read("cost.json")
     if changed:
         result["protocol"]["changed"] = list(changed)
-    result["protocol"] |= {"checkpoint": checkpoint, "pictures": _pictures(task, result)}
+    result["protocol"] |= {"checkpoint": checkpoint, "pictures": _images(task, result)}
     data, about = _told(task, recipe)
     keep(run, recipe.task, result, data, about | {"checkpoint": checkpoint}, files)
     folder = run.path / "pictures"
@@ -149,9 +149,9 @@ def conclude(
     return result
 
 
-def _pictures(task: Task, result: Mapping[str, Any]) -> dict[str, Any]:
+def _images(task: Task, result: Mapping[str, Any]) -> dict[str, Any]:
     """How many were learned from and tested on, and what was left out; the first is null where it is not known."""
-    learned_from = task.pictures if task.train else sum(task.facts.get("pictures", [])) or None
+    learned_from = task.images if task.train else sum(task.facts.get("pictures", [])) or None
     left_out = {role: dict(getattr(group[0], "left_out", {})) for role, group in task.sources.items()}
     counts = {"train": learned_from, "test": result["images"], "bad": {"test": result["bad_images"]}}
     return {**counts, "left_out": left_out}

@@ -1,10 +1,9 @@
 """runtime.accumulate = "auto": the fewest parts of a batch that fit, tried on a GPU, forecast on a CPU."""
 
-from pathlib import Path
-
 import torch
 
 from remask.images.loading.loader import Batch
+from remask.images.loading.memory import available_mb
 from remask.planning.anatomy import anatomy
 from remask.planning.rehearsal import forecast
 from remask.recipe import Recipe
@@ -30,26 +29,4 @@ def choose_micro_batches(recipe: Recipe, trainer: Trainer, runtime: Runtime) -> 
     return f"accumulate: a batch of {batch} in {count} part{'s' * (count > 1)} ({why})"
 
 
-def available_mb() -> float:
-    """Memory that this process may still take: what the kernel calls available, and a control group's limit."""
-    found = [_meminfo(), *(_left(Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used) for limit, used in (
-        ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ))]  # fmt: skip
-    return min(found)
-
-
-def _meminfo() -> float:
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return float("inf")
-    facts = dict(line.split(":") for line in path.read_text().splitlines())
-    return int(facts["MemAvailable"].split()[0]) / 2**10
-
-
-def _left(limit: Path, used: Path) -> float:
-    if not (limit.is_file() and used.is_file()) or not (text := limit.read_text().strip()).isdigit():
-        return float("inf")
-    return (int(text) - int(used.read_text())) / 2**20
-
-
-__all__ = ["available_mb", "choose_micro_batches"]
+__all__ = ["choose_micro_batches"]

@@ -15,7 +15,8 @@ import torch
 
 from remask.errors import UserError
 from remask.images.decoding import decode
-from remask.images.loading.image_cache import KEPT_MB, Pictures, half_of_memory_mb
+from remask.images.loading.image_cache import KEPT_MB, ImageCache
+from remask.images.loading.memory import half_of_memory_mb
 from remask.images.sources.opening import open_source
 from remask.recipe import Recipe
 
@@ -90,7 +91,7 @@ def kept_mb(recipe: Recipe) -> float:
         return 0.0
     source = open_source(data.source, limit=data.limit, exclude=data.exclude)
     room = half_of_memory_mb() if data.keep == "ram" else KEPT_MB
-    return Pictures(source, channels=data.channels, cache_mb=room).kept_bytes / 2**20
+    return ImageCache(source, channels=data.channels, cache_mb=room).kept_bytes / 2**20
 
 
 def _in_memory(recipe: Recipe) -> bool:
@@ -104,7 +105,7 @@ def dry_run(recipe: Recipe, batch: int, micro_batches: int = 1, steps: int = STE
     if _in_memory(recipe):
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"keep": "never"})})
     with tempfile.TemporaryDirectory(prefix="remask-plan-") as folder:
-        source = pictures_for(recipe, batch * steps, Path(folder) / "pictures")
+        source = images_for(recipe, batch * steps, Path(folder) / "pictures")
         request = {"recipe": recipe.model_dump(mode="json"), "batch": batch, "parts": micro_batches, "steps": steps}
         request |= {"source": source, "run": str(Path(folder) / "run")}
         # all that a real run holds in memory, and the command line did not import it here
@@ -117,7 +118,7 @@ def dry_run(recipe: Recipe, batch: int, micro_batches: int = 1, steps: int = STE
     return DryRun(batch, **json.loads(done.stdout.splitlines()[-1]))
 
 
-def pictures_for(recipe: Recipe, count: int, folder: Path) -> str:
+def images_for(recipe: Recipe, count: int, folder: Path) -> str:
     """The recipe's own source where it has enough pictures for an epoch of these steps; else photographs in a folder.
 
     Pictures for small images are of their size, others of PHOTOGRAPH: decoding is part of a step.
@@ -140,4 +141,4 @@ def pictures_for(recipe: Recipe, count: int, folder: Path) -> str:
     return str(folder)
 
 
-__all__ = ["DryRun", "Forecast", "dry_run", "forecast", "pictures_for"]
+__all__ = ["DryRun", "Forecast", "dry_run", "forecast", "images_for"]

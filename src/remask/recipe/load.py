@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from remask.files.text import read_toml
 from remask.recipe.layers import Layer, leaves, merge, nest, refuse_unused, warmup_share
 from remask.recipe.messages import fail, first_problem, nearest_key
-from remask.recipe.naming import PRETRAIN, locate
+from remask.recipe.naming import PRETRAIN, Place, locate
+from remask.recipe.papers import with_command, with_paper
 from remask.recipe.schema import Recipe, recipe_keys
 from remask.recipe.used import reset
 
@@ -48,14 +49,14 @@ def load(
     strict: bool = True,
 ) -> Any:
     """`load_recipe` for any schema, whose shipped recipes lie in `folder`. Keys without use are at their defaults."""
-    path = locate(str(name_or_path), Path(), folder)
-    files = _files(path, (), folder)
+    place = locate(str(name_or_path), Path(), folder)
+    files = _files(place, (), folder)
     layers = [*files, *_variables(os.environ if environment is None else environment)]
     flags = overrides if isinstance(overrides, Mapping) else parse_settings(overrides)
     layers += [("", nest(key, value)) for key, value in flags.items()]
     layers += warmup_share(layers, len(files))
     known = recipe_keys(schema)
-    merged: dict[str, Any] = {"name": path.stem}
+    merged: dict[str, Any] = {"name": place.row or place.path.stem}
     origin: dict[str, str] = {}
     for where, values in layers:
         for key in leaves(values):
@@ -72,11 +73,15 @@ def load(
     if strict:
         kept = {where for where, _ in files if _of_run(Path(where))}
         refuse_unused(schema, recipe, layers, len(files), kept)
-    return reset(recipe)
+    recipe = reset(recipe)
+    if isinstance(recipe, Recipe):
+        recipe = with_paper(with_command(recipe) if place.path.is_relative_to(folder) else recipe)
+    return recipe
 
 
-def _files(path: Path, children: tuple[Path, ...], folder: Path) -> list[Layer]:
+def _files(place: Place, children: tuple[Path, ...], folder: Path) -> list[Layer]:
     """The file and what it extends, parents first."""
+    path, row = place
     if path.resolve() in [child.resolve() for child in children]:
         fail(f"recipes extend each other in a circle: {' → '.join(file.name for file in (*children, path))}")
     try:
@@ -87,12 +92,15 @@ def _files(path: Path, children: tuple[Path, ...], folder: Path) -> list[Layer]:
         fail(f"recipe file {path} is not valid TOML: {error}")
     except OSError as error:
         fail(f"recipe file {path} cannot be read: {error.strerror}")
+    if row is not None:
+        values = merge(values, values.pop("rows")[row])
     parent = values.pop("extends", None)
     if not isinstance(parent, str | None):
         fail(f"extends must be a recipe's name or file, not {parent} ({path})")
     layers = _files(locate(parent, path.parent, folder), (*children, path), folder) if parent else []
     layers = [(where, {key: value for key, value in keys.items() if key not in ABOUT}) for where, keys in layers]
-    return [*layers, (path.name if path.parent == folder else str(path), values)]
+    shipped = row or (path.name if path.parent == folder else None)
+    return [*layers, (shipped or str(path), values)]
 
 
 def _variables(environment: Mapping[str, str]) -> list[Layer]:

@@ -2,8 +2,11 @@
 
 import difflib
 import os
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+from remask.files.text import read_toml
 from remask.recipe.messages import fail
 from remask.recipe.sections import METHODS
 
@@ -14,12 +17,26 @@ COMMANDS = ("finetune", "segment", "detect")
 """The commands of downstream tasks."""
 
 
+class Place(NamedTuple):
+    """Where a recipe is written: a file, or one of the rows of a file that holds a table of a paper."""
+
+    path: Path
+    row: str | None = None
+
+
+@cache
+def _rows(folder: Path) -> dict[str, Path]:
+    """The files of tables/ by the recipes in them: `[rows.NAME]` is what one changes of the keys before all rows."""
+    files = sorted((folder / "tables").glob("*.toml"))
+    return {name: path for path in files for name in read_toml(path, f"recipe file {path}")["rows"]}
+
+
 def recipe_names(folder: Path = PRETRAIN) -> list[str]:
     """The recipes that come with remask, sorted; those of pre-training unless a task's folder is given."""
-    return sorted(path.stem for path in folder.glob("*.toml"))
+    return sorted([*(path.stem for path in folder.glob("*.toml")), *_rows(folder)])
 
 
-def locate(name: str, beside: Path, folder: Path) -> Path:
+def locate(name: str, beside: Path, folder: Path) -> Place:
     """A path where it looks like one (relative to `beside`), else the shipped recipe of that name. Raises UserError."""
     if name.endswith(".toml") or "/" in name or os.sep in name:
         path = beside / Path(name).expanduser()
@@ -27,10 +44,12 @@ def locate(name: str, beside: Path, folder: Path) -> Path:
             fail(f"recipe file {path} does not exist; {_instead(Path(name).stem, folder)}")
         if (path / "recipe.toml").is_file():
             fail(f"recipe file {path} cannot be read: it is a run, whose recipe is {path / 'recipe.toml'}")
-        return path
+        return Place(path)
+    if name in (rows := _rows(folder)):
+        return Place(rows[name], name)
     if name not in recipe_names(folder):
         fail(f'unknown recipe "{name}"; {_instead(name, folder)}')
-    return folder / f"{name}.toml"
+    return Place(folder / f"{name}.toml")
 
 
 def _instead(name: str, folder: Path) -> str:
@@ -59,4 +78,4 @@ def _few(names: list[str], word: str = ", ") -> str:
     return word.join(names[:3])
 
 
-__all__ = ["FOLDER", "PRETRAIN", "locate", "recipe_names"]
+__all__ = ["FOLDER", "PRETRAIN", "Place", "locate", "recipe_names"]

@@ -53,7 +53,7 @@ def _cells(name: str, content: Mapping[str, Any]) -> list[str]:
         networks[0] = _numbers(content)
     val, data = (str(protocol.get(key) or "") for key in ("val", "data"))
     tested = f"{data}: {val}" if val.startswith("a fifth of") else val or data
-    return [_kind(name) + _details(protocol), *networks, tested, data, _pictures(content, protocol)]
+    return [_kind(name) + _details(protocol), *networks, tested, data, _images(content, protocol)]
 
 
 def _kind(name: str) -> str:
@@ -105,7 +105,7 @@ def _numbers(content: Mapping[str, Any]) -> str:
     return ", ".join([f"{key} {number(value)}" for key, value in content.items() if _is_number(value)][:SHOWN])
 
 
-def _pictures(content: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+def _images(content: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """How many were learned from, tested on, and could not be used."""
     counts, images = section_of(protocol, "pictures"), section_of(protocol, "images")
     train = counts.get("train", images.get("train", protocol.get("images")))

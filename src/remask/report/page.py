@@ -49,12 +49,12 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
         read_json(run / "eval" / "probe.json"),
     )
     recipe, everything = read_toml(recipe_text), shared(run, recipe_text)
-    pictures = everything.pop("pictures")
-    probed = {name: [(title, picture) for stem, picture in pictures if stem == name] for name, title in PROBED.items()}
+    figures = everything.pop("pictures")
+    probed = {name: [(title, figure) for stem, figure in figures if stem == name] for name, title in PROBED.items()}
     return {
         **everything,
         **probed,
-        "pictures": [(name, picture) for name, picture in pictures if name not in PROBED],
+        "pictures": [(name, figure) for name, figure in figures if name not in PROBED],
         "title": str(recipe.get("title") or "") or printable(run.name),
         "summary": summary(recipe, cost, metrics),
         "equation": equation,

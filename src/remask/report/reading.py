@@ -48,12 +48,12 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
 
 def shared(run: Path, recipe_text: str) -> dict[str, Any]:
     """What every page shows: the folder, its state, pictures, cost, recipe, machine, bad pictures, changed data."""
-    pictures = sorted((run / "pictures").glob("*.png"))
+    figures = sorted((run / "pictures").glob("*.png"))
     return {
         "run": printable(run.name),
         "path": quoted(run),
         "status": read_json(run / "status.json"),
-        "pictures": [(printable(path.stem).replace("-", " ").replace("_", " "), embedded(path)) for path in pictures],
+        "pictures": [(printable(path.stem).replace("-", " ").replace("_", " "), embedded(path)) for path in figures],
         "cost": facts(read_json(run / "cost.json")),
         "recipe": recipe_text,
         "environment": pretty(read_json(run / "env.json")),

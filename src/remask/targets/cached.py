@@ -39,10 +39,10 @@ class Cached(nn.Module):
         self.target, self.folder, self.shelf = target, folder, None
         self.width, self.prefix = int(target.width), int(getattr(target, "prefix", 0))
 
-    def reserve(self, pictures: int, size: Size) -> None:
+    def reserve(self, images: int, size: Size) -> None:
         """Open the file for so many pictures of `size` pixels. Raises UserError where the disk has no room for it."""
         rows, columns = grid_of(size, self.target.patch)
-        shape = (pictures, self.prefix + rows * columns, self.width)
+        shape = (images, self.prefix + rows * columns, self.width)
         self.shelf = Shelf(self.folder / f"{fingerprint(self.target, shape, size)}.npy", shape)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it reads and writes files

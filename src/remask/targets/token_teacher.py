@@ -82,8 +82,8 @@ class TokenTeacher(nn.Module):
                 f"{wanted[0]}×{wanted[1]}, so they cannot see the same: choose another size, or a teacher of the image"
             )
         assert views is not None or not self.per_view
-        stem = backbone.embed(pixels)
-        prefix, tokens = backbone.encode(stem, views if self.per_view else None, layers=(self.layer,))[self.layer]
+        patches = backbone.embed(pixels)
+        prefix, tokens = backbone.encode(patches, views if self.per_view else None, layers=(self.layer,))[self.layer]
         prefix, tokens = prefix.float(), tokens.float()  # bf16 under autocast
         if tokens.shape[-1] != self.width:
             raise UserError(f"the teacher {self.name} gives {tokens.shape[-1]} channels there, not {self.width}")

@@ -103,7 +103,7 @@ def test_embedding_gathered_pixels_is_gathering_embeddings(ratio: float) -> None
     stem, views = backbone.embed(images), drawn(backbone, images, ratio=ratio)
     embedded = backbone.network.patch_embed(normalised(images))
     by_hand = torch.stack([embedded[b][~views.mask[v, b]] for v in range(len(views.mask)) for b in range(len(images))])
-    assert torch.allclose(backbone._visible(stem.patches, views), by_hand, atol=1e-5)
+    assert torch.allclose(backbone._visible(stem.pixels, views), by_hand, atol=1e-5)
 
 
 def test_dropping_equals_the_network_run_on_the_visible_tokens() -> None:

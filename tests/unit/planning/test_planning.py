@@ -137,7 +137,7 @@ def test_kept_pictures_come_on_top(tmp_path: Path) -> None:
     recipe = choose("mae-vit-micro-cifar", asked)
     loader = build_loader(recipe, open_source(str(tmp_path)), Runtime(torch.device("cpu")), build_method(recipe))
     list(loader.epoch(0))
-    kept = loader._builder._pictures._cache._kept.values()  # type: ignore[attr-defined]
+    kept = loader._builder._images._cache._kept.values()  # type: ignore[attr-defined]
     assert kept_mb(recipe) == sum(picture.nbytes for picture in kept) / 2**20 == 16 * 30 * 40 * 3 / 2**20
     for none in ({"data.keep": "never"}, {"data.reduced": True}, {"data.source": None}, {"data.source": "digits"}):
         assert kept_mb(choose("mae-vit-micro-cifar", {**asked, **none})) == 0, none
@@ -173,17 +173,6 @@ def test_parts_follow_the_memory_of_a_cpu(
     fits = [n for n in range(1, 101) if LINE.memory_mb(100, n) <= 0.9 * there]
     assert cut.micro_batches == min(fits) == micro_batches
     assert f"a batch of 100 in {micro_batches} part" in said
-
-
-def test_available_memory(tmp_path: Path) -> None:
-    assert 0 < parts_module.available_mb() < 1e9
-    limit, used = tmp_path / "max", tmp_path / "current"
-    assert parts_module._left(limit, used) == float("inf")
-    used.write_text(f"{2**28}\n")
-    limit.write_text("max\n")
-    assert parts_module._left(limit, used) == float("inf")
-    limit.write_text(f"{2**30}\n")
-    assert parts_module._left(limit, used) == 768
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan

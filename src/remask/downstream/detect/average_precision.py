@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from remask.downstream.detect.coco import encode_mask
-from remask.downstream.detect.detector import Boxed, Detector, Found, on_picture
+from remask.downstream.detect.detector import Boxed, Detector, Found, on_image
 from remask.errors import UserError
 from remask.evaluation.probing.features import Progress
 
@@ -47,7 +47,7 @@ def detections(
         with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
             found = detector.detect(batch.images.to(where))
         for one, label in zip(found, batch.labels, strict=True):
-            results += coco_results(on_picture(one, label["size"], label["shown"]), label["image_id"], categories)
+            results += coco_results(on_image(one, label["size"], label["shown"]), label["image_id"], categories)
         done += len(found)
         if progress:
             progress(done, total, "pictures searched")
@@ -131,9 +131,9 @@ def _numbers(truth: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
 
 
 def _numbered(truth: dict[str, list[dict[str, Any]]], numbers: Mapping[str, Mapping[Any, int]]) -> dict[str, Any]:
-    pictures, categories = numbers["image_id"], numbers["category_id"]
+    images, categories = numbers["image_id"], numbers["category_id"]
     return {
-        "images": [{**image, "id": pictures.get(image["id"], image["id"])} for image in truth["images"]],
+        "images": [{**image, "id": images.get(image["id"], image["id"])} for image in truth["images"]],
         "categories": [{**c, "id": categories.get(c["id"], c["id"])} for c in truth["categories"]],
         "annotations": [_renamed(a, numbers) for a in truth["annotations"]],
     }

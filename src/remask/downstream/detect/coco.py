@@ -171,27 +171,27 @@ def open_coco(
     lost, wrong = Faults(skip_bad), Faults(skip_bad)
     patterns = Patterns(exclude, images)
     told = images_of(data["images"], annotations, lost)
-    for picture in told:  # of all, since what the annotations name is compared with what the folder holds
-        picture["file_name"] = _file_name(picture["file_name"], folder)
+    for entry in told:  # of all, since what the annotations name is compared with what the folder holds
+        entry["file_name"] = _file_name(entry["file_name"], folder)
     every = [p for p in told if not patterns.exclude(p["file_name"])]
-    pictures = _matched(every[:limit], folder, (images, annotations), exif, lost)
+    entries = _matched(every[:limit], folder, (images, annotations), exif, lost)
     listed = frozenset(key_of(entry.get("id")) for entry in data["images"] if isinstance(entry, dict))
-    known = Known(listed, {key_of(picture["id"]): picture for picture in pictures}, ids)
+    known = Known(listed, {key_of(entry["id"]): entry for entry in entries}, ids)
     sound, masks = annotations_of(data["annotations"], known, annotations, wrong)
-    for picture, found in zip(pictures, sound, strict=True):
-        if "turned" in picture:
-            found[:] = [_turned(a, picture) for a in found]
-            size = picture["height"], picture["width"]
-            picture["height"], picture["width"] = turned_size(size, picture["turned"])
+    for entry, found in zip(entries, sound, strict=True):
+        if "turned" in entry:
+            found[:] = [_turned(a, entry) for a in found]
+            size = entry["height"], entry["width"]
+            entry["height"], entry["width"] = turned_size(size, entry["turned"])
     for line in [*lost.lines, *wrong.lines] if report else ():
         report(line)  # type: ignore[misc]
     where, left_out = os.path.abspath(folder), {**_unnamed(folder, every, exclude), **patterns.counts}
-    return CocoSource(images, where, pictures, sound, names, [*ids.values()], masks, wrong.lines, lost.lines, left_out)
+    return CocoSource(images, where, entries, sound, names, [*ids.values()], masks, wrong.lines, lost.lines, left_out)
 
 
-def _unnamed(folder: str, pictures: Sequence[dict[str, Any]], exclude: Sequence[str]) -> Counter[str]:
-    """What lies in the folder beside the pictures that the annotations name."""
-    named, left_out = {os.path.normpath(picture["file_name"]) for picture in pictures}, Counter[str]()
+def _unnamed(folder: str, entries: Sequence[dict[str, Any]], exclude: Sequence[str]) -> Counter[str]:
+    """What lies in the folder beside the images that the annotations name."""
+    named, left_out = {os.path.normpath(entry["file_name"]) for entry in entries}, Counter[str]()
     others = [path for path in files_under(folder, Patterns(exclude), left_out) if path not in named]
     if count := len(sorted_out(others, left_out)):
         left_out[UNNAMED] = count
@@ -199,32 +199,32 @@ def _unnamed(folder: str, pictures: Sequence[dict[str, Any]], exclude: Sequence[
 
 
 def _matched(
-    pictures: list[Entry], folder: str, typed: tuple[str, str], exif: Exif | None, faults: Faults
+    entries: list[Entry], folder: str, typed: tuple[str, str], exif: Exif | None, faults: Faults
 ) -> list[Entry]:
     """Pictures with their files: there, once, and of the size that the annotations say, turned or not."""
     images, path = map(printable, typed)
     with ThreadPoolExecutor(8, "remask-headers") as pool:
-        headers = list(pool.map(_header, (os.path.join(folder, p["file_name"]) for p in pictures), chunksize=64))
-    names = [printable(picture["file_name"]) for picture in pictures]
+        headers = list(pool.map(_header, (os.path.join(folder, p["file_name"]) for p in entries), chunksize=64))
+    names = [printable(entry["file_name"]) for entry in entries]
     missing = [name for name, header in zip(names, headers, strict=True) if header == MISSING]
     words = f"pictures of {path} are not in {images}"
     cure = "give the folder to which their file_name is relative"
-    if any(header == MISSING and os.path.isabs(p["file_name"]) for p, header in zip(pictures, headers, strict=True)):
+    if any(header == MISSING and os.path.isabs(p["file_name"]) for p, header in zip(entries, headers, strict=True)):
         cure = "write each file_name relative to that folder"
     faults.add(missing, len(names), words, cure)
     lines, sound, known = list[str](), list[Entry](), dict[str, Any]()
-    for picture, name, header in zip(pictures, names, headers, strict=True):
+    for entry, name, header in zip(entries, names, headers, strict=True):
         turn: int | str = 1
         if header == MISSING:
             continue
         if isinstance(header, Header):
-            turn = agreed((picture["height"], picture["width"]), header, exif)
-        if (other := known.setdefault(os.path.normpath(picture["file_name"]), picture["id"])) != picture["id"]:
-            turn = f"it is picture {printable(str(picture['id']))} and {printable(str(other))}"
+            turn = agreed((entry["height"], entry["width"]), header, exif)
+        if (other := known.setdefault(os.path.normpath(entry["file_name"]), entry["id"])) != entry["id"]:
+            turn = f"it is picture {printable(str(entry['id']))} and {printable(str(other))}"
         if isinstance(turn, str):
             lines.append(f"{name}: {turn}")
         else:
-            sound.append(picture if turn == 1 else {**picture, "turned": turn})
+            sound.append(entry if turn == 1 else {**entry, "turned": turn})
     words = f"pictures of {path} cannot be used"
     unsure = any("EXIF" in line for line in lines)
     cure = "say --set data.exif=stored or data.exif=upright, or leave them out by data.skip_bad (--skip-bad)"
@@ -278,9 +278,9 @@ def _leads_out(name: str) -> bool:
     return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
-def _turned(entry: Entry, picture: Entry, back: bool = False) -> Entry:
+def _turned(entry: Entry, image: Entry, back: bool = False) -> Entry:
     """An annotation of the pixels in a file on the picture as EXIF turns it, or a result back again."""
-    orientation, size = picture["turned"], (picture["height"], picture["width"])
+    orientation, size = image["turned"], (image["height"], image["width"])
     turned = {**entry, "bbox": turned_box(entry["bbox"], size, INVERSE[orientation] if back else orientation)}
     if "segmentation" in entry:
         shape = entry["segmentation"]

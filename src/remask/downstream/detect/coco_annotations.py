@@ -21,7 +21,7 @@ class Known(NamedTuple):
     """
 
     listed: frozenset[Any]
-    pictures: dict[Any, Entry]
+    images: dict[Any, Entry]
     categories: dict[Any, Any]
 
 
@@ -36,17 +36,17 @@ def annotations_of(entries: Sequence[Any], known: Known, path: str, faults: Faul
         faults.lacking(bad, len(entries), "annotations", path)
     for key, what, ids in (("images", "image_id", known.listed), ("categories", "category_id", known.categories)):
         sound = _referring(sound, key, what, ids, path, faults)
-    used = [a for a in sound if a["image_id"] in known.pictures]
+    used = [a for a in sound if a["image_id"] in known.images]
     masks = any(a.get("segmentation") for a in used)
     wrong = _faults_of(used, known, masks)
     lines = [_line(used[n], n, known, wrong[n]) for n in sorted(wrong)]
     faults.add(lines, len(used), f"annotations of {printable(path)} cannot be used")
-    by_picture: dict[Any, list[Entry]] = {key: [] for key in known.pictures}
+    by_image: dict[Any, list[Entry]] = {key: [] for key in known.images}
     for n, a in enumerate(used):
         if n not in wrong:
-            by_picture[a["image_id"]].append(a)
-            a["image_id"], a["category_id"] = known.pictures[a["image_id"]]["id"], known.categories[a["category_id"]]
-    return list(by_picture.values()), masks
+            by_image[a["image_id"]].append(a)
+            a["image_id"], a["category_id"] = known.images[a["image_id"]]["id"], known.categories[a["category_id"]]
+    return list(by_image.values()), masks
 
 
 def _is_annotation(entry: Any) -> bool:
@@ -81,8 +81,8 @@ def _shown_id(annotation: Entry, place: int) -> str:
 
 
 def _line(annotation: Entry, place: int, known: Known, fault: str) -> str:
-    picture = known.pictures[annotation["image_id"]]
-    return f"annotation {_shown_id(annotation, place)} of {printable(picture['file_name'])}: {fault}"
+    image = known.images[annotation["image_id"]]
+    return f"annotation {_shown_id(annotation, place)} of {printable(image['file_name'])}: {fault}"
 
 
 def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[int, str]:
@@ -90,7 +90,7 @@ def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[
     found, known_ids = dict[int, str](), set[Any]()
     packed, strings, pixels, places = list[int](), list[str](), list[int](), list[Place]()
     for n, a in enumerate(annotations):
-        image = known.pictures[a["image_id"]]
+        image = known.images[a["image_id"]]
         size = image["height"], image["width"]
         fault = _fault_of_number(a, known_ids) or _fault_of_box(a["bbox"], size)
         if fault is None and masks:

@@ -48,12 +48,12 @@ class Targets(NamedTuple):
     """What is on the pictures of a step. Nothing is drawn here: torchvision samples anchors and regions from the global
     generator, which the trainer seeds."""
 
-    pictures: list[dict[str, Tensor]]
+    images: list[dict[str, Tensor]]
 
     def split(self, chunks: int) -> list["Targets"]:
         """In batch order, in the sizes of Tensor.tensor_split."""
-        numbers = torch.arange(len(self.pictures)).tensor_split(chunks)
-        return [Targets([self.pictures[i] for i in chunk.tolist()]) for chunk in numbers]
+        numbers = torch.arange(len(self.images)).tensor_split(chunks)
+        return [Targets([self.images[i] for i in chunk.tolist()]) for chunk in numbers]
 
 
 class Detector(nn.Module):
@@ -105,8 +105,8 @@ class Detector(nn.Module):
     def forward(self, images: Images, draw: Targets) -> dict[str, Float[Tensor, ""]]:
         """The losses of Mask R-CNN and their sum, in training mode."""
         features, shapes = self._features(images)
-        proposals, losses = self.rpn(shapes, features, draw.pictures)
-        losses |= self.roi_heads(features, proposals, shapes.image_sizes, draw.pictures)[1]
+        proposals, losses = self.rpn(shapes, features, draw.images)
+        losses |= self.roi_heads(features, proposals, shapes.image_sizes, draw.images)[1]
         named = {name: losses[theirs] for theirs, name in LOSSES.items() if theirs in losses}
         return {**named, "total": torch.stack(list(named.values())).sum()}
 
@@ -138,7 +138,7 @@ class Detector(nn.Module):
         return OrderedDict((str(i), x) for i, x in enumerate(maps)), ImageList(images, [size] * len(images))
 
 
-def on_picture(found: Found, size: Size, shown: Size) -> Found:
+def on_image(found: Found, size: Size, shown: Size) -> Found:
     """What was found on an image that shows a picture of `size` pixels at `shown`, in the picture's own pixels.
 
     Boxes are cut to the picture, those beside it left out; masks become Bool[n, H, W] of the whole picture.
@@ -218,4 +218,4 @@ def _mask_rcnn(channels: int, classes: int, strides: Sequence[int], masks: bool,
     )
 
 
-__all__ = ["LOSSES", "Boxed", "Detector", "Found", "Targets", "on_picture"]
+__all__ = ["LOSSES", "Boxed", "Detector", "Found", "Targets", "on_image"]

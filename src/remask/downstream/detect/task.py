@@ -11,7 +11,7 @@ import torch
 from remask.downstream.detect.average_precision import average_precision, detections
 from remask.downstream.detect.boxes import BoxLoader, LargeScaleJitter, Letterbox
 from remask.downstream.detect.coco import CocoSource, open_coco
-from remask.downstream.detect.detector import Detector, on_picture
+from remask.downstream.detect.detector import Detector, on_image
 from remask.downstream.detect.drawing import Drawing, sheet_of_boxes
 from remask.downstream.inputs import NO_IMAGES, NO_TEST
 from remask.downstream.network import check_all, fix_pixel_range, freeze, gflops, network, opened_of, workers
@@ -87,11 +87,11 @@ def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Siz
     for i in usable[:: max(1, len(usable) // SHOWN)]:
         encoded, target = val.read(i)
         scaling = detector.backbone.normalise.scaling
-        picture = decoded(encoded, channels, scaling)
-        image, placed = letterbox(picture, target)
+        original = decoded(encoded, channels, scaling)
+        image, placed = letterbox(original, target)
         image = scaling.of_shades(image) if scaling else image
-        found = on_picture(detector.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
-        drawings.append(Drawing(picture[:3].to(torch.uint8).expand(3, -1, -1), found, Path(val.where(i)).name))
+        found = on_image(detector.detect(image[None].to(runtime.device))[0], target["size"], placed["shown"])
+        drawings.append(Drawing(original[:3].to(torch.uint8).expand(3, -1, -1), found, Path(val.where(i)).name))
     return sheet_of_boxes(drawings[:SHOWN], val.classes)
 
 
@@ -147,7 +147,7 @@ def by_categories(source: CocoSource, classes: Sequence[str], where: str, other:
     """
     if source.classes == list(classes):
         return source
-    used = {source.categories.index(a["category_id"]) for of_picture in source.annotations for a in of_picture}
+    used = {source.categories.index(a["category_id"]) for of_image in source.annotations for a in of_image}
     places = match(source.classes, classes, used, printable(where), other)
     order = sorted(places, key=lambda number: number in used)  # of two that are one class, the one with annotations
     ids, free = {places[number]: source.categories[number] for number in order}, count(max(source.categories) + 1)

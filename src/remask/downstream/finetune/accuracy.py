@@ -116,7 +116,7 @@ def evaluate(
     return score(classifier, batches, device, autocast).summary(names)
 
 
-def confusion_picture(confusion: Int[Tensor, "classes classes"], names: Sequence[str] | None = None) -> bytes:
+def confusion_figure(confusion: Int[Tensor, "classes classes"], names: Sequence[str] | None = None) -> bytes:
     """A PNG: rows are true classes, columns predictions, in percent of the row's images. Names where there is room."""
     from matplotlib.figure import Figure
 
@@ -158,4 +158,4 @@ def _name(number: int, names: Sequence[str] | None) -> str:
     return str(number) if names is None or number >= len(names) else names[number]
 
 
-__all__ = ["Scores", "confusion_picture", "evaluate", "score"]
+__all__ = ["Scores", "confusion_figure", "evaluate", "score"]

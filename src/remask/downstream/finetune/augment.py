@@ -89,17 +89,17 @@ class RandAugment:
     def __call__(self, image: Image, generator: Generator) -> Image:
         if image.dtype != torch.uint8:
             image = (self.levels.unit(image) * 255).round().clamp(0, 255).to(torch.uint8)
-        picture, seed = tv.to_pil_image(image), drawn_seed(generator)
+        pil_image, seed = tv.to_pil_image(image), drawn_seed(generator)
         # timm chooses in this line too, but from NumPy's generator for the process
         operations = np.random.RandomState(seed).choice(self.transform.ops, self.transform.num_layers)
         with timm_draws(seed):
             for operation in operations:
-                picture = operation(picture)
-        return tv.pil_to_tensor(picture)
+                pil_image = operation(pil_image)
+        return tv.pil_to_tensor(pil_image)
 
 
 @dataclass(frozen=True)
-class PictureJitter:
+class ColorJitter:
     """Brightness, contrast and saturation, in random order, each by a factor of 1 - amount to 1 + amount.
 
     torchvision's own ColorJitter draws from torch's global generator, as the network in another thread does.
@@ -184,7 +184,7 @@ class TrainAugment:
         fill = tuple(min(255, round(255 * value)) for value in self.mean)
         off = (self.randaugment or "").lower() in OFF
         policy = None if off else RandAugment(self.randaugment or "", fill, self.levels)
-        jitter = PictureJitter(self.jitter) if self.jitter and policy is None else None
+        jitter = ColorJitter(self.jitter) if self.jitter and policy is None else None
         erasing = Erasing(self.erasing, self.mean, self.std, levels=self.levels) if self.erasing else None
         return [step for step in (policy, jitter, erasing) if step is not None]
 
@@ -212,9 +212,9 @@ class EvalCrop:
 
 __all__ = [
     "POLICY",
+    "ColorJitter",
     "Erasing",
     "EvalCrop",
-    "PictureJitter",
     "RandAugment",
     "TrainAugment",
     "drawn_seed",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from remask.downstream.finetune.accuracy import confusion_picture, score
+from remask.downstream.finetune.accuracy import confusion_figure, score
 from remask.downstream.finetune.augment import EvalCrop, TrainAugment
 from remask.downstream.finetune.classifier import Classifier
 from remask.downstream.finetune.mixing import Mixing
@@ -69,7 +69,7 @@ def build_finetune(
         return summary | {"protocol": protocol}
 
     def show(tested: Classifier, folder: Path) -> None:
-        (folder / "confusion.png").write_bytes(confusion_picture(found["scores"].confusion, names))
+        (folder / "confusion.png").write_bytes(confusion_figure(found["scores"].confusion, names))
 
     told = facts or {**_facts(source, begun), **pixels}
     lines, cost = [*said, *dict.fromkeys([*notes(source), *notes(val)])], gflops(classifier, classifier.logits, size)
@@ -100,7 +100,7 @@ def _facts(source: Source, begun: Any) -> dict[str, Any]:
 def _protocol(data: ClassesData, tested: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """What the numbers are of; `tested` are the test pictures of each class, of which some may have none."""
     protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
-    untested = [name for name, pictures in zip(names, tested, strict=True) if not pictures]
+    untested = [name for name, images in zip(names, tested, strict=True) if not images]
     return protocol | ({"untested": untested} if untested else {})
 
 
@@ -169,8 +169,8 @@ def some_of(source: Source, share: float, seed: int) -> Source:
 
 def of_run(source: Source, facts: Mapping[str, Any]) -> Source:
     """A source by the classes of a run. Raises UserError for one that the run has not learned."""
-    classes, pictures = facts["classes"], facts.get("pictures")
-    trained = None if pictures is None else [number for number, count in enumerate(pictures) if count]
+    classes, images = facts["classes"], facts.get("pictures")
+    trained = None if images is None else [number for number, count in enumerate(images) if count]
     return by_classes(source, classes, "the run", trained)
 
 
@@ -182,14 +182,12 @@ def counted(source: Source) -> list[int]:
 
 def check_classes(source: Source, begun: Any) -> None:
     """Raise UserError for pictures of one class only, or without one that a run has begun to learn."""
-    pictures = counted(source)
-    if sum(map(bool, pictures)) < 2:
+    counts = counted(source)
+    if sum(map(bool, counts)) < 2:
         raise UserError(f"all {len(source)} pictures of {source.name} are of one class: at least two are needed")
     before = (begun or {}).get("pictures", [])  # runs of older versions do not say it
     learned = [name for name, images in zip(source.classes or [], before, strict=False) if images]
-    check_all(
-        learned, [name for name, images in zip(source.classes or [], pictures, strict=True) if images], source.name
-    )
+    check_all(learned, [name for name, images in zip(source.classes or [], counts, strict=True) if images], source.name)
 
 
 __all__ = ["build_finetune", "classifier_of", "labelled", "some_of", "split"]

@@ -36,7 +36,7 @@ def frames(
     from matplotlib.figure import Figure
 
     rows = [
-        (_picture(image), None if truth is None else painted(truth, palette, ignore), painted(guess, palette, ignore))
+        (_image(image), None if truth is None else painted(truth, palette, ignore), painted(guess, palette, ignore))
         for image, truth, guess in zip(images, truths, predictions, strict=True)
     ]
     shown = _occurring([mask for mask in (*truths, *predictions) if mask is not None], ignore)
@@ -75,7 +75,7 @@ def painted(
     return table[mask.cpu().numpy()]
 
 
-def _picture(image: UInt8[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:
+def _image(image: UInt8[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:
     """Three channels as colours, any other number as their mean in gray."""
     pixels = image.cpu().permute(1, 2, 0).numpy()
     if pixels.shape[-1] == 3:

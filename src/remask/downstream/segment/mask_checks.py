@@ -46,8 +46,8 @@ def paired(
         found.append(sorted_out(files, counts))
         if not found[-1]:
             raise UserError(f"{printable(folder)} holds no images: {describe(files)}")
-    pictures, drawn = found
-    if splits := splits_of(pictures):
+    images, drawn = found
+    if splits := splits_of(images):
         train, every = chosen(list(splits))[0], ", ".join(map(printable, splits))
         raise UserError(f"{printable(typed)} holds the splits {every}: name one, as in {printable(f'{root}/{train}')}")
     by_stem: dict[str, list[str]] = {}
@@ -55,10 +55,10 @@ def paired(
         by_stem.setdefault(os.path.splitext(path)[0], []).append(path)
     if twice := [" and ".join(paths) for paths in by_stem.values() if len(paths) > 1]:
         raise UserError(f"{len(twice)} pictures of {printable(typed)} have two masks: {first_of(twice)}; remove one")
-    stems = {path: os.path.splitext(path)[0] for path in pictures}
+    stems = {path: os.path.splitext(path)[0] for path in images}
     if not any(stem in by_stem for stem in stems.values()):
         raise UserError(
-            f"no picture has a mask of its name: {printable(typed)} holds {printable(pictures[0])} and "
+            f"no picture has a mask of its name: {printable(typed)} holds {printable(images[0])} and "
             f"{printable(masks)} {printable(drawn[0])}; rename them alike"
         )
     check_alone([path for path, stem in stems.items() if stem not in by_stem], typed, "pictures", "mask")

@@ -123,14 +123,14 @@ class ScaleCropFlip:
         return canvas, labels
 
 
-def covering(picture: Size, crop: Size) -> float:
+def covering(image: Size, crop: Size) -> float:
     """By how much a picture is scaled to just cover a crop; its longer side stays within 4 times the crop's.
 
     For a crop of 512x512 that is a shorter side of 512 and a longer one of 2048 at most, as ADE20K is trained and
     tested on.
     """
-    cover = max(crop[0] / picture[0], crop[1] / picture[1])
-    return min(cover, 4 * max(crop) / max(picture))
+    cover = max(crop[0] / image[0], crop[1] / image[1])
+    return min(cover, 4 * max(crop) / max(image))
 
 
 def nearest(mask: UInt8[Tensor, "H W"], size: Size) -> UInt8[Tensor, "h w"]:
@@ -256,8 +256,8 @@ class _Apart:
     scaling: Scaling | None = None
 
     def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]:
-        picture, mask = self.transform(image[:-1], image[-1].to(torch.uint8), generator)
-        ready = self.scaling.of_shades(picture) if self.scaling else picture
+        pixels, mask = self.transform(image[:-1], image[-1].to(torch.uint8), generator)
+        ready = self.scaling.of_shades(pixels) if self.scaling else pixels
         return torch.cat([ready, mask[None].to(ready.dtype)])
 
 

@@ -141,8 +141,8 @@ class Segmenter(nn.Module):
         labelled = torch.stack([resize(image, target) for image in images.cpu()]).to(images.device) if size else images
         step = stride or (window and two_thirds(window))
 
-        def scores(pictures: Tensor) -> Tensor:
-            found = self.slide(pictures, window, step) if window and step else self.logits(pictures)
+        def scores(view: Tensor) -> Tensor:
+            found = self.slide(view, window, step) if window and step else self.logits(view)
             return scaled(found, own)
 
         found = scores(labelled)

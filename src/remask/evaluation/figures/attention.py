@@ -102,27 +102,27 @@ def _weights(
 def attention_sheet(
     images: UInt8[Tensor, "B C H W"], maps: Float[Tensor, "B heads h w"], notes: Sequence[str] = ()
 ) -> bytes:
-    """A PNG with a row a picture: itself, the mean over the heads, and each head; brightest where attention is most."""
+    """A PNG with a row per image: itself, the mean over the heads, and each head; brightest where attention is most."""
     rows = []
     for image, heads in zip(images, maps, strict=True):
-        picture = rgb(image)
-        panels = [Panel("original", picture), Panel("mean of heads", overlay(picture, heads.mean(0)))]
-        panels += [Panel(f"head {number + 1}", overlay(picture, head)) for number, head in enumerate(heads)]
+        enlarged = rgb(image)
+        panels = [Panel("original", enlarged), Panel("mean of heads", overlay(enlarged, heads.mean(0)))]
+        panels += [Panel(f"head {number + 1}", overlay(enlarged, head)) for number, head in enumerate(heads)]
         rows.append(panels)
     return sheet(Reconstruction(rows, [*notes, "Every map is scaled to its own maximum."]))
 
 
-def overlay(picture: UInt8[Tensor, "Y X 3"], attention: Float[Tensor, "h w"]) -> UInt8[Tensor, "Y X 3"]:
-    """The picture in grey under the colours of attention, one colour a patch."""
+def overlay(image: UInt8[Tensor, "Y X 3"], attention: Float[Tensor, "h w"]) -> UInt8[Tensor, "Y X 3"]:
+    """The image in grey under the colours of attention, one colour a patch."""
     import matplotlib
 
     rows, columns = attention.shape
     share = attention / attention.max().clamp(min=1e-12)
-    share = share.repeat_interleave(-(-picture.shape[0] // rows), 0).repeat_interleave(
-        -(-picture.shape[1] // columns), 1
-    )[: picture.shape[0], : picture.shape[1]]
+    share = share.repeat_interleave(-(-image.shape[0] // rows), 0).repeat_interleave(-(-image.shape[1] // columns), 1)[
+        : image.shape[0], : image.shape[1]
+    ]
     heat = torch.from_numpy(np.asarray(matplotlib.colormaps["inferno"](share.numpy())))[..., :3].float() * 255
-    grey = picture.float().mean(-1, keepdim=True)
+    grey = image.float().mean(-1, keepdim=True)
     return (_HEAT * heat + (1 - _HEAT) * grey).round().clamp(0, 255).to(torch.uint8)
 
 

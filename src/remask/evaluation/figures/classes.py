@@ -19,18 +19,18 @@ class Shown(NamedTuple):
     """A class: its name, some of its pictures, and a larger one."""
 
     name: str
-    pictures: Sequence[UInt8[Tensor, "Y X 3"]]
+    images: Sequence[UInt8[Tensor, "Y X 3"]]
     portrait: UInt8[Tensor, "H W 3"] | None = None
 
 
-def classes_picture(
+def classes_figure(
     classes: Sequence[Shown], notes: Sequence[str] = (), columns: int = 4, width: float = 2.3, dpi: int = 120
 ) -> bytes:
     """A PNG of cells, `columns` a row: a class's name, its portrait, and its pictures side by side."""
     from matplotlib.figure import Figure
 
     columns = min(columns, len(classes))
-    count = max(len(one.pictures) for one in classes)
+    count = max(len(one.images) for one in classes)
     small, tall = width / count, 0.66 * width if any(one.portrait is not None for one in classes) else 0.0
     edge, gap, head = 0.12, 0.16, 0.2
     height = head + tall + (0.05 if tall else 0) + small + gap
@@ -49,20 +49,20 @@ def classes_picture(
         )  # fmt: skip
         if one.portrait is not None:
             place(axes, _cut(one.portrait, tall / width), (left, top - head - tall, width, tall))
-        for column, picture in enumerate(one.pictures):
-            place(axes, picture, (left + column * small, top - height + gap, 0.96 * small, 0.96 * small))
+        for column, image in enumerate(one.images):
+            place(axes, image, (left + column * small, top - height + gap, 0.96 * small, 0.96 * small))
     for number, line in enumerate(reversed(lines)):
         at = (edge + 0.19 * number) / total_y
         figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, color=_FAINT, parse_math=False)
     return png(figure)
 
 
-def _cut(picture: UInt8[Tensor, "H W 3"], ratio: float) -> UInt8[Tensor, "h w 3"]:
+def _cut(image: UInt8[Tensor, "H W 3"], ratio: float) -> UInt8[Tensor, "h w 3"]:
     """The middle rows, or the whole where it is wider: cells are alike, and nothing is lost at the left and right."""
-    rows, columns = picture.shape[:2]
+    rows, columns = image.shape[:2]
     tall = min(rows, round(columns * ratio))
     top = (rows - tall) // 2
-    return picture[top : top + tall]
+    return image[top : top + tall]
 
 
-__all__ = ["MOST", "Shown", "classes_picture"]
+__all__ = ["MOST", "Shown", "classes_figure"]

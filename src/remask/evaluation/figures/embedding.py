@@ -22,7 +22,7 @@ UNKNOWN = -1
 """The label in an npz file of an image that has none; in parquet it is null."""
 
 
-class Numbered(Protocol):
+class IndexedImages(Protocol):
     """A batch: uint8 pictures, their class numbers where the source has any, and their numbers in the source."""
 
     @property
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
 def embed(
     backbone: Backbone,
-    batches: Iterable[Numbered],
+    batches: Iterable[IndexedImages],
     source: Source,
     file: Path,
     *,
@@ -81,7 +81,7 @@ def embed(
 
 
 def _rows(
-    describe: Describe, backbone: Backbone, batches: Iterable[Numbered], source: Source, say: Progress
+    describe: Describe, backbone: Backbone, batches: Iterable[IndexedImages], source: Source, say: Progress
 ) -> Iterator[Rows]:
     done = 0
     with evaluating([backbone]):

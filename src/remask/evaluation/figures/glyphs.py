@@ -39,7 +39,7 @@ def stars(
     share = (magnitude / full.clamp(min=1e-12).view(-1, 1, 1, 1)).clamp(0, 1)
     at = (torch.arange(side, device=magnitude.device) + 0.5) - side / 2
     row, col = torch.meshgrid(at, at, indexing="ij")
-    picture = magnitude.new_zeros(b, h, w, side, side)
+    image = magnitude.new_zeros(b, h, w, side, side)
     for number in range(bins):
         down, right = edge_direction((number + 0.5) * math.pi / bins, flavour)
         along, away = (row * down + col * right).abs(), (row * right - col * down).abs()
@@ -47,8 +47,8 @@ def stars(
         share_of_bin = share[:, number, :, :, None, None]
         reach = (share_of_bin.sqrt() * (side / 2) + 0.5 - along).clamp(0, 1)
         # weak strokes are short rather than dim: a regression's predictions are weaker than their targets
-        picture = torch.maximum(picture, stroke * reach * share_of_bin.pow(0.25))
-    return picture.permute(0, 1, 3, 2, 4).reshape(b, h * side, w * side)
+        image = torch.maximum(image, stroke * reach * share_of_bin.pow(0.25))
+    return image.permute(0, 1, 3, 2, 4).reshape(b, h * side, w * side)
 
 
 def edge_direction(angle: float, flavour: str) -> tuple[float, float]:

@@ -20,14 +20,14 @@ _CHUNK = 2**24
 class Near(NamedTuple):
     """A test picture's nearest training pictures, the nearest first, and the names of their classes."""
 
-    pictures: Sequence[UInt8[Tensor, "Y X 3"]]
+    images: Sequence[UInt8[Tensor, "Y X 3"]]
     classes: Sequence[str]
 
 
 class Query(NamedTuple):
     """A test picture, the name of its class, and its nearest ones in each group."""
 
-    picture: UInt8[Tensor, "Y X 3"]
+    image: UInt8[Tensor, "Y X 3"]
     name: str
     near: Sequence[Near]
 
@@ -55,7 +55,7 @@ def choose(labels: Int[Tensor, "m"], count: int, seed: int) -> Int[Tensor, "_"]:
     return chosen[labels[chosen].argsort(stable=True)]
 
 
-def neighbours_picture(
+def neighbours_figure(
     rows: Sequence[Query], titles: Sequence[str], notes: Sequence[str] = (), side: float = 0.82, dpi: int = 150
 ) -> bytes:
     """A PNG with a row a test picture: the picture, then its nearest ones in each group; of its own class framed.
@@ -65,7 +65,7 @@ def neighbours_picture(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    k, step, edge, gap, below, head = len(rows[0].near[0].pictures), side + 0.08, 0.12, 0.3, 0.2, 0.5
+    k, step, edge, gap, below, head = len(rows[0].near[0].images), side + 0.08, 0.12, 0.3, 0.2, 0.5
     lefts = [edge + side + gap + number * (k * step - 0.08 + gap) for number in range(len(titles))]
     total_x = lefts[-1] + k * step - 0.08 + edge
     lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(total_x * 15)))]
@@ -74,9 +74,9 @@ def neighbours_picture(
     axes = canvas(figure)
     words: dict[str, Any] = {"parse_math": False, "color": _INK}
 
-    def put(left: float, row: int, picture: Tensor, name: str, frame: str | None) -> None:
+    def put(left: float, row: int, image: Tensor, name: str, frame: str | None) -> None:
         bottom = total_y - edge - head - (row + 1) * (side + below) + below
-        x, y, wide, high = place(axes, picture, (left, bottom, side, side))
+        x, y, wide, high = place(axes, image, (left, bottom, side, side))
         if frame:
             axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=frame, linewidth=2.6))
         own = {**words, "color": frame or _FAINT}
@@ -90,14 +90,14 @@ def neighbours_picture(
     for left, title in zip(lefts, titles, strict=True):
         figure.text(left / total_x, top, title, va="bottom", fontsize=8, **words)
     for number, row in enumerate(rows):
-        put(edge, number, row.picture, row.name, _INK)
+        put(edge, number, row.image, row.name, _INK)
         for left, near in zip(lefts, row.near, strict=True):
-            for rank, (picture, name) in enumerate(zip(near.pictures, near.classes, strict=True)):
-                put(left + rank * step, number, picture, name, RIGHT if name == row.name else None)
+            for rank, (image, name) in enumerate(zip(near.images, near.classes, strict=True)):
+                put(left + rank * step, number, image, name, RIGHT if name == row.name else None)
     for number, line in enumerate(reversed(lines)):
         at = (edge + 0.19 * number) / total_y
         figure.text(edge / total_x, at, line, va="bottom", fontsize=7.5, parse_math=False, color=_FAINT)
     return png(figure)
 
 
-__all__ = ["Near", "Query", "agreement", "choose", "nearest", "neighbours_picture"]
+__all__ = ["Near", "Query", "agreement", "choose", "nearest", "neighbours_figure"]

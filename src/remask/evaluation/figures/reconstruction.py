@@ -112,21 +112,21 @@ def _targets(groups: Sequence[_Group], images: Tensor, views: Views) -> list[lis
     for group in groups:
         if isinstance(hog := group.target, Hog):
             magnitude, full, side = _magnitudes(hog, images, views)
-            picture = stars(magnitude, full, side, hog.flavour)
-            colours = torch.tensor(_GIVEN).expand(*picture.shape, 3)
-            columns.append([Panel("HOG target", image) for image in _painted(picture, colours)])
+            strokes = stars(magnitude, full, side, hog.flavour)
+            colours = torch.tensor(_GIVEN).expand(*strokes.shape, 3)
+            columns.append([Panel("HOG target", image) for image in _painted(strokes, colours)])
     return columns
 
 
 def _hog_prediction(hog: Hog, group: _Group, images: Tensor, views: Views, v: int) -> list[Panel]:
     """Stars at every patch that a branch predicts, coloured by region; where none does, the target, dimmed."""
     _, full, side = _magnitudes(hog, images, views)
-    picture = stars(magnitudes(hog, group.predicted[v], views.grid), full, side, hog.flavour)
+    strokes = stars(magnitudes(hog, group.predicted[v], views.grid), full, side, hog.flavour)
     hidden = _pixels_of(views.mask[v], views.grid, (side * hog.patch[0] // hog.cell, side * hog.patch[1] // hog.cell))
     masked = _MASKED if "masked" in group.regions else _DIM
     visible = _VISIBLE if "visible" in group.regions else _DIM
     colours = torch.where(hidden.unsqueeze(-1), torch.tensor(masked), torch.tensor(visible))
-    return [Panel(f"HOG prediction {v + 1}", image) for image in _painted(picture, colours)]
+    return [Panel(f"HOG prediction {v + 1}", image) for image in _painted(strokes, colours)]
 
 
 def _magnitudes(hog: Hog, images: Tensor, views: Views) -> tuple[Tensor, Tensor, int]:
@@ -147,11 +147,11 @@ def _union(images: Tensor, views: Views, patch: Size) -> list[Panel]:
     shown = _pixels_of(covered, views.grid, patch)
     result = []
     for image, mask, share in zip(images, shown, covered.float().mean(1).tolist(), strict=True):
-        picture = rgb(image)
-        factor = picture.shape[0] // image.shape[-2]
+        enlarged = rgb(image)
+        factor = enlarged.shape[0] // image.shape[-2]
         mask = mask.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
-        picture = torch.where(mask.unsqueeze(-1), picture, _hatching(picture.shape[0], picture.shape[1]))
-        result.append(Panel("union of the views", picture, f"predicted {100 * share:.3g} %"))
+        enlarged = torch.where(mask.unsqueeze(-1), enlarged, _hatching(enlarged.shape[0], enlarged.shape[1]))
+        result.append(Panel("union of the views", enlarged, f"predicted {100 * share:.3g} %"))
     return result
 
 

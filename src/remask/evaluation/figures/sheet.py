@@ -19,7 +19,7 @@ class Panel(NamedTuple):
     """A picture, the heading of its column, and a caption of its own."""
 
     heading: str
-    picture: UInt8[Tensor, "Y X 3"]
+    image: UInt8[Tensor, "Y X 3"]
     caption: str = ""
 
 
@@ -47,16 +47,16 @@ def canvas(figure: Any) -> Any:
 
 
 def place(
-    axes: Any, picture: UInt8[Tensor, "Y X 3"], box: tuple[float, float, float, float]
+    axes: Any, image: UInt8[Tensor, "Y X 3"], box: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
     """Draw a picture as large as it fits into the middle of a box on a `canvas`: left, bottom, width, height; its own
     box is returned.
     """
     left, bottom, wide, high = box
-    rows, columns = picture.shape[:2]
+    rows, columns = image.shape[:2]
     scale = min(wide / columns, high / rows)
     x, y = left + (wide - scale * columns) / 2, bottom + (high - scale * rows) / 2
-    axes.imshow(picture.numpy(), extent=(x, x + scale * columns, y, y + scale * rows))
+    axes.imshow(image.numpy(), extent=(x, x + scale * columns, y, y + scale * rows))
     return x, y, scale * columns, scale * rows
 
 
@@ -65,7 +65,7 @@ def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) ->
     from matplotlib.figure import Figure
 
     rows = reconstruction.rows
-    columns, (y, x) = len(rows[0]), rows[0][0].picture.shape[:2]
+    columns, (y, x) = len(rows[0]), rows[0][0].image.shape[:2]
     height, gap, edge, head = width * y / x, 0.07, 0.12, 0.4
     below = 0.2 if any(panel.caption for row in rows for panel in row) else 0.0
     total_x = 2 * edge + columns * width + (columns - 1) * gap
@@ -78,7 +78,7 @@ def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) ->
         for c, panel in enumerate(row):
             left = edge + c * (width + gap)
             axes = figure.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y))
-            axes.imshow(panel.picture.numpy(), aspect="auto")
+            axes.imshow(panel.image.numpy(), aspect="auto")
             axes.set_axis_off()
             if r == 0:
                 middle = (left + width / 2) / total_x

@@ -125,7 +125,7 @@ def summary(maps: Mapping[str, Map], settings: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def picture(
+def tsne_figure(
     maps: Mapping[str, Map], labels: Int[Tensor, "n"], names: Sequence[str] | None = None, columns: int = 4
 ) -> bytes:
     """A PNG with a panel a network, every class in the same colour everywhere, and a legend.
@@ -203,4 +203,4 @@ def _checked(labels: Int[Tensor, "n"] | None) -> Int[Tensor, "n"]:
     return labels
 
 
-__all__ = ["LEGEND", "Map", "choose_images", "picture", "principal", "separation", "summary", "table", "tsne_maps"]
+__all__ = ["LEGEND", "Map", "choose_images", "principal", "separation", "summary", "table", "tsne_figure", "tsne_maps"]

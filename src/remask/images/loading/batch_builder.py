@@ -30,7 +30,7 @@ class BuiltBatch(NamedTuple):
     beyond: dict[int, str] = {}  # noqa: RUF012  # never written to
 
 
-class Numbered(Protocol):
+class IndexedImages(Protocol):
     """Pictures by number, as `Pictures` has them, on the host or on a device; `boxes` gives what lies on them too.
 
     beyond   pictures with values outside the range of the run, by number, in words
@@ -75,7 +75,7 @@ class BatchBuilder:
 
     def __init__(
         self,
-        pictures: Numbered,
+        images: IndexedImages,
         cut: Cut,
         seed: int,
         *,
@@ -84,23 +84,23 @@ class BatchBuilder:
         crops: int = 1,
         reduced: RandomCropFlip | None = None,
     ) -> None:
-        self._pictures, self._cut, self._seed = pictures, cut, seed
+        self._images, self._cut, self._seed = images, cut, seed
         self._skip, self._allowed, self._crops, self._reduced = skip, allowed, crops, reduced
         self.bad: dict[int, str] = {}
 
     @property
     def beyond(self) -> dict[int, str]:
         """Pictures with values outside the range that this process has met."""
-        return self._pictures.beyond
+        return self._images.beyond
 
     def too_many(self, bad: dict[int, str]) -> bool:
-        return len(bad) > self._allowed or len(bad) == len(self._pictures)
+        return len(bad) > self._allowed or len(bad) == len(self._images)
 
     def __call__(self, task: Task) -> BuiltBatch:
-        known, beyond, group = len(self.bad), len(self._pictures.beyond), -1
+        known, beyond, group = len(self.bad), len(self._images.beyond), -1
         found: tuple[Any, int] | None = None
         images, numbers, seeds = list[Any](), list[int](), list[int]()
-        self._pictures.ahead([i for i in dict.fromkeys(task.indices) if i not in self.bad])
+        self._images.ahead([i for i in dict.fromkeys(task.indices) if i not in self.bad])
         for position, wanted in zip(task.positions, task.indices, strict=True):
             if position // self._crops != group:
                 group = position // self._crops
@@ -112,7 +112,7 @@ class BatchBuilder:
             elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
                 return BuiltBatch(None, [], self.bad)
         fresh = dict(list(self.bad.items())[known:])
-        outside = dict(list(self._pictures.beyond.items())[beyond:])
+        outside = dict(list(self._images.beyond.items())[beyond:])
         return BuiltBatch(self._cut(images, seeds) if images else None, numbers, fresh, outside)
 
     def _crop_seed(self, epoch: int, position: int) -> int:
@@ -129,12 +129,12 @@ class BatchBuilder:
 
     def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Any, int] | None:
         """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
-        for step in range(1 if self._skip else len(self._pictures)):
-            i = (wanted + step) % len(self._pictures)
+        for step in range(1 if self._skip else len(self._images)):
+            i = (wanted + step) % len(self._images)
             if i in self.bad:
                 continue
             try:
-                return self._pictures.get(i, reduction), i
+                return self._images.get(i, reduction), i
             except BadImage as bad:
                 self.bad[i] = str(bad)
             if self.too_many(self.bad):

@@ -17,7 +17,8 @@ from torch import Generator, Tensor
 
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction, decode
-from remask.images.loading.image_cache import Pictures, half_of_memory_mb
+from remask.images.loading.image_cache import ImageCache
+from remask.images.loading.memory import half_of_memory_mb
 from remask.images.loading.workers import chunks, map_batches
 from remask.images.transforms import Box, RandomCropFlip, rows_first
 from remask.types import Size
@@ -139,15 +140,15 @@ class KeptOnDevice:
     Raises UserError where the set would take more than a quarter of the device's free memory.
     """
 
-    def __init__(self, pictures: Pictures, device: torch.device, workers: int = 0) -> None:
-        self._pictures, self._device, self._workers = pictures, device, workers
+    def __init__(self, images: ImageCache, device: torch.device, workers: int = 0) -> None:
+        self._images, self._device, self._workers = images, device, workers
         self.beyond: dict[int, str] = {}
         self._room = _free(device) // SHARE
         self._places: dict[int, tuple[int, int, int]] = {}
-        expected = pictures.estimate()
+        expected = images.estimate()
         if expected > self._room:
             raise UserError(
-                f'data.keep "device": the pictures of {pictures.source.name} take about {expected / 1e9:.1f} GB '
+                f'data.keep "device": the pictures of {images.source.name} take about {expected / 1e9:.1f} GB '
                 f"decoded, more than a quarter of what is free on {device} ({SHARE * self._room / 1e9:.1f} GB): "
                 'pack them smaller with remask data pack SRC --size 256 --out FILE.remask, or use data.keep "auto"'
             )
@@ -155,17 +156,17 @@ class KeptOnDevice:
         self._filled = 0
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def ahead(self, numbers: Sequence[int]) -> None:
         """The first time, let the workers decode everything."""
         workers, self._workers = self._workers, 0
         if workers:
-            decode_chunk = partial(_decoded, self._pictures)
+            decode_chunk = partial(_decoded, self._images)
             for pixels, shapes in map_batches(decode_chunk, chunks(len(self), TOGETHER), workers):
                 at = 0
                 for i, height, width in shapes:
-                    length = height * width * self._pictures.channels
+                    length = height * width * self._images.channels
                     image = pixels[at : at + length].view(height, width, -1).permute(2, 0, 1)
                     at += length
                     if i not in self._places:
@@ -173,11 +174,11 @@ class KeptOnDevice:
 
     def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
         if i not in self._places:
-            self._put(i, self._pictures.get(i))
+            self._put(i, self._images.get(i))
             if i not in self._places:  # the samples promised too much room
-                return self._pictures.get(i).to(self._device)
+                return self._images.get(i).to(self._device)
         start, height, width = self._places[i]
-        channels = self._pictures.channels
+        channels = self._images.channels
         return self._arena[start:].as_strided(
             (channels, height, width), (1, width * channels, channels), self._arena.storage_offset() + start
         )
@@ -195,22 +196,22 @@ class KeptOnDevice:
         self._filled = end
 
 
-def _decoded(pictures: Pictures, numbers: range) -> tuple[Tensor, list[tuple[int, int, int]]]:
+def _decoded(images: ImageCache, numbers: range) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """Pixels of some pictures, HWC one after the other; number, height and width of each usable one."""
     pixels, shapes = [torch.empty(0, dtype=torch.uint8)], []
     for i in numbers:
         with contextlib.suppress(BadImage):  # said when the picture is wanted
-            image = pictures.get(i)
+            image = images.get(i)
             pixels.append(image.permute(1, 2, 0).flatten())
             shapes.append((i, image.shape[1], image.shape[2]))
     return torch.cat(pixels), shapes
 
 
-def fits(pictures: Pictures, device: torch.device | None, limit_mb: int) -> bool:
+def fits(images: ImageCache, device: torch.device | None, limit_mb: int) -> bool:
     """Whether a set may go to a GPU unasked: it takes no more than the limit and a quarter of the free memory."""
     if device is None or device.type != "cuda" or not limit_mb:
         return False
-    return 0 < pictures.estimate() <= min(limit_mb << 20, _free(device) // SHARE) and not pictures.deep
+    return 0 < images.estimate() <= min(limit_mb << 20, _free(device) // SHARE) and not images.deep
 
 
 def _free(device: torch.device) -> int:
@@ -222,27 +223,27 @@ def _free(device: torch.device) -> int:
 class DecodedThere:
     """Pictures whose JPEGs nvJPEG decodes on a CUDA device, those of a batch at once; others are decoded here."""
 
-    def __init__(self, pictures: Pictures, device: torch.device) -> None:
-        self._pictures, self._device = pictures, device
+    def __init__(self, images: ImageCache, device: torch.device) -> None:
+        self._images, self._device = images, device
         self.beyond: dict[int, str] = {}
         self._next: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def ahead(self, numbers: Sequence[int]) -> None:
         """Decode the JPEGs among these."""
-        read = {i: self._pictures.read(i) for i in numbers}
+        read = {i: self._images.read(i) for i in numbers}
         plain = {i: data for i, data in read.items() if isinstance(data, bytes) and is_plain(data)}
         self._next = {}
         with contextlib.suppress(RuntimeError):  # one that nvJPEG will not decode: each by itself, on the host
-            decoded = decode_there(list(plain.values()), self._pictures.channels, self._device)
+            decoded = decode_there(list(plain.values()), self._images.channels, self._device)
             self._next = dict(zip(plain, decoded, strict=True))
 
     def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
         if i not in self._next:
-            return self._pictures.get(i).to(self._device)
-        return self._pictures.checked(self._next[i])
+            return self._images.get(i).to(self._device)
+        return self._images.checked(self._next[i])
 
 
 def is_plain(data: bytes) -> bool:

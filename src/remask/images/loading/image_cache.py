@@ -2,9 +2,7 @@
 
 import contextlib
 import multiprocessing
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch import Tensor
 from remask.errors import UserError
 from remask.images.decoding import BadImage, Reduction, decode
 from remask.images.levels import Levels, Scaling
+from remask.images.loading.memory import shared_memory_left
 from remask.images.sources.opening import Source
 
 Keep = Literal["auto", "never", "ram", "device"]
@@ -25,7 +24,7 @@ KEPT_MB = 1024
 """MiB up to which "auto" keeps a set."""
 
 
-class Pictures:
+class ImageCache:
     """`get(i)` is the i-th picture, [C, H, W], uint8 or as deep as `levels` says; it must not be written to.
 
     channels, min_side   what every picture must have; another raises BadImage
@@ -209,7 +208,7 @@ def _cache(expected: int, n: int, channels: int, budget: int, shared: bool) -> _
         return _Nothing()
     if not shared:
         return _Own(budget)
-    room = _shared_memory_left() // 2
+    room = shared_memory_left() // 2
     if expected > room:
         return _Nothing()
     return _Shared(n, channels, min(budget, room, expected + expected // 4 + (1 << 20)))
@@ -225,23 +224,3 @@ def _no_room(name: str, expected: int, budget: int) -> str:
         "GB may be used, half of the free memory (with workers, of /dev/shm too): pack them smaller with "
         'remask data pack SRC --size 256 --out FILE.remask, or leave data.keep at "auto"'
     )
-
-
-def half_of_memory_mb() -> int:
-    """MiB: half of what this machine, or the container's limit, leaves to be used."""
-    free = [1 << 40]
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")))
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(min(free), 0) >> 21
-
-
-def _shared_memory_left() -> int:
-    """Bytes. Containers give little, and writing beyond it kills the process rather than raising."""
-    try:
-        return shutil.disk_usage("/dev/shm").free
-    except OSError:
-        return 1 << 40  # no such file system: shared memory is ordinary memory here

@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 
 from remask.errors import UserError
 from remask.images.levels import Scaling
-from remask.images.loading.batch_builder import ORDER, BatchBuilder, BuiltBatch, Cut, Numbered, OneByOne, Task
+from remask.images.loading.batch_builder import ORDER, BatchBuilder, BuiltBatch, Cut, IndexedImages, OneByOne, Task
 from remask.images.loading.device_crops import DecodedThere, KeptOnDevice, OnDevice, fits
-from remask.images.loading.image_cache import KEPT_MB, Keep, Pictures, half_of_memory_mb
+from remask.images.loading.image_cache import KEPT_MB, ImageCache, Keep
+from remask.images.loading.memory import half_of_memory_mb
 from remask.images.loading.workers import map_batches
 from remask.images.sources.opening import Source
 from remask.images.transforms import RandomCropFlip, Transform
@@ -58,7 +59,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        pictures: Numbered,
+        images: IndexedImages,
         cut: Cut,
         where: Callable[[int], str],
         batch_size: int,
@@ -77,13 +78,13 @@ class BatchLoader:
         remark: Callable[[str], None] | None = None,
     ) -> None:
         _check(batch_size, workers, max_bad, crops, drop_last)
-        self._total, self._where, self._crops = len(pictures), where, crops
+        self._total, self._where, self._crops = len(images), where, crops
         self.bad, self._noted, self.beyond = dict[str, str](), dict[int, str](), dict[int, str]()
         self._share = share or (lambda total: slice(0, total))
         self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
         self._workers, self._pin, self._max_bad, self._report, self._remark = workers, pin, max_bad, report, remark
         allowed = max(3, math.ceil(max_bad * self._total)) if max_bad else 0
-        self._builder = BatchBuilder(pictures, cut, seed, skip=skip, allowed=allowed, crops=crops, reduced=reduced)
+        self._builder = BatchBuilder(images, cut, seed, skip=skip, allowed=allowed, crops=crops, reduced=reduced)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -220,23 +221,23 @@ class Loader(BatchLoader):
     ) -> None:
         self.source, levels = source, scaling and scaling.levels
         self._labels = None if source.labels is None else torch.tensor(source.labels)
-        pictures: Numbered
+        images: IndexedImages
         cut: Cut
         random = transform if isinstance(transform, RandomCropFlip) else None
         scaled = random if reduced else None
         how: dict[str, Any] = {"channels": channels, "min_side": min_side, "levels": levels}
-        decoded = Pictures(source, cache_mb=0, **how)
+        decoded = ImageCache(source, cache_mb=0, **how)
         if keep == "auto" and random and not (reduced or on_device) and fits(decoded, device, cache_mb):
             keep = "device"
         if keep == "device" or on_device:
-            pictures, cut = _on_device(decoded, transform, device, keep, workers)
+            images, cut = _on_device(decoded, transform, device, keep, workers)
             workers, pin = 0, False
         else:
             budgets = {"never": 0, "ram": half_of_memory_mb()}
             cut, budget = OneByOne(transform, scaling), 0 if scaled else budgets.get(keep, cache_mb)
-            pictures = Pictures(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **how)
+            images = ImageCache(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **how)
         super().__init__(
-            pictures, cut, source.where, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, workers=workers,
+            images, cut, source.where, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, workers=workers,
             max_bad=max_bad, skip=skip, pin=pin, share=share, crops=crops, reduced=scaled, report=report, remark=remark,
         )  # fmt: skip
 
@@ -280,12 +281,12 @@ def _check(batch_size: int, workers: int, max_bad: float, crops: int, drop_last:
 
 
 def _on_device(
-    pictures: Pictures, transform: Transform, device: torch.device | None, keep: Keep, workers: int
-) -> tuple[Numbered, Cut]:
+    images: ImageCache, transform: Transform, device: torch.device | None, keep: Keep, workers: int
+) -> tuple[IndexedImages, Cut]:
     if not isinstance(transform, RandomCropFlip):
         raise UserError("only random crops are made on the device")
-    if pictures.estimate() and pictures.deep:
+    if images.estimate() and images.deep:
         raise UserError('8-bit pictures alone lie on a device or are decoded there: use data.keep "ram", decode "cpu"')
     device = device or torch.device("cpu")
-    there = KeptOnDevice(pictures, device, workers) if keep == "device" else DecodedThere(pictures, device)
+    there = KeptOnDevice(images, device, workers) if keep == "device" else DecodedThere(images, device)
     return there, OnDevice(transform)

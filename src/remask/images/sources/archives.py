@@ -41,7 +41,7 @@ class Tar:
                 break
             found = index(shard, patterns)
             left_out += found.left_out
-            for member, label in found.pictures[:left]:
+            for member, label in found.images[:left]:
                 self._members.append((number, member))
                 labels.append(label)
         if not self._members:
@@ -210,13 +210,13 @@ def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
     """
     features = _features(schema)
     kinds = {key: value.get("_type") for key, value in features.items() if isinstance(value, dict)}
-    pictures = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
-    pictures = pictures or [field.name for field in schema if _array_of(field.type)]
-    if not pictures:
+    images = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
+    images = images or [field.name for field in schema if _array_of(field.type)]
+    if not images:
         raise UserError(f"{printable(name)} has no column of images among {', '.join(schema.names)}")
-    pictures.sort(key=lambda column: (kinds.get(column) != "Image", column not in ("image", "img", "jpg", "png")))
+    images.sort(key=lambda column: (kinds.get(column) != "Image", column not in ("image", "img", "jpg", "png")))
     types = {field.name: _kind(field.type) for field in schema}
-    return pictures, label_column(types | {column: kind for column, kind in kinds.items() if kind == "ClassLabel"})
+    return images, label_column(types | {column: kind for column, kind in kinds.items() if kind == "ClassLabel"})
 
 
 def _features(schema: Any) -> dict[str, Any]:

@@ -74,11 +74,11 @@ def photograph(name: str, channels: int = 3) -> UInt8[np.ndarray, "H W C"]:
 
 def portrait(name: str) -> UInt8[np.ndarray, "H W 3"]:
     """A whole photograph to look at, dark where its crops are neither of `train` nor of `test`."""
-    picture = photograph(name).copy()
-    width = picture.shape[1]
+    image = photograph(name).copy()
+    width = image.shape[1]
     middle = slice(round(SPLITS["train"].end * width), round(SPLITS["test"].begin * width))
-    picture[:, middle] //= 4
-    return picture
+    image[:, middle] //= 4
+    return image
 
 
 def _strip(grey: UInt8[np.ndarray, "H W"], side: Side) -> UInt8[np.ndarray, "H w"]:

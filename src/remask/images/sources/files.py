@@ -48,17 +48,17 @@ class Files:
         return printable(self.shown[i])
 
 
-def is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
     """Whether the name says so, and there is a reader for it."""
     return path.lower().endswith(EXTENSIONS) or (heif.is_heif(path) and heif.can_read())
 
 
 def sorted_out(paths: Sequence[str], left_out: Counter[str]) -> list[str]:
     """Those that are pictures by their names; the others are counted."""
-    pictures = [path for path in paths if is_picture(path)]
-    kept = set(pictures)
+    images = [path for path in paths if is_image(path)]
+    kept = set(images)
     left_out.update(heif.REASON if heif.is_heif(path) else kind_of(path) for path in paths if path not in kept)
-    return pictures
+    return images
 
 
 def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[str] | None = None) -> list[str]:

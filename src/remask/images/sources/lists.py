@@ -39,7 +39,7 @@ LOOKED_AT = 1000
 """Lines that decide what stands between the columns."""
 
 _EXTENSION = rf"(?:{'|'.join(re.escape(end) for end in (*EXTENSIONS, *heif.EXTENSIONS))})"
-_PICTURE = re.compile(rf".*{_EXTENSION}", re.IGNORECASE)
+_IMAGE_NAME = re.compile(rf".*{_EXTENSION}", re.IGNORECASE)
 _BLANK = re.compile(rf"(.*{_EXTENSION})[ \t]+(\S.*)", re.IGNORECASE)
 _LAST = re.compile(r"(.*\S)[ \t]+(\S+)")
 _QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1(?:[ \t]+(["']?)(.+)\3)?""")
@@ -133,7 +133,7 @@ def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
     for row in lost:
         for odd in _ODD_BLANK.finditer(row.path):
             before, behind = row.path[: odd.start()].strip(_ODD_ENDS), row.path[odd.end() :].strip(_ODD_ENDS)
-            if (before and (_PICTURE.fullmatch(before) or beside.has(before))) or (behind and beside.has(behind)):
+            if (before and (_IMAGE_NAME.fullmatch(before) or beside.has(before))) or (behind and beside.has(behind)):
                 name = f"U+{ord(odd[0]):04X} ({unicodedata.name(odd[0], 'a control character').lower()})"
                 raise UserError(
                     f"{where}, line {row.line}: {name} stands beside the path {printable(row.path)}: "
@@ -142,7 +142,7 @@ def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
     firsts = [(row, found[1], found[2]) for row in lost if row.label is None and (found := _FIRST.fullmatch(row.path))]
     numbered = len(firsts) == len(rows) and all(integer_of(first) is not None for _, first, _ in firsts)
     for row, first, rest in firsts:
-        if beside.has(rest) or (numbered and _PICTURE.fullmatch(rest)):
+        if beside.has(rest) or (numbered and _IMAGE_NAME.fullmatch(rest)):
             raise UserError(
                 f"{where}, line {row.line}: there is no {printable(row.path)}: the second column names the files; the "
                 f"first must, as in {printable(rest)} {printable(first)}"
@@ -164,7 +164,7 @@ def _separator(lines: Sequence[str], beside: "_Beside") -> str:
         if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
             return separator
         blanks = separator == "\t" and there  # in some lines a tab, in others a blank before the class
-        if not blanks and any(_PICTURE.fullmatch(_cells(line, separator)[0]) for line in having):
+        if not blanks and any(_IMAGE_NAME.fullmatch(_cells(line, separator)[0]) for line in having):
             return separator
     return ""
 
@@ -209,7 +209,7 @@ def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
     cells = [cell for cell in every if cell]
     if len(every) == 2 and len(cells) == 1:  # an empty column says that there is no class
         return cells[0], "", None
-    paths = [cell for cell in cells if _PICTURE.fullmatch(cell)] or [cell for cell in cells if beside.has(cell)]
+    paths = [cell for cell in cells if _IMAGE_NAME.fullmatch(cell)] or [cell for cell in cells if beside.has(cell)]
     if len(cells) == 3 and paths == cells[2:] and cells[0].isdigit():  # MXNet: number of the row, class, path
         cells = [re.sub(r"\.0+$", "", cells[1]), cells[2]]
     if not 1 <= len(cells) <= 2:
@@ -224,7 +224,7 @@ def _by_blanks(line: str, beside: "_Beside") -> tuple[str, str | None]:
     """A path, quoted or not, and perhaps a class after a blank; of names without extension what is there decides."""
     if line[0] in "\"'" and (quoted := _QUOTED.fullmatch(line)) and not beside.has(line):
         return quoted[2], quoted[4]
-    if _PICTURE.fullmatch(line):
+    if _IMAGE_NAME.fullmatch(line):
         return line, None
     if named := _BLANK.fullmatch(line):
         return named[1], named[2].strip("\"'")
@@ -242,7 +242,7 @@ class _Beside:
         self._folder, self._stems = folder, dict[str, dict[str, list[str]]]()
 
     def has(self, path: str) -> bool:
-        return self._is_file(path) or (not _PICTURE.fullmatch(path) and bool(self._complete(path)))
+        return self._is_file(path) or (not _IMAGE_NAME.fullmatch(path) and bool(self._complete(path)))
 
     def found(self, path: str, at: str) -> str:
         """The path as it is read here. Raises UserError where it stands for several pictures."""
@@ -250,7 +250,7 @@ class _Beside:
             path = os.path.expanduser(path)
         if "\\" in path and not self._is_file(path):
             path = path.replace("\\", "/")
-        if _PICTURE.fullmatch(path) or self._is_file(path) or not (complete := self._complete(path)):
+        if _IMAGE_NAME.fullmatch(path) or self._is_file(path) or not (complete := self._complete(path)):
             return path
         if len(complete) > 1:
             raise UserError(f"{at}: {printable(path)} may be {' or '.join(map(printable, complete))}: write which")
@@ -266,7 +266,7 @@ class _Beside:
             stems = self._stems[folder] = dict[str, list[str]]()
             with contextlib.suppress(OSError):
                 for name in sorted(os.listdir(os.path.join(self._folder, folder))):
-                    if _PICTURE.fullmatch(name):
+                    if _IMAGE_NAME.fullmatch(name):
                         stems.setdefault(os.path.splitext(name)[0], []).append(name)
         return [os.path.join(folder, name) for name in self._stems[folder].get(base, [])]
 

@@ -34,23 +34,23 @@ class Arrays:
     """Pictures that lie in memory as uint8 [n, H, W] or [n, H, W, C]."""
 
     name: str
-    pictures: np.ndarray
+    images: np.ndarray
     labels: list[int] | None
     classes: list[str] | None
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def read(self, i: int) -> np.ndarray:
-        return self.pictures[i]
+        return self.images[i]
 
     def where(self, i: int) -> str:
         return f"{self.name}: picture {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
         """Nothing but the shape of a picture: arrays have no names; see `images.fingerprint`."""
-        return [], [], {"shape": list(self.pictures.shape[1:])}
+        return [], [], {"shape": list(self.images.shape[1:])}
 
 
 @dataclass
@@ -137,14 +137,14 @@ def open_digits(name: str, split: str, limit: int | None) -> Arrays:
         members = shuffled[data.target[shuffled] == digit]
         held_out[members[: len(members) // 5]] = True
     keep = np.flatnonzero({"": np.ones_like(held_out), "train": ~held_out, "val": held_out}[split])[:limit]
-    pictures = np.rint(data.images[keep] * (255 / 16)).astype(np.uint8)
-    return Arrays(name, pictures, data.target[keep].tolist(), [str(digit) for digit in range(10)])
+    images = np.rint(data.images[keep] * (255 / 16)).astype(np.uint8)
+    return Arrays(name, images, data.target[keep].tolist(), [str(digit) for digit in range(10)])
 
 
 def open_crops(name: str, split: str, limit: int | None) -> Crops:
     """Crops of 16 photographs, 6,400 `train` (the default), 1,280 `val` and 1,280 `test`; see `crops`."""
-    pictures, labels = crops.crops(split or "train", limit)
-    return Crops(name, pictures, labels, list(crops.PHOTOGRAPHS))
+    images, labels = crops.crops(split or "train", limit)
+    return Crops(name, images, labels, list(crops.PHOTOGRAPHS))
 
 
 def open_photos(name: str, split: str, limit: int | None) -> Photos:
@@ -191,25 +191,25 @@ def open_hub(name: str, limit: int | None) -> Hub:
         rows = load_dataset(repository, split=split or "train")
     except Exception as error:  # the library raises its own, the hub's, the network's and built-in errors
         raise UserError(f"{name} could not be loaded: {_line(error)}") from None
-    pictures = [column for column, kind in rows.features.items() if isinstance(kind, Image)]
-    if not pictures:
+    images = [column for column, kind in rows.features.items() if isinstance(kind, Image)]
+    if not images:
         raise UserError(f"{name} has no column of images among {', '.join(rows.features)}")
-    rows = rows.cast_column(pictures[0], Image(decode=False))
+    rows = rows.cast_column(images[0], Image(decode=False))
     rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
-    left_out = further(pictures[1:], len(rows))
+    left_out = further(images[1:], len(rows))
     kinds = {
         column: "ClassLabel" if isinstance(kind, ClassLabel) else _kind(kind) for column, kind in rows.features.items()
     }
     label = label_column(kinds)
-    used = [pictures[0], *([label] if label else [])]
-    columns = Columns(used, [column for column in rows.features if column not in (*used, *pictures)])
+    used = [images[0], *([label] if label else [])]
+    columns = Columns(used, [column for column in rows.features if column not in (*used, *images)])
     if label is None:
-        found = Hub(name, rows, pictures[0], None, None, left_out)
+        found = Hub(name, rows, images[0], None, None, left_out)
     else:
         names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
         label_columns = [LabelColumn(rows[label], names, name)]
         labels, classes = joined(label_columns)
-        found = Hub(name, rows.select_columns(pictures[:1]), pictures[0], labels, classes, left_out)
+        found = Hub(name, rows.select_columns(images[:1]), images[0], labels, classes, left_out)
         found.unlabelled = why_none(label_columns)
     found.remarks = columns.remarks()
     return found

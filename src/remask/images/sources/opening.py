@@ -19,7 +19,7 @@ from remask.images.sources.files import (
     Files,
     describe,
     files_under,
-    is_picture,
+    is_image,
     of_splits,
     only_folder,
     open_files,
@@ -156,9 +156,9 @@ def _open_folder(spec: str, path: str, limit: int | None, patterns: Patterns) ->
     left_out = Counter[str]()
     found = files_under(path, patterns, left_out)
     others = Counter[str]()
-    pictures = sorted_out(found, others)
-    if pictures:
-        return open_files(spec, path, pictures, limit, left_out + others)
+    images = sorted_out(found, others)
+    if images:
+        return open_files(spec, path, images, limit, left_out + others)
     for kind in (".tar", ".parquet"):
         if of_kind := [name for name in found if name.lower().endswith(kind)]:
             source = _open_shards(spec, [os.path.join(path, name) for name in of_kind], limit, patterns)
@@ -182,7 +182,7 @@ def _open_file(spec: str, path: str, limit: int | None, patterns: Patterns) -> S
         return Packed(spec, path, limit)
     if path.lower().endswith(ARRAYS) and (stack := open_stack(spec, path, limit)) is not None:
         return stack
-    if is_picture(path):
+    if is_image(path):
         return Files(spec, [os.path.abspath(path)], [spec])
     if heif.is_heif(path):
         raise UserError(f"{printable(spec)} is a HEIC picture, which needs pip install 'remask[heic]'")

@@ -31,7 +31,7 @@ class Stack:
 
     def __init__(self, name: str, path: str, arrays: dict[str, np.ndarray], key: str, limit: int | None) -> None:
         self.name, self._path, self._key = name, os.path.abspath(path), key
-        self._pictures, beside = arrays[key][:limit], _labels_of(arrays, key)
+        self._images, beside = arrays[key][:limit], _labels_of(arrays, key)
         texts = [] if beside is None else _texts(arrays[beside].ravel()[:limit])
         self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else Told()
         passed = [other for other in arrays if other not in (key, beside)]
@@ -40,10 +40,10 @@ class Stack:
             self.left_out[NO_LABEL] = len(texts) - missing
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def read(self, i: int) -> np.ndarray:
-        return laid_out(self._pictures[i], 0).values
+        return laid_out(self._images[i], 0).values
 
     def where(self, i: int) -> str:
         return f"{printable(os.path.basename(self._path))}: {self._key} {i}"

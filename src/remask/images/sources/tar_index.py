@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 from remask.errors import UserError
 from remask.files.text import decoded
 from remask.images import heif
-from remask.images.sources.files import EXTENSIONS, is_picture, printable
+from remask.images.sources.files import EXTENSIONS, is_image, printable
 from remask.images.sources.labels import integer_of, says_none
 from remask.images.sources.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
 
@@ -48,7 +48,7 @@ class Member(NamedTuple):
 class Shard:
     """The pictures of a shard in its own order, each with its class number if it has one, as it is written."""
 
-    pictures: list[tuple[Member, str | None]] = field(default_factory=list)
+    images: list[tuple[Member, str | None]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -61,26 +61,24 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
         raise UserError(f"{printable(shard)} cannot be read as an uncompressed tar: {error}") from None
     if any(member.offset + member.size > os.path.getsize(shard) for member in members):
         raise UserError(f"{printable(shard)} is cut short: copy it again")
-    pictures, classes = list[Member](), dict[str, Member]()
+    images, classes = list[Member](), dict[str, Member]()
     for member in members:
         name = member.name
         if any(is_hidden(folder) and folder != ".." for folder in name.split("/")):
             found.left_out[HIDDEN_FILES] += 1
         elif patterns and patterns.exclude(name):
             continue
-        elif is_picture(name):
-            pictures.append(member)
+        elif is_image(name):
+            images.append(member)
         elif name.lower().endswith(".cls"):
             classes[name[: -len(".cls")]] = member
         else:
             found.left_out[heif.REASON if heif.is_heif(name) else kind_of(name)] += 1
-    kept = _one_each(pictures, found.left_out)
+    kept = _one_each(images, found.left_out)
     with open(shard, "rb") as file:
         numbers = {stem: _class_number(file, member, shard) for stem, member in classes.items()}
     taken = _classes(kept, numbers)
-    found.pictures = [
-        (member, None if stem is None else numbers[stem]) for member, stem in zip(kept, taken, strict=True)
-    ]
+    found.images = [(member, None if stem is None else numbers[stem]) for member, stem in zip(kept, taken, strict=True)]
     if lonely := len(numbers) - len({stem for stem in taken if stem is not None}):
         found.left_out[LONELY] += lonely
     return found
@@ -162,10 +160,10 @@ def _stems(name: str) -> Iterator[str]:
         yield posixpath.join(folder, base)
 
 
-def _one_each(pictures: list[Member], left_out: Counter[str]) -> list[Member]:
+def _one_each(images: list[Member], left_out: Counter[str]) -> list[Member]:
     """Pictures without masks of others; of one name in several formats that which comes first in EXTENSIONS."""
     formats: dict[str, list[Member]] = {}
-    for member in pictures:
+    for member in images:
         formats.setdefault(posixpath.splitext(member.name)[0], []).append(member)
     dropped = set[Member]()
     for stem, members in formats.items():
@@ -179,7 +177,7 @@ def _one_each(pictures: list[Member], left_out: Counter[str]) -> list[Member]:
             dropped.update(others)
             left_out[FORMATS] += len(others)
     left_out += Counter()  # without zeros
-    return [member for member in pictures if member not in dropped]
+    return [member for member in images if member not in dropped]
 
 
 def _rank(name: str) -> int:
@@ -187,14 +185,14 @@ def _rank(name: str) -> int:
     return every.index(posixpath.splitext(name)[1].lower())
 
 
-def _classes(pictures: list[Member], numbers: dict[str, str]) -> list[str | None]:
+def _classes(images: list[Member], numbers: dict[str, str]) -> list[str | None]:
     """For each picture the stem of the .cls that it takes."""
-    taken = [next((stem for stem in _stems(member.name) if stem in numbers), None) for member in pictures]
+    taken = [next((stem for stem in _stems(member.name) if stem in numbers), None) for member in images]
     rest: dict[str, list[str]] = {}
     for stem in numbers.keys() - set(taken):
         for begin in list(_stems(stem))[1:]:
             rest.setdefault(begin, []).append(stem)
-    for place, member in enumerate(pictures):
+    for place, member in enumerate(images):
         if taken[place] is None and len(found := rest.get(posixpath.splitext(member.name)[0], [])) == 1:
             taken[place] = found[0]
     return taken

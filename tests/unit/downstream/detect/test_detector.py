@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
-from remask.downstream.detect.detector import LOSSES, Detector, Exact, Targets, on_picture
+from remask.downstream.detect.detector import LOSSES, Detector, Exact, Targets, on_image
 from remask.errors import UserError
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -70,8 +70,8 @@ def test_boxes_alone() -> None:
 def test_slices_are_those_of_tensor_split(parts: int) -> None:
     targets = detector().draw(batch(3), Generator())
     pieces = targets.split(parts)
-    assert [len(piece.pictures) for piece in pieces] == [len(t) for t in torch.arange(3).tensor_split(parts)]
-    assert [id(p) for piece in pieces for p in piece.pictures] == [id(p) for p in targets.pictures]
+    assert [len(piece.images) for piece in pieces] == [len(t) for t in torch.arange(3).tensor_split(parts)]
+    assert [id(p) for piece in pieces for p in piece.images] == [id(p) for p in targets.images]
     assert isinstance(pieces[0], Targets)
 
 
@@ -98,7 +98,7 @@ def overlaps(model: Detector, data: Batch) -> dict[int, tuple[float, float]]:
     more than a half. Both are zero where nothing was."""
     (found,) = model.detect(data.images)
     assert (found["scores"].diff() <= 0).all()
-    placed, best = on_picture(found, SIZE, SIZE), {}
+    placed, best = on_image(found, SIZE, SIZE), {}
     for box, mask, label in zip(*(data.labels[0][key] for key in ("boxes", "masks", "labels")), strict=True):
         sure = (placed["labels"] == label) & (placed["scores"] > 0.5)
         masks, true = placed["masks"][sure].bool().flatten(1), mask.bool().flatten()
@@ -137,7 +137,7 @@ def test_found_things_go_back_to_the_picture() -> None:
         "scores": torch.tensor([0.9, 0.8, 0.7]),
         "masks": torch.ones(3, 1, 28, 28),
     }
-    placed = on_picture(found, (200, 100), (64, 32))
+    placed = on_image(found, (200, 100), (64, 32))
     assert placed["boxes"].tolist() == [[25, 50, 75, 100], [87.5, 187.5, 100, 200]]
     assert placed["labels"].tolist() == [1, 2]
     assert placed["masks"].shape == (2, 200, 100)

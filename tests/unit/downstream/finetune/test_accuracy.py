@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from remask.downstream.finetune.accuracy import Scores, confusion_picture, evaluate, score
+from remask.downstream.finetune.accuracy import Scores, confusion_figure, evaluate, score
 from remask.downstream.finetune.classifier import Classifier
 from remask.errors import UserError
 from remask.images.loading.loader import Batch
@@ -91,9 +91,9 @@ def test_fewer_than_five_classes_and_modes() -> None:
 def test_picture_is_a_png(classes: int) -> None:
     confusion = torch.randint(0, 9, (classes, classes), generator=torch.Generator().manual_seed(0))
     confusion[1] = 0
-    picture = confusion_picture(confusion, [f"a class with a long name {i}" for i in range(classes)])
+    picture = confusion_figure(confusion, [f"a class with a long name {i}" for i in range(classes)])
     assert picture.startswith(b"\x89PNG")
-    assert picture != confusion_picture(confusion.flip(0))
+    assert picture != confusion_figure(confusion.flip(0))
 
 
 def test_mistakes() -> None:

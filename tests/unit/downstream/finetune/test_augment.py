@@ -16,9 +16,9 @@ from torch import Generator, Tensor
 from remask.downstream.finetune.augment import (
     POLICY,
     STRONGEST,
+    ColorJitter,
     Erasing,
     EvalCrop,
-    PictureJitter,
     RandAugment,
     TrainAugment,
     drawn_seed,
@@ -147,10 +147,10 @@ def test_erasing_deeper_pictures(dtype: torch.dtype) -> None:
 
 def test_jitter_keeps_to_its_range() -> None:
     image, generator = torch.full((3, 8, 8), 100, dtype=torch.uint8), seeded(0)
-    found = [float(PictureJitter(0.4)(image, generator).float().mean()) for _ in range(200)]  # of a flat picture only
+    found = [float(ColorJitter(0.4)(image, generator).float().mean()) for _ in range(200)]  # of a flat picture only
     assert 60 - 1 <= min(found) < 66  # the brightness changes
     assert 134 < max(found) <= 140 + 1
-    assert torch.equal(PictureJitter(0.0)(photo(), generator), photo())
+    assert torch.equal(ColorJitter(0.0)(photo(), generator), photo())
 
 
 def test_the_whole_is_a_function_of_the_generator() -> None:
@@ -174,7 +174,7 @@ def test_randaugment_replaces_jitter() -> None:
     kinds = [type(step) for step in TrainAugment((32, 32), MEAN, STD, jitter=0.4).steps]
     assert kinds == [RandAugment, Erasing]
     kinds = [type(step) for step in TrainAugment((32, 32), MEAN, STD, jitter=0.4, randaugment="off").steps]
-    assert kinds == [PictureJitter, Erasing]
+    assert kinds == [ColorJitter, Erasing]
 
 
 @pytest.mark.parametrize("channels", [1, 5])

@@ -66,7 +66,7 @@ def test_a_legend_names_all_classes(figures: list[Any]) -> None:
 
 
 def test_confusions_name_all_classes(figures: list[Any]) -> None:
-    accuracy.confusion_picture(torch.eye(len(NAMES), dtype=torch.long), NAMES)
+    accuracy.confusion_figure(torch.eye(len(NAMES), dtype=torch.long), NAMES)
     texts(figures[0])
     (axes,) = figures[0].axes
     assert [label.get_text() for label in axes.get_xticklabels()] == DRAWN

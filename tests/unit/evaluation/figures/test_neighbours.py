@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from remask.evaluation.figures.classes import Shown, classes_picture
+from remask.evaluation.figures.classes import Shown, classes_figure
 from remask.evaluation.figures.lettering import png
-from remask.evaluation.figures.neighbours import RIGHT, Near, Query, agreement, choose, nearest, neighbours_picture
+from remask.evaluation.figures.neighbours import RIGHT, Near, Query, agreement, choose, nearest, neighbours_figure
 from remask.evaluation.figures.sheet import canvas, place
 
 
@@ -55,8 +55,8 @@ def test_frames_are_around_those_of_the_own_class(right: int) -> None:
     names = ["a $x^2$" if place < right else "b" for place in range(3)]
     near = Near([plain(red) for _ in names], names)
     frame = tuple(int(RIGHT[i : i + 2], 16) for i in (1, 3, 5))
-    picture = opened(neighbours_picture([Query(plain(blue), "a $x^2$", [near, near])], ["one", "two"], ["a note"]))
-    one = opened(neighbours_picture([Query(plain(blue), "a $x^2$", [Near([plain(red)], ["a $x^2$"])])], ["one"]))
+    picture = opened(neighbours_figure([Query(plain(blue), "a $x^2$", [near, near])], ["one", "two"], ["a note"]))
+    one = opened(neighbours_figure([Query(plain(blue), "a $x^2$", [Near([plain(red)], ["a $x^2$"])])], ["one"]))
     assert area(picture, red) > 5 * area(picture, blue)
     assert area(picture, frame) == pytest.approx(2 * right * area(one, frame), rel=0.2, abs=20)
 
@@ -66,10 +66,10 @@ def test_classes_show_their_pictures_and_the_whole(whole: bool) -> None:
     blue, red, portrait = (20, 40, 220), (220, 30, 30), (30, 200, 60)
     large = plain(portrait, 40) if whole else None
     cells = [Shown("a", [plain(blue)] * 4, large), Shown("b", [plain(red)] * 2, large)]
-    picture = opened(classes_picture(cells, ["a note"]))
+    picture = opened(classes_figure(cells, ["a note"]))
     assert area(picture, blue) == pytest.approx(2 * area(picture, red), rel=0.1)
     assert (area(picture, portrait) > 2 * area(picture, blue)) == whole
-    assert opened(classes_picture(cells * 5)).shape[1] > 1.9 * picture.shape[1] - 100
+    assert opened(classes_figure(cells * 5)).shape[1] > 1.9 * picture.shape[1] - 100
 
 
 @pytest.mark.parametrize(("rows", "columns", "wide", "high"), [(8, 8, 1, 1), (8, 16, 1, 0.5), (16, 8, 0.5, 1)])

@@ -11,7 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from remask.errors import UserError
-from remask.evaluation.figures.tsne import Map, choose_images, picture, principal, separation, summary, table, tsne_maps
+from remask.evaluation.figures.tsne import (
+    Map,
+    choose_images,
+    principal,
+    separation,
+    summary,
+    table,
+    tsne_figure,
+    tsne_maps,
+)
 
 LABELS = torch.tensor([2, 5, 6])[torch.arange(90) % 3]
 
@@ -62,7 +71,7 @@ def test_principal_components_against_scikit_learn() -> None:
 
 def test_picture_has_a_panel_a_network_in_the_same_colours(maps: dict[str, Map]) -> None:
     one, two = (
-        np.asarray(Image.open(io.BytesIO(picture(part, LABELS))).convert("RGB")).astype(int)
+        np.asarray(Image.open(io.BytesIO(tsne_figure(part, LABELS))).convert("RGB")).astype(int)
         for part in ({"DMJD": maps["DMJD"]}, maps)
     )
     assert two.shape[1] > 1.8 * one.shape[1]
@@ -73,7 +82,7 @@ def test_picture_has_a_panel_a_network_in_the_same_colours(maps: dict[str, Map])
 
 def test_more_classes_than_colours_of_their_own() -> None:
     points = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
-    assert picture({"a": Map(points, 1.0, 2.0)}, torch.arange(60) % 30)[:4] == b"\x89PNG"
+    assert tsne_figure({"a": Map(points, 1.0, 2.0)}, torch.arange(60) % 30)[:4] == b"\x89PNG"
 
 
 def test_table(maps: dict[str, Map]) -> None:

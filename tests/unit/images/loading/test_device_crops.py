@@ -12,7 +12,7 @@ from remask.errors import UserError
 from remask.images.decoding import decode
 from remask.images.loading import device_crops as device
 from remask.images.loading.device_crops import KeptOnDevice, cut, decode_there, is_plain, no_decoder
-from remask.images.loading.image_cache import Pictures
+from remask.images.loading.image_cache import ImageCache
 from remask.images.loading.loader import Loader
 from remask.images.sources.named import Arrays
 from remask.images.sources.opening import open_source
@@ -92,7 +92,7 @@ def test_a_kept_set_gives_the_loaders_batches(workers: int) -> None:
 
 
 def test_a_kept_set_is_decoded_once_and_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = Pictures(Jpegs(9), cache_mb=0)
+    pictures = ImageCache(Jpegs(9), cache_mb=0)
     held = KeptOnDevice(pictures, CPU)
     first = [held.get(i) for i in range(9)]
     monkeypatch.setattr(pictures, "get", None)
@@ -118,7 +118,7 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unasked_only_a_small_set_goes_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, cuda = Pictures(Jpegs(4), cache_mb=0), torch.device("cuda")
+    pictures, cuda = ImageCache(Jpegs(4), cache_mb=0), torch.device("cuda")
     size = pictures.estimate()
     for free, fitting in ((4 * size, True), (4 * size - 4, False)):
         monkeypatch.setattr(device, "_free", lambda device, free=free: free)
@@ -130,7 +130,7 @@ def test_unasked_only_a_small_set_goes_to_a_gpu(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_has_no_room_after_all_is_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     jpegs = Jpegs(6)
-    held = KeptOnDevice(Pictures(jpegs, cache_mb=0), CPU)
+    held = KeptOnDevice(ImageCache(jpegs, cache_mb=0), CPU)
     held._arena, held._room = held._arena[:0], 30_000
     assert all(torch.equal(held.get(i), decode(jpegs.read(i))) for i in (0, 1, 2, 3, 1))
     assert 1 <= len(held._places) <= 2
@@ -139,7 +139,7 @@ def test_what_has_no_room_after_all_is_decoded_again(monkeypatch: pytest.MonkeyP
 def test_a_guess_that_was_too_small_grows() -> None:
     photos = open_source("photos")
     small, large = photos.read(3), photos.read(0)
-    held = KeptOnDevice(Pictures(Subset(photos, [3, 3, 0]), cache_mb=0), CPU)
+    held = KeptOnDevice(ImageCache(Subset(photos, [3, 3, 0]), cache_mb=0), CPU)
     held._arena = held._arena[: small.nbytes]  # type: ignore[union-attr]
     assert torch.equal(held.get(0), decode(small))
     assert torch.equal(held.get(2), decode(large))

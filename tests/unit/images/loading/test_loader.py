@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from remask.errors import UserError
-from remask.images.loading.image_cache import Pictures
+from remask.images.loading.image_cache import ImageCache
 from remask.images.loading.loader import Batch, Loader, TooManyBad, iterate
 from remask.images.sources.opening import Source, open_source
 from remask.images.sources.subset import Subset
@@ -119,14 +119,14 @@ def test_cached_pictures_are_the_same_and_are_read_once() -> None:
 
 def test_shared_cache_and_its_limits() -> None:
     fake = Fake(9)
-    pictures = Pictures(fake, shared=True)
+    pictures = ImageCache(fake, shared=True)
     first = pictures.get(4)
     fake.reads.clear()
     assert torch.equal(pictures.get(4), first)
     assert fake.reads == []
-    assert torch.equal(first, Pictures(fake, cache_mb=0).get(4))
+    assert torch.equal(first, ImageCache(fake, cache_mb=0).get(4))
     mixed = Fake(9, sizes=True)
-    shared, nothing = Pictures(mixed, shared=True), Pictures(mixed, cache_mb=0)
+    shared, nothing = ImageCache(mixed, shared=True), ImageCache(mixed, cache_mb=0)
     assert all(torch.equal(shared.get(i), nothing.get(i)) for i in (4, 5, 6, 4))
     mixed.reads.clear()
     assert all(torch.equal(shared.get(i), nothing.get(i)) for i in (4, 5))
@@ -181,7 +181,7 @@ def test_a_parquet_of_jpegs_is_decoded_once(shared: Path, tmp_path: Path) -> Non
 def test_what_must_be_kept_and_has_no_room_is_a_mistake() -> None:
     many = Subset(Fake(9), [0] * 1000)
     with pytest.raises(UserError, match=r'data\.keep "ram".* remask data pack'):
-        Pictures(many, cache_mb=1, must=True)
+        ImageCache(many, cache_mb=1, must=True)
 
 
 def test_pictures_are_reduced_whatever_fits() -> None:
@@ -191,7 +191,7 @@ def test_pictures_are_reduced_whatever_fits() -> None:
     Image.fromarray(pixels).save(stream, "JPEG")
     fake = Fake(1)
     fake.read = lambda i: stream.getvalue()  # type: ignore[method-assign]
-    for pictures in (Pictures(fake), Pictures(fake, cache_mb=0)):
+    for pictures in (ImageCache(fake), ImageCache(fake, cache_mb=0)):
         for _ in range(2):
             assert pictures.get(0, lambda rows, columns: 4).shape == (3, 80, 120)
         assert pictures.get(0).shape == (3, 320, 480)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
-from remask.images.loading.image_cache import Pictures
+from remask.images.loading.image_cache import ImageCache
 from remask.images.loading.loader import Loader
 from remask.images.sources.named import Arrays
 from remask.images.sources.opening import Source, open_source
@@ -179,7 +179,7 @@ def test_a_damaged_picture_is_one_bad_picture(kind, folder: Path, tmp_path: Path
     data = bytearray((tmp_path / "a.remask").read_bytes())
     data[HEAD_BYTES + 300] ^= 4
     (tmp_path / "a.remask").write_bytes(data)
-    pictures = Pictures(open_source(str(tmp_path / "a.remask")), cache_mb=0)
+    pictures = ImageCache(open_source(str(tmp_path / "a.remask")), cache_mb=0)
     with pytest.raises(BadImage, match="damaged in the packed file"):
         pictures.get(0)
     assert pictures.get(1).shape[0] == 3

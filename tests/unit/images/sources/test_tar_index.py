@@ -109,7 +109,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
                           ("pipe", (tarfile.FIFOTYPE, "")),
                           ("a.jpg", b"again"), ("alone.cls", b"1")]  # fmt: skip
     found = index(tar(tmp_path / "x.tar", members))
-    assert [member.name for member, _ in found.pictures] == ["a.jpg"]
+    assert [member.name for member, _ in found.images] == ["a.jpg"]
     assert dict(found.left_out) == {
         ".json files": 1, ".txt files": 1, ".gz files": 1, "files without extension": 1, "hidden files": 3,
         "special files, such as pipes": 1, "members that a later one of the name replaces": 1,

@@ -1,0 +1,31 @@
+"""What a recipe need not say of itself, because it follows from the rest: the paper of its method, its command."""
+
+from remask.recipe.schema import Recipe
+
+PAPERS = {
+    "mae": "Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377",
+    "simmim": "SimMIM: A Simple Framework for Masked Image Modeling, arXiv 2111.09886",
+    "maskfeat": "Masked Feature Prediction for Self-Supervised Visual Pre-Training, arXiv 2112.09133",
+    "beit": "BEiT: BERT Pre-Training of Image Transformers, arXiv 2106.08254",
+    "convmae": "ConvMAE: Masked Convolution Meets Masked Autoencoders, arXiv 2205.03892",
+    "fastmim": "FastMIM: Expediting Masked Image Modeling Pre-training for Vision, arXiv 2212.06593",
+    "dmae": "Masked Autoencoders Enable Efficient Knowledge Distillers, arXiv 2208.12256",
+    "moma": "MOMA: Distill from Self-Supervised Teachers, arXiv 2302.02089",
+}
+"""Title and number, by method."""
+DMJD = "Disjoint Masking with Joint Distillation for Efficient Masked Image Modeling, arXiv 2301.00230"
+
+
+def with_paper(recipe: Recipe) -> Recipe:
+    """The recipe with the paper of what it trains, unless it names one: DMJD's wherever DM or JD is on."""
+    paper = DMJD if recipe.dm or recipe.jd else PAPERS[recipe.method.name]
+    return recipe if recipe.paper else recipe.model_copy(update={"paper": paper})
+
+
+def with_command(recipe: Recipe) -> Recipe:
+    """A shipped recipe with the command that runs it on ImageNet, unless it names another."""
+    command = f"remask pretrain --recipe {recipe.name} --data imagenet/train --out runs/{recipe.name}"
+    return recipe if recipe.command else recipe.model_copy(update={"command": command})
+
+
+__all__ = ["DMJD", "PAPERS", "with_command", "with_paper"]
