@@ -93,6 +93,17 @@ def test_words_of_other_programs(
     assert capsys.readouterr().out
 
 
+def test_quiet_prints_the_folder_alone(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["remask", *RUN, "--smoke", "-q", "--out", "a run"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "a run\n"
+    assert (home / "a run" / "report.html").is_file()
+
+
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write needs /proc")
 def test_an_unwritable_folder(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["remask", *RUN, "--smoke", "-q", "--out", "/proc/z"])

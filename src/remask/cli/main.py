@@ -16,6 +16,7 @@ from remask.cli import hints as cli_hints
 from remask.cli import look as cli_look
 from remask.cli import options
 from remask.cli import plan as cli_plan
+from remask.cli import study as cli_study
 from remask.cli.ending import end, report_error
 from remask.files.escaping import escape_on
 from remask.training import launcher
@@ -97,7 +98,13 @@ def pretrain(
     _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
     from remask.commands import pretraining
 
-    pretraining.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data)
+    _print_run(pretraining.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data), quiet)
+
+
+def _print_run(run: Path, quiet: bool) -> None:
+    """With --quiet the folder is all that is printed, once however many processes train it."""
+    if quiet and os.environ.get("RANK", "0") == "0":
+        print(run)
 
 
 def _say_toy(model: str | None, toy: str) -> None:
@@ -127,13 +134,15 @@ def resume(
     check_device(device)
     from remask.commands import resuming
 
-    resuming.resume(run, device=device, quiet=quiet, accept_changed_data=accept_changed_data, verify_data=verify_data)
+    given = {"accept_changed_data": accept_changed_data, "verify_data": verify_data}
+    _print_run(resuming.resume(run, device=device, quiet=quiet, **given), quiet)
 
 
 cli_look.register(app)
 cli_downstream.register(app)
 cli_data.register(app)
 cli_plan.register(app)
+cli_study.register(app)
 
 
 @app.command()

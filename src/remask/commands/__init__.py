@@ -12,6 +12,7 @@ _HOMES = {
     "finetune": "finetuning", "segment": "segmentation", "detect": "detection", "evaluate": "testing",
     "probe": "probing", "embed": "embedding", "tsne": "projection", "attention": "attention_maps",
     "data_check": "surveying", "data_pack": "packing",
+    "study_run": "studying", "study_report": "study_page",
     "recipes": "recipe_list", "show": "recipe_page", "doctor": "diagnosis",
     "ModelOptions": "subjects", "PlanOptions": "planning", "ProbeOptions": "probing", "TsneOptions": "projection",
     "parse_form": "forms", "probe_table": "probe_tables",

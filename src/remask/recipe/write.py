@@ -1,6 +1,7 @@
 """A resolved recipe as TOML text that loads back to an equal one; the standard library only reads TOML."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,16 +25,24 @@ def dump(recipe: Section) -> str:
 def _table(values: Mapping[str, Any], path: str) -> str:
     """Plain keys first, then the tables inside, as TOML demands."""
     lines = [f"[{path}]"] if path else []
-    lines += [f"{key} = {_literal(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
+    lines += [f"{key} = {literal(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
     tables = {f"{path}.{key}".lstrip("."): value for key, value in values.items() if isinstance(value, Mapping)}
     return "\n".join(["\n".join(lines) + "\n", *(_table(value, name) for name, value in tables.items())])
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, str):  # JSON's escapes are TOML's; DEL is the one character that only TOML refuses
         return json.dumps(marked(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_literal, value))}]"
+        return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key} = {_literal(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{_key(key)} = {literal(inner)}' for key, inner in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else literal(key)
+
+
+__all__ = ["dump", "literal"]
