@@ -102,7 +102,7 @@ def resize_table(table: Float[Tensor, "old heads"], old: Grid, new: Grid, extra:
 def spline(old: int, new: int) -> Float[Tensor, "new old"]:
     """The matrix of one axis: values at `old` offsets (odd, symmetric around 0) → values at `new` offsets."""
     import numpy as np
-    from scipy.interpolate import make_interp_spline  # type: ignore[import-untyped]
+    from scipy.interpolate import make_interp_spline
 
     if old == new:
         return torch.eye(old, device="cpu")  # never of the device of the moment: it is kept
