@@ -30,7 +30,7 @@ from remask.training.checkpoint import position
 from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.training.distributed import ALONE, World
 from remask.training.environment import environment
-from remask.training.progress import Console, console
+from remask.training.progress import console
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, resolve
 from remask.training.trainer import Trainer
@@ -39,56 +39,113 @@ from remask.training.trainer import Trainer
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
     """Build everything, make or open the folder, and train to the end of the recipe; many processes do it together."""
     require_source(recipe)
-    settings, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
-    device, precision = settings.device, recipe.optim.precision
-    runtime = resolve(device, precision, settings.compile, settings.threads, world, settings.parallel)
-    before = None if fresh else position(run)
-    say = (lambda line: None) if quiet else print
-    source, probed = _opened(recipe, world)
-    record = DataRecord(run, say)
-    checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
-    parted, why = (None, []) if probed is None else knn_split(recipe, probed, older=not fresh and run.format == 1)
-    screen, said, notes = list[Console](), [*dict.fromkeys([*left_out(source), *why])], dict[str, Any]()
-    if fresh:
-        recipe, line = with_pixel_rule(recipe, source)
-        said.append(line)
-    ahead = phases(recipe)[phase_of(recipe, before["epoch"]) if recipe.progress and before else 0 :]
-    method = _built(ahead, fresh)
-    said += _remarks(recipe, method, runtime)
-    words = _fit_codebook(ahead[0].recipe, source, say, world)
-    bad = BadImages(path, lambda line: screen[0].say(line), world.main)
-
-    def trainer_of(phase: Phase, method: Method) -> Trainer:
-        if words:
-            codebooks.install(words, method)
-        loader = build_loader(phase.recipe, source, runtime, method, report=bad, remark=bad.beyond)
-        hooks = [] if world.alone else [bad_of_all(loader, world)]
-        hooks += [knn_hook(phase.recipe, method, runtime, *parted, bad)] if parted else []
-        made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
-        made.notes = notes
-        if phase.recipe.runtime.accumulate == "auto":
-            said.append(choose_micro_batches(phase.recipe, made, runtime))
-        return made
-
-    trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
-    if before is None:
-        checked = world.first(lambda: _create(path, recipe, world, words, record, checked))
-    else:
-        said += resumed(trainer, record, checked, care)
-    notes["data"] = checked.digests
-    screen.append(console(trainer.schedule.steps, recipe.name, quiet))
-    on, to = f"{len(source)} images of {printable(source.name)}", printable(path)
-    screen[0].say(f"{method_label(recipe)} on {on}, {runtime.describe()} → {to}")
-    for line in [*said, equation(method, ahead[0].recipe.data.image_size)]:
-        screen[0].say(line)
+    session = Session(recipe, path, quiet or not world.main, fresh, world, care)
+    session.begin()
     try:
-        _through(ahead, trainer, trainer_of, screen[0])
+        session.train()
     except TooManyBad as error:
-        bad.write(error.bad)
+        session.bad.write(error.bad)
         raise
 
 
-def _opened(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
+class Session:
+    """A recipe's objects, made so that whatever may be wrong with them is met before anything is written.
+
+    lines   what a person is told at the beginning, gathered while the objects are made
+    notes   what every checkpoint carries beside the state: the digests of the data
+    """
+
+    def __init__(self, recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World, care: Care) -> None:
+        self.path, self.quiet, self.fresh, self.world, self.care = path, quiet, fresh, world, care
+        self.run = RunFolder(path, world.main)
+        self.runtime = runtime_of(recipe, world)
+        self.position = None if fresh else position(self.run)
+        say: Callable[[str], None] = (lambda line: None) if quiet else print
+        self.source, probed = _open_sources(recipe, world)
+        self.record = DataRecord(self.run, say)
+        self.checked = world.first(
+            lambda: self.record.check(of_pretraining(recipe, self.source, probed, say), care, fresh)
+        )
+        self.probe_split, reasons = None, list[str]()
+        if probed is not None:
+            self.probe_split, reasons = knn_split(recipe, probed, older=not fresh and self.run.format == 1)
+        self.lines, self.notes = [*dict.fromkeys([*left_out(self.source), *reasons])], dict[str, Any]()
+        if fresh:
+            recipe, line = with_pixel_rule(recipe, self.source)
+            self.lines.append(line)
+        self.recipe = recipe
+        reached = phase_of(recipe, self.position["epoch"]) if recipe.progress and self.position else 0
+        self.phases = phases(recipe)[reached:]
+        self.method = _first_method(self.phases, fresh)
+        self.lines += _remarks(recipe, self.method, self.runtime)
+        self.words = _fit_codebook(self.phases[0].recipe, self.source, say, world)
+        self.bad = BadImages(path, lambda line: self.console.say(line), world.main)
+        self.trainer = self.trainer_of(self.phases[0], self.method)
+        self.console = console(self.trainer.schedule.steps, recipe.name, quiet)
+
+    def begin(self) -> None:
+        """Make the folder, or go to where the run was; then say what is trained on what."""
+        if self.position is None:
+            self.checked = self.world.first(self._create)
+        else:
+            self.lines += resumed(self.trainer, self.record, self.checked, self.care)
+        self.notes["data"] = self.checked.digests
+        images = f"{len(self.source)} images of {printable(self.source.name)}"
+        where = f"{self.runtime.describe()} → {printable(self.path)}"
+        self.console.say(f"{method_label(self.recipe)} on {images}, {where}")
+        for line in [*self.lines, equation(self.method, self.phases[0].recipe.data.image_size)]:
+            self.console.say(line)
+
+    def train(self) -> None:
+        """Train one phase after the other; where images grow, the next size's trainer takes over."""
+        trainer = self.trainer
+        trainer.train(self.console)
+        for before, after in itertools.pairwise(self.phases):
+            if trainer.global_step >= trainer.schedule.steps:  # max_steps ended the run
+                return
+            sizes = before.recipe.data.image_size, after.recipe.data.image_size
+            following = self.trainer_of(after, build_method(after.recipe, start=False))
+            hand_over(trainer, following, *sizes)
+            self.console.say(f"after epoch {before.end} images grow to {sizes[1][0]}×{sizes[1][1]} px")
+            trainer = following
+            trainer.train(self.console)
+
+    def trainer_of(self, phase: Phase, method: Method) -> Trainer:
+        """The trainer of a phase, with what happens between its steps."""
+        recipe, runtime, world = phase.recipe, self.runtime, self.world
+        if self.words:
+            codebooks.install(self.words, method)
+        loader = build_loader(recipe, self.source, runtime, method, report=self.bad, remark=self.bad.beyond)
+        hooks = [] if world.alone else [bad_of_all(loader, world)]
+        hooks += [knn_hook(recipe, method, runtime, *self.probe_split, self.bad)] if self.probe_split else []
+        trainer = build_trainer(recipe, method, loader, runtime, self.run, hooks, phase.end)
+        trainer.notes = self.notes
+        if recipe.runtime.accumulate == "auto":
+            self.lines.append(choose_micro_batches(recipe, trainer, runtime))
+        return trainer
+
+    def _create(self) -> Checked:
+        """Make the folder, with its codebook and the record of its data; returns `checked` with what was added."""
+        recipe, words, checked = self.recipe, self.words, self.checked
+        stored = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
+        RunFolder.create(self.path, dump(stored), {**environment(), "processes": self.world.size})
+        if words:
+            words.save(self.path / codebooks.FILE)
+            codebook_file = of_file(str(self.path / codebooks.FILE))
+            self.record.add(CODEBOOK, codebook_file, codebooks.FILE)
+            checked = checked._replace(digests={**checked.digests, CODEBOOK: codebook_file.digest()})
+        self.record.keep([], {})
+        return checked
+
+
+def runtime_of(recipe: Recipe, world: World) -> Runtime:
+    """Where and how the recipe's numbers are computed, in this process."""
+    settings = recipe.runtime
+    precision, parallel = recipe.optim.precision, settings.parallel
+    return resolve(settings.device, precision, settings.compile, settings.threads, world, parallel)
+
+
+def _open_sources(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
     """The pictures, and the labelled ones of kNN on the way."""
     with world.in_turn():
         source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
@@ -104,7 +161,7 @@ def _fit_codebook(recipe: Recipe, source: Source, say: Callable[[str], None], wo
     return world.first(lambda: codebooks.fit(recipe, source, say, recipe.seed))
 
 
-def _built(ahead: Sequence[Phase], fresh: bool) -> Method:
+def _first_method(ahead: Sequence[Phase], fresh: bool) -> Method:
     """The method of the first phase; those of the others are tried without memory, to meet a misfit now."""
     for phase in ahead[1:]:
         with torch.device("meta"):
@@ -114,41 +171,10 @@ def _built(ahead: Sequence[Phase], fresh: bool) -> Method:
 
 def _remarks(recipe: Recipe, method: Method, runtime: Runtime) -> list[str]:
     """What a person should know at the beginning: which weights were loaded, and what goes another way than asked."""
-    said = loaded_lines(method)
+    lines = loaded_lines(method)
     if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
-        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
-    return said
-
-
-def _through(
-    ahead: Sequence[Phase], trainer: Trainer, trainer_of: Callable[[Phase, Method], Trainer], screen: Console
-) -> None:
-    """Train one phase after the other; where images grow, the next size's trainer takes over."""
-    trainer.train(screen)
-    for before, after in itertools.pairwise(ahead):
-        if trainer.global_step >= trainer.schedule.steps:  # max_steps ended the run
-            return
-        sizes = before.recipe.data.image_size, after.recipe.data.image_size
-        following = trainer_of(after, build_method(after.recipe, start=False))
-        hand_over(trainer, following, *sizes)
-        screen.say(f"after epoch {before.end} images grow to {sizes[1][0]}×{sizes[1][1]} px")
-        trainer = following
-        trainer.train(screen)
-
-
-def _create(
-    path: Path, recipe: Recipe, world: World, words: codebooks.Words | None, record: DataRecord, checked: Checked
-) -> Checked:
-    """Make the folder, with its codebook and the record of its data; returns `checked` with what was added."""
-    kept = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
-    RunFolder.create(path, dump(kept), {**environment(), "processes": world.size})
-    if words:
-        words.save(path / codebooks.FILE)
-        codebook_file = of_file(str(path / codebooks.FILE))
-        record.add(CODEBOOK, codebook_file, codebooks.FILE)
-        checked = checked._replace(digests={**checked.digests, CODEBOOK: codebook_file.digest()})
-    record.keep([], {})
-    return checked
+        lines.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
+    return lines
 
 
 __all__ = ["train"]

@@ -75,26 +75,26 @@ class Runner:
         if done:
             self._say(f"{cell.run}: its settings have changed since its result was written: it is run again")
         run = self.folder(cell)
-        with _alone(run) as free:
-            if not free:
+        with _alone(run) as lock:
+            if lock is None:
                 self._say(f"{cell.run}: another process runs it")
                 return
             self._say(f"{cell.run}: trains")
-            self._train(cell, run)
+            self._train(cell, run, lock)
             if words := settings["probe"]:
-                self.remask(["probe", str(run), *words], _log(run))
+                self.remask(["probe", str(run), *words], _log(run), lock)
             result = write_result(cell, settings, run)
         measured = ", ".join(f"{name} {values['trained']:.1f}" for name, values in result["measures"].items())
         self._say(f"{cell.run}: {measured or 'done'} ({60 * result['cost']['cpu_hours']:.1f} core-minutes)")
 
-    def _train(self, cell: Cell, run: Path) -> None:
+    def _train(self, cell: Cell, run: Path, lock: int) -> None:
         """Begin the run of a cell, or go on with it."""
         state = RunFolder(run).read("status.json").get("state")
         if state is None:
             words = train_arguments(cell, self.size(cell), self._needed(cell))
-            self.remask([*words, "--set", "runtime.threads=1", "--out", str(run)], _log(run))
+            self.remask([*words, "--set", "runtime.threads=1", "--out", str(run)], _log(run), lock)
         elif state != "finished":
-            self.remask(["resume", str(run)], _log(run))
+            self.remask(["resume", str(run)], _log(run), lock)
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that decides the cell's result, the settings of the rows it needs among it."""
@@ -114,14 +114,18 @@ class Runner:
             self._sizes[cell.name] = size_of(cell, self._needed(cell), self.remask)
         return self._sizes[cell.name]
 
-    def remask(self, words: list[str], log: Path) -> None:
-        """Run remask on one thread, its output appended to `log`. Raises UserError with its last line if it fails."""
+    def remask(self, words: list[str], log: Path, lock: int | None = None) -> None:
+        """Run remask on one thread, its output appended to `log`. Raises UserError with its last line if it fails.
+
+        lock   a file descriptor that the process shares: where this one is killed, that one still holds the run
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with log.open("ab") as file:
             done = subprocess.run(
                 [sys.executable, "-m", "remask", *words, "--quiet"],
                 stdout=file, stderr=subprocess.STDOUT, env=environment, check=False,
+                pass_fds=[] if lock is None else [lock],
             )  # fmt: skip
         if done.returncode:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -150,16 +154,16 @@ def _levels(todo: Sequence[Cell]) -> list[list[Cell]]:
 
 
 @contextmanager
-def _alone(run: Path) -> Iterator[bool]:
-    """Whether no other process is at work on this run; it is held until the end of the context."""
+def _alone(run: Path) -> Iterator[int | None]:
+    """The descriptor of a lock on this run, held until the context and all who share it end; None if another has it."""
     run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_name(f".{run.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            yield False
+            yield None
             return
-        yield True
+        yield file.fileno()
 
 
 __all__ = ["Runner"]

@@ -53,7 +53,7 @@ class Here(Runner):
         self.ran: list[list[str]] = []
         super().__init__(1, self.lines.append)
 
-    def remask(self, words: list[str], log: Path) -> None:
+    def remask(self, words: list[str], log: Path, lock: int | None = None) -> None:
         self.ran.append(words)
         before, sys.argv = sys.argv, ["remask", *words, "-q"]
         try:
