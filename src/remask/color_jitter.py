@@ -11,14 +11,14 @@ from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
 HUE, SHARE = 0.1, 0.8
-"""Largest turn of the hue, in turns, and the share of pictures that are changed (MoCo v3, 2104.02057)."""
+"""Largest turn of the hue, in turns, and the share of images that are changed (MoCo v3, 2104.02057)."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
 class BatchColorJitter:
-    """Colour jitter. Pictures with other than three channels have their brightness and contrast changed alone.
+    """Colour jitter. Images with other than three channels have their brightness and contrast changed alone.
 
     strength    brightness, contrast and saturation are multiplied by 1 - strength to 1 + strength
     # official: torchvision draws the order of the four and clamps to 8 bits after each; here one order, rounded once.
@@ -31,7 +31,7 @@ class BatchColorJitter:
         return torch.rand(batch, 5, generator=generator, device=generator.device if generator else None)
 
     def __call__(self, images: UInt8[Tensor, "B C H W"], draws: Float[Tensor, "B 5"]) -> UInt8[Tensor, "B C H W"]:
-        """The pictures in other colours, a pure function of pictures and draws."""
+        """The images in other colours, a pure function of images and draws."""
         pixels, coloured = images.flatten(2).float(), images.shape[1] == 3
         change = torch.where(draws[:, 4:] < SHARE, 2 * draws[:, :4] - 1, 0.0)
         brightness, contrast, saturation = (1 + self.strength * change[:, :3]).reshape(-1, 3, 1, 1).unbind(1)

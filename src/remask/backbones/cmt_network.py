@@ -247,7 +247,7 @@ def resize_relative(
     """Position biases on other grids, given as (old, new): bicubic over the queries' grid, then over the keys'.
 
     The table itself on equal grids. # official: none (another size fails); its helper, never called, would resize the
-    table as a picture of Nq×Nk, in which the end of a row of cells runs into the beginning of the next.
+    table as an image of Nq×Nk, in which the end of a row of cells runs into the beginning of the next.
     """
     if queries[0] != queries[1]:
         table = _resize(table.mT, *queries).mT

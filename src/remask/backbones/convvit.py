@@ -30,7 +30,7 @@ SIZES: dict[str, Sizes] = {
     "convvit_base": Sizes(),  # ConvMAE
     "convvit_base_wide": Sizes(mlp_ratios=(8, 8, 4)),  # DMJD
     "convvit_large": Sizes(dims=(384, 768, 1024), depths=(2, 2, 23), num_heads=16, mlp_ratios=(8, 8, 4)),
-    "convvit_micro": Sizes((1, 2, 2), (32, 64, 128), (1, 1, 4), 4),  # ours, for pictures of 32 px
+    "convvit_micro": Sizes((1, 2, 2), (32, 64, 128), (1, 1, 4), 4),  # ours, for images of 32 px
 }
 
 

@@ -14,7 +14,7 @@ from remask.types import Images
 class Normalise(nn.Module):
     """(value - mean) / std per channel of integers, mean and std being of values in 0..1; floats as they are.
 
-    uint8 is 0..255, uint16 by `levels`, which is how pictures are read too: None for 8 bits only.
+    uint8 is 0..255, uint16 by `levels`, which is how images are read too: None for 8 bits only.
     A float image is taken as already normalised. The first one with any contrast is looked at: UserError where all of
     it lies in 0..1, as pixels do that nobody has normalised, unless `normalised` says that it is meant.
     """
@@ -37,7 +37,7 @@ class Normalise(nn.Module):
         self.read_by(FULL)
 
     def read_by(self, levels: Levels | None, deep: bool = False) -> None:
-        """Say which values are black and white in pictures deeper than 8 bits, and whether pictures are that deep."""
+        """Say which values are black and white in images deeper than 8 bits, and whether images are that deep."""
         self.deep_set = deep or (levels is not None and levels.low is not None)
         self.levels, (low, high) = levels, (levels or FULL).bounds(torch.uint16)
         unit = (high - low) / 255
@@ -45,7 +45,7 @@ class Normalise(nn.Module):
 
     @property
     def scaling(self) -> Scaling | None:
-        """How pictures for this network are read; None: as 8 bits."""
+        """How images for this network are read; None: as 8 bits."""
         return None if self.levels is None else Scaling(self.levels, self.mean, self.std, self.deep_set)
 
     def forward(self, images: Images) -> Float[Tensor, "B C H W"]:

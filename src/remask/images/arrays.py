@@ -17,8 +17,8 @@ MOST_BANDS = 16
 """Of an array without a shorter axis than this one may think that it holds many images."""
 
 
-class Unread(Exception):  # noqa: N818  (a fact about a picture)
-    """Why a picture cannot be read, in one line."""
+class Unread(Exception):  # noqa: N818  (a fact about an image)
+    """Why an image cannot be read, in one line."""
 
 
 class Deep(NamedTuple):

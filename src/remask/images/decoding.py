@@ -18,15 +18,15 @@ from remask.images.levels import RAW, Levels, luma
 from remask.images.tiff import TIFF, WHITE
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
-"""The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
+"""The formats Pillow may try (JPEG includes MPO). Its others are no images or, as EPS does, start programs."""
 
 
-class BadImage(Exception):  # noqa: N818  (a fact about a picture, not a fault of the program)
-    """One picture that cannot be used; the message is one line and says why."""
+class BadImage(Exception):  # noqa: N818  (a fact about an image, not a fault of the program)
+    """One image that cannot be used; the message is one line and says why."""
 
 
 Reduction = Callable[[int, int], int]
-"""Height and width of a picture -> by how much both sides may be divided on the way: 1, 2, 4 or 8."""
+"""Height and width of an image -> by how much both sides may be divided on the way: 1, 2, 4 or 8."""
 
 
 def decode(
@@ -37,16 +37,16 @@ def decode(
     reduction: Reduction | None = None,
     levels: Levels | None = RAW,
 ) -> Num[Tensor, "C H W"]:
-    """Pixels of an encoded picture, or of an array HW or HWC, with `channels` bands.
+    """Pixels of an encoded image, or of an array HW or HWC, with `channels` bands.
 
     Encoded: turned as EXIF says, first frame or page, CMYK and palette as Pillow converts them, alpha dropped unless
-    it is wanted. Gray is repeated to 3 channels, RGB becomes luma for 1; other numbers of bands must be the picture's.
+    it is wanted. Gray is repeated to 3 channels, RGB becomes luma for 1; other numbers of bands must be the image's.
 
-    levels   8-bit pictures give uint8, all others float32 with the values that they have. With a range, 16 bits give
+    levels   8-bit images give uint8, all others float32 with the values that they have. With a range, 16 bits give
              uint16, which networks scale. None: everything becomes uint8: 16 bits keep their high byte, 32-bit integers
              beyond 16 bits and floats are scaled from their own minimum..maximum; of arrays, floats are 0..1
 
-    The size is read from the header first: a picture of more than `max_pixels` is refused before a pixel is decoded,
+    The size is read from the header first: an image of more than `max_pixels` is refused before a pixel is decoded,
     and one within it takes at most 20 bytes a pixel and band while it is decoded (2 GB at the default).
 
     A JPEG that EXIF does not turn is decoded at the scale that `reduction` allows, if one is given: the inverse cosine
@@ -144,7 +144,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:
     """What is no plain JPEG: by Pillow, or where Pillow would cut it to 8 bits or refuse it, by `deep`."""
-    # Not catch_warnings: it swaps the filters of the whole process and pictures are decoded in a thread as well.
+    # Not catch_warnings: it swaps the filters of the whole process and images are decoded in a thread as well.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.init()  # formats named in open are not looked for otherwise
     try:
@@ -218,7 +218,7 @@ def _from_pillow(image: Image.Image, channels: int, levels: Levels | None) -> Nu
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    """Minimum..maximum of the finite float32 values to 0..255, in place; other values and a constant picture are 0."""
+    """Minimum..maximum of the finite float32 values to 0..255, in place; other values and a constant image are 0."""
     finite = np.isfinite(values)
     if not finite.any():
         raise BadImage("no pixel has a finite value")

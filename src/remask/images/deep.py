@@ -1,4 +1,4 @@
-"""Pictures that Pillow does not read as they are: 16 bits a colour, more than four bands, arrays. All become HWC.
+"""Images that Pillow does not read as they are: 16 bits a colour, more than four bands, arrays. All become HWC.
 
 Nothing here knows what the values mean; `decoding` has that.
 """
@@ -15,7 +15,7 @@ from remask.images.tiff import TIFF, misread_planes, read_tiff
 
 
 def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
-    """A picture that Pillow would cut to 8 bits or refuse; None for one that Pillow reads whole.
+    """An image that Pillow would cut to 8 bits or refuse; None for one that Pillow reads whole.
 
     Raises Unread; what libraries raise on damaged files goes through.
     """

@@ -32,7 +32,7 @@ def can_read() -> bool:
 
 
 def heif_formats(data: bytes, others: tuple[str, ...]) -> tuple[str, ...]:
-    """The formats that Pillow is to try: HEIF for such a picture, else the others. Raises NoHeifReader."""
+    """The formats that Pillow is to try: HEIF for such an image, else the others. Raises NoHeifReader."""
     if not holds_heif(data):
         return others
     if not can_read():
@@ -43,7 +43,7 @@ def heif_formats(data: bytes, others: tuple[str, ...]) -> tuple[str, ...]:
 
 @functools.cache
 def _register_heif() -> None:
-    """Let Pillow open HEIF; once a process. Pictures come as libheif turns them, with an EXIF that says so."""
+    """Let Pillow open HEIF; once a process. Images come as libheif turns them, with an EXIF that says so."""
     import pillow_heif
 
     pillow_heif.register_heif_opener()

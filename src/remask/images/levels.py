@@ -1,6 +1,6 @@
-"""What the numbers in pictures mean: which value is black and which is white, and how they become a network's input.
+"""What the numbers in images mean: which value is black and which is white, and how they become a network's input.
 
-8-bit pictures are 0..255. Deeper ones travel as they are, uint16 or float32, so that no level is lost, and one rule,
+8-bit images are 0..255. Deeper ones travel as they are, uint16 or float32, so that no level is lost, and one rule,
 `Levels`, says for training, probes, embeddings and exports alike which value is 0 and which is 1.
 """
 
@@ -19,9 +19,9 @@ FULL_RANGE = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}
 
 @dataclass(frozen=True)
 class Levels:
-    """Values that are black and white in pictures; without them each type's own range, floats being 0..1.
+    """Values that are black and white in images; without them each type's own range, floats being 0..1.
 
-    8-bit pictures are 0..255 under every rule whose numbers go beyond that.
+    8-bit images are 0..255 under every rule whose numbers go beyond that.
     """
 
     low: float | None = None
@@ -29,7 +29,7 @@ class Levels:
 
     @classmethod
     def of(cls, rule: str | Sequence[float] | None) -> "Levels | None":
-        """What `data.range` says: "full", two numbers, or "byte" and None for pictures that become 8 bits (None)."""
+        """What `data.range` says: "full", two numbers, or "byte" and None for images that become 8 bits (None)."""
         if rule is None or rule == "byte":
             return None
         return cls() if isinstance(rule, str) else cls(float(rule[0]), float(rule[1]))
@@ -88,9 +88,9 @@ FULL = Levels()
 
 
 class Scaling(NamedTuple):
-    """How the pictures of a run are read and normalised; mean and std per channel are of values in 0..1.
+    """How the images of a run are read and normalised; mean and std per channel are of values in 0..1.
 
-    deep   whether 8 bits do not hold the pictures of the set
+    deep   whether 8 bits do not hold the images of the set
     """
 
     levels: Levels

@@ -1,4 +1,4 @@
-"""How EXIF turns a picture (Exif 2.32, tag 0x0112), from its header, and boxes, polygons and masks turned with it."""
+"""How EXIF turns an image (Exif 2.32, tag 0x0112), from its header, and boxes, polygons and masks turned with it."""
 
 import io
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -10,7 +10,7 @@ from remask.images.decoding import FORMATS
 from remask.types import Size
 
 Exif = Literal["stored", "upright"]
-"""Of which pixels annotations are where sizes do not tell: those of the file, or those of the picture as it is seen."""
+"""Of which pixels annotations are where sizes do not tell: those of the file, or those of the image as it is seen."""
 
 FLIPS: dict[int, tuple[bool, bool, bool]] = {
     1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
@@ -27,12 +27,12 @@ class Header(NamedTuple):
 
     @property
     def upright(self) -> Size:
-        """Height and width of the picture as it is seen and as it is decoded."""
+        """Height and width of the image as it is seen and as it is decoded."""
         return self.stored[::-1] if FLIPS[self.orientation][2] else self.stored
 
 
 def read_header(file: BinaryIO | io.BytesIO) -> Header | None:
-    """Size and orientation of an encoded picture without its pixels; None where the header cannot be read.
+    """Size and orientation of an encoded image without its pixels; None where the header cannot be read.
 
     The file is read from its start, a few kilobytes of it in the formats that cameras write.
     """
@@ -44,7 +44,7 @@ def read_header(file: BinaryIO | io.BytesIO) -> Header | None:
             return plain
         file.seek(0)
         return _of_pillow(file)
-    except Exception:  # Pillow's plugins raise nearly everything; whoever decodes the picture names the fault
+    except Exception:  # Pillow's plugins raise nearly everything; whoever decodes the image names the fault
         return None
 
 
@@ -106,9 +106,9 @@ def _known(orientation: Any) -> int:
 
 
 def agreed(said: Size, header: Header, exif: Exif | None) -> int | str:
-    """The orientation by which what was drawn on a picture of size `said` is to be turned; a text: why none can be.
+    """The orientation by which what was drawn on an image of size `said` is to be turned; a text: why none can be.
 
-    Sizes tell where the turned picture has another one. Where they do not, `exif` has to.
+    Sizes tell where the turned image has another one. Where they do not, `exif` has to.
     """
     orientation, same = header.orientation, header.stored == header.upright
     if said != header.stored and said != header.upright:
@@ -127,7 +127,7 @@ def turned_size(size: Size, orientation: int) -> Size:
 
 
 def turned_points(points: list[float], size: Size, orientation: int) -> list[float]:
-    """Points x, y, x, y, … on a picture of height and width `size`, as they lie on the turned one."""
+    """Points x, y, x, y, … on an image of height and width `size`, as they lie on the turned one."""
     columns, rows, exchanged = FLIPS[orientation]
     x = [size[1] - value for value in points[0::2]] if columns else points[0::2]
     y = [size[0] - value for value in points[1::2]] if rows else points[1::2]
@@ -136,7 +136,7 @@ def turned_points(points: list[float], size: Size, orientation: int) -> list[flo
 
 
 def turned_box(box: list[float], size: Size, orientation: int) -> list[float]:
-    """A box x, y, width, height on the turned picture."""
+    """A box x, y, width, height on the turned image."""
     x, y, width, height = box
     corners = turned_points([x, y, x + width, y + height], size, orientation)
     if FLIPS[orientation][2]:

@@ -17,7 +17,7 @@ UNCONVERTED = {
     4: "transparency mask", YCBCR: "YCbCr", LAB: "CIELAB", 9: "ICC LAB", 10: "ITU LAB", 32803: "camera mosaic (CFA)",
     32844: "LogL", 32845: "LogLuv", 34892: "linear raw data of a camera",
 }  # fmt: skip
-"""Those that nothing here turns into gray or RGB: taken as they are, such numbers would be another picture."""
+"""Those that nothing here turns into gray or RGB: taken as they are, such numbers would be another image."""
 
 
 def read_tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
@@ -128,9 +128,9 @@ def _from_inks(values: np.ndarray, page: Any) -> np.ndarray:
 
 
 def _as_pages(file: Any, channels: int) -> np.ndarray | None:
-    """Pages that are the bands of one picture: as many as are wanted, all of one size. None where they are not.
+    """Pages that are the bands of one image: as many as are wanted, all of one size. None where they are not.
 
-    Pages of a palette are pictures of their own: their values are numbers of colours.
+    Pages of a palette are images of their own: their values are numbers of colours.
     """
     if channels == 1 or len(file.pages) != channels or any(page.photometric > BLACK for page in file.pages):
         return None

@@ -64,7 +64,7 @@ OURS = {
 
 
 def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Write backbone.safetensors, config.json, and load_example.py with its reader of pictures.
+    """Write backbone.safetensors, config.json, and load_example.py with its reader of images.
 
     Nothing of pre-training is in them.
     """

@@ -37,7 +37,7 @@ def start(
 
     spec        as for `open_encoder`; timm: and untrained: take any network that returns a map of features too
     heads       of attention, where a file does not tell them
-    normalise   how the pictures of a file's network were normalised, where its kind does not tell: imagenet, half, clip
+    normalise   how the images of a file's network were normalised, where its kind does not tell: imagenet, half, clip
     untrained   the same network with first weights, a ViT's positions by sine and cosine: the control
     Raises UserError as `open_encoder` does, and where the network does not take the size.
     """

@@ -1,6 +1,6 @@
 """Features of a teacher kept on disk: worth it where crops come again and the disk is faster than the teacher.
 
-A picture is found by the content of its crop, so that no other crop is given its features, and a file by the teacher's
+An image is found by the content of its crop, so that no other crop is given its features, and a file by the teacher's
 weights and settings, so that no other teacher's are. docs/teachers.md says when it pays.
 """
 
@@ -27,9 +27,9 @@ class Cached(nn.Module):
     """A teacher of the whole image, [B, T, D], whose features are kept as fp16 and read where they are known.
 
     target    a `TokenTeacher` that sees the image, or a `MapTeacher`
-    Nothing is kept before `reserve` is called: drawing a picture or counting leaves no files. What is computed anew is
+    Nothing is kept before `reserve` is called: drawing a figure or counting leaves no files. What is computed anew is
     rounded to fp16 too, so that a run continues bit by bit whatever was kept after its last checkpoint. To look
-    pictures up, the step waits for the device.
+    images up, the step waits for the device.
     """
 
     shelf: "Shelf | None"
@@ -40,7 +40,7 @@ class Cached(nn.Module):
         self.width, self.prefix = int(target.width), int(getattr(target, "prefix", 0))
 
     def reserve(self, images: int, size: Size) -> None:
-        """Open the file for so many pictures of `size` pixels. Raises UserError where the disk has no room for it."""
+        """Open the file for so many images of `size` pixels. Raises UserError where the disk has no room for it."""
         rows, columns = grid_of(size, self.target.patch)
         shape = (images, self.prefix + rows * columns, self.width)
         self.shelf = Shelf(self.folder / f"{fingerprint(self.target, shape, size)}.npy", shape)
@@ -119,7 +119,7 @@ class Shelf:
 
 
 def fingerprint(target: Any, *about: object) -> str:
-    """A name for what a teacher says of a picture: of its weights, constants and settings."""
+    """A name for what a teacher says of an image: of its weights, constants and settings."""
     said = repr((target.describe(), target.patch, target.size, about))
     digest, network = hashlib.blake2b(said.encode(), digest_size=12), target.network.networks[0]
     for tensor in (*target.buffers(), *network.parameters(), *network.buffers()):

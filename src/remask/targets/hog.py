@@ -12,7 +12,7 @@ linear, so they are scaled from the normalised image to pixel values, and no ima
 every pixel once more and make ±1e-6 of the zeros.
 
 A cell is a bag of pixels and a pixel is a row of bins, so a histogram is one `embedding_bag`: no axis of bins over the
-whole picture is ever written. The gradients of 8-bit pictures are integers, few enough for tables: a picture becomes
+whole image is ever written. The gradients of 8-bit images are integers, few enough for tables: an image becomes
 one number per pixel, and no angle or root is taken of it. See docs/decisions/0008.
 """
 

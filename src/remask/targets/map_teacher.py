@@ -51,7 +51,7 @@ class MapTeacher(nn.Module):
     width, name     D, and what the printed equation says
 
     A map of another grid is resized to the student's, bilinear and antialiased: a triangle filter as wide as the
-    step, which averages when the map shrinks. Pictures with one channel are repeated for a teacher with three.
+    step, which averages when the map shrinks. Images with one channel are repeated for a teacher with three.
     Raises UserError where channels or width do not fit.
     """
 
@@ -104,7 +104,7 @@ class MapTeacher(nn.Module):
 
 
 def resized(pixels: Float[Tensor, "B C H W"], size: Size) -> Float[Tensor, "B C h w"]:
-    """A second view of the same crop, bicubic and antialiased, in the 256 steps that a resized picture file has."""
+    """A second view of the same crop, bicubic and antialiased, in the 256 steps that a resized image file has."""
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     return F.interpolate(pixels, size, mode="bicubic", antialias=True).round().clamp(0, 255)

@@ -34,7 +34,7 @@ class TokenTeacher(nn.Module):
     prefix       whether the rows of its S prefix tokens come first, or are left out
     name         what the printed equation says
 
-    A grid other than the student's is resized, bilinear and antialiased; of a view it cannot be. Pictures with one
+    A grid other than the student's is resized, bilinear and antialiased; of a view it cannot be. Images with one
     channel are repeated for a teacher with three. Raises UserError for what does not fit.
     """
 

@@ -154,9 +154,9 @@ class StoredIds(nn.Module):
 
 
 def content_key(images: Images) -> Int64[Tensor, "B"]:
-    """One number per picture, of its 8-bit pixels and its shape alone: the same on every device.
+    """One number per image, of its 8-bit pixels and its shape alone: the same on every device.
 
-    The sum of pixel · weight modulo 2⁶⁴ with odd pseudo-random weights; two pictures share a key by chance once in 2⁵⁶
+    The sum of pixel · weight modulo 2⁶⁴ with odd pseudo-random weights; two images share a key by chance once in 2⁵⁶
     at most. Raises UserError for float images, whose pixels are no longer those that were stored.
     """
     if images.dtype != torch.uint8:
@@ -167,7 +167,7 @@ def content_key(images: Images) -> Int64[Tensor, "B"]:
 
 
 def save_ids(path: str | Path, keys: Int64[Tensor, "n"], ids: Int[Tensor, "n N"], vocabulary: int) -> None:
-    """One safetensors file, sorted by key, a picture that came twice kept once; ids as small as the vocabulary lets."""
+    """One safetensors file, sorted by key, an image that came twice kept once; ids as small as the vocabulary lets."""
     keys, order = keys.cpu().sort(stable=True)
     first = torch.cat([torch.ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])
     small = ids.cpu()[order][first].to(torch.int16 if vocabulary <= 1 << 15 else torch.int32)

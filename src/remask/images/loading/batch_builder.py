@@ -1,4 +1,4 @@
-"""One batch from its task: which picture, where it is cut, and the next usable one in the place of a broken one."""
+"""One batch from its task: which image, where it is cut, and the next usable one in the place of a broken one."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +14,7 @@ from remask.seeds import mix
 
 
 class Task(NamedTuple):
-    """What one batch is made of: the place in the epoch decides the crop, the number decides the picture."""
+    """What one batch is made of: the place in the epoch decides the crop, the number decides the image."""
 
     epoch: int
     positions: range
@@ -22,7 +22,7 @@ class Task(NamedTuple):
 
 
 class BuiltBatch(NamedTuple):
-    """A batch as its `Cut` makes it, the numbers of its pictures, and what was found unusable or beyond the range."""
+    """A batch as its `Cut` makes it, the numbers of its images, and what was found unusable or beyond the range."""
 
     images: Any
     numbers: list[int]
@@ -31,9 +31,9 @@ class BuiltBatch(NamedTuple):
 
 
 class IndexedImages(Protocol):
-    """Pictures by number, as `Pictures` has them, on the host or on a device; `boxes` gives what lies on them too.
+    """Images by number, as `Pictures` has them, on the host or on a device; `boxes` gives what lies on them too.
 
-    beyond   pictures with values outside the range of the run, by number, in words
+    beyond   images with values outside the range of the run, by number, in words
     """
 
     beyond: dict[int, str]
@@ -46,13 +46,13 @@ class IndexedImages(Protocol):
 
 
 class Cut(Protocol):
-    """Crops of pictures, one by each seed."""
+    """Crops of images, one by each seed."""
 
     def __call__(self, images: Sequence[Any], seeds: Sequence[int]) -> Any: ...
 
 
 class OneByOne:
-    """A transform of every picture by itself. `scaling` says what becomes of a batch deeper than 8 bits."""
+    """A transform of every image by itself. `scaling` says what becomes of a batch deeper than 8 bits."""
 
     def __init__(self, transform: Transform, scaling: Scaling | None = None) -> None:
         self._transform, self._scaling = transform, scaling
@@ -67,9 +67,9 @@ class OneByOne:
 class BatchBuilder:
     """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far.
 
-    skip      leave unusable pictures out; otherwise the next usable one, by number, takes the place
-    allowed   unusable pictures beyond which it gives up
-    crops     positions in a row that belong to one picture
+    skip      leave unusable images out; otherwise the next usable one, by number, takes the place
+    allowed   unusable images beyond which it gives up
+    crops     positions in a row that belong to one image
     reduced   a crop that says by how much a JPEG may be decoded smaller
     """
 
@@ -90,7 +90,7 @@ class BatchBuilder:
 
     @property
     def beyond(self) -> dict[int, str]:
-        """Pictures with values outside the range that this process has met."""
+        """Images with values outside the range that this process has met."""
         return self._images.beyond
 
     def too_many(self, bad: dict[int, str]) -> bool:
@@ -119,7 +119,7 @@ class BatchBuilder:
         return mix(self._seed, epoch, position, CROP)
 
     def _reduction(self, epoch: int, group: int) -> Reduction | None:
-        """What all crops of a picture leave of its scale."""
+        """What all crops of an image leave of its scale."""
         crop = self._reduced
         if crop is None:
             return None
@@ -128,7 +128,7 @@ class BatchBuilder:
         return lambda rows, columns: min(crop.reduction(rows, columns, Generator().manual_seed(seed)) for seed in seeds)
 
     def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Any, int] | None:
-        """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
+        """The image, or the next usable one, by number and round the end: the same whenever it is asked for."""
         for step in range(1 if self._skip else len(self._images)):
             i = (wanted + step) % len(self._images)
             if i in self.bad:

@@ -27,7 +27,7 @@ CHUNK = 1 << 22
 """Pixels that are cut in one go, those beyond smaller boxes included; they take 0.15 GB on the way."""
 
 TOGETHER = 32
-"""Pictures that a worker hands over in one go."""
+"""Images that a worker hands over in one go."""
 
 SHARE = 4
 """A kept set may take a quarter of the device's free memory."""
@@ -46,7 +46,7 @@ class OnDevice:
 
 
 def cut(images: Sequence[UInt8[Tensor, "C _ _"]], boxes: Sequence[Box], size: Size) -> UInt8[Tensor, "B C h w"]:
-    """The box of each picture at `size`, on the device of the pictures, which may be of different sizes."""
+    """The box of each image at `size`, on the device of the images, which may be of different sizes."""
     channels, device = images[0].shape[0], images[0].device
     out = torch.empty(len(images), channels, *size, dtype=torch.uint8, device=device)
     first = [rows_first(box.height, box.width, size) for box in boxes]
@@ -83,7 +83,7 @@ def _cut(images: list[Tensor], boxes: list[Box], size: Size, rows: bool) -> UInt
 
 
 def _joined(images: list[Tensor]) -> tuple[UInt8[Tensor, "P C"], list[int]]:
-    """All pixels, one a row, and the row at which each picture begins. Pictures of one arena are not copied."""
+    """All pixels, one a row, and the row at which each image begins. Images of one arena are not copied."""
     channels, storage = images[0].shape[0], images[0].untyped_storage()
     together = all(image.untyped_storage().data_ptr() == storage.data_ptr() for image in images)
     if together and all(image.permute(1, 2, 0).is_contiguous() for image in images):
@@ -135,7 +135,7 @@ def _weights(lengths: Int[Tensor, "B"], longest: int, size: int) -> tuple[Int[Te
 
 
 class KeptOnDevice:
-    """Pictures kept as uint8 on a device: decoded by workers before the first batch, or each when it is first wanted.
+    """Images kept as uint8 on a device: decoded by workers before the first batch, or each when it is first wanted.
 
     Raises UserError where the set would take more than a quarter of the device's free memory.
     """
@@ -197,10 +197,10 @@ class KeptOnDevice:
 
 
 def _decoded(images: ImageCache, numbers: range) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Pixels of some pictures, HWC one after the other; number, height and width of each usable one."""
+    """Pixels of some images, HWC one after the other; number, height and width of each usable one."""
     pixels, shapes = [torch.empty(0, dtype=torch.uint8)], []
     for i in numbers:
-        with contextlib.suppress(BadImage):  # said when the picture is wanted
+        with contextlib.suppress(BadImage):  # said when the image is wanted
             image = images.get(i)
             pixels.append(image.permute(1, 2, 0).flatten())
             shapes.append((i, image.shape[1], image.shape[2]))
@@ -221,7 +221,7 @@ def _free(device: torch.device) -> int:
 
 
 class DecodedThere:
-    """Pictures whose JPEGs nvJPEG decodes on a CUDA device, those of a batch at once; others are decoded here."""
+    """Images whose JPEGs nvJPEG decodes on a CUDA device, those of a batch at once; others are decoded here."""
 
     def __init__(self, images: ImageCache, device: torch.device) -> None:
         self._images, self._device = images, device

@@ -1,4 +1,4 @@
-"""Pictures of a source by number: read, decoded, checked, and kept in memory where the whole set fits."""
+"""Images of a source by number: read, decoded, checked, and kept in memory where the whole set fits."""
 
 import contextlib
 import multiprocessing
@@ -17,7 +17,7 @@ from remask.images.loading.memory import shared_memory_left
 from remask.images.sources.opening import Source
 
 Keep = Literal["auto", "never", "ram", "device"]
-"""Where decoded pictures are kept: in memory if that is little, nowhere, in memory or else fail, on the device."""
+"""Where decoded images are kept: in memory if that is little, nowhere, in memory or else fail, on the device."""
 
 
 KEPT_MB = 1024
@@ -25,11 +25,11 @@ KEPT_MB = 1024
 
 
 class ImageCache:
-    """`get(i)` is the i-th picture, [C, H, W], uint8 or as deep as `levels` says; it must not be written to.
+    """`get(i)` is the i-th image, [C, H, W], uint8 or as deep as `levels` says; it must not be written to.
 
-    channels, min_side   what every picture must have; another raises BadImage
-    levels               how pictures deeper than 8 bits are read, see `decode`; None: all become uint8
-    cache_mb             decoded pictures are kept if all of them take no more (judged by a few of them); 0: none is
+    channels, min_side   what every image must have; another raises BadImage
+    levels               how images deeper than 8 bits are read, see `decode`; None: all become uint8
+    cache_mb             decoded images are kept if all of them take no more (judged by a few of them); 0: none is
     shared               keep them in memory that worker processes share
     must                 raise UserError where they would not be kept for want of room
 
@@ -64,7 +64,7 @@ class ImageCache:
         return len(self.source)
 
     def estimate(self) -> int:
-        """Bytes that all pictures take decoded, judged by a few of them, of which one may turn out to be `deep`."""
+        """Bytes that all images take decoded, judged by a few of them, of which one may turn out to be `deep`."""
         found = dict[int, Tensor]()
         for i in range(0, len(self), max(1, len(self) // 8)):
             with contextlib.suppress(BadImage):
@@ -95,7 +95,7 @@ class ImageCache:
             return None
 
     def checked(self, image: Num[Tensor, "C H W"]) -> Num[Tensor, "C H W"]:
-        """The picture, if it is large enough. Raises BadImage."""
+        """The image, if it is large enough. Raises BadImage."""
         height, width = image.shape[-2:]
         if min(height, width) < self._min_side:
             raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")
@@ -112,7 +112,7 @@ class ImageCache:
         return image, isinstance(data, bytes)
 
     def _samples(self) -> dict[int, Num[Tensor, "C H W"]]:
-        """A few encoded pictures from all over the source, by number; none where it yields arrays."""
+        """A few encoded images from all over the source, by number; none where it yields arrays."""
         found = {}
         for i in range(0, len(self), max(1, len(self) // 8)):
             try:
@@ -151,7 +151,7 @@ class _Nothing:
 
 
 class _Own:
-    """For one process; pictures of any size until the budget is spent."""
+    """For one process; images of any size until the budget is spent."""
 
     def __init__(self, budget: int) -> None:
         self._kept: dict[int, Tensor] = {}
@@ -168,7 +168,7 @@ class _Own:
 
 
 TYPES = (torch.uint8, torch.uint16, torch.float32)
-"""Of decoded pictures."""
+"""Of decoded images."""
 
 
 class _Shared:

@@ -1,4 +1,4 @@
-"""Batches of uint8 pictures in an order and with crops that depend on (seed, epoch, position) alone.
+"""Batches of uint8 images in an order and with crops that depend on (seed, epoch, position) alone.
 
 So an epoch that starts at batch k gives bit for bit what the whole epoch gives from there on, with any number of
 workers, and so a run can be resumed in the middle of one.
@@ -27,7 +27,7 @@ from remask.seeds import mix
 
 
 class Batch(NamedTuple):
-    """Pictures with their class numbers, if the source has any, and their numbers in the source.
+    """Images with their class numbers, if the source has any, and their numbers in the source.
 
     uint8; those of a deeper source are uint16, which the network scales, or floats that are normalised already.
     """
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class TooManyBad(UserError):  # noqa: N818
-    """More pictures cannot be used than was allowed. `bad` says which and why: {where: reason}."""
+    """More images cannot be used than was allowed. `bad` says which and why: {where: reason}."""
 
     def __init__(self, bad: dict[str, str], total: int, max_bad: float) -> None:
         first = "; ".join(f"{where}: {reason}" for where, reason in list(bad.items())[:3])
@@ -50,10 +50,10 @@ class TooManyBad(UserError):  # noqa: N818
 
 
 class BatchLoader:
-    """Batches of numbered pictures, epoch by epoch: their order, the processes, and what becomes of unusable ones.
+    """Batches of numbered images, epoch by epoch: their order, the processes, and what becomes of unusable ones.
 
-    pictures, cut   the pictures, and what makes a batch of some; `Loader` has those of a source
-    where           the address of a picture by its number
+    images, cut     the images, and what makes a batch of some; `Loader` has those of a source
+    where           the address of an image by its number
     `Loader` says what the other arguments mean. What a batch is, `cut` decides.
     """
 
@@ -96,7 +96,7 @@ class BatchLoader:
         """What `cut` makes for each batch of one epoch from number `start` on. Raises TooManyBad."""
         tasks = self._tasks(epoch, start)
         self._note({})
-        self._note_beyond(self._builder.beyond)  # pictures that were looked at to see how large they are
+        self._note_beyond(self._builder.beyond)  # images that were looked at to see how large they are
         by_workers = map_batches(self._builder, tasks, self._workers, pin=self._pin) if self._workers else None
         for built in by_workers or self._by_thread(tasks):
             self._note(built.bad)
@@ -107,7 +107,7 @@ class BatchLoader:
     def _tasks(self, epoch: int, start: int) -> list[Task]:
         n, size = self._total, self._batch_size
         total = len(self) * size if self._drop_last else n
-        # R crops a picture: the epochs R·c, R·c + 1, … share an order and each takes its part of it
+        # R crops an image: the epochs R·c, R·c + 1, … share an order and each takes its part of it
         (cycle, turn), distinct = divmod(epoch, self._crops), total // self._crops
         rounds = [self._order(cycle, number) for number in range(math.ceil(total / n))]
         order = torch.cat(rounds)[turn * distinct :][:distinct].repeat_interleave(self._crops).tolist()
@@ -169,28 +169,28 @@ class BatchLoader:
 class Loader(BatchLoader):
     """Batches of a source, epoch by epoch.
 
-    batch_size   pictures a batch; with drop_last every batch is full: a source smaller than one batch is gone through
+    batch_size   images a batch; with drop_last every batch is full: a source smaller than one batch is gone through
                  again, in another order, until the batch is full
     seed         of the order and of the crops
     shuffle      another order each epoch; without it the source's own
     workers      processes that decode; 0: a thread of this process
     channels, min_side   see `Pictures`
-    max_bad      share of pictures that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
+    max_bad      share of images that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
                  that a small folder is not lost for one of them, unless the share is 0
     reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives.
                  Where crops are random nothing is kept then
-    skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
+    skip         leave unusable images out, for evaluation. Otherwise the next usable one, by number, takes the place
     pin          page-locked memory, for copies to a GPU that do not wait
     share        of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
                  Crops depend on the position in the whole batch, so that all parts together are what one would make
-    crops        R crops in a row of each picture: an epoch has as many crops as with 1, of R times fewer pictures, and
-                 R epochs have every picture once
-    keep         where decoded pictures are kept, see `Keep`; cache_mb is the limit of "auto"
+    crops        R crops in a row of each image: an epoch has as many crops as with 1, of R times fewer images, and
+                 R epochs have every image once
+    keep         where decoded images are kept, see `Keep`; cache_mb is the limit of "auto"
     device       of the crops, with keep "device" and on_device
     on_device    JPEGs are decoded on the device, a batch at once; other pixels by a few levels
-    scaling      how pictures deeper than 8 bits are read and normalised; None: all become uint8, see `decode`
-    report       gets a line for each unusable picture, once
-    remark       gets a line for each picture with values beyond the range of `scaling`, once; it is used as it is
+    scaling      how images deeper than 8 bits are read and normalised; None: all become uint8, see `decode`
+    report       gets a line for each unusable image, once
+    remark       gets a line for each image with values beyond the range of `scaling`, once; it is used as it is
     """
 
     def __init__(
@@ -262,7 +262,7 @@ def iterate(
     report: Callable[[str], None] | None = None,
     remark: Callable[[str], None] | None = None,
 ) -> Iterator[Batch]:
-    """Every usable picture once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
+    """Every usable image once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
     loader = Loader(
         source, transform, batch_size, shuffle=False, drop_last=False, skip=True, cache_mb=0,
         workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, scaling=scaling,

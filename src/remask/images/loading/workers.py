@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 Job = TypeVar("Job")
 
 TOGETHER = 16
-"""Pictures that a worker takes at a time."""
+"""Images that a worker takes at a time."""
 
 
 def map_batches(

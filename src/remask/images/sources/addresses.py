@@ -87,13 +87,13 @@ def check_source(spec: str | None, limit: int | None = None, exclude: Sequence[s
 
 
 def check_second(spec: str | None, exclude: Sequence[str] = ()) -> None:
-    """`check_source` for pictures beside others, for which the patterns were meant first."""
+    """`check_source` for images beside others, for which the patterns were meant first."""
     if spec is not None:
         check_source(spec, exclude=exclude if has_paths(spec) else ())
 
 
 def has_paths(spec: str) -> bool:
-    """Whether a source is a folder, list or tar, from which some pictures may be excluded."""
+    """Whether a source is a folder, list or tar, from which some images may be excluded."""
     named = spec.startswith("hf:") or spec.removeprefix("set:").partition(":")[0] in SPLITS
     path = os.path.expanduser(spec)
     if entry_of(spec):

@@ -1,4 +1,4 @@
-"""Pictures packed in few large files: tar shards in the WebDataset layout, parquet in the Hugging Face layout."""
+"""Images packed in few large files: tar shards in the WebDataset layout, parquet in the Hugging Face layout."""
 
 import bisect
 import itertools
@@ -27,7 +27,7 @@ CACHED_GROUPS = 4
 class Tar:
     """Members of uncompressed tars, indexed once and then read by offset: any order, nothing shared, nothing held open.
 
-    Which member is a picture, and which class it has: see `tar_index`.
+    Which member is an image, and which class it has: see `tar_index`.
     """
 
     def __init__(self, name: str, shards: list[str], limit: int | None, patterns: Patterns | None = None) -> None:
@@ -83,7 +83,7 @@ class _Group(NamedTuple):
 
 
 class Parquet:
-    """Rows of parquet files with a column of pictures: a struct of bytes and path, plain bytes, or arrays of numbers.
+    """Rows of parquet files with a column of images: a struct of bytes and path, plain bytes, or arrays of numbers.
 
     Small sets are read at once, so that forked workers share them; each process reads what it needs of larger ones.
     """
@@ -204,7 +204,7 @@ def _parquet(path: str, name: str) -> Any:
 
 
 def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
-    """Names of the picture columns, the one to read first, and of the label column.
+    """Names of the image columns, the one to read first, and of the label column.
 
     They come from the metadata, or else from the types.
     """

@@ -1,4 +1,4 @@
-"""Pictures that lie in files: a folder of any shape, or one picture."""
+"""Images that lie in files: a folder of any shape, or one image."""
 
 import os
 from collections import Counter
@@ -16,12 +16,12 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm",
     ".pnm", ".jp2", ".j2k", ".avif", ".npy", ".npz",
 )  # fmt: skip
-"""Names, in any case, that are taken for pictures. What a file really is, its content says."""
+"""Names, in any case, that are taken for images. What a file really is, its content says."""
 
 
 @dataclass
 class Files:
-    """Pictures by path. `paths` are read, `shown` are said; `splits` counts the pictures of each.
+    """Images by path. `paths` are read, `shown` are said; `splits` counts the images of each.
 
     unlabelled   why there are no labels, where the source has a column of them
     remarks      lines for a person who begins to use it
@@ -54,7 +54,7 @@ def is_image(path: str) -> bool:
 
 
 def sorted_out(paths: Sequence[str], left_out: Counter[str]) -> list[str]:
-    """Those that are pictures by their names; the others are counted."""
+    """Those that are images by their names; the others are counted."""
     images = [path for path in paths if is_image(path)]
     kept = set(images)
     left_out.update(heif.REASON if heif.is_heif(path) else kind_of(path) for path in paths if path not in kept)
@@ -65,7 +65,7 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
     """Every file below a folder, relative to it, sorted part by part; hidden files and folders are left out.
 
     Links are followed. Each real folder is entered once, under its own name before that of a link, so links cannot
-    loop. A link to nothing is kept: to leave it out in silence would hide a missing picture.
+    loop. A link to nothing is kept: to leave it out in silence would hide a missing image.
 
     patterns   what is excluded: such folders are not entered
     left_out   counts what is left out, except by patterns, which count it themselves
@@ -110,7 +110,7 @@ def _unlisted(root: str, folder: str, error: OSError) -> str:
 def open_files(
     name: str, root: str, relative: list[str], limit: int | None, left_out: dict[str, int] | None = None
 ) -> Files:
-    """Pictures of a folder in sorted order; first-level folders are classes if every picture lies in one of several.
+    """Images of a folder in sorted order; first-level folders are classes if every image lies in one of several.
 
     Folders named after splits (train, val, test) are no classes. With a limit, class folders give the first class
     first: the order is that of the names.
@@ -130,7 +130,7 @@ def open_files(
 
 
 def only_folder(source: Files) -> None:
-    """Take the one folder in which all pictures of a folder lie for their class: a test may have a single one."""
+    """Take the one folder in which all images of a folder lie for their class: a test may have a single one."""
     relative = [os.path.relpath(path, os.path.abspath(os.path.expanduser(source.name))) for path in source.paths]
     tops = {path.split(os.sep)[0] if os.sep in path else "" for path in relative}
     if len(tops) == 1 and not tops & {"", os.pardir} and not are_splits([top := tops.pop()]):
@@ -138,7 +138,7 @@ def only_folder(source: Files) -> None:
 
 
 def splits_of(relative: Sequence[str]) -> dict[str, int]:
-    """Pictures of each split, by the first folders of which there are several; empty where those are no splits."""
+    """Images of each split, by the first folders of which there are several; empty where those are no splits."""
     folders = [path.split(os.sep)[:-1] for path in relative]
     shared = shared_by(folders)
     tops = Counter("/".join(names[: shared + 1]) for names in folders if len(names) > shared)
@@ -157,7 +157,7 @@ def of_splits(name: str, splits: Sequence[str]) -> str:
 
 
 def describe(relative: list[str]) -> str:
-    """What a folder holds instead of pictures, in a few words."""
+    """What a folder holds instead of images, in a few words."""
     if not relative:
         return "it is empty"
     kinds = Counter(os.path.splitext(path)[1].lower() or "no extension" for path in relative).most_common(3)

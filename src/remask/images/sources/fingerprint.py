@@ -1,4 +1,4 @@
-"""What a source holds, without a picture being read: names, sizes and labels in its order, so that a change is seen.
+"""What a source holds, without an image being read: names, sizes and labels in its order, so that a change is seen.
 
 Names are relative to the source's root, and times of files do not count: a folder that was moved is the same source.
 An edit that keeps a name and its size is seen by `contents` alone, which reads everything.
@@ -24,7 +24,7 @@ GONE = -1
 SAMPLED = 16
 """Blocks of a file of weights that are read, evenly spread over it."""
 MANY = 200_000
-"""Pictures whose sizes take more than a moment to look up; on a disk of this machine some seconds."""
+"""Images whose sizes take more than a moment to look up; on a disk of this machine some seconds."""
 BLOCK = 1 << 16
 THREADS = 8
 """For files on a network, where looking up a size is a wait."""
@@ -32,7 +32,7 @@ THREADS = 8
 
 @dataclass(frozen=True)
 class Inventory:
-    """A source's pictures, masks or files, in its own order.
+    """A source's images, masks or files, in its own order.
 
     what      "pictures", "masks" or "files"
     count     how many there are; names and sizes may be fewer, where the source has none (arrays) or packs many in one
@@ -72,7 +72,7 @@ class Inventory:
 
 
 def inventory(source: Any, labelled: bool = False) -> Inventory:
-    """The inventory of a source of pictures; of a `Subset` that of all pictures behind it.
+    """The inventory of a source of images; of a `Subset` that of all images behind it.
 
     labelled   labels are used, so that a change of them is one of the data
     """

@@ -1,4 +1,4 @@
-"""Which pictures are held out for a test where no test pictures are given: a fifth, and some of every class."""
+"""Which images are held out for a test where no test images are given: a fifth, and some of every class."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ BY_CLASS = "by class"
 
 
 class HeldOut(NamedTuple):
-    """Numbers of the pictures to learn from and of those to test on, and of the classes without one to test on."""
+    """Numbers of the images to learn from and of those to test on, and of the classes without one to test on."""
 
     train: list[int]
     test: list[int]
@@ -20,10 +20,10 @@ class HeldOut(NamedTuple):
 
 
 def hold_out(order: Sequence[int], labels: Sequence[int] | None = None) -> HeldOut:
-    """The first fifth of a random order of the pictures, one at least.
+    """The first fifth of a random order of the images, one at least.
 
-    Where that leaves a class with nothing to learn from, or one of two pictures or more with nothing to test on, it is
-    the first fifth of each class instead, one at least; a class of one picture is learned from.
+    Where that leaves a class with nothing to learn from, or one of two images or more with nothing to test on, it is
+    the first fifth of each class instead, one at least; a class of one image is learned from.
     """
     count = max(1, len(order) // 5)
     plain = list(order[count:]), list(order[:count])
@@ -47,7 +47,7 @@ def fifth(order: Sequence[int]) -> HeldOut:
 
 
 def split_source(source: Any, held_out: HeldOut, cure: str) -> tuple[Subset, Subset]:
-    """The source cut in two; the second part remarks on classes that it has no picture of.
+    """The source cut in two; the second part remarks on classes that it has no image of.
 
     cure   what to type where there is nothing to learn from, or nothing to test on
     Raises UserError there.

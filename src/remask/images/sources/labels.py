@@ -131,7 +131,7 @@ def match(names: Sequence[str], known: Sequence[str], used: Iterable[int], where
 
 
 def check_trained(names: Sequence[str], used: Iterable[int], trained: Iterable[int], where: str, other: str) -> None:
-    """Raise UserError for classes of `where` that `other` names and has no picture of. Numbers are those of `names`."""
+    """Raise UserError for classes of `where` that `other` names and has no image of. Numbers are those of `names`."""
     if empty := sorted(set(used) - set(trained)):
         few, has = _listed([names[number] for number in empty]), "has" if len(empty) == 1 else "have"
         raise UserError(

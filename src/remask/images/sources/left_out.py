@@ -1,4 +1,4 @@
-"""What a source does not take: by the user's patterns, or because it is no picture; all of it is counted and said."""
+"""What a source does not take: by the user's patterns, or because it is no image; all of it is counted and said."""
 
 import fnmatch
 import os
@@ -67,7 +67,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def kind_of(path: str) -> str:
-    """The reason for which a file that is no picture is left out: its extension, or that it has none."""
+    """The reason for which a file that is no image is left out: its extension, or that it has none."""
     extension = os.path.splitext(path)[1].lower()
     return f"{extension} files" if extension.isprintable() and 1 < len(extension) <= 12 else "files without extension"
 
@@ -92,7 +92,7 @@ def _of_one(reason: str) -> str:
 
 
 def further(columns: Sequence[str], rows: int) -> dict[str, int]:
-    """What columns of pictures beside the one that is read leave out of a table."""
+    """What columns of images beside the one that is read leave out of a table."""
     return {f"pictures of the column {column}": rows for column in columns}
 
 

@@ -1,4 +1,4 @@
-"""Lists of pictures in text files: a path a line, perhaps with its class, or columns with a line of headings."""
+"""Lists of images in text files: a path a line, perhaps with its class, or columns with a line of headings."""
 
 import contextlib
 import csv
@@ -52,7 +52,7 @@ _ODD_ENDS = "".join(map(chr, (9, 11, 12, 32, 0xA0, *range(0x2000, 0x200C), 0x202
 
 
 class Row(NamedTuple):
-    """A picture of a list, the text of its class and of its split, and the number of its line."""
+    """An image of a list, the text of its class and of its split, and the number of its line."""
 
     path: str
     label: str | None
@@ -61,10 +61,10 @@ class Row(NamedTuple):
 
 
 def open_list(name: str, path: str, limit: int | None, patterns: Patterns | None = None) -> Files:
-    """Pictures of a text file, relative to it: a path a line and perhaps its class, or columns with headings.
+    """Images of a text file, relative to it: a path a line and perhaps its class, or columns with headings.
 
     The class is a number or a name and follows a tab, a comma, a semicolon or a blank; paths and classes may be quoted.
-    Lines that begin with # are comments: a picture of such a name is written ./#name. Blanks around a path, blank lines
+    Lines that begin with # are comments: an image of such a name is written ./#name. Blanks around a path, blank lines
     and what a system writes at the end of a line mean nothing. Raises UserError with the number of the first odd line.
     """
     rows, columns = _read(path, printable(name))
@@ -245,7 +245,7 @@ class _Beside:
         return self._is_file(path) or (not _IMAGE_NAME.fullmatch(path) and bool(self._complete(path)))
 
     def found(self, path: str, at: str) -> str:
-        """The path as it is read here. Raises UserError where it stands for several pictures."""
+        """The path as it is read here. Raises UserError where it stands for several images."""
         if path.startswith("~") and not self._is_file(path):
             path = os.path.expanduser(path)
         if "\\" in path and not self._is_file(path):
@@ -260,7 +260,7 @@ class _Beside:
         return os.path.isfile(os.path.join(self._folder, path))
 
     def _complete(self, path: str) -> list[str]:
-        """The pictures that a path without extension stands for."""
+        """The images that a path without extension stands for."""
         folder, base = os.path.split(os.path.expanduser(path.replace("\\", "/")))
         if folder not in self._stems:
             stems = self._stems[folder] = dict[str, list[str]]()

@@ -31,7 +31,7 @@ PHOTOS = (
 
 @dataclass
 class Arrays:
-    """Pictures that lie in memory as uint8 [n, H, W] or [n, H, W, C]."""
+    """Images that lie in memory as uint8 [n, H, W] or [n, H, W, C]."""
 
     name: str
     images: np.ndarray
@@ -49,7 +49,7 @@ class Arrays:
         return f"{self.name}: picture {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Nothing but the shape of a picture: arrays have no names; see `images.fingerprint`."""
+        """Nothing but the shape of an image: arrays have no names; see `images.fingerprint`."""
         return [], [], {"shape": list(self.images.shape[1:])}
 
 
@@ -69,7 +69,7 @@ class Crops(Arrays):
 
 @dataclass
 class Photos:
-    """Few large pictures, each many times over: item i is picture i % n, and the random crop makes it another one."""
+    """Few large images, each many times over: item i is image i % n, and the random crop makes it another one."""
 
     name: str
     paths: list[str]

@@ -1,4 +1,4 @@
-"""Where pictures come from: one word on the command line becomes a Source of numbered pictures.
+"""Where images come from: one word on the command line becomes a Source of numbered images.
 
 A folder, a list file, tar shards, parquet, a named set or a built-in; see `open_source`.
 """
@@ -35,12 +35,12 @@ from remask.images.sources.stacks import ARRAYS, open_stack
 
 
 class Source(Protocol):
-    """Numbered pictures, encoded or as arrays. Pickles, and may be read in any order by any number of processes."""
+    """Numbered images, encoded or as arrays. Pickles, and may be read in any order by any number of processes."""
 
     name: str
     """What the user typed."""
     labels: list[int] | None
-    """The class number of every picture, 0..C-1, or nothing."""
+    """The class number of every image, 0..C-1, or nothing."""
     classes: list[str] | None
     """The names of the C classes by number, where there are labels."""
     left_out: dict[str, int]
@@ -49,11 +49,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """An encoded picture, or an array HW or HWC. Raises OSError where a file is gone."""
+        """An encoded image, or an array HW or HWC. Raises OSError where a file is gone."""
         ...
 
     def where(self, i: int) -> str:
-        """The picture's address for a person, on one line."""
+        """The image's address for a person, on one line."""
         ...
 
 
@@ -67,19 +67,19 @@ def open_source(
 ) -> Source:
     """Open what `spec` names; nothing is written except the download of a named set.
 
-    DIR           pictures below a folder, or else its .tar or .parquet shards; class folders give labels
+    DIR           images below a folder, or else its .tar or .parquet shards; class folders give labels
     LIST.txt      a path per line, with or without its class; columns in .csv and .tsv, see `lists`
     X.tar, X-{000..009}.tar, X-*.tar        WebDataset shards, labels from .cls
     X.remask      what `remask data pack` wrote
     X.parquet, X-*.parquet                  rows in the Hugging Face layout
-    PICTURE.jpg   a single picture
-    X.npz, X.npy  with an array of four axes: as many pictures, with labels where the archive has some; X.npz:ENTRY
+    PICTURE.jpg   a single image
+    X.npz, X.npy  with an array of four axes: as many images, with labels where the archive has some; X.npz:ENTRY
                   for one of several arrays, as of mnist.npz
     digits[:train|val], crops[:train|val|test], photos     installed with remask's dependencies
     cifar10[:train|val|test], imagenette[:train|val|test], hf:USER/SET[:split]      downloaded
     set:NAME      the named set, where a file of that name exists as well
 
-    limit: the first N pictures in the source's own order, which is that of the names for a folder: of class folders
+    limit: the first N images in the source's own order, which is that of the names for a folder: of class folders
     that is the first class first. labelled: fail if there are no labels. exclude: shell-style patterns of paths below
     the source that are left out, see `Patterns`. one_class: a folder with a single folder in it is one of its class, as
     a test may be. Labels are 0..C-1 whatever numbers a source uses: those are the names of its classes. Raises
@@ -131,7 +131,7 @@ def open_second(
     exclude: Sequence[str] = (),
     one_class: bool = False,
 ) -> Source:
-    """`open_source` of test pictures and the like, for which patterns are given that were meant for others first."""
+    """`open_source` of test images and the like, for which patterns are given that were meant for others first."""
     patterns = exclude if has_paths(spec) else ()
     return open_source(spec, limit=limit, labelled=labelled, exclude=patterns, one_class=one_class)
 

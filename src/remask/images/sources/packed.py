@@ -1,8 +1,8 @@
-"""A packed set: one file of pictures that is mapped into memory, with labels, class names and the pictures' names.
+"""A packed set: one file of images that is mapped into memory, with labels, class names and the images' names.
 
     64 bytes   head: magic, version, where the table lies, its checksum, the head's own
-    pictures   one after the other: JPEGs, or uint8 pixels HWC; equal ones once
-    table      JSON of the whole set, then columns: start, size and checksum of each picture, shape, label, name
+    images     one after the other: JPEGs, or uint8 pixels HWC; equal ones once
+    table      JSON of the whole set, then columns: start, size and checksum of each image, shape, label, name
 
 The head is written last and the file then gets its name, so that what has the name is whole.
 """
@@ -29,7 +29,7 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 
 class Packed:
-    """The pictures of a packed file. Each is compared with its checksum when a process first reads it."""
+    """The images of a packed file. Each is compared with its checksum when a process first reads it."""
 
     def __init__(self, name: str, path: str, limit: int | None = None) -> None:
         self.name, self._path, self._limit = name, os.path.abspath(path), limit

@@ -1,4 +1,4 @@
-"""Many pictures in one numpy file: an array of four axes, or of three with labels, and the labels beside it."""
+"""Many images in one numpy file: an array of four axes, or of three with labels, and the labels beside it."""
 
 import os
 import re
@@ -17,15 +17,15 @@ from remask.images.sources.left_out import NO_LABEL
 
 ARRAYS = (".npy", ".npz")
 LABELS = ("labels", "label", "targets", "y")
-"""Names of the classes' array in an archive, one class a picture."""
+"""Names of the classes' array in an archive, one class an image."""
 PAIRED = (("images", "labels"), ("image", "label"), ("data", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
-"""What stands in the names of pictures, and in its place in those of their classes: x_train and y_train."""
+"""What stands in the names of images, and in its place in those of their classes: x_train and y_train."""
 _BANDS = 4
 """The last axis of so many entries or fewer may be that of colours."""
 
 
 class Stack:
-    """The pictures of an array NHWC or NCHW, whichever of the axes is the shorter, or NHW where it has labels; a .npy
+    """The images of an array NHWC or NCHW, whichever of the axes is the shorter, or NHW where it has labels; a .npy
     is mapped into memory.
     """
 
@@ -56,8 +56,8 @@ class Stack:
 
 
 def open_stack(name: str, path: str, limit: int | None, key: str | None = None) -> Stack | None:
-    """The pictures of a .npy or .npz with an array of four axes, or one of three whose first is that of its labels;
-    None where its array is one picture.
+    """The images of a .npy or .npz with an array of four axes, or one of three whose first is that of its labels;
+    None where its array is one image.
 
     key   the array to take, where there are several
     Raises UserError for a file that cannot be read, for several such arrays and for an empty one.
@@ -92,8 +92,8 @@ def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
 
 
 def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:
-    """Whether an array holds many pictures: it has four axes, or it is gray, has no axis of colours, and as many
-    classes stand beside it as its first axis is long. Without them three axes are those of one picture.
+    """Whether an array holds many images: it has four axes, or it is gray, has no axis of colours, and as many
+    classes stand beside it as its first axis is long. Without them three axes are those of one image.
     """
     shape = arrays[key].shape
     gray = len(shape) == 3 and min(shape[1:]) > _BANDS and arrays[key].dtype.kind in "biuf"
@@ -101,7 +101,7 @@ def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:
 
 
 def _labels_of(arrays: Mapping[str, np.ndarray], key: str) -> str | None:
-    """The array with a class for every picture of the array `key`."""
+    """The array with a class for every image of the array `key`."""
     paired = [re.sub(rf"(?<![a-zA-Z]){one}(?![a-zA-Z])", other, key) for one, other in PAIRED]
     names = [name for name in (*paired, *LABELS) if name in arrays and name != key]
     return next((name for name in dict.fromkeys(names) if _fits(arrays[name], len(arrays[key]))), None)

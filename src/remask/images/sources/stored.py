@@ -1,4 +1,4 @@
-"""What a picture is before it is decoded: format, colours, bits, bands, and what of it is left out."""
+"""What an image is before it is decoded: format, colours, bits, bands, and what of it is left out."""
 
 import io
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from remask.images.tiff import TIFF
 
 
 class Stored(NamedTuple):
-    """A picture's header. `left_out` is what decoding to so many channels passes over, in words."""
+    """An image's header. `left_out` is what decoding to so many channels passes over, in words."""
 
     kind: str
     bands: int

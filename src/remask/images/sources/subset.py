@@ -1,4 +1,4 @@
-"""Some of a source's pictures as a source: splits, samples, the few of a figure; and a source by given classes."""
+"""Some of a source's images as a source: splits, samples, the few of a figure; and a source by given classes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from remask.images.sources.opening import Source
 
 
 class Subset:
-    """The pictures of `source` with the given numbers, in that order. `remarks` are lines for the start of a run."""
+    """The images of `source` with the given numbers, in that order. `remarks` are lines for the start of a run."""
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.source, self.numbers = source, list(numbers)
@@ -32,8 +32,8 @@ def by_classes(source: Source, classes: Sequence[str], other: str, trained: Iter
     """The labelled source with its labels as numbers of `classes`, matched by name; the source itself where they are.
 
     classes   those of `other`, which a person knows by this name
-    trained   numbers of the classes that `other` has pictures of; None: all
-    Raises UserError for a class that has pictures here and is none of these, or has no picture there.
+    trained   numbers of the classes that `other` has images of; None: all
+    Raises UserError for a class that has images here and is none of these, or has no image there.
     """
     assert source.labels is not None
     labels, names, where = source.labels, source.classes, printable(source.name)

@@ -1,8 +1,8 @@
-"""What is in a tar shard: its pictures, the class of each, and how many of its members are left out, by reason.
+"""What is in a tar shard: its images, the class of each, and how many of its members are left out, by reason.
 
-A picture takes the class of the .cls whose name is the picture's up to one of its dots, the longest first: a.b.png
+An image takes the class of the .cls whose name is the image's up to one of its dots, the longest first: a.b.png
 takes a.b.png.cls, a.b.cls or a.cls. (WebDataset cuts all names at the first dot, and a.left.png and a.right.png would
-be one sample.) A .cls that no picture takes so goes to the picture whose name it goes on from: a.label.cls to a.png.
+be one sample.) A .cls that no image takes so goes to the image whose name it goes on from: a.label.cls to a.png.
 Hard links and symbolic ones are further names of what they lead to in the same shard.
 """
 
@@ -25,7 +25,7 @@ MASKS = frozenset(
     ("mask", "masks", "seg", "segmentation", "semantic", "instance", "panoptic", "label", "labels", "annotation", "gt",
      "depth", "normal", "normals", "edge", "edges", "trimap")
 )  # fmt: skip
-"""Words before the extension of what is drawn about a picture: a.seg.png beside a.jpg is no picture."""
+"""Words before the extension of what is drawn about an image: a.seg.png beside a.jpg is no image."""
 
 BESIDE = "masks beside their picture"
 FORMATS = "pictures that are there in another format too"
@@ -46,7 +46,7 @@ class Member(NamedTuple):
 
 @dataclass
 class Shard:
-    """The pictures of a shard in its own order, each with its class number if it has one, as it is written."""
+    """The images of a shard in its own order, each with its class number if it has one, as it is written."""
 
     images: list[tuple[Member, str | None]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -161,7 +161,7 @@ def _stems(name: str) -> Iterator[str]:
 
 
 def _one_each(images: list[Member], left_out: Counter[str]) -> list[Member]:
-    """Pictures without masks of others; of one name in several formats that which comes first in EXTENSIONS."""
+    """Images without masks of others; of one name in several formats that which comes first in EXTENSIONS."""
     formats: dict[str, list[Member]] = {}
     for member in images:
         formats.setdefault(posixpath.splitext(member.name)[0], []).append(member)
@@ -186,7 +186,7 @@ def _rank(name: str) -> int:
 
 
 def _classes(images: list[Member], numbers: dict[str, str]) -> list[str | None]:
-    """For each picture the stem of the .cls that it takes."""
+    """For each image the stem of the .cls that it takes."""
     taken = [next((stem for stem in _stems(member.name) if stem in numbers), None) for member in images]
     rest: dict[str, list[str]] = {}
     for stem in numbers.keys() - set(taken):

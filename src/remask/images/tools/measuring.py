@@ -1,5 +1,5 @@
-"""A sample of a source, looked at before a run: how deep its pictures are, which values are black and white, mean and
-deviation. What is found is written into the run, so that everything that follows reads pictures in the same way."""
+"""A sample of a source, looked at before a run: how deep its images are, which values are black and white, mean and
+deviation. What is found is written into the run, so that everything that follows reads images in the same way."""
 
 import math
 import re
@@ -17,19 +17,19 @@ from remask.images.sources.opening import Source
 from remask.images.sources.stored import stored
 
 SAMPLE = 100
-"""Pictures that are looked at, spread over the source."""
+"""Images that are looked at, spread over the source."""
 
 PIXELS = 1 << 16
-"""Pixels of a picture that its mean is taken over, at least, evenly spread."""
+"""Pixels of an image that its mean is taken over, at least, evenly spread."""
 
 OTHER_BANDS = re.compile(r"(\d+) channels? where")
-"""How `decode` says that a picture has another number of bands."""
+"""How `decode` says that an image has another number of bands."""
 
 Rule = str | tuple[float, float]
 
 
 class FirstOf:
-    """A source of pictures with masks or boxes as one of pictures alone."""
+    """A source of images with masks or boxes as one of images alone."""
 
     def __init__(self, source: Any) -> None:
         self.name, self._source = source.name, source
@@ -48,14 +48,14 @@ class FirstOf:
 
 
 class Measured(NamedTuple):
-    """What a sample of so many pictures shows.
+    """What a sample of so many images shows.
 
     rule        "full", "byte" or two numbers: `data.range` with "auto" resolved
     mean, std   per channel of values in 0..1
-    colour      whether most pictures have three bands or more
-    deep        whether any picture is deeper than 8 bits
+    colour      whether most images have three bands or more
+    deep        whether any image is deeper than 8 bits
     least, most of the values as they are stored
-    kinds, left_out   how many pictures are of which kind, and have something that is passed over
+    kinds, left_out   how many images are of which kind, and have something that is passed over
     """
 
     pictures: int
@@ -85,9 +85,9 @@ class Measured(NamedTuple):
 
 
 def measure(source: Source, channels: int, rule: Rule = "auto", *, sample: int = SAMPLE) -> Measured:
-    """Look at some pictures of a source. Raises UserError where all of them lack contrast, or none can be used.
+    """Look at some images of a source. Raises UserError where all of them lack contrast, or none can be used.
 
-    rule   "auto": where every picture is deeper than 8 bits, from 0 (or minus a power of two) to the power of two less
+    rule   "auto": where every image is deeper than 8 bits, from 0 (or minus a power of two) to the power of two less
            one that holds the largest value, or for floats from 0 to at least 1; else "full", each type's own range
     """
     looked = {i: _raw(source, i, channels) for i in _spread(len(source), sample)}
@@ -112,7 +112,7 @@ def measure(source: Source, channels: int, rule: Rule = "auto", *, sample: int =
 
 
 def _bands_cure(reasons: Iterable[str]) -> str:
-    """What would read them, where every picture has the same number of bands, another than the one that is wanted."""
+    """What would read them, where every image has the same number of bands, another than the one that is wanted."""
     found = {match[1] if (match := OTHER_BANDS.match(reason)) else None for reason in reasons}
     return f"; they need a network of data.channels={bands}" if len(found) == 1 and (bands := found.pop()) else ""
 
@@ -153,7 +153,7 @@ def _power(found: Sequence[_Raw], least: float, most: float) -> Rule:
 
 
 def _moments(source: Source, numbers: Sequence[int], channels: int, rule: Rule) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel, every picture weighing the same; a channel without any has deviation 1."""
+    """Mean and deviation per channel, every image weighing the same; a channel without any has deviation 1."""
     levels, means, squares = Levels.of(rule), list[Tensor](), list[Tensor]()
     for i in numbers:
         try:

@@ -33,7 +33,7 @@ from remask.images.transforms import CentreCrop, resize
 
 @dataclass
 class Written:
-    """What became of a source. `left_out` says why, by the picture's address; `kept` JPEGs were not touched."""
+    """What became of a source. `left_out` says why, by the image's address; `kept` JPEGs were not touched."""
 
     pictures: int = 0
     kept: int = 0
@@ -42,7 +42,7 @@ class Written:
 
 
 class Item(NamedTuple):
-    """One picture as it is written; `shape` is its height, width and channels."""
+    """One image as it is written; `shape` is its height, width and channels."""
 
     data: bytes
     shape: tuple[int, int, int]
@@ -63,9 +63,9 @@ def pack(
     skipped: Callable[[str], None] = lambda line: None,
 ) -> Written:
     """Write `out`, which ends in .remask, and nothing else: a run that is stopped leaves at most a .part, which the
-    next one writes over. Unusable pictures are left out. Raises UserError, also for more of them than `max_bad`.
+    next one writes over. Unusable images are left out. Raises UserError, also for more of them than `max_bad`.
 
-    levels   which values of pictures deeper than 8 bits become 0 and 255; None: see `decode`
+    levels   which values of images deeper than 8 bits become 0 and 255; None: see `decode`
     """
     if out.suffix != SUFFIX:
         raise UserError(f"{out}: a packed set ends in {SUFFIX}; choose such a name")
@@ -170,7 +170,7 @@ class _Columns:
 
 
 class Prepare:
-    """What is written of the i-th picture of a source, or why there is nothing to be."""
+    """What is written of the i-th image of a source, or why there is nothing to be."""
 
     def __init__(self, source: Source, form: Form, levels: Levels | None = None) -> None:
         self._source, self._form, self._scaling = source, form, Scaling(levels, (), ()) if levels else None
@@ -202,7 +202,7 @@ class Prepare:
 
 
 def shrunk(image: UInt8[Tensor, "C H W"], form: Form) -> UInt8[Tensor, "C h w"]:
-    """The picture at the size of the form; the same object where nothing is to be done."""
+    """The image at the size of the form; the same object where nothing is to be done."""
     rows, columns = image.shape[1:]
     if form.exactly:
         return image if (rows, columns) == form.exactly else CentreCrop(form.exactly, ratio=1.0)(image)

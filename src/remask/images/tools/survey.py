@@ -1,4 +1,4 @@
-"""What is in a source: every picture read and decoded once, and counted."""
+"""What is in a source: every image read and decoded once, and counted."""
 
 import functools
 import hashlib
@@ -26,23 +26,23 @@ from remask.images.transforms import RandomCropFlip
 from remask.types import Size
 
 TIMED = 256
-"""Pictures whose crop is timed, spread over the source."""
+"""Images whose crop is timed, spread over the source."""
 
 PIXELS = 1 << 16
-"""Pixels of a picture that its mean is taken over, at least, evenly spread."""
+"""Pixels of an image that its mean is taken over, at least, evenly spread."""
 
 
 @dataclass
 class Survey:
-    """The counts. Heights and widths in pixels, rates in pictures per second of one core.
+    """The counts. Heights and widths in pixels, rates in images per second of one core.
 
-    pixels      how pictures are read and scaled, in words, as a sample of them shows; or why they are refused
+    pixels      how images are read and scaled, in words, as a sample of them shows; or why they are refused
     range       `data.range` as that sample settles it
-    mean, std   per channel of pixels in 0..1, of the pictures' own means: each picture weighs the same
-    repeated    pictures whose content came before
-    frames      pictures of several frames or pages, of which the first counts
+    mean, std   per channel of pixels in 0..1, of the images' own means: each image weighs the same
+    repeated    images whose content came before
+    frames      images of several frames or pages, of which the first counts
     left_out    what the source does not take, by reason
-    splits      pictures of each split, where its folders or columns are such
+    splits      images of each split, where its folders or columns are such
     remarks     lines about labels and columns that are not used
     decode_rate, loader_rate   decoding alone, and with a random crop
     """
@@ -80,7 +80,7 @@ class Survey:
 
 
 class Facts(NamedTuple):
-    """One picture: what it is, its size, the sums of its pixels, and how long it took."""
+    """One image: what it is, its size, the sums of its pixels, and how long it took."""
 
     kind: str
     frames: int
@@ -104,7 +104,7 @@ def survey(
     rule: Rule = "auto",
     progress: Callable[[int, Survey], None] = lambda done, so_far: None,
 ) -> Survey:
-    """Look at every picture. `patch` is the side below which one cannot be used, `size` that of the timed crops,
+    """Look at every image. `patch` is the side below which one cannot be used, `size` that of the timed crops,
     `rule` what `data.range` would be.
     """
     found, facts = Survey(source.name, len(source)), list[Facts]()
@@ -157,7 +157,7 @@ def _spread(values: list[int]) -> tuple[int, int, int]:
 
 
 class Examined:
-    """The facts of the i-th picture, or why it cannot be used."""
+    """The facts of the i-th image, or why it cannot be used."""
 
     def __init__(self, source: Source, channels: int, size: Size, levels: Levels = FULL) -> None:
         self._source, self._channels, self._crop, self._levels = source, channels, RandomCropFlip(size), levels
@@ -192,7 +192,7 @@ class Examined:
 
 @functools.cache
 def _warm() -> None:
-    """The first JPEG and the first crop of a process load libraries, which is not the pictures' time."""
+    """The first JPEG and the first crop of a process load libraries, which is not the images' time."""
     stream = io.BytesIO()
     Image.new("RGB", (16, 16)).save(stream, "JPEG")
     RandomCropFlip((8, 8))(decode(stream.getvalue()), Generator().manual_seed(0))
