@@ -33,7 +33,7 @@ class Box(NamedTuple):
 
 
 class Transform(Protocol):
-    """What the loader applies to each image; all that is random comes from the generator."""
+    """A function that the loader applies to each image; every random number comes from the generator."""
 
     def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]: ...
 
@@ -61,7 +61,7 @@ class RandomCropFlip:
             raise UserError(f"crop ratio {self.ratio}: needs 0 < low <= high")
 
     def reduction(self, rows: int, columns: int, generator: Generator) -> int:
-        """By how much an image of this size may be decoded smaller, so that this draw's crop is still not enlarged."""
+        """The factor 8, 4, 2 or 1 by which decoding may shrink an image of this size without enlarging this crop."""
         _, _, height, width = self._box(rows, columns, self._draw(generator))
         return next((by for by in (8, 4, 2) if height // by >= self.size[0] and width // by >= self.size[1]), 1)
 
@@ -101,7 +101,7 @@ class RandomCropFlip:
 class CentreCrop:
     """Resize so that the crop is `ratio` of the image's tighter side, then cut the centre: 256 then 224 as usual.
 
-    An image that has the size already is left as it is: 32x32 sets are evaluated on their own pixels.
+    An image of this size is returned unchanged: 32x32 sets are evaluated on their own pixels.
     """
 
     size: Size
