@@ -14,7 +14,7 @@ from remask.files.text import read_text
 from remask.images import heif
 from remask.images.sources.columns import Columns
 from remask.images.sources.files import EXTENSIONS, Files, printable
-from remask.images.sources.labels import Told, integer_of, of_texts, says_none
+from remask.images.sources.labels import TextLabels, integer_of, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns
 from remask.images.sources.splits import are_splits
 
@@ -80,7 +80,7 @@ def open_list(name: str, path: str, limit: int | None, patterns: Patterns | None
             f"{printable(name)}, line {first.line} gives no class for {printable(first.path)}, and others have one: "
             "give all or none"
         )
-    told = of_texts(given) if given else Told()
+    told = of_texts(given) if given else TextLabels()
     known = sum(not says_none(text) for text in given)
     left_out = {NO_LABEL: known} if 0 < known < len(given) else {}
     classes = None if told.classes is None else [printable(text) for text in told.classes]

@@ -49,7 +49,7 @@ class Arrays:
         return f"{self.name}: picture {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Nothing but the shape of an image: arrays have no names; see `images.fingerprint`."""
+        """Nothing but the shape of an image: arrays have no names; see `fingerprint`."""
         return [], [], {"shape": list(self.images.shape[1:])}
 
 
@@ -92,7 +92,7 @@ class Photos:
         return f"{self.name}: {os.path.basename(self.paths[i % len(self.paths)])}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Names and sizes in bytes of the few files; see `images.fingerprint`."""
+        """Names and sizes in bytes of the few files; see `fingerprint`."""
         return [os.path.basename(path) for path in self.paths], [os.path.getsize(path) for path in self.paths], {}
 
 
@@ -122,7 +122,7 @@ class Hub:
         return f"{self.name}: row {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Nothing but the column: rows of the hub have no names; see `images.fingerprint`."""
+        """Nothing but the column: rows of the hub have no names; see `fingerprint`."""
         return [], [], {"columns": [self.column]}
 
 

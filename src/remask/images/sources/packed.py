@@ -78,7 +78,7 @@ class Packed:
         return self._names[begin:end].tobytes().decode()
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Names, sizes in bytes, and a checksum of the checksums in the table; see `images.fingerprint`."""
+        """Names, sizes in bytes, and a checksum of the checksums in the table; see `fingerprint`."""
         names, sizes = [self._called(i) for i in range(self._length)], self._size[: self._length].tolist()
         return names, sizes, {"checksum": zlib.crc32(np.ascontiguousarray(self._sums[: self._length]).data)}
 

@@ -12,7 +12,7 @@ from remask.errors import UserError
 from remask.images.deep import laid_out
 from remask.images.sources.addresses import entry_of
 from remask.images.sources.files import printable
-from remask.images.sources.labels import Told, of_texts, says_none
+from remask.images.sources.labels import TextLabels, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL
 
 ARRAYS = (".npy", ".npz")
@@ -33,7 +33,7 @@ class Stack:
         self.name, self._path, self._key = name, os.path.abspath(path), key
         self._images, beside = arrays[key][:limit], _labels_of(arrays, key)
         texts = [] if beside is None else _texts(arrays[beside].ravel()[:limit])
-        self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else Told()
+        self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else TextLabels()
         passed = [other for other in arrays if other not in (key, beside)]
         self.left_out: dict[str, int] = {"other arrays of the archive": len(passed)} if passed else {}
         if 0 < (missing := sum(map(says_none, texts))) < len(texts):
@@ -49,7 +49,7 @@ class Stack:
         return f"{printable(os.path.basename(self._path))}: {self._key} {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Name and size of the file, and the array where one of several was named; see `images.fingerprint`."""
+        """Name and size of the file, and the array where one of several was named; see `fingerprint`."""
         named = {"array": self._key} if entry_of(self.name) else {}
         size = os.path.getsize(self._path) if os.path.isfile(self._path) else -1
         return [os.path.basename(self._path)], [size], named
