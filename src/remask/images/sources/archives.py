@@ -236,7 +236,7 @@ def _kind(kind: Any) -> str:
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    if types.is_integer(kind) or types.is_floating(kind):  # whole numbers beside missing ones are stored as floats
+    if types.is_integer(kind) or types.is_floating(kind):  # integers beside missing values are stored as floats
         return "integer"
     return "text" if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind) else str(kind)
 

@@ -33,10 +33,10 @@ CLASSES = (
     "label_id",
 )
 SPLITS = ("split", "subset", "set", "partition")
-"""Headings, in any case, of columns that are read; others are passed over."""
+"""Headings, in any case, of columns that are read; others are ignored."""
 
 LOOKED_AT = 1000
-"""Lines that decide what stands between the columns."""
+"""Lines from which the separator of the columns is detected."""
 
 _EXTENSION = rf"(?:{'|'.join(re.escape(end) for end in (*EXTENSIONS, *heif.EXTENSIONS))})"
 _IMAGE_NAME = re.compile(rf".*{_EXTENSION}", re.IGNORECASE)
@@ -46,7 +46,7 @@ _QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1(?:[ \t]+(["']?)(.+)\3)?""")
 _ADDRESS = re.compile(r"\w+://")
 _FIRST = re.compile(r"(\S+)[ \t]+(\S.*)")
 _ODD_BLANK = re.compile(r"[^\S \t\n]|[\u200b\u2060\ufeff]")
-"""Blanks that people do not see as others, such as the no-break space, and characters without a width."""
+"""Blanks that look like plain ones, such as the no-break space, and characters without a width."""
 _ANY_BLANK = re.compile(rf"[ \t]|{_ODD_BLANK.pattern}")
 _ODD_ENDS = "".join(map(chr, (9, 11, 12, 32, 0xA0, *range(0x2000, 0x200C), 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF)))
 
@@ -65,31 +65,31 @@ def open_list(name: str, path: str, limit: int | None, patterns: Patterns | None
 
     The class is a number or a name and follows a tab, a comma, a semicolon or a blank; paths and classes may be quoted.
     Lines that begin with # are comments: an image of such a name is written ./#name. Blanks around a path, blank lines
-    and what a system writes at the end of a line mean nothing. Raises UserError with the number of the first odd line.
+    and the line ends of any system mean nothing. Raises UserError with the number of the first line that is wrong.
     """
     rows, columns = _read(path, printable(name))
-    kept = [row for row in rows if not (patterns and patterns.exclude(os.path.normpath(row.path).lstrip("/")))]
-    splits = Counter(row.split for row in kept if row.split)
-    rows = kept[:limit]
+    selected = [row for row in rows if not (patterns and patterns.exclude(os.path.normpath(row.path).lstrip("/")))]
+    splits = Counter(row.split for row in selected if row.split)
+    rows = selected[:limit]
     if not rows:
         raise UserError(f"{printable(name)} names no images: it needs one path per line")
-    given = [row.label for row in rows if row.label is not None]
-    if given and len(given) < len(rows):
+    texts = [row.label for row in rows if row.label is not None]
+    if texts and len(texts) < len(rows):
         first = next(row for row in rows if row.label is None)
         raise UserError(
             f"{printable(name)}, line {first.line} gives no class for {printable(first.path)}, and others have one: "
             "give all or none"
         )
-    told = of_texts(given) if given else TextLabels()
-    known = sum(not says_none(text) for text in given)
-    left_out = {NO_LABEL: known} if 0 < known < len(given) else {}
-    classes = None if told.classes is None else [printable(text) for text in told.classes]
+    parsed = of_texts(texts) if texts else TextLabels()
+    usable = sum(not says_none(text) for text in texts)
+    left_out = {NO_LABEL: usable} if 0 < usable < len(texts) else {}
+    classes = None if parsed.classes is None else [printable(text) for text in parsed.classes]
     folder = os.path.dirname(os.path.abspath(path))
     paths = [os.path.join(folder, row.path) for row in rows]
     named = {printable(split): count for split, count in sorted(splits.items())}
     mixed = named if len(named) > 1 and are_splits(named) else {}
     shown = [row.path for row in rows]
-    return Files(name, paths, shown, told.labels, classes, left_out, mixed, told.why, columns.remarks())
+    return Files(name, paths, shown, parsed.labels, classes, left_out, mixed, parsed.why, columns.remarks())
 
 
 def read_rows(path: str, where: str) -> list[Row]:
@@ -107,13 +107,13 @@ def _read(path: str, where: str) -> tuple[list[Row], Columns]:
     rows, columns = list[Row](), headings if separator else None
     for number, line in lines[1 if headings else 0 :]:
         at = f"{where}, line {number}"
-        found, label, split = (
+        image, label, split = (
             _by_headings(line, separator, columns, at) if columns else _row(line, separator, beside, at)
         )
-        if _ADDRESS.match(found):
-            raise UserError(f"{at} is an address, {printable(found)}: pictures have to lie in files")
+        if _ADDRESS.match(image):
+            raise UserError(f"{at} is an address, {printable(image)}: pictures have to lie in files")
         label = None if label is None else label.strip(_ODD_ENDS)
-        rows.append(Row(beside.found(found, at), label, split, number))
+        rows.append(Row(beside.resolved(image, at), label, split, number))
     _check_columns(rows[:LOOKED_AT], beside, where)
     return rows, _columns(lines[0][1], separator, columns) if columns else Columns([], [])
 
@@ -126,11 +126,11 @@ def _columns(line: str, separator: str, columns: dict[str, int]) -> Columns:
 
 
 def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
-    """Raise UserError where lines were taken for paths that are not there, and it shows how they are to be written:
-    the class stands before the path, or what parts the columns is none of the usual blanks.
+    """Raise UserError where paths do not exist and their lines show why: the class stands before the path, or an
+    unusual blank separates the columns.
     """
-    lost = [row for row in rows if _ANY_BLANK.search(row.path) and not beside.has(row.path)]
-    for row in lost:
+    missing = [row for row in rows if _ANY_BLANK.search(row.path) and not beside.has(row.path)]
+    for row in missing:
         for odd in _ODD_BLANK.finditer(row.path):
             before, behind = row.path[: odd.start()].strip(_ODD_ENDS), row.path[odd.end() :].strip(_ODD_ENDS)
             if (before and (_IMAGE_NAME.fullmatch(before) or beside.has(before))) or (behind and beside.has(behind)):
@@ -139,7 +139,9 @@ def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
                     f"{where}, line {row.line}: {name} stands beside the path {printable(row.path)}: "
                     "put a tab, a comma or a plain blank between the columns"
                 )
-    firsts = [(row, found[1], found[2]) for row in lost if row.label is None and (found := _FIRST.fullmatch(row.path))]
+    firsts = [
+        (row, match[1], match[2]) for row in missing if row.label is None and (match := _FIRST.fullmatch(row.path))
+    ]
     numbered = len(firsts) == len(rows) and all(integer_of(first) is not None for _, first, _ in firsts)
     for row, first, rest in firsts:
         if beside.has(rest) or (numbered and _IMAGE_NAME.fullmatch(rest)):
@@ -154,16 +156,16 @@ _Cells = tuple[str, str | None, str | None]
 
 
 def _separator(lines: Sequence[str], beside: "_Beside") -> str:
-    """What stands between columns, a tab, a comma or a semicolon; "" where blanks do, or where names hold them."""
+    """The separator of the columns: a tab, a comma or a semicolon; "" for blanks, or where names contain the others."""
     for separator in "\t,;":
         having = [line for line in lines[:LOOKED_AT] if separator in line]
         quoted = separator != "\t" and any(map(_QUOTED.fullmatch, having))
-        there = [path for line in having if beside.has(path := _by_blanks(line, beside)[0])]
-        if not having or quoted or any(separator in path for path in there):
+        existing = [path for line in having if beside.has(path := _by_blanks(line, beside)[0])]
+        if not having or quoted or any(separator in path for path in existing):
             continue
         if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
             return separator
-        blanks = separator == "\t" and there  # in some lines a tab, in others a blank before the class
+        blanks = separator == "\t" and existing  # in some lines a tab, in others a blank before the class
         if not blanks and any(_IMAGE_NAME.fullmatch(_cells(line, separator)[0]) for line in having):
             return separator
     return ""
@@ -180,16 +182,16 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _headings(line: str, separator: str, beside: "_Beside") -> dict[str, int] | None:
-    """The columns of path, class and split, where the first line names them."""
+    """Column numbers {"path": …, "label": …, "split": …} by the headings in the first line; None if it has none."""
     cells = [cell.lower() for cell in _cells(line, separator)]
     path = next((cells.index(word) for word in PATHS if word in cells), None)
     if path is None or beside.has(_cells(line, separator)[path]):
         return None
-    found = {"path": path}
+    columns = {"path": path}
     for key, words in (("label", CLASSES), ("split", SPLITS)):
         if (at := next((cells.index(word) for word in words if word in cells), None)) is not None:
-            found[key] = at
-    return found
+            columns[key] = at
+    return columns
 
 
 def _by_headings(line: str, separator: str, headings: dict[str, int], at: str) -> _Cells:
@@ -202,12 +204,12 @@ def _by_headings(line: str, separator: str, headings: dict[str, int], at: str) -
 
 
 def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
-    """A line without headings: the path and its class, in the order in which only one of them looks like a path."""
+    """Path and class of a line without headings, in either order: the path is the column that looks like one."""
     if not separator:
         return *_by_blanks(line, beside), None
-    every = _cells(line, separator)
-    cells = [cell for cell in every if cell]
-    if len(every) == 2 and len(cells) == 1:  # an empty column says that there is no class
+    columns = _cells(line, separator)
+    cells = [cell for cell in columns if cell]
+    if len(columns) == 2 and len(cells) == 1:  # an empty column says that there is no class
         return cells[0], "", None
     paths = [cell for cell in cells if _IMAGE_NAME.fullmatch(cell)] or [cell for cell in cells if beside.has(cell)]
     if len(cells) == 3 and paths == cells[2:] and cells[0].isdigit():  # MXNet: number of the row, class, path
@@ -221,7 +223,7 @@ def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
 
 
 def _by_blanks(line: str, beside: "_Beside") -> tuple[str, str | None]:
-    """A path, quoted or not, and perhaps a class after a blank; of names without extension what is there decides."""
+    """A path, quoted or not, and perhaps a class after a blank; for names without extension, existing files decide."""
     if line[0] in "\"'" and (quoted := _QUOTED.fullmatch(line)) and not beside.has(line):
         return quoted[2], quoted[4]
     if _IMAGE_NAME.fullmatch(line):
@@ -244,8 +246,8 @@ class _Beside:
     def has(self, path: str) -> bool:
         return self._is_file(path) or (not _IMAGE_NAME.fullmatch(path) and bool(self._complete(path)))
 
-    def found(self, path: str, at: str) -> str:
-        """The path as it is read here. Raises UserError where it stands for several images."""
+    def resolved(self, path: str, at: str) -> str:
+        """The path of the file that is meant. Raises UserError where several images may be."""
         if path.startswith("~") and not self._is_file(path):
             path = os.path.expanduser(path)
         if "\\" in path and not self._is_file(path):
@@ -260,7 +262,7 @@ class _Beside:
         return os.path.isfile(os.path.join(self._folder, path))
 
     def _complete(self, path: str) -> list[str]:
-        """The images that a path without extension stands for."""
+        """The images whose path this is, but for their extension."""
         folder, base = os.path.split(os.path.expanduser(path.replace("\\", "/")))
         if folder not in self._stems:
             stems = self._stems[folder] = dict[str, list[str]]()

@@ -44,7 +44,7 @@ class Source(Protocol):
     classes: list[str] | None
     """The names of the C classes by number, where there are labels."""
     left_out: dict[str, int]
-    """How many files and the like it does not take, by reason."""
+    """Number of files and other entries that are left out, by reason."""
 
     def __len__(self) -> int: ...
 
@@ -81,9 +81,11 @@ def open_source(
 
     limit: the first N images in the source's own order, which is that of the names for a folder: of class folders
     that is the first class first. labelled: fail if there are no labels. exclude: shell-style patterns of paths below
-    the source that are left out, see `Patterns`. one_class: a folder with a single folder in it is one of its class, as
-    a test may be. Labels are 0..C-1 whatever numbers a source uses: those are the names of its classes. Raises
-    UserError.
+    the source that are left out, see `Patterns`. one_class: in a folder with a single folder, label all images with
+    its name, as a test may need. Labels are 0..C-1 whatever numbers a source uses: those are the names of its classes.
+
+    Raises UserError for an address that names nothing, a source that cannot be read or has no images, and labels that
+    are wanted and absent.
     """
     patterns = Patterns(exclude, spec)
     source = _open(spec, find_source(spec, limit, patterns), limit, patterns)
@@ -94,13 +96,13 @@ def open_source(
         only_folder(source)
     if source.labels is not None and source.classes is None:  # of a list, a tar, an older packed set
         source.labels, source.classes = numbered(source.labels)
-    _say_of_labels(source, labelled)
+    _remark_on_labels(source, labelled)
     return source
 
 
-def _say_of_labels(source: Any, labelled: bool) -> None:
-    """Remarks on labels that are not used, and on numbers that are written in two ways. Raises UserError for these,
-    and for no labels at all, where labels are wanted.
+def _remark_on_labels(source: Any, labelled: bool) -> None:
+    """Add remarks on labels that are not used, and on class numbers that are written in two ways. Where labels are
+    wanted, raise UserError for such numbers and for a source without labels.
     """
     name, why, remarks = printable(source.name), getattr(source, "unlabelled", ""), [*getattr(source, "remarks", [])]
     if labelled and source.labels is None:
@@ -131,7 +133,7 @@ def open_second(
     exclude: Sequence[str] = (),
     one_class: bool = False,
 ) -> Source:
-    """`open_source` of test images and the like, for which patterns are given that were meant for others first."""
+    """`open_source` of a second source, such as test images: `exclude` applies to it only if it has paths."""
     patterns = exclude if has_paths(spec) else ()
     return open_source(spec, limit=limit, labelled=labelled, exclude=patterns, one_class=one_class)
 
@@ -154,21 +156,21 @@ def _open(spec: str, place: Place, limit: int | None, patterns: Patterns) -> Sou
 
 def _open_folder(spec: str, path: str, limit: int | None, patterns: Patterns) -> Source:
     left_out = Counter[str]()
-    found = files_under(path, patterns, left_out)
+    paths = files_under(path, patterns, left_out)
     others = Counter[str]()
-    images = sorted_out(found, others)
+    images = sorted_out(paths, others)
     if images:
         return open_files(spec, path, images, limit, left_out + others)
     for kind in (".tar", ".parquet"):
-        if of_kind := [name for name in found if name.lower().endswith(kind)]:
+        if of_kind := [name for name in paths if name.lower().endswith(kind)]:
             source = _open_shards(spec, [os.path.join(path, name) for name in of_kind], limit, patterns)
             shards = Counter({f"{kind} files": len(of_kind)})
             source.left_out = left_out + others - shards + Counter(source.left_out)
             return source
-    if (phone := others[heif.REASON]) and phone == len(found):
-        raise UserError(f"{printable(spec)} holds {phone} {heif.REASON}")
-    said = f", without {listed(gone)}" if (gone := left_out + patterns.counts) else ""
-    raise UserError(f"{printable(spec)} holds no images: {describe(found)}{said}; looked for {' '.join(EXTENSIONS)}")
+    if (heic := others[heif.REASON]) and heic == len(paths):
+        raise UserError(f"{printable(spec)} holds {heic} {heif.REASON}")
+    skipped = f", without {listed(excluded)}" if (excluded := left_out + patterns.counts) else ""
+    raise UserError(f"{printable(spec)} holds no images: {describe(paths)}{skipped}; looked for {' '.join(EXTENSIONS)}")
 
 
 def _open_file(spec: str, path: str, limit: int | None, patterns: Patterns) -> Source:

@@ -17,11 +17,11 @@ from remask.images.sources.left_out import NO_LABEL
 
 ARRAYS = (".npy", ".npz")
 LABELS = ("labels", "label", "targets", "y")
-"""Names of the classes' array in an archive, one class an image."""
+"""Names of the array with a class for each image, in an archive of two arrays or more."""
 PAIRED = (("images", "labels"), ("image", "label"), ("data", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
-"""What stands in the names of images, and in its place in those of their classes: x_train and y_train."""
+"""A part of the name of an array of images, and its replacement in the name of their classes: x_train and y_train."""
 _BANDS = 4
-"""The last axis of so many entries or fewer may be that of colours."""
+"""An axis with at most so many entries may be that of colours."""
 
 
 class Stack:
@@ -34,8 +34,8 @@ class Stack:
         self._images, beside = arrays[key][:limit], _labels_of(arrays, key)
         texts = [] if beside is None else _texts(arrays[beside].ravel()[:limit])
         self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else TextLabels()
-        passed = [other for other in arrays if other not in (key, beside)]
-        self.left_out: dict[str, int] = {"other arrays of the archive": len(passed)} if passed else {}
+        unused = [other for other in arrays if other not in (key, beside)]
+        self.left_out: dict[str, int] = {"other arrays of the archive": len(unused)} if unused else {}
         if 0 < (missing := sum(map(says_none, texts))) < len(texts):
             self.left_out[NO_LABEL] = len(texts) - missing
 
@@ -56,24 +56,26 @@ class Stack:
 
 
 def open_stack(name: str, path: str, limit: int | None, key: str | None = None) -> Stack | None:
-    """The images of a .npy or .npz with an array of four axes, or one of three whose first is that of its labels;
+    """The images of a .npy or .npz with an array of four axes, or of three with a label for each entry of the first;
     None where its array is one image.
 
     key   the array to take, where there are several
     Raises UserError for a file that cannot be read, for several such arrays and for an empty one.
     """
     arrays = _arrays(name, path)
-    stacks = [one for one in arrays if _is_stack(arrays, one)]
+    stacks = [entry for entry in arrays if _is_stack(arrays, entry)]
     if key is not None:
         if key not in stacks:
             known = f"those of images are {', '.join(stacks)}" if stacks else "it has no array of several images"
             raise UserError(f"{printable(name)}: {key} is no array of several images in it; {known}")
         stacks = [key]
     if len(stacks) > 1:
-        of = f"{printable(path)}:{next((one for one in stacks if 'train' in one.lower()), stacks[0])}"
-        raise UserError(f"{printable(name)} holds several sets of pictures ({', '.join(stacks)}): name one, as in {of}")
+        shown = f"{printable(path)}:{next((entry for entry in stacks if 'train' in entry.lower()), stacks[0])}"
+        raise UserError(
+            f"{printable(name)} holds several sets of pictures ({', '.join(stacks)}): name one, as in {shown}"
+        )
     if not stacks and len(arrays) > 1 and "image" not in arrays:
-        shapes = ", ".join(f"{one} of shape {array.shape}" for one, array in [*arrays.items()][:4])
+        shapes = ", ".join(f"{entry} of shape {array.shape}" for entry, array in [*arrays.items()][:4])
         raise UserError(
             f"{printable(name)} holds {len(arrays)} arrays and none of several images ({shapes}): save images with "
             "four axes (N, H, W, channels), or with three and a label each; or name a single one image"
@@ -92,8 +94,8 @@ def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
 
 
 def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:
-    """Whether an array holds many images: it has four axes, or it is gray, has no axis of colours, and as many
-    classes stand beside it as its first axis is long. Without them three axes are those of one image.
+    """Whether an array holds many images: it has four axes, or three without one of colours, and the archive has a
+    class for each entry of the first. Three axes without such classes are one image.
     """
     shape = arrays[key].shape
     gray = len(shape) == 3 and min(shape[1:]) > _BANDS and arrays[key].dtype.kind in "biuf"
@@ -102,7 +104,7 @@ def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:
 
 def _labels_of(arrays: Mapping[str, np.ndarray], key: str) -> str | None:
     """The array with a class for every image of the array `key`."""
-    paired = [re.sub(rf"(?<![a-zA-Z]){one}(?![a-zA-Z])", other, key) for one, other in PAIRED]
+    paired = [re.sub(rf"(?<![a-zA-Z]){word}(?![a-zA-Z])", other, key) for word, other in PAIRED]
     names = [name for name in (*paired, *LABELS) if name in arrays and name != key]
     return next((name for name in dict.fromkeys(names) if _fits(arrays[name], len(arrays[key]))), None)
 
