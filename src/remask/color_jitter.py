@@ -27,7 +27,7 @@ class BatchColorJitter:
     strength: float
 
     def draw(self, batch: int, generator: Generator | None = None) -> Float[Tensor, "B 5"]:
-        """What is random in a batch, in 0..1: the four changes, and whether there are any."""
+        """Random numbers in 0..1 for each image of a batch: its four changes, and whether it is changed at all."""
         return torch.rand(batch, 5, generator=generator, device=generator.device if generator else None)
 
     def __call__(self, images: UInt8[Tensor, "B C H W"], draws: Float[Tensor, "B 5"]) -> UInt8[Tensor, "B C H W"]:
@@ -37,7 +37,7 @@ class BatchColorJitter:
         brightness, contrast, saturation = (1 + self.strength * change[:, :3]).reshape(-1, 3, 1, 1).unbind(1)
         luma = pixels.new_tensor(LUMA) if coloured else pixels.new_full((images.shape[1],), 1 / images.shape[1])
         matrix = torch.eye(images.shape[1], device=images.device).expand(len(images), -1, -1)
-        if coloured:  # the hue of what was brought nearer to its grey; grey has none
+        if coloured:  # saturation, then hue, which leaves grey as it is
             matrix = saturation * turned(HUE * change[:, 3]) + (1 - saturation) * luma
         grey = (pixels.mean(2) * luma).sum(1).view(-1, 1, 1)
         shift = (1 - contrast) * brightness * grey
@@ -49,9 +49,9 @@ class BatchColorJitter:
 def turned(turns: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
     """Rotations of colours about grey: by a third of a turn red becomes green, green blue, and blue red."""
     angle = (2 * math.pi * turns).view(-1, 1, 1)
-    one = torch.eye(3, device=turns.device)
+    identity = torch.eye(3, device=turns.device)
     across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=turns.device) / math.sqrt(3)
-    return angle.cos() * one + angle.sin() * across + (1 - angle.cos()) / 3  # Rodrigues
+    return angle.cos() * identity + angle.sin() * across + (1 - angle.cos()) / 3  # Rodrigues
 
 
 __all__ = ["BatchColorJitter", "turned"]
