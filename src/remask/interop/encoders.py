@@ -139,7 +139,7 @@ def _timm(options: EncoderOptions, name: str, sizes: Mapping[str, int] | None = 
     try:
         with torch.device("meta"):
             network = timm.create_model(name, pretrained=False, **(sizes or {}))
-    except Exception as error:  # timm's own code, of which any kind may come
+    except Exception as error:  # timm may raise anything
         raise UserError(f"{options.spec} cannot be built: {(str(error).splitlines() or ['no reason'])[0]}") from error
     if not isinstance(network, VisionTransformer):
         raise UserError(f"{options.spec} is a {type(network).__name__}, not a plain vision transformer; choose a ViT")
