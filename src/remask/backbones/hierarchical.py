@@ -148,9 +148,8 @@ class Hierarchical(nn.Module):
     def _freeze_unused(self, tokens: Tensor) -> None:
         """Freeze the parameters on which the map does not depend, such as those of a classifier."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(tokens.sum(), parameters, allow_unused=True), strict=True
-        ):
+        gradients = torch.autograd.grad(tokens.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
     def param_depth(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""The export of a run: a backbone that its maker rebuilds and loads strictly, and a script that shows it.
+"""The export of a run: a backbone that its `create_…` function rebuilds and loads strictly, and an example script.
 
 A timm backbone needs timm alone; ConvViT and CMT, which timm does not have, need remask.
 """
@@ -51,7 +51,7 @@ features = tokens.flatten(1, -2)[:, prefix:].mean(1)  # one vector per picture, 
 print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(features.shape)}")
 '''
 
-# What the script of a network that timm does not have says in the place of timm's.
+# Replacements in the script of a network that timm does not have.
 OURS = {
     "with timm alone": "with remask",
     "import timm\nimport torch\n": "import torch\n",
