@@ -103,7 +103,7 @@ class Cmt(nn.Module):
 
     def relative(self, stage: int, size: Size) -> Float[Tensor, "heads Nq Nk"]:
         """A stage's position bias for images of `size` pixels, resized where they are not the ones built for."""
-        (old, old_keys), (new, new_keys) = (self.grids(each)[stage] for each in (self.built_for, size))
+        (old, old_keys), (new, new_keys) = (self.grids(pixels)[stage] for pixels in (self.built_for, size))
         return resize_relative(getattr(self, f"relative_pos_{STAGES[stage]}"), (old, new), (old_keys, new_keys))
 
     def stages(self, images: Float[Tensor, "B C H W"], last: int = 3) -> list[Float[Tensor, "B _ _ _"]]:

@@ -153,7 +153,7 @@ class Hierarchical(nn.Module):
             parameter.requires_grad_(gradient is not None)
 
     def param_depth(self, name: str) -> int:
-        """`name` as in `network.named_parameters()`; a stage counts as a block, what lies before it as embedding."""
+        """`name` as in `network.named_parameters()`; a stage counts as a block, the stem as embedding."""
         for number, stage in enumerate(self.stages):
             if name.startswith(stage + "."):
                 return number + 1

@@ -77,7 +77,7 @@ def window_before(count: int, window: Grid, old: Grid, new: Grid) -> Grid | None
     grid, the same window, or a square one; None where none of them has so many offsets."""
     scaled = max(1, round(window[0] * old[0] / new[0])), max(1, round(window[1] * old[1] / new[1]))
     side = (round(count**0.5) + 1) // 2
-    return next((was for was in (scaled, old, window, (side, side)) if offsets(was) == count), None)
+    return next((candidate for candidate in (scaled, old, window, (side, side)) if offsets(candidate) == count), None)
 
 
 def offsets(window: Grid) -> int:

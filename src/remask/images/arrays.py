@@ -1,6 +1,6 @@
 """Values of images as arrays HWC, from numpy's files too, and the reason for which some are not read.
 
-Nothing here knows what the values mean; `decoding` has that.
+`decoding` interprets the values; nothing here does.
 """
 
 import io

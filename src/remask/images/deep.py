@@ -1,6 +1,6 @@
 """Images that Pillow does not read as they are: 16 bits a colour, more than four bands, arrays. All become HWC.
 
-Nothing here knows what the values mean; `decoding` has that.
+`decoding` interprets the values; nothing here does.
 """
 
 import io

@@ -64,9 +64,9 @@ class Levels:
 
     def affine(self, dtype: torch.dtype, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Shift and scale [C, 1, 1] by which values of a type are normalised: (value - shift) · scale."""
-        (low, high), one = self.bounds(dtype), (-1, 1, 1)
+        (low, high), shape = self.bounds(dtype), (-1, 1, 1)
         span = high - low
-        return torch.tensor(mean).view(one) * span + low, 1 / (torch.tensor(std).view(one) * span)
+        return torch.tensor(mean).view(shape) * span + low, 1 / (torch.tensor(std).view(shape) * span)
 
     def normalised(self, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         """Values [..., C, H, W] normalised by mean and std per channel, as a network takes them, float32."""

@@ -83,8 +83,8 @@ def _check_meaning(page: Any, channels: int) -> None:
         return
     if kind == YCBCR and page.compression.name == "JPEG" and not _is_planar(page) and not page.extrasamples:
         return  # tifffile's JPEG decoder gives RGB
-    how = f"{page.bitspersample}-bit {'planar ' * _is_planar(page)}{UNCONVERTED[kind]}"
-    raise Unread(f"a TIFF of {how}, which is not converted here: save it as RGB")
+    description = f"{page.bitspersample}-bit {'planar ' * _is_planar(page)}{UNCONVERTED[kind]}"
+    raise Unread(f"a TIFF of {description}, which is not converted here: save it as RGB")
 
 
 def _in_gray_or_rgb(values: np.ndarray, page: Any, channels: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def package(name: str, spec: str) -> Any:
 
 
 def counting() -> bool:
-    """Whether networks are made without memory, to count what they cost."""
+    """Whether networks are built on the meta device, without memory, to count their costs."""
     return torch.get_default_device().type == "meta"
 
 

@@ -34,12 +34,12 @@ class Loaded(NamedTuple):
     def line(self) -> str:
         """mae:FILE: 28 tensors of its entry "model"; …; left out: decoder (30 tensors), head (2 tensors)."""
         what = f"{self.tensors} tensors" + (f" of {self.entry}" if self.entry not in ("", "it") else "")
-        left = (f"left out: {groups(self.left_out)}",) if self.left_out else ()
-        return f"{printable(self.spec)}: " + "; ".join((what, *self.said, *left))
+        skipped = (f"left out: {groups(self.left_out)}",) if self.left_out else ()
+        return f"{printable(self.spec)}: " + "; ".join((what, *self.said, *skipped))
 
 
 def groups(names: Sequence[str]) -> str:
-    """Names of tensors by what they belong to: "decoder (58 tensors), head (2 tensors), epoch"."""
+    """Names of tensors grouped by their first word: "decoder (58 tensors), head (2 tensors), epoch"."""
     owners = Counter(re.sub(r"^decoder.*", "decoder", name.split(".")[0]) for name in names)
     return ", ".join(f"{owner} ({count} tensors)" if count > 1 else owner for owner, count in owners.items())
 

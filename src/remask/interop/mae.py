@@ -119,17 +119,17 @@ def resize_positions(table: Tensor, grid: Grid, prefix: int = 1) -> Tensor:
 
 def check(state: State, expected: State, where: str) -> None:
     """Raise UserError unless names, shapes and kinds of number are those expected and all weights are finite."""
-    both = [key for key in state if key in expected]
+    common = [key for key in state if key in expected]
     faults = {
         "missing": [key for key in expected if key not in state],
         "unknown": [key for key in state if key not in expected],
         "of another shape": [
             f"{key} {[*state[key].shape]}, not {[*expected[key].shape]}"
-            for key in both
+            for key in common
             if state[key].shape != expected[key].shape
         ],
         "of integers where weights were expected": [
-            key for key in both if expected[key].is_floating_point() and not state[key].is_floating_point()
+            key for key in common if expected[key].is_floating_point() and not state[key].is_floating_point()
         ],
     }
     if any(faults.values()):

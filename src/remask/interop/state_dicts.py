@@ -1,8 +1,8 @@
 """Which tensors of a file are the network: its entry, a moving average where there is one, without wrappers' prefixes.
 
-One way for every layout of interop/. A tensor that each network of a layout has, its anchor, is looked for under any
-prefix (module., model., encoder., backbone., _orig_mod., student., net. and whatever they are put together to) in any
-entry of the file: what precedes it is the prefix of the whole network. Classifiers beside it are left out and named.
+One way for every layout of interop/. A tensor that each network of a layout has, its anchor, is searched under any
+prefix (module., model., encoder., backbone., _orig_mod., student., net. and combinations of them) in any entry of the
+file: the text before it is the prefix of the whole network. Classifiers beside it are left out and named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -172,8 +172,8 @@ def _named(copy: Copy, layout: Layout, where: str, remarks: list[str], classifie
         if not isinstance(key, str) or key.startswith(copy.prefix):
             continue
         name = key.removeprefix(outer)
-        beside = key.startswith(outer) and bool(native) and not CLASSIFIERS.match(name)  # a decoder, for instance
-        if isinstance(value, Tensor) and (beside or ("." not in key and key not in COUNTERS)):
+        sibling = key.startswith(outer) and bool(native) and not CLASSIFIERS.match(name)  # a decoder, for instance
+        if isinstance(value, Tensor) and (sibling or ("." not in key and key not in COUNTERS)):
             state.setdefault(name, value)  # it may belong to the network; if not, the loader refuses it
         else:
             left_out.append(key)

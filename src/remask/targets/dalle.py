@@ -26,7 +26,7 @@ class Dalle(nn.Module):
     """Ids of the dVAE, [B, N, 1]: argmax of its logits on a second view of the same crop, 8 pixels a token.
 
     patch      pixels of a student's token
-    mean, std  what a float image was normalised with; integers are taken as they are
+    mean, std  constants by which float images were normalised; integers are pixel values
     The encoder is frozen and in no state dict; ids are decided in fp32, also under autocast.
     # official: the original crop resized by Lanczos to 112 pixels; here the student's view, resized on the device by
     # antialiased bicubic, because the full-size crop is not available there. See docs/decisions/0008.

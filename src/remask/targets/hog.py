@@ -47,7 +47,7 @@ class Hog(nn.Module):
     """Histograms of oriented gradients, [B, N, C · bins · cells of a patch].
 
     patch    pixels of a patch, a multiple of `cell` both ways
-    mean/std what a float image was normalised with; gradients know nothing of the mean, and integers are 0..255
+    mean/std constants by which float images were normalised; gradients do not depend on the mean; integers are 0..255
     flavour  "central" (DMJD) or "sobel" (MaskFeat, FastMIM)
     cell     side of a cell in pixels; 8 as published unless given, half of a patch below 8
     norm     over the bins of each cell and channel: "layer" (LayerNorm without affine, DMJD), "l2" (MaskFeat), "none"

@@ -43,7 +43,7 @@ class MapTeacher(nn.Module):
 
     network         (images [B, C, H, W], normalised) -> feature map [B, D, h, w]
     patch           pixels of a student's token
-    mean, std       what a float image was normalised with; integers are taken as they are
+    mean, std       constants by which float images were normalised; integers are pixel values
     teacher_mean/std  the teacher's own constants, of pixel values 0..1
     size            pixels that the teacher was made for: images are resized to them, bicubic and antialiased;
                     None leaves them as they are

@@ -23,11 +23,11 @@ from remask.views import Views
 class TokenTeacher(nn.Module):
     """A frozen backbone's tokens as target: [B, S+N, D] of the whole image, or [VB, S+K, D] of every view.
 
-    backbone     any remask backbone; it is frozen for good and goes into no state dict, so give it to nothing else
+    backbone     any remask backbone; it is frozen for good and goes into no state dict, so use it for nothing else
     patch        pixels of a student's token
-    mean, std    what a float image was normalised with; integers are taken as they are
+    mean, std    constants by which float images were normalised; integers are pixel values
     layer        the block that is read, before any norm, and beyond which the network does not run; -1 is the last
-    sees         "image": all of it, once however many views (MOMA) · "view": what the student sees of it (DMAE)
+    sees         "image": all of it, once however many views (MOMA) · "view": the student's visible tokens (DMAE)
     norm         of each vector: "layer": LayerNorm without affine, eps 1e-5 (MOMA) · "unit": length 1 · "none"
     final_norm   read after the network's own norm, which follows the last block
     size         pixels to which images are resized, bicubic and antialiased; None leaves them as they are

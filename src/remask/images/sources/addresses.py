@@ -116,7 +116,7 @@ def _check_split(name: str, split: str) -> None:
 def _expand(pattern: str) -> list[str]:
     """Files of a pattern with braces ({000..009} or {a,b}) and * ? [ ]. Every file that a brace names must exist."""
     segments = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [_choices(segment) if odd % 2 else [segment] for odd, segment in enumerate(segments)]
+    choices = [_choices(segment) if i % 2 else [segment] for i, segment in enumerate(segments)]
     paths: list[str] = []
     for pieces in product(*choices):
         path = "".join(pieces)

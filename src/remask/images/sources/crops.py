@@ -63,7 +63,7 @@ def crops(split: str, limit: int | None = None) -> tuple[UInt8[np.ndarray, "n 32
 
 
 def photograph(name: str, channels: int = 3) -> UInt8[np.ndarray, "H W C"]:
-    """A whole photograph. Raises UserError where the installed package does not bring it."""
+    """A whole photograph. Raises UserError where the installed package lacks it."""
     package, _, inside = PHOTOGRAPHS[name].partition("/")
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / inside if spec and spec.origin else None

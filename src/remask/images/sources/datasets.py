@@ -27,7 +27,7 @@ class FromDataset:
         return len(self.dataset)
 
     def read(self, i: int) -> np.ndarray:
-        """Pixels [H, W, C] or [H, W] of an item. Raises BadImage for what is no image."""
+        """Pixels [H, W, C] or [H, W] of an item. Raises BadImage where it is no image."""
         return pixels_of(_image_of(self.dataset[i]))
 
     def where(self, i: int) -> str:
@@ -41,7 +41,7 @@ def from_dataset(dataset: Any, *, labels: Sequence[int] | None = None, name: str
               (also "img"). Images are Pillow's, arrays [H, W, C] or [H, W], or tensors [C, H, W]: uint8, uint16, or
               floats in 0..1. They are taken before any crop or normalisation: leave those to the loader
     labels    a class number for each item; from dataset.targets, dataset.labels or a column "label" unless given
-    name      what the source is called in messages; the dataset's class unless given
+    name      of the source in messages; the dataset's class unless given
     Raises UserError where dataset has no length or no items by number, or not one label for each item.
     """
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):

@@ -68,8 +68,8 @@ def _of_entries(old: Inventory, new: Inventory) -> list[str]:
         return _at(np.flatnonzero(old.sizes != new.sizes), new.names, "size differs", "sizes differ")
     gone, fresh = _without(old.names, new.names), _without(new.names, old.names)
     if gone or fresh:
-        both = ((gone, "gone"), (fresh, "new"))
-        return [", ".join(f"{len(names):,} {what}, first {printable(names[0])}" for names, what in both if names)]
+        changes = ((gone, "gone"), (fresh, "new"))
+        return [", ".join(f"{len(names):,} {what}, first {printable(names[0])}" for names, what in changes if names)]
     at = next(i for i, (before, after) in enumerate(zip(old.names, new.names, strict=True)) if before != after)
     return [f"the order differs, first {printable(new.names[at])} where {printable(old.names[at])} was"]
 

@@ -45,7 +45,7 @@ def hold_out(order: Sequence[int], labels: Sequence[int] | None = None) -> HeldO
 
 
 def fifth(order: Sequence[int]) -> HeldOut:
-    """The first fifth of the order, whatever the classes: what runs of older versions held out."""
+    """Hold out the first fifth of the order, whatever the classes, as older versions did."""
     count = len(order) // 5
     return HeldOut(list(order[count:]), list(order[:count]), [])
 

@@ -99,22 +99,22 @@ def read_rows(path: str, where: str) -> list[Row]:
 
 def _read(path: str, where: str) -> tuple[list[Row], Columns]:
     """The rows of a list, and its columns where a line names them."""
-    text, beside = read_text(path, where, names=True), _Beside(os.path.dirname(os.path.abspath(path)))
+    text, files = read_text(path, where, names=True), _ListedFiles(os.path.dirname(os.path.abspath(path)))
     lines = [(number, line.strip(" \t\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    separator = _separator([line for _, line in lines], beside)
-    headings = _headings(lines[0][1], separator or ",", beside) if lines else None
+    separator = _separator([line for _, line in lines], files)
+    headings = _headings(lines[0][1], separator or ",", files) if lines else None
     rows, columns = list[Row](), headings if separator else None
     for number, line in lines[1 if headings else 0 :]:
         at = f"{where}, line {number}"
         image, label, split = (
-            _by_headings(line, separator, columns, at) if columns else _row(line, separator, beside, at)
+            _by_headings(line, separator, columns, at) if columns else _row(line, separator, files, at)
         )
         if _ADDRESS.match(image):
             raise UserError(f"{at} is an address, {printable(image)}: pictures have to lie in files")
         label = None if label is None else label.strip(_ODD_ENDS)
-        rows.append(Row(beside.resolved(image, at), label, split, number))
-    _check_columns(rows[:LOOKED_AT], beside, where)
+        rows.append(Row(files.resolved(image, at), label, split, number))
+    _check_columns(rows[:LOOKED_AT], files, where)
     return rows, _columns(lines[0][1], separator, columns) if columns else Columns([], [])
 
 
@@ -125,16 +125,16 @@ def _columns(line: str, separator: str, columns: dict[str, int]) -> Columns:
     return Columns([cells[i] for i in places], [cell or "(no name)" for i, cell in enumerate(cells) if i not in places])
 
 
-def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
+def _check_columns(rows: Sequence[Row], files: "_ListedFiles", where: str) -> None:
     """Raise UserError where paths do not exist and their lines show why: the class stands before the path, or an
     unusual blank separates the columns.
     """
-    missing = [row for row in rows if _ANY_BLANK.search(row.path) and not beside.has(row.path)]
+    missing = [row for row in rows if _ANY_BLANK.search(row.path) and not files.has(row.path)]
     for row in missing:
-        for odd in _ODD_BLANK.finditer(row.path):
-            before, behind = row.path[: odd.start()].strip(_ODD_ENDS), row.path[odd.end() :].strip(_ODD_ENDS)
-            if (before and (_IMAGE_NAME.fullmatch(before) or beside.has(before))) or (behind and beside.has(behind)):
-                name = f"U+{ord(odd[0]):04X} ({unicodedata.name(odd[0], 'a control character').lower()})"
+        for blank in _ODD_BLANK.finditer(row.path):
+            before, behind = row.path[: blank.start()].strip(_ODD_ENDS), row.path[blank.end() :].strip(_ODD_ENDS)
+            if (before and (_IMAGE_NAME.fullmatch(before) or files.has(before))) or (behind and files.has(behind)):
+                name = f"U+{ord(blank[0]):04X} ({unicodedata.name(blank[0], 'a control character').lower()})"
                 raise UserError(
                     f"{where}, line {row.line}: {name} stands beside the path {printable(row.path)}: "
                     "put a tab, a comma or a plain blank between the columns"
@@ -144,7 +144,7 @@ def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
     ]
     numbered = len(firsts) == len(rows) and all(integer_of(first) is not None for _, first, _ in firsts)
     for row, first, rest in firsts:
-        if beside.has(rest) or (numbered and _IMAGE_NAME.fullmatch(rest)):
+        if files.has(rest) or (numbered and _IMAGE_NAME.fullmatch(rest)):
             raise UserError(
                 f"{where}, line {row.line}: there is no {printable(row.path)}: the second column names the files; the "
                 f"first must, as in {printable(rest)} {printable(first)}"
@@ -155,15 +155,15 @@ _Cells = tuple[str, str | None, str | None]
 """The path, the class and the split of a line."""
 
 
-def _separator(lines: Sequence[str], beside: "_Beside") -> str:
+def _separator(lines: Sequence[str], files: "_ListedFiles") -> str:
     """The separator of the columns: a tab, a comma or a semicolon; "" for blanks, or where names contain the others."""
     for separator in "\t,;":
         having = [line for line in lines[:LOOKED_AT] if separator in line]
         quoted = separator != "\t" and any(map(_QUOTED.fullmatch, having))
-        existing = [path for line in having if beside.has(path := _by_blanks(line, beside)[0])]
+        existing = [path for line in having if files.has(path := _by_blanks(line, files)[0])]
         if not having or quoted or any(separator in path for path in existing):
             continue
-        if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
+        if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, files):
             return separator
         blanks = separator == "\t" and existing  # in some lines a tab, in others a blank before the class
         if not blanks and any(_IMAGE_NAME.fullmatch(_cells(line, separator)[0]) for line in having):
@@ -181,11 +181,11 @@ def _cells(line: str, separator: str) -> list[str]:
     return [cell[1:-1] if len(cell) > 2 and cell[0] == cell[-1] == "'" else cell for cell in cells]
 
 
-def _headings(line: str, separator: str, beside: "_Beside") -> dict[str, int] | None:
+def _headings(line: str, separator: str, files: "_ListedFiles") -> dict[str, int] | None:
     """Column numbers {"path": …, "label": …, "split": …} by the headings in the first line; None if it has none."""
     cells = [cell.lower() for cell in _cells(line, separator)]
     path = next((cells.index(word) for word in PATHS if word in cells), None)
-    if path is None or beside.has(_cells(line, separator)[path]):
+    if path is None or files.has(_cells(line, separator)[path]):
         return None
     columns = {"path": path}
     for key, words in (("label", CLASSES), ("split", SPLITS)):
@@ -203,15 +203,15 @@ def _by_headings(line: str, separator: str, headings: dict[str, int], at: str) -
     return cells[headings["path"]], label, cells[headings["split"]] or None if "split" in headings else None
 
 
-def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
+def _row(line: str, separator: str, files: "_ListedFiles", at: str) -> _Cells:
     """Path and class of a line without headings, in either order: the path is the column that looks like one."""
     if not separator:
-        return *_by_blanks(line, beside), None
+        return *_by_blanks(line, files), None
     columns = _cells(line, separator)
     cells = [cell for cell in columns if cell]
     if len(columns) == 2 and len(cells) == 1:  # an empty column says that there is no class
         return cells[0], "", None
-    paths = [cell for cell in cells if _IMAGE_NAME.fullmatch(cell)] or [cell for cell in cells if beside.has(cell)]
+    paths = [cell for cell in cells if _IMAGE_NAME.fullmatch(cell)] or [cell for cell in cells if files.has(cell)]
     if len(cells) == 3 and paths == cells[2:] and cells[0].isdigit():  # MXNet: number of the row, class, path
         cells = [re.sub(r"\.0+$", "", cells[1]), cells[2]]
     if not 1 <= len(cells) <= 2:
@@ -222,22 +222,22 @@ def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
     return path, next((cell for cell in cells if cell is not path), None), None
 
 
-def _by_blanks(line: str, beside: "_Beside") -> tuple[str, str | None]:
+def _by_blanks(line: str, files: "_ListedFiles") -> tuple[str, str | None]:
     """A path, quoted or not, and perhaps a class after a blank; for names without extension, existing files decide."""
-    if line[0] in "\"'" and (quoted := _QUOTED.fullmatch(line)) and not beside.has(line):
+    if line[0] in "\"'" and (quoted := _QUOTED.fullmatch(line)) and not files.has(line):
         return quoted[2], quoted[4]
     if _IMAGE_NAME.fullmatch(line):
         return line, None
     if named := _BLANK.fullmatch(line):
         return named[1], named[2].strip("\"'")
     last = _LAST.fullmatch(line)
-    if not last or beside.has(line):
+    if not last or files.has(line):
         return line, None
     other = integer_of(last[2]) is not None and re.search(r"\.\w+$", last[1])  # an extension that is not known here
-    return (last[1], last[2].strip("\"'")) if other or beside.has(last[1]) else (line, None)
+    return (last[1], last[2].strip("\"'")) if other or files.has(last[1]) else (line, None)
 
 
-class _Beside:
+class _ListedFiles:
     """The files that paths of a list may mean: relative to the list, with ~, with \\ for /, or without extension."""
 
     def __init__(self, folder: str) -> None:
@@ -247,7 +247,7 @@ class _Beside:
         return self._is_file(path) or (not _IMAGE_NAME.fullmatch(path) and bool(self._complete(path)))
 
     def resolved(self, path: str, at: str) -> str:
-        """The path of the file that is meant. Raises UserError where several images may be."""
+        """The path to read, with ~, \\ and a missing extension resolved. Raises UserError for several images."""
         if path.startswith("~") and not self._is_file(path):
             path = os.path.expanduser(path)
         if "\\" in path and not self._is_file(path):

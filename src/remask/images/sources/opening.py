@@ -38,7 +38,7 @@ class Source(Protocol):
     """Numbered images, encoded or as arrays. Pickles, and may be read in any order by any number of processes."""
 
     name: str
-    """What the user typed."""
+    """The address as the user typed it."""
     labels: list[int] | None
     """The class number of every image, 0..C-1, or nothing."""
     classes: list[str] | None

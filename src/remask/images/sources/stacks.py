@@ -31,10 +31,10 @@ class Stack:
 
     def __init__(self, name: str, path: str, arrays: dict[str, np.ndarray], key: str, limit: int | None) -> None:
         self.name, self._path, self._key = name, os.path.abspath(path), key
-        self._images, beside = arrays[key][:limit], _labels_of(arrays, key)
-        texts = [] if beside is None else _texts(arrays[beside].ravel()[:limit])
+        self._images, label_key = arrays[key][:limit], _labels_of(arrays, key)
+        texts = [] if label_key is None else _texts(arrays[label_key].ravel()[:limit])
         self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else TextLabels()
-        unused = [other for other in arrays if other not in (key, beside)]
+        unused = [other for other in arrays if other not in (key, label_key)]
         self.left_out: dict[str, int] = {"other arrays of the archive": len(unused)} if unused else {}
         if 0 < (missing := sum(map(says_none, texts))) < len(texts):
             self.left_out[NO_LABEL] = len(texts) - missing

@@ -79,10 +79,10 @@ class Measured(NamedTuple):
             return text + ", cut to 8 bits (data.range byte)"
         if self.deep:
             ends = "the range of each type" if isinstance(self.rule, str) else f"{self.rule[0]:g} to {self.rule[1]:g}"
-            how = "data.range auto, " * (rule_given == "auto") + f"values {self.least:g} to {self.most:g}"
-            text += f", black to white is {ends} ({how} in {self.pictures} pictures)"
-        left = ", ".join(f"{what} of {count}" for what, count in self.left_out.most_common())
-        return text + (f"; left out: {left}" if left else "")
+            scaling = "data.range auto, " * (rule_given == "auto") + f"values {self.least:g} to {self.most:g}"
+            text += f", black to white is {ends} ({scaling} in {self.pictures} pictures)"
+        skipped = ", ".join(f"{what} of {count}" for what, count in self.left_out.most_common())
+        return text + (f"; left out: {skipped}" if skipped else "")
 
 
 def measure(source: Source, channels: int, rule: Rule = "auto", *, sample: int = SAMPLE) -> Measured:

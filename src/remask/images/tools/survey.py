@@ -1,4 +1,4 @@
-"""What is in a source: every image read and decoded once, and counted."""
+"""A survey of a source: every image is read and decoded once, and counted."""
 
 import functools
 import hashlib
