@@ -191,7 +191,7 @@ class ConvViT(nn.Module):
 
 
 def on_map(ids: Int[Tensor, "R K"], grid: Grid, factors: Sequence[int]) -> Mix:
-    """How a depth-wise convolution sees the cells `ids` alone: as a map that is zero elsewhere.
+    """A depth-wise convolution over the cells `ids` alone: it sees them on a map that is zero elsewhere.
 
     factors   how a cell is cut into positions, coarse to fine, in the order in which they are stored
     """

@@ -22,7 +22,7 @@ from remask.tokens import grid_of, sincos_positions
 from remask.types import Grid, Size
 
 Mix: TypeAlias = Callable[[nn.Conv2d, Float[Tensor, "..."]], Float[Tensor, "..."]]
-"""How the depth-wise convolution of a block sees its input: a dense map, or the visible positions of one."""
+"""(depth-wise convolution of a block, input) -> output, on a dense map or on the visible positions of one."""
 
 
 class Sizes(NamedTuple):

@@ -180,9 +180,9 @@ def open_file(options: EncoderOptions, path: Path) -> Backbone:
         with torch.device("cpu"), _naming_file(path):
             backbone = KINDS[options.kind](options, file)
         backbone = backbone.to("meta") if counting() else backbone
-    besides = [key for key in file.state if PRETRAINING.match(key)]
+    left_out = [key for key in file.state if PRETRAINING.match(key)]
     count = len(backbone.network.state_dict()) - file.new
-    remember(backbone, Loaded(options.spec, count, file.copy, file.said, (*besides, *file.left_out)))
+    remember(backbone, Loaded(options.spec, count, file.copy, file.said, (*left_out, *file.left_out)))
     return backbone
 
 

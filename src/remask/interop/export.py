@@ -66,7 +66,7 @@ OURS = {
 def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write backbone.safetensors, config.json, and load_example.py with its reader of images.
 
-    Nothing of pre-training is in them.
+    Nothing of pre-training is in them. Raises ValueError for a backbone that no `create_…` function made.
     """
     origin = getattr(backbone, "origin", None)
     if origin is None:

@@ -110,7 +110,7 @@ def load(
     """An official pre-training checkpoint, strictly, as a method that goes on training.
 
     heads          as in `load_backbone`, in pre-training
-    decoder_heads  width / 32 unless given, which official code has fixed
+    decoder_heads  width / 32 unless given, as official code fixes it
     size           pixels of the images that it goes on with, as in `load_backbone`
     cell_pixels    side of the cells that are hidden: whole tokens, or a part of one; published 16 for ViT and 32 for
                    the others, which is a token unless given

@@ -139,7 +139,7 @@ def check(state: State, expected: State, where: str) -> None:
 
 
 def _few(keys: Sequence[str], count: int = 8) -> str:
-    """The first names of a list, and how many there are besides."""
+    """The first names of a list, and how many more there are."""
     return ", ".join(keys[:count]) + f" and {len(keys) - count} more" * (len(keys) > count)
 
 

@@ -249,8 +249,8 @@ def _load_strictly(network: nn.Module, weights: Path, optional: tuple[str, ...] 
     prefixes = tuple(f"{name}." for name in optional)
     state = {key: tensor for key, tensor in file.state.items() if not key.startswith(prefixes)}
     _load(network, state, weights, prefixes)
-    besides = [key for key in file.state if key not in state]
-    remember(network, Loaded(str(weights), len(state), file.copy, file.said, (*besides, *file.left_out)))
+    left_out = [key for key in file.state if key not in state]
+    remember(network, Loaded(str(weights), len(state), file.copy, file.said, (*left_out, *file.left_out)))
 
 
 def _load(network: nn.Module, state: State, weights: Path, optional: tuple[str, ...] = ()) -> None:

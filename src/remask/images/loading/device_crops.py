@@ -26,14 +26,14 @@ from remask.types import Size
 CHUNK = 1 << 22
 """Pixels that are cut at once, the padding of smaller boxes included; intermediate tensors then take 0.15 GB."""
 
-TOGETHER = 32
+IMAGES_PER_TASK = 32
 """Images that a worker decodes and returns at once."""
 
 SHARE = 4
 """A cached set may take a quarter of the device's free memory."""
 
 
-class OnDevice:
+class CropOnDevice:
     """`RandomCropFlip` of a batch on its device: the same boxes from the same seeds."""
 
     def __init__(self, crop: RandomCropFlip) -> None:
@@ -134,7 +134,7 @@ def _weights(lengths: Int[Tensor, "B"], longest: int, size: int) -> tuple[Int[Te
     return (shifted + torch.where(shifted < 0, -0.5, 0.5)).trunc().int(), precision
 
 
-class KeptOnDevice:
+class CachedOnDevice:
     """Images cached as uint8 on a device: decoded by workers before the first batch, or each at its first use.
 
     Raises UserError where the set would take more than a quarter of the device's free memory.
@@ -163,7 +163,7 @@ class KeptOnDevice:
         workers, self._workers = self._workers, 0
         if workers:
             decode_chunk = partial(_decoded, self._images)
-            for pixels, shapes in map_batches(decode_chunk, chunks(len(self), TOGETHER), workers):
+            for pixels, shapes in map_batches(decode_chunk, chunks(len(self), IMAGES_PER_TASK), workers):
                 at = 0
                 for i, height, width in shapes:
                     length = height * width * self._images.channels
@@ -220,7 +220,7 @@ def _free(device: torch.device) -> int:
     return half_of_memory_mb() << 21
 
 
-class DecodedThere:
+class DecodedOnDevice:
     """Images whose JPEGs nvJPEG decodes on a CUDA device, a batch at once; the host decodes all others."""
 
     def __init__(self, images: ImageCache, device: torch.device) -> None:
@@ -237,7 +237,7 @@ class DecodedThere:
         plain = {i: data for i, data in read.items() if isinstance(data, bytes) and is_plain(data)}
         self._next = {}
         with contextlib.suppress(RuntimeError):  # nvJPEG refuses one of them: the host decodes all, one by one
-            decoded = decode_there(list(plain.values()), self._images.channels, self._device)
+            decoded = decode_on_device(list(plain.values()), self._images.channels, self._device)
             self._next = dict(zip(plain, decoded, strict=True))
 
     def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
@@ -258,7 +258,7 @@ def is_plain(data: bytes) -> bool:
         return False
 
 
-def decode_there(data: Sequence[bytes], channels: int, device: torch.device) -> list[UInt8[Tensor, "C _ _"]]:
+def decode_on_device(data: Sequence[bytes], channels: int, device: torch.device) -> list[UInt8[Tensor, "C _ _"]]:
     """JPEGs decoded on a CUDA device. Raises RuntimeError where torchvision or nvJPEG cannot."""
     warnings.filterwarnings("ignore", message="The image decoding and encoding", category=DeprecationWarning)
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -277,7 +277,8 @@ def no_decoder(device: torch.device | None, channels: int) -> str | None:
     stream = io.BytesIO()
     Image.new("RGB", (16, 16), (200, 100, 50)).save(stream, "JPEG")
     try:
-        on_device, on_host = decode_there([stream.getvalue()], channels, device)[0], decode(stream.getvalue(), channels)
+        on_device = decode_on_device([stream.getvalue()], channels, device)[0]
+        on_host = decode(stream.getvalue(), channels)
         return None if (on_device.cpu().int() - on_host.int()).abs().max() <= 8 else "its nvJPEG gives other colours"
     except (RuntimeError, ImportError, BadImage) as error:
         return " ".join(str(error).split())[:120]

@@ -27,7 +27,7 @@ KEPT_MB = 1024
 class ImageCache:
     """`get(i)` is the i-th image, [C, H, W], uint8 or as deep as `levels` says; it must not be written to.
 
-    channels, min_side   what every image must have; another raises BadImage
+    channels, min_side   of every image, its shorter side in pixels being at least min_side; another raises BadImage
     levels               how images deeper than 8 bits are read, see `decode`; None: all become uint8
     cache_mb             MiB that all decoded images may take to be cached, estimated from a few of them; 0: no cache
     shared               cache them in memory that worker processes share

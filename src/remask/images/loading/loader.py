@@ -1,7 +1,7 @@
 """Batches of uint8 images in an order and with crops that depend on (seed, epoch, position) alone.
 
-So an epoch that starts at batch k gives bit for bit what the whole epoch gives from there on, with any number of
-workers, and so a run can be resumed in the middle of one.
+An epoch that starts at batch k is therefore, bit for bit, the rest of the whole epoch, with any number of workers, so
+that a run can be resumed in the middle of one.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from remask.errors import UserError
 from remask.images.levels import Scaling
 from remask.images.loading.batch_builder import ORDER, BatchBuilder, BuiltBatch, Cut, IndexedImages, OneByOne, Task
-from remask.images.loading.device_crops import DecodedThere, KeptOnDevice, OnDevice, fits
+from remask.images.loading.device_crops import CachedOnDevice, CropOnDevice, DecodedOnDevice, fits
 from remask.images.loading.image_cache import KEPT_MB, ImageCache, Keep
 from remask.images.loading.memory import half_of_memory_mb
 from remask.images.loading.workers import map_batches
@@ -289,5 +289,5 @@ def _on_device(
     if images.estimate() and images.deep:
         raise UserError('8-bit pictures alone lie on a device or are decoded there: use data.keep "ram", decode "cpu"')
     device = device or torch.device("cpu")
-    device_images = KeptOnDevice(images, device, workers) if keep == "device" else DecodedThere(images, device)
-    return device_images, OnDevice(transform)
+    device_images = CachedOnDevice(images, device, workers) if keep == "device" else DecodedOnDevice(images, device)
+    return device_images, CropOnDevice(transform)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 Result = TypeVar("Result")
 Job = TypeVar("Job")
 
-TOGETHER = 16
+IMAGES_PER_TASK = 16
 """Images that a worker takes at a time."""
 
 
@@ -41,7 +41,7 @@ def each(work: Callable[[int], Result], total: int, workers: int) -> Iterator[Re
     """work(0), work(1), … work(total - 1), by `workers` processes, or by this one for 0."""
     if workers:
         import torchvision.io  # noqa: F401  # takes seconds, which forked processes then do not spend again
-    for results in map_batches(partial(_all, work), chunks(total, TOGETHER), workers):
+    for results in map_batches(partial(_all, work), chunks(total, IMAGES_PER_TASK), workers):
         yield from results
 
 

@@ -9,7 +9,7 @@ from remask.errors import UserError
 from remask.files.escaping import printable as printable
 from remask.files.escaping import quoted
 from remask.images import heif
-from remask.images.sources.left_out import AGAIN, HIDDEN_FILES, HIDDEN_FOLDERS, SPECIAL, Patterns, is_hidden, kind_of
+from remask.images.sources.left_out import HIDDEN_FILES, HIDDEN_FOLDERS, REPEATED, SPECIAL, Patterns, is_hidden, kind_of
 from remask.images.sources.splits import are_splits, chosen, folders_below, kinds_of, shared_by, split_of
 
 EXTENSIONS = (
@@ -83,7 +83,7 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
         try:
             at = os.stat(os.path.join(root, folder))
             if (at.st_dev, at.st_ino) in visited:
-                counts[AGAIN] += 1
+                counts[REPEATED] += 1
                 continue
             visited.add((at.st_dev, at.st_ino))
             entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)

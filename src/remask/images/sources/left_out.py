@@ -10,8 +10,8 @@ from typing import Any
 from remask.files.escaping import printable
 
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
-NOWHERE = "links to nothing"
-AGAIN = "folders that a second link names"
+BROKEN_LINKS = "links to nothing"
+REPEATED = "folders that a second link names"
 SPECIAL = "special files, such as pipes"
 UNNAMED = "pictures that the annotations do not name"
 NO_LABEL = "class labels, which not every picture has"
@@ -108,7 +108,6 @@ def notes(source: Any) -> list[str]:
 
 
 __all__ = [
-    "AGAIN", "HIDDEN_FILES", "HIDDEN_FOLDERS", "NOWHERE", "NO_LABEL", "SPECIAL", "UNNAMED", "Patterns", "further",
-    "is_hidden",
-    "kind_of", "listed", "notes", "relative_pattern",
+    "BROKEN_LINKS", "HIDDEN_FILES", "HIDDEN_FOLDERS", "NO_LABEL", "REPEATED", "SPECIAL", "UNNAMED", "Patterns",
+    "further", "is_hidden", "kind_of", "listed", "notes", "relative_pattern",
 ]  # fmt: skip

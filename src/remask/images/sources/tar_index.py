@@ -2,7 +2,7 @@
 
 An image takes the class of the .cls whose name is the image's up to one of its dots, the longest first: a.b.png
 takes a.b.png.cls, a.b.cls or a.cls. (WebDataset cuts all names at the first dot, and a.left.png and a.right.png would
-be one sample.) A .cls that no image takes so goes to the image whose name it goes on from: a.label.cls to a.png.
+be one sample.) A .cls that no image takes this way goes to the image whose name it extends: a.label.cls to a.png.
 Hard links and symbolic ones are further names of what they lead to in the same shard.
 """
 
@@ -19,7 +19,7 @@ from remask.files.text import decoded
 from remask.images import heif
 from remask.images.sources.files import EXTENSIONS, is_image, printable
 from remask.images.sources.labels import integer_of, says_none
-from remask.images.sources.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
+from remask.images.sources.left_out import BROKEN_LINKS, HIDDEN_FILES, SPECIAL, Patterns, is_hidden, kind_of
 
 MASKS = frozenset(
     ("mask", "masks", "seg", "segmentation", "semantic", "instance", "panoptic", "label", "labels", "annotation", "gt",
@@ -27,11 +27,11 @@ MASKS = frozenset(
 )  # fmt: skip
 """Words before the extension of files that annotate an image: a.seg.png beside a.jpg is no image."""
 
-BESIDE = "masks beside their picture"
+MASKS_OF_IMAGES = "masks beside their picture"
 FORMATS = "pictures that are there in another format too"
-EARLIER = "members that a later one of the name replaces"
+REPLACED = "members that a later one of the name replaces"
 SPARSE = "sparse files"
-LONELY = ".cls files without a picture"
+UNUSED_CLASSES = ".cls files without a picture"
 LONGEST = 1 << 16
 """Bytes of a .cls at most."""
 
@@ -85,7 +85,7 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
         (member, None if stem is None else numbers[stem]) for member, stem in zip(chosen, stems, strict=True)
     ]
     if lonely := len(numbers) - len({stem for stem in stems if stem is not None}):
-        result.left_out[LONELY] += lonely
+        result.left_out[UNUSED_CLASSES] += lonely
     return result
 
 
@@ -117,7 +117,7 @@ def _members(shard: str, left_out: Counter[str]) -> list[Member]:
         if info.isdir():
             continue
         if name in files:
-            left_out[EARLIER] += 1
+            left_out[REPLACED] += 1
             links.pop(name, None)
         if info.issym() or info.islnk():
             files[name], links[name] = None, (info.linkname, info.issym())
@@ -130,7 +130,7 @@ def _members(shard: str, left_out: Counter[str]) -> list[Member]:
         target = _resolved(name, files, links)
         files[name] = None if target is None else target._replace(name=name)
         if target is None:
-            left_out[NOWHERE] += 1
+            left_out[BROKEN_LINKS] += 1
     return [member for member in files.values() if member is not None]
 
 
@@ -174,7 +174,7 @@ def _one_each(images: list[Member], left_out: Counter[str]) -> list[Member]:
     for stem, members in formats.items():
         begin, dot, last = stem.rpartition(".")
         if dot and last.lower() in MASKS and begin in formats:
-            left_out[BESIDE] += len(members)
+            left_out[MASKS_OF_IMAGES] += len(members)
             dropped.update(members)
         else:
             first = min(_rank(member.name) for member in members)
