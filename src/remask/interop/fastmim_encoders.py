@@ -173,7 +173,7 @@ def _table_heads(counts: Sequence[int], heads: Heads, where: str) -> tuple[int, 
 
 
 def _count(state: State, start: str) -> int:
-    """The number of blocks or stages whose names begin with `start`: of the different words that follow it."""
+    """The number of blocks: of different words that follow `start` in the names."""
     return len({key.removeprefix(start).split(".")[0] for key in state if key.startswith(start)})
 
 

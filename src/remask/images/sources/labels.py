@@ -29,7 +29,7 @@ class TextLabels(NamedTuple):
     """Labels read from texts.
 
     labels    indices of `classes`, or without these the numbers that were written; None: there are none
-    classes   names, in the order of the alphabet
+    classes   names, sorted
     why       why there are no labels, for a message
     """
 

@@ -17,7 +17,7 @@ from remask.images.sources.left_out import NO_LABEL
 
 ARRAYS = (".npy", ".npz")
 LABELS = ("labels", "label", "targets", "y")
-"""Names of the array with a class for each image, in an archive of two arrays or more."""
+"""Names of an archive's array with a class for each image."""
 PAIRED = (("images", "labels"), ("image", "label"), ("data", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
 """A part of the name of an array of images, and its replacement in the name of their classes: x_train and y_train."""
 _BANDS = 4
