@@ -108,7 +108,7 @@ class BatchLoader:
     def _tasks(self, epoch: int, start: int) -> list[Task]:
         n, size = self._total, self._batch_size
         total = len(self) * size if self._drop_last else n
-        # R crops an image: the epochs R·c, R·c + 1, … share an order and each takes its part of it
+        # R crops of each image: the epochs R·c, R·c + 1, … share an order and each takes its part of it
         (cycle, turn), distinct = divmod(epoch, self._crops), total // self._crops
         rounds = [self._order(cycle, number) for number in range(math.ceil(total / n))]
         order = torch.cat(rounds)[turn * distinct :][:distinct].repeat_interleave(self._crops).tolist()

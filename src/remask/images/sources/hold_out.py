@@ -12,7 +12,7 @@ BY_CLASS = "by class"
 
 
 class HeldOut(NamedTuple):
-    """A source in two.
+    """A source divided in two.
 
     train, test   numbers of the images to train on and to test on
     untested      numbers of the classes without a test image
