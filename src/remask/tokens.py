@@ -26,11 +26,11 @@ def divisible_grid(size: Size, patch: Size) -> Grid:
 
 
 def cell_of(pixels: int, patch: Size, stem: Size, named: str = "a masking cell of") -> tuple[int, Size]:
-    """Cells of `pixels` a side on tokens of `patch`: units along a side of a cell, and pixels of a unit.
+    """(units along a side of a mask cell, pixels of a unit): for cells of `pixels` a side on tokens of `patch` pixels.
 
     A unit is the largest square that cells and tokens are both made of: a token, unless cells cut tokens.
     stem    pixels that a mask can hide by themselves, of which cells are made
-    named   how the error calls the number
+    named   the name of the number in the error
     Raises UserError where cells are not whole multiples of the stem's patch.
     """
     side = math.gcd(pixels, *patch)

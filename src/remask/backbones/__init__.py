@@ -14,7 +14,7 @@ Mode = Literal["drop", "replace"]
 
 
 class Backbone(Protocol):
-    """What a method asks of a backbone. `network.state_dict()` is the export: nothing of pre-training lives in it."""
+    """The interface of a backbone. `network.state_dict()` is the export: nothing of pre-training lives in it."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -22,26 +22,29 @@ class Backbone(Protocol):
     patch: Size
     """Pixels of a token of the grid on which masks, heads and targets live."""
     width: int
-    """D, of what `encode` returns."""
+    """D, of the tokens that `encode` returns."""
     stem_width: int
     """Width of the stem's tokens: the length of a mask token."""
     modes: tuple[Mode, ...]
-    """What it can do with masked tokens. Hiding their pixels before the stem needs nothing of it."""
+    """Whether it can drop or replace masked tokens. Their pixels can be hidden before the stem of any backbone."""
     depth: int
+    """Number of blocks, or of stages."""
     prefix: int
+    """S: number of class and register tokens."""
     channels: int
+    """Of the images."""
     size: Size
     """Height and width in pixels of the images that it was built for."""
 
     normalise: Normalise
-    """Integers become what the network was meant to see; a float image is that already."""
+    """Normalises integer images; a float image is normalised already."""
 
     def grid(self, size: Size) -> Grid:
         """Token grid of an image of `size` pixels. Raises UserError where the size does not fit."""
         ...
 
     def embed(self, images: Images) -> Any:
-        """What is computed once per image and shared by its views."""
+        """The embedded patches, computed once per image and shared by its views."""
         ...
 
     def encode(

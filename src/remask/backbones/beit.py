@@ -99,7 +99,7 @@ class BeitViT(nn.Module):
         return self._blocks(net.pos_drop(x), patches.grid, layers)
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
-        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        """Features of the whole image, after the final norm; float images in 0..1 need `normalised=True`."""
         self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
@@ -108,15 +108,15 @@ class BeitViT(nn.Module):
         return resize_positions(self.network.pos_embed, self.built_for, grid, self.prefix)
 
     def _blocks(self, x: Float[Tensor, "R T D"], grid: Grid, layers: Sequence[int]) -> dict[int, Features]:
-        """Run as deep as the layers asked for need."""
+        """Features at the given layers; later blocks do not run."""
         net, out = self.network, dict[int, Features]()
         shared = None if net.rel_pos_bias is None else self.bias(net.rel_pos_bias, grid)
         last = self.depth if -1 in layers else max(layers) + 1
         for i, block in enumerate(net.blocks[:last]):
-            own = None if block.attn.relative_position_bias_table is None else self.bias(block.attn, grid)
-            bias = shared if own is None else own if shared is None else shared + own
-            again = net.grad_checkpointing
-            x = checkpoint(_block, block, x, bias, use_reentrant=False) if again else _block(block, x, bias)
+            block_bias = None if block.attn.relative_position_bias_table is None else self.bias(block.attn, grid)
+            bias = shared if block_bias is None else block_bias if shared is None else shared + block_bias
+            checkpointed = net.grad_checkpointing
+            x = checkpoint(_block, block, x, bias, use_reentrant=False) if checkpointed else _block(block, x, bias)
             if i in layers:
                 out[i] = Features(x[:, : self.prefix], x[:, self.prefix :])
         if -1 in layers:
@@ -125,7 +125,7 @@ class BeitViT(nn.Module):
         return out
 
     def bias(self, holder: Any, grid: Grid) -> Float[Tensor, "heads T T"]:
-        """What a table, the shared one or a block's, adds to the attention of every pair of tokens."""
+        """The attention bias of every pair of tokens, from the table of `holder`: the shared one or a block's."""
         table, index = holder.relative_position_bias_table, holder.relative_position_index
         if grid != self.built_for:
             table = resize_table(table, self.built_for, grid, CLASS_ROWS)
@@ -191,7 +191,7 @@ def create_beit(
     arguments: dict[str, Any] = {**pretraining, **small, **(overrides or {}), **fixed}
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except Exception as error:  # timm's own code, of which any kind may come
+    except Exception as error:  # timm may raise anything
         raise UserError(f"timm cannot build {name} with {arguments}: {first_line(error)}") from error
     if not isinstance(network, Beit):
         raise UserError(f"{name} is a {type(network).__name__}, not a BEiT")

@@ -1,4 +1,4 @@
-"""Activation checkpointing of any backbone: blocks are computed again in the backward pass instead of being kept."""
+"""Activation checkpointing of any backbone: blocks are recomputed in the backward pass instead of being stored."""
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -7,10 +7,10 @@ from remask.errors import UserError
 
 
 def set_checkpointing(backbone: Backbone, enable: bool = True, key: str = "model.checkpointing") -> None:
-    """Keep only what lies between blocks and compute the rest again in the backward pass: less memory, a third slower.
+    """Store only the activations between blocks, recompute the rest in the backward pass: less memory, a third slower.
 
-    The gradients stay the same, random draws included. `key` is what a mistake names. Raises UserError for a network
-    that cannot do it, and for one with BatchNorm, whose running means would count every batch twice.
+    The gradients stay the same, random draws included. `key` is the setting that errors name. Raises UserError for a
+    network that cannot do it, and for one with BatchNorm, whose running means would count every batch twice.
     """
     network, name = backbone.network, type(backbone.network).__name__
     if enable and any(isinstance(module, _BatchNorm) for module in network.modules()):

@@ -103,7 +103,7 @@ class Cmt(nn.Module):
 
     def relative(self, stage: int, size: Size) -> Float[Tensor, "heads Nq Nk"]:
         """A stage's position bias for images of `size` pixels, resized where they are not the ones built for."""
-        (old, old_keys), (new, new_keys) = (self.grids(each)[stage] for each in (self.built_for, size))
+        (old, old_keys), (new, new_keys) = (self.grids(pixels)[stage] for pixels in (self.built_for, size))
         return resize_relative(getattr(self, f"relative_pos_{STAGES[stage]}"), (old, new), (old_keys, new_keys))
 
     def stages(self, images: Float[Tensor, "B C H W"], last: int = 3) -> list[Float[Tensor, "B _ _ _"]]:
@@ -146,14 +146,14 @@ class Cmt(nn.Module):
         """
         if output_fmt != "NCHW":
             raise UserError(f"CMT gives its intermediate maps as NCHW, not as {output_fmt}; ask for output_fmt='NCHW'")
-        taken = named_stages(indices)
-        ends = self.stages(x, max(taken) if stop_early and intermediates_only else len(STAGES) - 1)
+        chosen = named_stages(indices)
+        ends = self.stages(x, max(chosen) if stop_early and intermediates_only else len(STAGES) - 1)
         normed = [*ends[:-1], self.norm(ends[-1])] if len(ends) == len(STAGES) else ends
-        maps = [(normed if norm else ends)[i].permute(0, 3, 1, 2) for i in sorted(taken)]
+        maps = [(normed if norm else ends)[i].permute(0, 3, 1, 2) for i in sorted(chosen)]
         return maps if intermediates_only else (normed[-1].permute(0, 3, 1, 2), maps)
 
     def resized(self, state: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """The state dict of such a network built for images of `size` pixels, with its position biases made ours.
+        """The state dict of such a network built for images of `size` pixels, its position biases resized to ours.
 
         Raises UserError where the state holds no biases, or not those of that size.
         """
@@ -237,7 +237,7 @@ class Mlp(nn.Module):
 
 
 def over_maps(layer: nn.Module, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
-    """A layer of NCHW maps, applied channels last."""
+    """A layer for NCHW maps, applied to one with channels last."""
     return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -247,7 +247,7 @@ def resize_relative(
     """Position biases on other grids, given as (old, new): bicubic over the queries' grid, then over the keys'.
 
     The table itself on equal grids. # official: none (another size fails); its helper, never called, would resize the
-    table as a picture of Nq×Nk, in which the end of a row of cells runs into the beginning of the next.
+    table as an image of Nq×Nk, in which the end of a row of cells runs into the beginning of the next.
     """
     if queries[0] != queries[1]:
         table = _resize(table.mT, *queries).mT
@@ -277,7 +277,7 @@ def named_stages(indices: int | Sequence[int] | None) -> set[int]:
 
 
 def check_stages(dims: Sequence[int], depths: Sequence[int], heads: Sequence[int], ratios: Sequence[int]) -> None:
-    """Raises UserError for numbers by stage that make no CMT."""
+    """Raise UserError for sizes of the stages that no CMT can have."""
     if any(len(numbers) != len(STAGES) for numbers in (dims, depths, heads, ratios)):
         raise UserError(f"CMT has {len(STAGES)} stages; give as many embed_dims, depths, num_heads and sr_ratios")
     for i, (width, number, ratio) in enumerate(zip(dims, heads, ratios, strict=True)):
@@ -288,7 +288,7 @@ def check_stages(dims: Sequence[int], depths: Sequence[int], heads: Sequence[int
 
 
 def initialise(module: nn.Module) -> None:
-    """One layer's start in official pre-training; norms keep torch's."""
+    """Initial weights of one layer, as in official pre-training; norms keep torch's."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
     elif isinstance(module, nn.Conv2d):

@@ -30,12 +30,12 @@ SIZES: dict[str, Sizes] = {
     "convvit_base": Sizes(),  # ConvMAE
     "convvit_base_wide": Sizes(mlp_ratios=(8, 8, 4)),  # DMJD
     "convvit_large": Sizes(dims=(384, 768, 1024), depths=(2, 2, 23), num_heads=16, mlp_ratios=(8, 8, 4)),
-    "convvit_micro": Sizes((1, 2, 2), (32, 64, 128), (1, 1, 4), 4),  # ours, for pictures of 32 px
+    "convvit_micro": Sizes((1, 2, 2), (32, 64, 128), (1, 1, 4), 4),  # ours, for images of 32 px
 }
 
 
 class Patches(NamedTuple):
-    """The image cut into cells, not yet embedded: a masked view embeds only what it sees.
+    """The image cut into cells, not yet embedded: a masked view embeds only its visible cells.
 
     A cell's vector runs over positions of stage 2, of stage 1 inside those, pixels inside those, and channels.
     """
@@ -45,7 +45,7 @@ class Patches(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """What the seen cells hold after the first two stages, and what enters the third, without positions."""
+    """Features of the visible cells after the first two stages, and the input of the third, without positions."""
 
     first: Float[Tensor, "R K S1 C1"]
     second: Float[Tensor, "R K S2 C2"]
@@ -109,7 +109,7 @@ class ConvViT(nn.Module):
         mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
-        """As the protocol says; layers other than -1 are blocks of the third stage, without fusion and norm."""
+        """As in `Backbone`; layers other than -1 are blocks of the third stage, without fusion and norm."""
         if mask_token is not None:
             raise UserError("ConvViT drops masked tokens and cannot replace them; choose a method that drops")
         stages, table = self._stages(patches, views), self.network.positions(patches.grid)
@@ -118,7 +118,7 @@ class ConvViT(nn.Module):
         return self._blocks(x, fused, layers)
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
-        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        """Features of the whole image, after the final norm; float images in 0..1 need `normalised=True`."""
         self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
@@ -128,7 +128,7 @@ class ConvViT(nn.Module):
         return self.network.pyramid(self.normalise(images))
 
     def _stages(self, patches: Patches, views: Views | None) -> Stages:
-        """Both conv stages on the cells that are seen; without views on all."""
+        """Both conv stages on the visible cells; without views on all cells."""
         net, (_, inner, outer) = self.network, self.network.sizes.strides
         if views is None:
             batch, tokens = patches.pixels.shape[:2]
@@ -171,7 +171,7 @@ class ConvViT(nn.Module):
     def _blocks(
         self, x: Float[Tensor, "R K D"], fused: Float[Tensor, "R K D"] | None, layers: Sequence[int]
     ) -> dict[int, Features]:
-        """The third stage, run as deep as the layers asked for need."""
+        """Features at the given layers of the third stage; later blocks do not run."""
         out: dict[int, Features] = {}
         last = self.depth if -1 in layers else max(layers) + 1
         for i, block in enumerate(self.network.blocks3[:last]):
@@ -191,7 +191,7 @@ class ConvViT(nn.Module):
 
 
 def on_map(ids: Int[Tensor, "R K"], grid: Grid, factors: Sequence[int]) -> Mix:
-    """How a depth-wise convolution sees the cells `ids` alone: as a map that is zero elsewhere.
+    """A depth-wise convolution over the cells `ids` alone: it sees them on a map that is zero elsewhere.
 
     factors   how a cell is cut into positions, coarse to fine, in the order in which they are stored
     """
@@ -258,8 +258,8 @@ def _overridden(sizes: Sizes, overrides: Mapping[str, Any]) -> Sizes:
         if patch < 4 or patch % 4:
             raise UserError(f"backbone.patch_size {patch}: the patches of a ConvViT are a multiple of 4 pixels")
         changed["strides"] = (patch // 4, 2, 2)
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
-    return _checked(Sizes(**{**sizes._asdict(), **given}))
+    converted = {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
+    return _checked(Sizes(**{**sizes._asdict(), **converted}))
 
 
 def _checked(sizes: Sizes) -> Sizes:

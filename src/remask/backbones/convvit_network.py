@@ -22,7 +22,7 @@ from remask.tokens import grid_of, sincos_positions
 from remask.types import Grid, Size
 
 Mix: TypeAlias = Callable[[nn.Conv2d, Float[Tensor, "..."]], Float[Tensor, "..."]]
-"""How the depth-wise convolution of a block sees its input: a dense map, or the visible positions of one."""
+"""(depth-wise convolution of a block, input) -> output, on a dense map or on the visible positions of one."""
 
 
 class Sizes(NamedTuple):
@@ -118,11 +118,11 @@ class ConvViTNetwork(nn.Module):
         return first, second, self.norm(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: what a block computes inside is not kept, but computed again in the backward pass."""
+        """Trade time for memory: activations inside a block are not stored but recomputed in the backward pass."""
         self.grad_checkpointing = enable
 
     def run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """One block, kept or computed again."""
+        """Run one block, its activations stored or recomputed in the backward pass."""
         return checkpoint(block, *inputs, use_reentrant=False) if self.grad_checkpointing else block(*inputs)
 
     def forward_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
@@ -155,7 +155,7 @@ class PatchEmbed(nn.Module):
         return F.gelu(self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
 
     def windows(self, x: Float[Tensor, "*rows P"]) -> Float[Tensor, "*rows D"]:
-        """The same of windows that are already cut out: row, column, channel."""
+        """The same for windows that are already cut out; P runs row, column, channel."""
         weight = nest(self.proj.weight, self.proj.kernel_size[:1], self.proj.kernel_size[1:]).flatten(1)
         return F.gelu(self.norm(F.linear(x, weight, self.proj.bias)))
 

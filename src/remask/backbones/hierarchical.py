@@ -26,7 +26,7 @@ class Hierarchical(nn.Module):
     """A timm network, or one like it, as an encoder of whole images; it can neither drop nor replace tokens.
 
     network     with forward_features, forward_intermediates, feature_info; its state dict is the export
-    size        pixels of the images it was built for, with which its map is tried out
+    size        pixels of the images it was built for; a blank one is encoded to find the grid
     mean, std   per channel, of pixel values 0..1
     origin      name and arguments with which it is rebuilt
     Layers are stages: the entries of `feature_info`, each on its own grid and with its own width.
@@ -53,21 +53,21 @@ class Hierarchical(nn.Module):
         self.stages = [str(entry["module"]) for entry in network.feature_info]
         self.depth, self.prefix = len(self.stages), int(getattr(network, "num_prefix_tokens", 0))
         with torch.enable_grad():
-            tokens, grid = self._tried(size)
+            tokens, grid = self._measure_grid(size)
             self._freeze_unused(tokens)
         self.width = self.stem_width = tokens.shape[-1]
         self.patch: Size = (size[0] // grid[0], size[1] // grid[1])
 
     @property
     def head_norm(self) -> Callable[[Tensor], Tensor] | None:
-        """The network's own, so no part of ours: a state dict has each tensor once."""
+        """The final norm that the network has in its head; a property, so that a state dict has each tensor once."""
         return _norm_of_head(self.network)
 
     def grid(self, size: Size) -> Grid:
         return divisible_grid(size, self.patch)
 
     def embed(self, images: Images) -> Float[Tensor, "B C H W"]:
-        """Normalised pixels: what views share ends before the stem."""
+        """Normalised pixels, which is all that views share: they differ from the stem on."""
         self.grid((images.shape[-2], images.shape[-1]))
         return self.normalise(images)
 
@@ -86,7 +86,7 @@ class Hierarchical(nn.Module):
             name = type(self.network).__name__
             raise UserError(f"layers {[*layers]} were asked of a {name} of {self.depth} stages; -1 is its end")
         out: dict[int, Features] = {}
-        if inner := sorted({layer for layer in layers if layer >= 0}):  # timm's order, whatever the one asked for
+        if inner := sorted({layer for layer in layers if layer >= 0}):  # timm returns them in ascending order
             maps = self._intermediates(patches, inner)
             out = {layer: _features(m.flatten(2).transpose(1, 2)) for layer, m in zip(inner, maps, strict=True)}
         if -1 in layers:
@@ -95,7 +95,7 @@ class Hierarchical(nn.Module):
         return out
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
-        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        """Features of the whole image, after the final norm; float images in 0..1 need `normalised=True`."""
         self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
@@ -120,15 +120,15 @@ class Hierarchical(nn.Module):
             x = self.head_norm(x)
         return x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)
 
-    def _tried(self, size: Size) -> tuple[Tensor, Grid]:
-        """The tokens of an empty image, and the grid on which they stand: the most even one of that many tokens."""
+    def _measure_grid(self, size: Size) -> tuple[Tensor, Grid]:
+        """The tokens of a blank image, and their grid: of that many tokens the one with equal strides."""
         training, where = self.network.training, next(self.network.parameters()).device
         self.network.eval()
         try:
             tokens = self._final(torch.zeros(1, self.channels, *size, device=where))
         except UserError:
             raise
-        except Exception as error:  # the network's own code, of which any kind may come
+        except Exception as error:  # the network may raise anything
             raise UserError(
                 f"{type(self.network).__name__} does not take images of {size[0]}×{size[1]} px: "
                 f"{(str(error).splitlines() or ['a size that its stages do not divide'])[0]}"
@@ -136,23 +136,24 @@ class Hierarchical(nn.Module):
         self.network.train(training)
         count = tokens.shape[1] - self.prefix
         strides = [s for s in range(1, min(size) + 1) if size[0] % s == size[1] % s == 0]
-        found = next((s for s in strides if size[0] * size[1] == count * s * s), None)
-        if found is None or found != self.network.feature_info[-1].get("reduction", found):  # rounded on the way
+        stride = next((s for s in strides if size[0] * size[1] == count * s * s), None)
+        if stride is None or stride != self.network.feature_info[-1].get("reduction", stride):  # a stage rounded
             raise UserError(
                 f"{type(self.network).__name__} makes {count} tokens of an image of {size[0]}×{size[1]} px, which is "
                 "no grid of its whole strides; choose a size that its stages divide, such as 128 or 224, or another "
                 "backbone"
             )
-        return tokens, (size[0] // found, size[1] // found)
+        return tokens, (size[0] // stride, size[1] // stride)
 
     def _freeze_unused(self, tokens: Tensor) -> None:
-        """A classifier's own layers, which the map does not depend on, are not trained."""
-        named = [p for p in self.network.parameters() if p.requires_grad]
-        for parameter, slope in zip(named, torch.autograd.grad(tokens.sum(), named, allow_unused=True), strict=True):
-            parameter.requires_grad_(slope is not None)
+        """Freeze the parameters on which the map does not depend, such as those of a classifier."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(tokens.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     def param_depth(self, name: str) -> int:
-        """`name` as in `network.named_parameters()`; a stage counts as a block, what lies before it as embedding."""
+        """`name` as in `network.named_parameters()`; a stage counts as a block, the stem as embedding."""
         for number, stage in enumerate(self.stages):
             if name.startswith(stage + "."):
                 return number + 1
@@ -165,7 +166,7 @@ def _features(tokens: Float[Tensor, "R N D"]) -> Features:
 
 
 def _norm_of_head(network: Any) -> Callable[[Tensor], Tensor] | None:
-    """The final norm where timm keeps it in the classifier (ConvNeXt, MaxViT), or it would be exported untrained."""
+    """The final norm, where timm has it in the classifier (ConvNeXt, MaxViT): it would be exported untrained there."""
     norm = getattr(getattr(network, "head", None), "norm", None)
     if not isinstance(norm, nn.Module):
         return None
@@ -173,7 +174,7 @@ def _norm_of_head(network: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def known(name: str) -> bool:
-    """Whether there is such a network."""
+    """Whether a network of this name exists, here or in timm."""
     return name in VARIANTS or timm.is_model(name)
 
 
@@ -188,29 +189,29 @@ def create_hierarchical(
 ) -> Hierarchical:
     """Any timm network that returns a map of features, or cmt_s and cmt_micro, for images of `size` pixels.
 
-    overrides   its own arguments in timm
+    overrides   the network's own arguments in timm
     Raises UserError for an unknown name, a network without such a map, or a size that it does not take.
     """
-    given = {**({"drop_path_rate": drop_path} if drop_path else {}), **(overrides or {})}
+    options = {**({"drop_path_rate": drop_path} if drop_path else {}), **(overrides or {})}
     if name in VARIANTS:
-        network: Any = Cmt(**{**VARIANTS[name], **given, "img_size": size, "in_chans": len(mean)})
-        return Hierarchical(network, size, mean, std, origin=(name, given))
+        network: Any = Cmt(**{**VARIANTS[name], **options, "img_size": size, "in_chans": len(mean)})
+        return Hierarchical(network, size, mean, std, origin=(name, options))
     if not known(name):
         near = difflib.get_close_matches(name, [*VARIANTS, *timm.list_models()], n=3)
         raise UserError(f"no backbone is called {name!r}; did you mean {' or '.join(near) or 'pvt_v2_b2'}?")
-    fixed: dict[str, Any] = {"in_chans": len(mean), "num_classes": 0, **given}
+    fixed: dict[str, Any] = {"in_chans": len(mean), "num_classes": 0, **options}
     network, arguments = _network(name, size, fixed)
     return Hierarchical(network, size, mean, std, origin=(name, arguments))
 
 
 def _network(name: str, size: Size, fixed: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Told the size of the images where it asks for one; convolutional networks do not."""
+    """The network and its arguments, with `img_size` where it takes one; convolutional networks do not."""
     for arguments in ({**fixed, "img_size": size}, fixed):
         try:
             return timm.create_model(name, pretrained=False, **arguments), arguments
         except TypeError as error:
             unknown = first_line(error)
-        except Exception as error:  # timm's own code, of which any kind may come
+        except Exception as error:  # timm may raise anything
             why = (str(error).splitlines() or ["a size that its stages do not divide"])[0]
             raise UserError(f"timm cannot build {name} for {size[0]}×{size[1]} px: {why}") from error
     raise UserError(f"timm cannot build {name} with {fixed}: {unknown}")

@@ -1,4 +1,4 @@
-"""Who makes a backbone, by how its name begins: one list for recipes and for exports that are opened again."""
+"""Backbones by name: which function creates one, by the beginning of its name, for recipes and for exports."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ NETWORKS: Mapping[str, Callable[..., Backbone]] = {
     "convvit": create_convvit, "beit": create_beit, "swin_": create_swin, "vit_": create_vit, "deit": create_vit,
     "": create_hierarchical,
 }  # fmt: skip
-"""The rest return a map of features and can do no more."""
+"""Beginning of a name -> its `create_…` function; all other networks return a map of features."""
 
 
 def tag_of(name: str) -> str | None:
@@ -30,7 +30,7 @@ def tag_of(name: str) -> str | None:
 
 
 def refuse_tag(name: str) -> None:
-    """Raise UserError where random weights were asked of a name that means trained ones."""
+    """Raise UserError where a name that is to have random weights has the tag of trained ones."""
     if tag := tag_of(name):
         base = name.partition(".")[0]
         raise UserError(
@@ -40,9 +40,9 @@ def refuse_tag(name: str) -> None:
 
 
 def creator_of(name: str) -> Callable[..., Backbone]:
-    """The `create_…` function of a name. A vit_… that is no plain vision transformer is one of the rest."""
-    found = next(create for start, create in NETWORKS.items() if name.startswith(start))
-    return create_hierarchical if found is create_vit and not is_plain(name) else found
+    """The `create_…` function of a name; `create_hierarchical` for a vit_… that is no plain vision transformer."""
+    creator = next(create for start, create in NETWORKS.items() if name.startswith(start))
+    return create_hierarchical if creator is create_vit and not is_plain(name) else creator
 
 
 def create_backbone(

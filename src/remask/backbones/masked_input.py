@@ -112,7 +112,7 @@ class PixelsReplaced(nn.Module):
         self.former_names = {"fill": "mask_pixel"}
 
     def prepare(self, backbone: Backbone) -> None:
-        """Any backbone will do."""
+        """Make the mask pixel, once; any backbone is accepted."""
         if self.mask_pixel is None:
             self.mask_pixel = nn.Parameter(STD * torch.randn(backbone.channels))
 

@@ -1,4 +1,4 @@
-"""Pixels as a network was meant to see them: the first step of every `f`, on the images' device."""
+"""Normalisation of pixels: the first step of every `f`, on the images' device."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from remask.types import Images
 class Normalise(nn.Module):
     """(value - mean) / std per channel of integers, mean and std being of values in 0..1; floats as they are.
 
-    uint8 is 0..255, uint16 by `levels`, which is how pictures are read too: None for 8 bits only.
-    A float image is taken as already normalised. The first one with any contrast is looked at: UserError where all of
-    it lies in 0..1, as pixels do that nobody has normalised, unless `normalised` says that it is meant.
+    uint8 is 0..255, uint16 is scaled by `levels`, which also say how images are read: None for 8 bits only.
+    A float image is taken as already normalised. The first one with any contrast is checked: UserError where all its
+    values lie in 0..1, as those of pixels that are not normalised do, unless `normalised` is True.
     """
 
     shift: Tensor
@@ -29,7 +29,7 @@ class Normalise(nn.Module):
         self.levels: Levels | None = FULL
         self.mean, self.std = tuple(mean), tuple(std)
         self.trusts_floats = False
-        self.settled = False  # whether a source was looked at for its levels
+        self.settled = False  # whether the levels of a source were measured
         self.register_buffer("shift", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).view(-1, 1, 1) * 255), persistent=False)
         for name in ("deep_shift", "deep_scale"):
@@ -37,7 +37,7 @@ class Normalise(nn.Module):
         self.read_by(FULL)
 
     def read_by(self, levels: Levels | None, deep: bool = False) -> None:
-        """Say which values are black and white in pictures deeper than 8 bits, and whether pictures are that deep."""
+        """Set the values that are black and white in images deeper than 8 bits, and whether images are that deep."""
         self.deep_set = deep or (levels is not None and levels.low is not None)
         self.levels, (low, high) = levels, (levels or FULL).bounds(torch.uint16)
         unit = (high - low) / 255
@@ -45,7 +45,7 @@ class Normalise(nn.Module):
 
     @property
     def scaling(self) -> Scaling | None:
-        """How pictures for this network are read; None: as 8 bits."""
+        """How images for this network are read; None: as 8 bits."""
         return None if self.levels is None else Scaling(self.levels, self.mean, self.std, self.deep_set)
 
     def forward(self, images: Images) -> Float[Tensor, "B C H W"]:
@@ -57,13 +57,16 @@ class Normalise(nn.Module):
         return (images.float() - self.deep_shift) * self.deep_scale if images.dtype == torch.uint16 else images
 
     def shown(self, images: Images) -> UInt8[Tensor, "B C H W"]:
-        """Images as a screen shows them: 8 bits, black and white as the network knows them."""
+        """Images for a screen: 8 bits, 0 and 255 being black and white of `levels`."""
         if images.dtype == torch.uint8:
             return images
         return ((self(images) / self.scale + self.shift).round().clamp(0, 255)).to(torch.uint8)
 
     def refuse_unnormalised(self, images: Images, normalised: bool = False) -> None:
-        """Refuse a float image in 0..1; the answer is remembered. Called before a compiled step, which cannot look."""
+        """Raise UserError for a float image in 0..1; after one that passes none is checked.
+
+        A compiled step cannot check, so call this before it.
+        """
         self.trusts_floats |= normalised
         if (
             torch.compiler.is_compiling()
@@ -74,7 +77,7 @@ class Normalise(nn.Module):
         ):
             return
         least, most = torch.aminmax(images.detach())
-        if not bool(least < most):  # nothing to be seen, as in the zeros that a shape is found with
+        if not bool(least < most):  # no contrast, as in an image of zeros that serves to find a shape
             return
         if least >= 0 and most <= 1:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Why a network is none of those that can be masked here, in words: one place for names of timm and for own modules."""
+"""Why a network cannot be masked here, in words: one place for timm's names and for modules of others."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ CURE = (
 
 
 def is_plain(name: str) -> bool:
-    """Whether timm's network of this name comes from where its plain vision transformers are; true of unknown names."""
+    """Whether timm defines this network in a module of plain vision transformers; True for unknown names."""
     return not timm.is_model(name) or timm.models.model_entrypoint(name).__module__.rpartition(".")[2] in PLAIN
 
 
 def refuse_unless(network: object, kind: type[nn.Module], own: tuple[str, ...] = ()) -> None:
-    """Raise UserError unless a network is of this class of timm's, and has these of its methods unchanged.
+    """Raise UserError unless a network is an instance of timm's class `kind`, and inherits its methods `own` unchanged.
 
-    A wrapper that took another would run it without what makes it another, and no one would notice.
+    A wrapper would run another network without its changes, and no one would notice.
     """
     changed = [name for name in own if getattr(type(network), name, None) is not getattr(kind, name)]
     if not isinstance(network, kind) or changed:
@@ -43,10 +43,10 @@ def refuse_tokens(name: str, method: str) -> None:
 
 
 def why(network: object) -> str:
-    """What makes a network one whose tokens cannot be dropped or replaced from outside."""
+    """The reason why a network's tokens cannot be dropped or replaced from outside."""
     blocks: Any = getattr(network, "blocks", None)
     stem: Any = getattr(network, "patch_embed", None)
-    found = {
+    reasons = {
         "it turns queries and keys by rotary positions": getattr(network, "rope", None) is not None,
         "its last blocks are class attention": hasattr(network, "blocks_token_only"),
         "it has a distillation token": hasattr(network, "dist_token"),
@@ -58,17 +58,17 @@ def why(network: object) -> str:
         "it has no patch_embed": stem is None,
         "it has no sequence of blocks": blocks is None,
     }
-    return next((reason for reason, holds in found.items() if holds), f"it is a {type(network).__name__}")
+    return next((reason for reason, holds in reasons.items() if holds), f"it is a {type(network).__name__}")
 
 
 def why_named(name: str) -> str:
-    """`why`, of a network by its name in timm, which is made without memory; of others that they are not timm's."""
+    """`why` for a network by its name in timm, built on the meta device; other names have stages of their own."""
     if not timm.is_model(name):
         return "it has stages of its own"
     try:
         with torch.device("meta"):
             return why(timm.create_model(name, pretrained=False))
-    except Exception as error:  # timm's own code, of which any kind may come
+    except Exception as error:  # timm may raise anything
         return f"timm cannot build it: {(str(error).splitlines() or [type(error).__name__])[0]}"
 
 

@@ -74,7 +74,10 @@ class Swin(nn.Module):
         self.normalise = Normalise(mean, std)
 
     def grid(self, size: Size) -> Grid:
-        """Raises UserError where stages halve to no whole grid, or where a window does not tile one."""
+        """The grid of the last stage for images of `size` pixels.
+
+        Raises UserError where a stage cannot halve its grid, or where a window does not tile one.
+        """
         if size[0] % self.patch[0] or size[1] % self.patch[1]:
             raise UserError(
                 f"an image of {size[0]}×{size[1]} px cannot be halved down to tokens of "
@@ -117,12 +120,12 @@ class Swin(nn.Module):
         return self._stages(x, layers)
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
-        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        """Features of the whole image, after the final norm; float images in 0..1 need `normalised=True`."""
         self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
     def pyramid(self, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
-        """The end of every stage, [B, C, H, W], finest first; the last after the final norm, the only one there is."""
+        """The map at the end of every stage, [B, C, H, W], finest first; the last after the final norm."""
         patches, ends = self.embed(images), [sum(self.depths[: i + 1]) - 1 for i in range(len(self.depths) - 1)]
         features, maps = self.encode(patches, layers=(*ends, -1)), []
         for i, end in enumerate((*ends, -1)):
@@ -136,7 +139,7 @@ class Swin(nn.Module):
         return mask.repeat_interleave(down, 1).repeat_interleave(right, 2).unsqueeze(-1)
 
     def _stages(self, x: Float[Tensor, "R h w F"], layers: Sequence[int]) -> dict[int, Features]:
-        """Run as deep as the layers asked for need."""
+        """Features at the given layers; later blocks do not run."""
         out, number, last = dict[int, Features](), 0, self.depth if -1 in layers else max(layers) + 1
         for stage in self.network.layers:
             if number >= last:
@@ -153,7 +156,7 @@ class Swin(nn.Module):
         return out
 
     def param_depth(self, name: str) -> int:
-        """`name` as in `network.named_parameters()`. Blocks count over all stages; merging with those before it."""
+        """`name` as in `network.named_parameters()`. Blocks count over all stages; merging as the block before it."""
         if name.startswith("patch_embed"):
             return 0
         if not name.startswith("layers."):
@@ -165,7 +168,7 @@ class Swin(nn.Module):
 
 
 def sized(block: Any, grid: Grid) -> Any:
-    """A timm block that serves a grid: itself on the one it was built for, else a copy that shares its weights.
+    """A timm block for a grid: itself on the one it was built for, else a copy that shares its weights.
 
     Shifts and attention masks follow the grid; one window that covers an axis is not shifted.
     """
@@ -174,7 +177,7 @@ def sized(block: Any, grid: Grid) -> Any:
     other, window = copy.copy(block), block.window_size
     shift = (window[0] // 2, window[1] // 2) if any(block.target_shift_size) else (0, 0)
     other.shift_size = tuple(0 if g <= w else s for g, w, s in zip(grid, window, shift, strict=True))
-    other.input_resolution, other.dynamic_mask = grid, True  # timm then makes the attention mask on the way
+    other.input_resolution, other.dynamic_mask = grid, True  # timm then makes the attention mask in its forward
     return other
 
 
@@ -203,8 +206,8 @@ def create_swin(
         near = difflib.get_close_matches(name, [*SMALL, *timm.list_models("swin_*")], n=3)
         known = " or ".join(near) or "swin_base_patch4_window7_224"
         raise UserError(f"no backbone is called {name!r}; did you mean {known}?")
-    given = _per_stage({**small, **(overrides or {})})
-    arguments = {**given, "img_size": size, "in_chans": len(mean), "num_classes": 0, "global_pool": ""}
+    sizes = _per_stage({**small, **(overrides or {})})
+    arguments = {**sizes, "img_size": size, "in_chans": len(mean), "num_classes": 0, "global_pool": ""}
     backbone = Swin(_network(name, base, drop_path, arguments), mean, std, origin=(base, arguments))
     try:
         backbone.grid(size)
@@ -229,7 +232,7 @@ def _per_stage(arguments: dict[str, Any]) -> dict[str, Any]:
 def _network(name: str, base: str, drop_path: float, arguments: Mapping[str, Any]) -> SwinTransformer:
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except Exception as error:  # timm's own code, of which any kind may come
+    except Exception as error:  # timm may raise anything
         raise UserError(f"timm cannot build {name} with {dict(arguments)}: {first_line(error)}") from error
     if not isinstance(network, SwinTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a Swin transformer of version 1")

@@ -1,4 +1,4 @@
-"""Tables of positions at another size: what lets a backbone be trained at one resolution and used at another."""
+"""Tables of positions, resized: so that a backbone can be trained at one resolution and used at another."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -23,8 +23,8 @@ def resize_state(
     Positions: bicubic, antialiased. Relative biases: `resize_table`. Names that the network lacks are kept as they are.
     Raises UserError for a tensor of another shape that is neither.
     """
-    if own_way := getattr(network, "resized", None):
-        state = own_way(state, before)
+    if resize_own := getattr(network, "resized", None):
+        state = resize_own(state, before)
     wanted, out = network.state_dict(), dict(state)
     old, new = grid_of(before, patch), grid_of(after, patch)
     for name, tensor in state.items():
@@ -37,8 +37,8 @@ def resize_state(
         elif name.endswith(BIASES) and (old != new or tensor.shape != wanted[name].shape):
             window = window_size(network, name.rpartition(".")[0], new)
             extra = len(wanted[name]) - offsets(window)
-            if extra >= 0 and (was := window_before(len(tensor) - extra, window, old, new)):
-                out[name] = resize_table(tensor, was, window, extra)
+            if extra >= 0 and (old_window := window_before(len(tensor) - extra, window, old, new)):
+                out[name] = resize_table(tensor, old_window, window, extra)
         if out[name].shape != wanted[name].shape:
             raise UserError(
                 f"{name} is {tuple(tensor.shape)} for images of {before[0]}×{before[1]} px and "
@@ -73,11 +73,11 @@ def window_size(network: nn.Module, holder: str, grid: Grid) -> Grid:
 
 
 def window_before(count: int, window: Grid, old: Grid, new: Grid) -> Grid | None:
-    """The window with `count` offsets that a table was for before the grid changed: scaled as the grid, all of it,
-    the same as now, or else square; None where it was none of them."""
+    """The window with `count` offsets that a table was built for: the window now, scaled as the grid was, the whole old
+    grid, the same window, or a square one; None where none of them has so many offsets."""
     scaled = max(1, round(window[0] * old[0] / new[0])), max(1, round(window[1] * old[1] / new[1]))
     side = (round(count**0.5) + 1) // 2
-    return next((was for was in (scaled, old, window, (side, side)) if offsets(was) == count), None)
+    return next((candidate for candidate in (scaled, old, window, (side, side)) if offsets(candidate) == count), None)
 
 
 def offsets(window: Grid) -> int:
@@ -92,10 +92,10 @@ def resize_table(table: Float[Tensor, "old heads"], old: Grid, new: Grid, extra:
     spline goes through them. The last `extra` rows (for the class token) are kept.
     # official: scipy's interp2d, which is gone; here one spline an axis, which is the same for a tensor product.
     """
-    rows, kept = table[: len(table) - extra], table[len(table) - extra :]
+    rows, last = table[: len(table) - extra], table[len(table) - extra :]
     along = [spline(2 * a - 1, 2 * b - 1).to(table.device, table.dtype) for a, b in zip(old, new, strict=True)]
     square = rows.unflatten(0, (2 * old[0] - 1, 2 * old[1] - 1))
-    return torch.cat([torch.einsum("ab,cd,bdh->ach", *along, square).flatten(0, 1), kept])
+    return torch.cat([torch.einsum("ab,cd,bdh->ach", *along, square).flatten(0, 1), last])
 
 
 @cache
@@ -105,7 +105,7 @@ def spline(old: int, new: int) -> Float[Tensor, "new old"]:
     from scipy.interpolate import make_interp_spline
 
     if old == new:
-        return torch.eye(old, device="cpu")  # never of the device of the moment: it is kept
+        return torch.eye(old, device="cpu")  # explicit: the result is cached, and torch.device(...) may be active
     if old == 1:
         return torch.ones(new, 1, device="cpu")
     half = _geometric(old // 2, new // 2)

@@ -30,7 +30,7 @@ SMALL: dict[str, tuple[str, dict[str, int]]] = {
 
 
 class Patches(NamedTuple):
-    """The image cut into patches, not yet embedded: a masked view embeds only what it sees."""
+    """The image cut into patches, not yet embedded: a masked view embeds only its visible ones."""
 
     pixels: Num[Tensor, "B N P"]
     grid: Grid
@@ -100,7 +100,7 @@ class ViT(nn.Module):
         return self._blocks(self.network.norm_pre(self.network.pos_drop(x)), layers)
 
     def forward(self, images: Images, normalised: bool = False) -> Features:
-        """The whole image, after the final norm; floats in 0..1 have to be said to be `normalised`."""
+        """Features of the whole image, after the final norm; float images in 0..1 need `normalised=True`."""
         self.normalise.refuse_unnormalised(images, normalised)
         return self.encode(self.embed(images))[-1]
 
@@ -129,7 +129,7 @@ class ViT(nn.Module):
         return table[0, own:], prefix + table[:, :own] if own else prefix
 
     def _blocks(self, x: Float[Tensor, "R T D"], layers: Sequence[int]) -> dict[int, Features]:
-        """Run as deep as the layers asked for need."""
+        """Features at the given layers; later blocks do not run."""
         out: dict[int, Features] = {}
         last = self.depth if -1 in layers else max(layers) + 1
         for i, block in enumerate(self.network.blocks[:last]):
@@ -180,7 +180,7 @@ def create_vit(
     }
     try:
         network = timm.create_model(base, pretrained=False, drop_path_rate=drop_path, **arguments)
-    except Exception as error:  # timm's own code, of which any kind may come
+    except Exception as error:  # timm may raise anything
         raise UserError(f"timm cannot build {name} with {arguments}: {first_line(error)}") from error
     if not isinstance(network, VisionTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a plain vision transformer: {why_named(base)}")

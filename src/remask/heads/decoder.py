@@ -22,9 +22,9 @@ class Decoder(nn.Module):
     """MAE's decoder (2111.06377, section 3), DMJD's masked prediction branch: transformer blocks over all tokens.
 
     Tokens stand in the order prefix, visible, masked: attention does not mind, so nothing is un-shuffled, and the
-    last block and the output layer run for the masked rows only, which come last. What enters at a masked place is the
-    same in every image, and so are its queries, keys and values in the first block: they are computed once per place.
-    Predicts the masked region, or of it what the views predict.
+    last block and the output layer run for the masked rows only, which come last. A mask token plus its position is the
+    same in every image, and so are its queries, keys and values in the first block: computed once per position.
+    Predicts the masked region, or only its part that the views predict.
     """
 
     mask_token: Tensor
@@ -81,9 +81,9 @@ class Decoder(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """FastMIM's decoder (2212.06593): plain transformer blocks over all tokens of a backbone that saw them all.
+    """FastMIM's decoder (2212.06593): plain transformer blocks over all tokens of a backbone that drops none.
 
-    No positions and no mask tokens: what is hidden was replaced before the backbone. Prefix tokens pass through.
+    No positions and no mask tokens: masked pixels were replaced before the backbone. Prefix tokens pass through.
     cells_per_token   rows and columns of mask cells in a token, for each of which it predicts a vector; (1, 1) unless
                       masks are finer than tokens
     eps               of the layer norms (official: 1e-6 over a ViT, 1e-5 over the others)

@@ -1,6 +1,6 @@
 """timm's transformer block computed for some of its tokens only: exact, and cheaper by the rest.
 
-What enters a decoder at a masked place is the same in every image, so are its queries, keys and values in the first
+A decoder's mask token plus its position is the same in every image, so are its queries, keys and values in the first
 block; and of the last block only the rows that are predicted are needed.
 """
 
@@ -20,9 +20,10 @@ def entered(
     ids: Int[Tensor, "R M"],
     rows: int | None = None,
 ) -> Float[Tensor, "R T D"]:
-    """The first decoder block on the T = S + M tokens [seen, mask tokens at `ids`]; its last `rows` rows if given.
+    """The first decoder block on the T = S + M tokens [prefix and visible, mask tokens at `ids`]; its last `rows` rows.
 
-    places   the mask token plus position of each of the N places
+    places   the mask token plus the position of each of the N tokens of the grid
+    rows     all unless given
     The R·M mask tokens are rows of `places`: queries, keys and values are projected for the fewer of R·M and N.
     """
     attention = block.attn

@@ -1,4 +1,4 @@
-"""Heads on single tokens: DMJD's projector and predictor, and what brings a student's tokens to a teacher's width."""
+"""Heads on single tokens: DMJD's projector and predictor, and the projection of a student's tokens to a teacher's."""
 
 from typing import Literal
 
@@ -48,7 +48,7 @@ class Projector(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """A student's tokens in the space of a teacher (DMAE 2208.12256, MOMA 2302.02089), each by itself.
+    """A projection of a student's tokens, one by one, to a teacher's width (DMAE 2208.12256, MOMA 2302.02089).
 
     kind    "linear": one layer · "mlp": two of the teacher's width with GELU between them
     region  "encoded": prefix tokens, then the visible ones

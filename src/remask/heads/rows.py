@@ -27,6 +27,6 @@ def rows_of(features: Features, views: Views, region: str) -> Float[Tensor, "VB 
 def cell_rows(
     predicted: Float[Tensor, "VB n FP"], views: Views, region: str, cells_per_token: Grid
 ) -> Float[Tensor, "VB R P"]:
-    """The predictions of a region's mask cells, cut out of vectors that hold those of all cells of a token."""
+    """The predictions of a region's mask cells; each row of `predicted` holds those of all F cells of a token."""
     grid = views.grid[0] // cells_per_token[0], views.grid[1] // cells_per_token[1]
     return take(split_tokens(predicted, grid, cells_per_token), views.ids(region))

@@ -1,1 +1,1 @@
-"""x of the equation: pictures from anywhere as uint8 batches, in an order that a seed decides."""
+"""x of the equation: images from anywhere as uint8 batches, in an order that a seed decides."""

@@ -1,6 +1,6 @@
 """Values of images as arrays HWC, from numpy's files too, and the reason for which some are not read.
 
-Nothing here knows what the values mean; `decoding` has that.
+`decoding` interprets the values; nothing here does.
 """
 
 import io
@@ -14,15 +14,15 @@ EXTRA = "pip install 'remask[data]'"
 
 
 MOST_BANDS = 16
-"""Of an array without a shorter axis than this one may think that it holds many images."""
+"""An array whose shortest axis is longer than this is taken for many gray images, and refused as one image."""
 
 
-class Unread(Exception):  # noqa: N818  (a fact about a picture)
-    """Why a picture cannot be read, in one line."""
+class Unread(Exception):  # noqa: N818  (a fact about an image)
+    """Why an image cannot be read, in one line."""
 
 
 class Deep(NamedTuple):
-    """Values HWC, of which the last `extra` bands are alpha or the like: left out where fewer are wanted."""
+    """Values HWC; the last `extra` bands are alpha or the like and are dropped where fewer bands are wanted."""
 
     values: np.ndarray
     extra: int = 0
@@ -79,11 +79,11 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda image: image.swapaxes(0, 1)[::-1, ::-1],
     8: lambda image: image.swapaxes(0, 1)[::-1],
 }
-"""What EXIF's orientation asks for, by its number."""
+"""Orientation number of EXIF -> the operation that turns an image upright."""
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """An image HWC as EXIF's orientation says it is to be seen."""
+    """An image HWC turned upright by its EXIF orientation; unchanged for 1 and unknown numbers."""
     return TURNS[orientation](image) if orientation in TURNS else image
 
 

@@ -18,15 +18,15 @@ from remask.images.levels import RAW, Levels, luma
 from remask.images.tiff import TIFF, WHITE
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
-"""The formats Pillow may try (JPEG includes MPO). Its others are no pictures or, as EPS does, start programs."""
+"""The formats Pillow may try (JPEG includes MPO). Its others are no images or, as EPS does, start programs."""
 
 
-class BadImage(Exception):  # noqa: N818  (a fact about a picture, not a fault of the program)
-    """One picture that cannot be used; the message is one line and says why."""
+class BadImage(Exception):  # noqa: N818  (a fact about an image, not a fault of the program)
+    """One image that cannot be used; the message is one line and says why."""
 
 
 Reduction = Callable[[int, int], int]
-"""Height and width of a picture -> by how much both sides may be divided on the way: 1, 2, 4 or 8."""
+"""Height and width of an image -> the factor by which decoding may divide both sides: 1, 2, 4 or 8."""
 
 
 def decode(
@@ -37,22 +37,23 @@ def decode(
     reduction: Reduction | None = None,
     levels: Levels | None = RAW,
 ) -> Num[Tensor, "C H W"]:
-    """Pixels of an encoded picture, or of an array HW or HWC, with `channels` bands.
+    """Pixels of an encoded image, or of an array HW or HWC, with `channels` bands.
 
     Encoded: turned as EXIF says, first frame or page, CMYK and palette as Pillow converts them, alpha dropped unless
-    it is wanted. Gray is repeated to 3 channels, RGB becomes luma for 1; other numbers of bands must be the picture's.
+    `channels` counts it. Gray is repeated to 3 channels, RGB becomes luma for 1; any other number of bands must be the
+    image's own.
 
-    levels   8-bit pictures give uint8, all others float32 with the values that they have. With a range, 16 bits give
+    levels   8-bit images give uint8, all others float32 with their stored values. With a range, 16 bits give
              uint16, which networks scale. None: everything becomes uint8: 16 bits keep their high byte, 32-bit integers
              beyond 16 bits and floats are scaled from their own minimum..maximum; of arrays, floats are 0..1
 
-    The size is read from the header first: a picture of more than `max_pixels` is refused before a pixel is decoded,
+    The size is read from the header first: an image of more than `max_pixels` is refused before a pixel is decoded,
     and one within it takes at most 20 bytes a pixel and band while it is decoded (2 GB at the default).
 
     A JPEG that EXIF does not turn is decoded at the scale that `reduction` allows, if one is given: the inverse cosine
     transform then makes 4, 2 or 1 pixels of 8.
 
-    Raises BadImage, and nothing else, for whatever is wrong with the data, values that are no number included.
+    Raises BadImage, and nothing else, for any fault of the data, NaN and infinite values included.
     """
     image = _decoded(data, channels, max_pixels, reduction, levels)
     return image if levels is None else levels.values(image)
@@ -70,13 +71,13 @@ def _decoded(
         _check_size(header.width, header.height, max_pixels)
         if header.bits == 8 and header.components in (1, 3):
             if reduction and (by := reduction(header.height, header.width)) > 1:
-                with contextlib.suppress(Exception):  # the whole path names the fault
+                with contextlib.suppress(Exception):  # decoding at full size, below, reports the fault
                     if (small := _decode_reduced(data, header, by, channels)) is not None:
                         return small
             try:
                 return _with_channels(_decode_jpeg(data, header.components), channels)
             except (RuntimeError, ImportError):
-                pass  # Pillow decodes what torchvision will not, or names the fault
+                pass  # Pillow decodes what torchvision refuses, or reports the fault
     return _decode_other(data, channels, max_pixels, levels)
 
 
@@ -143,10 +144,10 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:
-    """What is no plain JPEG: by Pillow, or where Pillow would cut it to 8 bits or refuse it, by `deep`."""
-    # Not catch_warnings: it swaps the filters of the whole process and pictures are decoded in a thread as well.
+    """Decode any image but a plain JPEG: with Pillow, or with `deep` where Pillow would cut to 8 bits or refuse."""
+    # Not catch_warnings: it swaps the filters of the whole process and images are decoded in a thread as well.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    Image.init()  # formats named in open are not looked for otherwise
+    Image.init()  # loads all plugins: Image.open would not find every format of FORMATS
     try:
         if (levels is not None or misread_by_pillow(data)) and (
             found := read_deep(data, channels, max_pixels)
@@ -174,7 +175,7 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
 
 
 def _tried(data: bytes, channels: int, max_pixels: int) -> Deep | None:
-    """What Pillow does not know, if `deep` does."""
+    """An image of a format that Pillow does not know, read by `deep`; None if `deep` does not know it either."""
     try:
         return read_deep(data, channels, max_pixels)
     except Unread as error:
@@ -198,7 +199,7 @@ def _from_pillow(image: Image.Image, channels: int, levels: Levels | None) -> Nu
     tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     white_first = tags.get(262) == WHITE
     if image.mode.startswith("I;16"):
-        values = np.array(image).astype(np.uint16)  # Pillow turns round 8 bits whose 0 is white, and not these
+        values = np.array(image).astype(np.uint16)  # Pillow inverts 8-bit values whose 0 is white, but not 16-bit ones
         return _from_array(65535 - values if white_first else values, channels, levels)
     if image.mode in ("I", "F") and white_first:
         raise BadImage("a TIFF of floats or signed numbers whose lowest value is white: save it anew")
@@ -218,7 +219,7 @@ def _from_pillow(image: Image.Image, channels: int, levels: Levels | None) -> Nu
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    """Minimum..maximum of the finite float32 values to 0..255, in place; other values and a constant picture are 0."""
+    """Minimum..maximum of the finite float32 values to 0..255, in place; other values and a constant image are 0."""
     finite = np.isfinite(values)
     if not finite.any():
         raise BadImage("no pixel has a finite value")
@@ -257,10 +258,10 @@ def _other_channels(found: int, wanted: int) -> BadImage:
 
 
 def _as_it_is(array: np.ndarray, levels: Levels) -> np.ndarray:
-    """The values as uint8, uint16 or float32, none of them changed but for integers of 32 bits and more.
+    """The stored values as uint8, uint16 or float32; only integers of 32 bits and more are rounded.
 
-    Under the full range, integers of other types are brought to 0..1 by the range of their type. Raises BadImage for
-    values that are no number.
+    Under the full range, integers of other types are scaled to 0..1 by the range of their type. Raises BadImage for
+    NaN and infinite values.
     """
     kind, size = array.dtype.kind, array.dtype.itemsize
     if array.dtype == np.bool_ or (kind == "u" and size == 1):
@@ -274,7 +275,7 @@ def _as_it_is(array: np.ndarray, levels: Levels) -> np.ndarray:
         return ((array.astype(np.float64) - ends.min) / (float(ends.max) - ends.min)).astype(np.float32)
     if kind != "f":
         raise BadImage(f"pixels of type {array.dtype}; integers, bool and floats are read")
-    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is counted
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are counted below
         values = array.astype(np.float32)
     if count := values.size - int(np.isfinite(values).sum()):
         raise BadImage(f"{count:,} of {values.size:,} values are NaN or infinite")

@@ -1,6 +1,6 @@
-"""Pictures that Pillow does not read as they are: 16 bits a colour, more than four bands, arrays. All become HWC.
+"""Images that Pillow does not read as they are: 16 bits a colour, more than four bands, arrays. All become HWC.
 
-Nothing here knows what the values mean; `decoding` has that.
+`decoding` interprets the values; nothing here does.
 """
 
 import io
@@ -15,9 +15,9 @@ from remask.images.tiff import TIFF, misread_planes, read_tiff
 
 
 def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
-    """A picture that Pillow would cut to 8 bits or refuse; None for one that Pillow reads whole.
+    """An image that Pillow would cut to 8 bits or refuse; None for one that Pillow reads whole.
 
-    Raises Unread; what libraries raise on damaged files goes through.
+    Raises Unread, and any exception that a library raises on a damaged file.
     """
     if data[:6] == b"\x93NUMPY":
         return laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
@@ -44,9 +44,9 @@ def _library(name: str) -> Any:
 
 
 def _other_space(data: bytes, deep: bool = False) -> int:
-    """The number of a colour space that is none of RGB, gray and sYCC, nor CMYK, which Pillow reads of 8 bits; else 0.
+    """The number of a JPEG 2000's colour space, unless it is RGB, gray, sYCC or 8-bit CMYK, which are read; else 0.
 
-    What a JPEG 2000 says in its box of colour, where it names one by a number (15444-1, I.5.3.3; 15444-2, M.11.7.3).
+    The box of colour states it, if by a number (15444-1, I.5.3.3; 15444-2, M.11.7.3).
     """
     at = data.find(b"colr", 0, max(data.find(b"jp2c"), 0))
     space = int.from_bytes(data[at + 7 : at + 11]) if at > 0 and data[at + 4] == 1 else 0
@@ -103,7 +103,7 @@ def _ppm(data: bytes, max_pixels: int) -> Deep | None:
 
 
 def misread_by_pillow(data: bytes) -> bool:
-    """Whether Pillow makes noise of it: a TIFF of deep planes, or a JPEG 2000 in colours that it takes for RGB."""
+    """Whether Pillow decodes a file to noise: a TIFF of deep planes, or a JPEG 2000 whose colours it takes for RGB."""
     if data[:4] in TIFF:
         return misread_planes(data)
     return data[4:8] == b"jP  " and bool(_other_space(data))

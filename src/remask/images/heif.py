@@ -5,7 +5,7 @@ import importlib.util
 
 EXTENSIONS = (".heic", ".heif", ".hif")
 REASON = "HEIC pictures, which need pip install 'remask[heic]'"
-"""Why they are left out where pillow-heif is missing."""
+"""The reason why such files are left out where pillow-heif is missing."""
 
 _BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"))
 """Major brands of HEIF files (ISO/IEC 23008-12, annex B); AVIF has its own, which Pillow reads."""
@@ -16,12 +16,12 @@ class NoHeifReader(Exception):  # noqa: N818  (a fact about this machine)
 
 
 def is_heif(path: str) -> bool:
-    """Whether the name says so."""
+    """Whether a file's name has an extension of HEIF."""
     return path.lower().endswith(EXTENSIONS)
 
 
 def holds_heif(data: bytes) -> bool:
-    """Whether the content says so, by the brand of its first box. An AVIF may have mif1 as its major brand."""
+    """Whether the content is HEIF, by the brand of its first box. An AVIF may have mif1 as its major brand."""
     end = min(int.from_bytes(data[:4]), 256)
     return data[4:8] == b"ftyp" and data[8:12] in _BRANDS and b"avif" not in data[8:end]
 
@@ -32,7 +32,7 @@ def can_read() -> bool:
 
 
 def heif_formats(data: bytes, others: tuple[str, ...]) -> tuple[str, ...]:
-    """The formats that Pillow is to try: HEIF for such a picture, else the others. Raises NoHeifReader."""
+    """The formats for Pillow to try: HEIF for a HEIF image, else `others`. Raises NoHeifReader without pillow-heif."""
     if not holds_heif(data):
         return others
     if not can_read():
@@ -43,7 +43,7 @@ def heif_formats(data: bytes, others: tuple[str, ...]) -> tuple[str, ...]:
 
 @functools.cache
 def _register_heif() -> None:
-    """Let Pillow open HEIF; once a process. Pictures come as libheif turns them, with an EXIF that says so."""
+    """Register HEIF with Pillow, once a process. libheif turns the images upright and updates their EXIF."""
     import pillow_heif
 
     pillow_heif.register_heif_opener()

@@ -1,6 +1,6 @@
-"""What the numbers in pictures mean: which value is black and which is white, and how they become a network's input.
+"""What the numbers in images mean: which value is black and which is white, and how they become a network's input.
 
-8-bit pictures are 0..255. Deeper ones travel as they are, uint16 or float32, so that no level is lost, and one rule,
+8-bit images are 0..255. Deeper ones travel as they are, uint16 or float32, so that no level is lost, and one rule,
 `Levels`, says for training, probes, embeddings and exports alike which value is 0 and which is 1.
 """
 
@@ -19,9 +19,9 @@ FULL_RANGE = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}
 
 @dataclass(frozen=True)
 class Levels:
-    """Values that are black and white in pictures; without them each type's own range, floats being 0..1.
+    """Values that are black and white in images; without them each type's own range, floats being 0..1.
 
-    8-bit pictures are 0..255 under every rule whose numbers go beyond that.
+    8-bit images are 0..255 under every rule whose numbers go beyond that.
     """
 
     low: float | None = None
@@ -29,7 +29,7 @@ class Levels:
 
     @classmethod
     def of(cls, rule: str | Sequence[float] | None) -> "Levels | None":
-        """What `data.range` says: "full", two numbers, or "byte" and None for pictures that become 8 bits (None)."""
+        """The levels of a `data.range` rule: "full" or two numbers; None for "byte" and None, which make all 8 bits."""
         if rule is None or rule == "byte":
             return None
         return cls() if isinstance(rule, str) else cls(float(rule[0]), float(rule[1]))
@@ -40,36 +40,36 @@ class Levels:
         return "full" if self.low is None or self.high is None else [self.low, self.high]
 
     def values(self, image: Tensor) -> Tensor:
-        """An 8-bit image as uint16 where the numbers are meant for 8 bits too: they lie in 0..255 and are not both.
+        """The image; an 8-bit one as uint16 where low and high apply to it too: both in 0..255, other than (0, 255).
 
-        Values as they are stored (`RAW`) are floats where 8 bits do not hold them: torch computes little with uint16.
+        Under `RAW` a 16-bit image becomes float32, because torch has few operations on uint16.
         """
         if self.low == -math.inf and image.dtype == torch.uint16:
             return image.float()
         if image.dtype != torch.uint8 or self.low is None or self.high is None:
             return image
-        meant = self.low >= 0 and self.high <= 255 and (self.low, self.high) != FULL_RANGE[torch.uint8]
-        return image.to(torch.uint16) if meant else image
+        applies = self.low >= 0 and self.high <= 255 and (self.low, self.high) != FULL_RANGE[torch.uint8]
+        return image.to(torch.uint16) if applies else image
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
-        """Black and white among values of a type."""
+        """The values (black, white) of images of this type."""
         if dtype == torch.uint8 or self.low is None or self.high is None:
             return FULL_RANGE.get(dtype, (0.0, 1.0))
         return self.low, self.high
 
     def unit(self, images: Tensor) -> Tensor:
-        """Values as float32 in units in which black is 0 and white is 1."""
+        """Values as float32, black at 0 and white at 1."""
         low, high = self.bounds(images.dtype)
         return (images.float() - low) / (high - low)
 
     def affine(self, dtype: torch.dtype, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Shift and scale [C, 1, 1] by which values of a type are normalised: (value - shift) · scale."""
-        (low, high), one = self.bounds(dtype), (-1, 1, 1)
+        (low, high), shape = self.bounds(dtype), (-1, 1, 1)
         span = high - low
-        return torch.tensor(mean).view(one) * span + low, 1 / (torch.tensor(std).view(one) * span)
+        return torch.tensor(mean).view(shape) * span + low, 1 / (torch.tensor(std).view(shape) * span)
 
     def normalised(self, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-        """Values [..., C, H, W] as a network takes them: of deviation 1 round 0, in float32."""
+        """Values [..., C, H, W] normalised by mean and std per channel, as a network takes them, float32."""
         shift, scale = self.affine(images.dtype, mean, std)
         return (images.float() - shift) * scale
 
@@ -88,9 +88,9 @@ FULL = Levels()
 
 
 class Scaling(NamedTuple):
-    """How the pictures of a run are read and normalised; mean and std per channel are of values in 0..1.
+    """How the images of a run are read and normalised; mean and std per channel are of values in 0..1.
 
-    deep   whether 8 bits do not hold the pictures of the set
+    deep   whether the set has images of more than 8 bits
     """
 
     levels: Levels
@@ -103,7 +103,7 @@ class Scaling(NamedTuple):
         return self.levels.normalised(images, self.mean, self.std)
 
     def ready(self, images: Tensor) -> Tensor:
-        """A batch as every network and target takes it: uint8, or floats that are normalised."""
+        """A batch as networks and targets take it: uint8, or normalised floats; uint16 is normalised here."""
         return self.normalised(images) if images.dtype == torch.uint16 else images
 
     def shades(self, image: Tensor) -> Tensor:
@@ -113,11 +113,11 @@ class Scaling(NamedTuple):
         return (self.levels.unit(image) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def of_shades(self, image: Tensor) -> Tensor:
-        """What a network takes for an image in 0..255: uint8 as it is, floats normalised."""
+        """An image in 0..255 as a network takes it: uint8 unchanged, floats normalised."""
         return Levels(0, 255).normalised(image, self.mean, self.std) if image.is_floating_point() else image
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
-        """Images of one size together: uint8 or uint16 where all are, which a network scales; else normalised."""
+        """Images of one size, stacked: uint8 or uint16 if all have that type (a network scales it), else normalised."""
         if {image.dtype for image in images} in ({torch.uint8}, {torch.uint16}):
             return torch.stack(list(images))
         return torch.stack([self.normalised(image) for image in images])
@@ -129,7 +129,7 @@ def levels_of(config: Any) -> Levels | None:
 
 
 def rule_of(levels: Levels | None) -> str | list[float]:
-    """What `levels_of` reads."""
+    """The rule that `levels_of` turns back into these levels: "full", two numbers, or "byte" for None."""
     return "byte" if levels is None else levels.config
 
 
@@ -142,7 +142,7 @@ def luma(image: Num[Tensor, "3 H W"]) -> Num[Tensor, "1 H W"]:
 
 
 class Ready(Scaling):
-    """Of batches whose images are made ready one by one: they are read with the values that they have, and stacked."""
+    """The scaling of images that their transform has normalised already: `batch` stacks them unchanged."""
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(images))

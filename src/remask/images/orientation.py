@@ -1,4 +1,4 @@
-"""How EXIF turns a picture (Exif 2.32, tag 0x0112), from its header, and boxes, polygons and masks turned with it."""
+"""How EXIF turns an image (Exif 2.32, tag 0x0112), from its header, and boxes, polygons and masks turned with it."""
 
 import io
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -10,7 +10,7 @@ from remask.images.decoding import FORMATS
 from remask.types import Size
 
 Exif = Literal["stored", "upright"]
-"""Of which pixels annotations are where sizes do not tell: those of the file, or those of the picture as it is seen."""
+"""The pixels that annotations refer to, where sizes do not tell: as stored in the file, or turned upright."""
 
 FLIPS: dict[int, tuple[bool, bool, bool]] = {
     1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
@@ -20,19 +20,19 @@ FLIPS: dict[int, tuple[bool, bool, bool]] = {
 
 
 class Header(NamedTuple):
-    """Height and width of the pixels in the file, and the orientation, 1 to 8, by which they are to be turned."""
+    """Height and width of the pixels in the file, and the orientation, 1 to 8, that turns them upright."""
 
     stored: Size
     orientation: int
 
     @property
     def upright(self) -> Size:
-        """Height and width of the picture as it is seen and as it is decoded."""
+        """Height and width of the upright image, as it is decoded."""
         return self.stored[::-1] if FLIPS[self.orientation][2] else self.stored
 
 
 def read_header(file: BinaryIO | io.BytesIO) -> Header | None:
-    """Size and orientation of an encoded picture without its pixels; None where the header cannot be read.
+    """Size and orientation of an encoded image without its pixels; None where the header cannot be read.
 
     The file is read from its start, a few kilobytes of it in the formats that cameras write.
     """
@@ -44,7 +44,7 @@ def read_header(file: BinaryIO | io.BytesIO) -> Header | None:
             return plain
         file.seek(0)
         return _of_pillow(file)
-    except Exception:  # Pillow's plugins raise nearly everything; whoever decodes the picture names the fault
+    except Exception:  # Pillow's plugins raise nearly everything; decoding the image reports the fault
         return None
 
 
@@ -97,7 +97,7 @@ def _of_pillow(file: BinaryIO | io.BytesIO) -> Header:
     Image.init()
     with Image.open(file, formats=FORMATS) as image:
         orientation = _known(image.getexif().get(ExifTags.Base.Orientation))
-        tags = getattr(image, "tag_v2", None)  # Pillow gives a TIFF's size as it is seen
+        tags = getattr(image, "tag_v2", None)  # Pillow gives the upright size of a TIFF
         return Header((int(tags[257]), int(tags[256])) if tags else (image.height, image.width), orientation)
 
 
@@ -105,17 +105,18 @@ def _known(orientation: Any) -> int:
     return int(orientation) if orientation in FLIPS else 1
 
 
-def agreed(said: Size, header: Header, exif: Exif | None) -> int | str:
-    """The orientation by which what was drawn on a picture of size `said` is to be turned; a text: why none can be.
+def agreed(size: Size, header: Header, exif: Exif | None) -> int | str:
+    """The orientation that turns annotations for an image of this size upright; a text: why there is none.
 
-    Sizes tell where the turned picture has another one. Where they do not, `exif` has to.
+    size   height and width that the annotations state
+    exif   decides where the upright image has the same size as the stored one
     """
     orientation, same = header.orientation, header.stored == header.upright
-    if said != header.stored and said != header.upright:
-        visited = header.upright
-        return f"{visited[1]}x{visited[0]} pixels, where the annotations say {said[1]}x{said[0]}"
+    if size != header.stored and size != header.upright:
+        upright = header.upright
+        return f"{upright[1]}x{upright[0]} pixels, where the annotations say {size[1]}x{size[0]}"
     if not same or orientation == 1:
-        return 1 if said == header.upright else orientation
+        return 1 if size == header.upright else orientation
     if exif is None:
         return f"EXIF turns it (orientation {orientation}), and its size does not tell which way the annotations are"
     return 1 if exif == "upright" else orientation
@@ -127,7 +128,7 @@ def turned_size(size: Size, orientation: int) -> Size:
 
 
 def turned_points(points: list[float], size: Size, orientation: int) -> list[float]:
-    """Points x, y, x, y, … on a picture of height and width `size`, as they lie on the turned one."""
+    """Points x, y, x, y, … on an image of height and width `size`, as they lie on the turned one."""
     columns, rows, exchanged = FLIPS[orientation]
     x = [size[1] - value for value in points[0::2]] if columns else points[0::2]
     y = [size[0] - value for value in points[1::2]] if rows else points[1::2]
@@ -136,7 +137,7 @@ def turned_points(points: list[float], size: Size, orientation: int) -> list[flo
 
 
 def turned_box(box: list[float], size: Size, orientation: int) -> list[float]:
-    """A box x, y, width, height on the turned picture."""
+    """A box x, y, width, height on the turned image."""
     x, y, width, height = box
     corners = turned_points([x, y, x + width, y + height], size, orientation)
     if FLIPS[orientation][2]:

@@ -1,4 +1,4 @@
-"""TIFFs that Pillow does not read as they are, by tifffile, and what their numbers stand for.
+"""TIFFs that Pillow does not read as they are, read by tifffile, and the meaning of their numbers.
 
 Gray whose lowest value is white, palettes and CMYK are converted as those of 8 bits are; other colours are refused.
 """
@@ -12,16 +12,16 @@ from remask.images.arrays import EXTRA, Deep, Unread, bands_last, fits, upright
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE, BLACK, PALETTE, SEPARATED, YCBCR, LAB = 0, 1, 3, 5, 6, 8
-"""What TIFF's PhotometricInterpretation says: gray of which the lowest value is white or black, and kinds of colour."""
+"""Values of TIFF's PhotometricInterpretation: gray whose lowest value is white or black, and kinds of colour."""
 UNCONVERTED = {
     4: "transparency mask", YCBCR: "YCbCr", LAB: "CIELAB", 9: "ICC LAB", 10: "ITU LAB", 32803: "camera mosaic (CFA)",
     32844: "LogL", 32845: "LogLuv", 34892: "linear raw data of a camera",
 }  # fmt: skip
-"""Those that nothing here turns into gray or RGB: taken as they are, such numbers would be another picture."""
+"""Interpretations that nothing here converts to gray or RGB: unconverted numbers would be another image."""
 
 
 def read_tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
-    """A TIFF that Pillow would cut to 8 bits or refuse; None for one that it reads whole."""
+    """A TIFF that Pillow would cut to 8 bits or refuse; None for one that it reads whole. Raises Unread."""
     try:
         import tifffile
     except ImportError:
@@ -36,7 +36,7 @@ def read_tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         if samples == 1 and (bands := _as_pages(file, channels)) is not None:
             return Deep(upright(bands, turned))
         signed = page.dtype is not None and page.dtype.kind not in "ub"
-        # gray and palettes are of one band for Pillow, which passes over what else a palette has
+        # for Pillow gray and palettes have one band: it ignores the other bands of a palette
         known = samples == 1 or kind == PALETTE or (samples in (3, 4) and kind > BLACK)
         known &= not (_is_planar(page) and tuple(page.extrasamples)[:1] == (0,))
         if page.bitspersample <= 8 and not signed and known and channels in (1, 3):
@@ -58,14 +58,14 @@ def read_tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
 
 
 def misread_planes(data: bytes) -> bool:
-    """Whether it is a TIFF with a plane for each band of which Pillow makes noise: of more than 8 bits, or CIELAB."""
+    """Whether Pillow decodes a file to noise: a TIFF with a plane for each band, of more than 8 bits or CIELAB."""
     try:
         import tifffile
 
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page: Any = file.pages[0]
             return _is_planar(page) and (page.bitspersample > 8 or page.photometric == LAB)
-    except Exception:  # no library, or a damaged file: the reader says so
+    except Exception:  # no library, or a damaged file: the reader reports it
         return False
 
 
@@ -83,8 +83,8 @@ def _check_meaning(page: Any, channels: int) -> None:
         return
     if kind == YCBCR and page.compression.name == "JPEG" and not _is_planar(page) and not page.extrasamples:
         return  # tifffile's JPEG decoder gives RGB
-    how = f"{page.bitspersample}-bit {'planar ' * _is_planar(page)}{UNCONVERTED[kind]}"
-    raise Unread(f"a TIFF of {how}, which is not converted here: save it as RGB")
+    description = f"{page.bitspersample}-bit {'planar ' * _is_planar(page)}{UNCONVERTED[kind]}"
+    raise Unread(f"a TIFF of {description}, which is not converted here: save it as RGB")
 
 
 def _in_gray_or_rgb(values: np.ndarray, page: Any, channels: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def _in_gray_or_rgb(values: np.ndarray, page: Any, channels: int) -> np.ndarray:
 
 
 def _from_black(values: np.ndarray, page: Any) -> np.ndarray:
-    """Gray of which 0 is white, turned round as Pillow does it for 8 bits; alpha behind it stays."""
+    """Gray whose 0 is white, inverted as Pillow does it for 8 bits; a band of alpha stays as it is."""
     alpha = tuple(page.extrasamples)[:1] in ((1,), (2,))
     if values.shape[2] > 1 + alpha:
         raise Unread(f"a TIFF of {values.shape[2]} bands whose lowest value is white: save it with MinIsBlack")
@@ -128,9 +128,9 @@ def _from_inks(values: np.ndarray, page: Any) -> np.ndarray:
 
 
 def _as_pages(file: Any, channels: int) -> np.ndarray | None:
-    """Pages that are the bands of one picture: as many as are wanted, all of one size. None where they are not.
+    """HWC of pages that are the bands of one image: `channels` of them, all of one size; None for other pages.
 
-    Pages of a palette are pictures of their own: their values are numbers of colours.
+    Pages with a palette are images of their own: their values are numbers of colours.
     """
     if channels == 1 or len(file.pages) != channels or any(page.photometric > BLACK for page in file.pages):
         return None

@@ -1,4 +1,4 @@
-"""One picture to the size that the backbone sees: a random crop for training, the centre for evaluation.
+"""One image to the size that the backbone sees: a random crop for training, the centre for evaluation.
 
 Pixels keep their type and are resized by torch's antialiased bicubic, which for uint8 is Pillow's to within one level.
 """
@@ -23,7 +23,7 @@ TRIES = 10
 
 
 class Box(NamedTuple):
-    """A crop, in pixels of its picture."""
+    """A crop, in pixels of its image."""
 
     top: int
     left: int
@@ -33,7 +33,7 @@ class Box(NamedTuple):
 
 
 class Transform(Protocol):
-    """What the loader applies to each picture; all that is random comes from the generator."""
+    """A function that the loader applies to each image; every random number comes from the generator."""
 
     def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]: ...
 
@@ -42,7 +42,7 @@ class Transform(Protocol):
 class RandomCropFlip:
     """RandomResizedCrop and a horizontal flip with probability one half: the augmentation of MAE, DMJD and SimMIM.
 
-    scale  share of the picture's area that the crop covers, drawn uniformly
+    scale  share of the image's area that the crop covers, drawn uniformly
     ratio  width over height of the crop, drawn log-uniformly, in units of the output's own: at a size of 96x160 a
            ratio of 1 is a crop of 3:5, so that nothing is squeezed. On square outputs this is torchvision's rule.
     With a scale of (1, 1) the crop is always the same: the centre, as large as `ratio` lets it be.
@@ -61,12 +61,12 @@ class RandomCropFlip:
             raise UserError(f"crop ratio {self.ratio}: needs 0 < low <= high")
 
     def reduction(self, rows: int, columns: int, generator: Generator) -> int:
-        """By how much a picture of this size may be decoded smaller, so that this draw's crop is still not enlarged."""
+        """The factor 8, 4, 2 or 1 by which decoding may shrink an image of this size without enlarging this crop."""
         _, _, height, width = self._box(rows, columns, self._draw(generator))
         return next((by for by in (8, 4, 2) if height // by >= self.size[0] and width // by >= self.size[1]), 1)
 
     def place(self, rows: int, columns: int, generator: Generator) -> Box:
-        """Where this draw's crop lies in a picture of so many rows and columns, and whether it is mirrored."""
+        """Where this draw's crop lies in an image of so many rows and columns, and whether it is mirrored."""
         draws = self._draw(generator)
         return Box(*self._box(rows, columns, draws), self.flip and draws[-1] < 0.5)
 
@@ -77,7 +77,7 @@ class RandomCropFlip:
 
     @staticmethod
     def _draw(generator: Generator) -> list[float]:
-        # All numbers in one call: 5 times faster than one by one, and as many are drawn whatever the picture's size.
+        # All numbers in one call: 5 times faster than one by one, and as many are drawn whatever the image's size.
         return torch.rand(2 * TRIES + 3, generator=generator, dtype=torch.float64).tolist()
 
     def _box(self, rows: int, columns: int, draws: list[float]) -> tuple[int, int, int, int]:
@@ -99,9 +99,9 @@ class RandomCropFlip:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Resize so that the crop is `ratio` of the picture's tighter side, then cut the centre: 256 then 224 as usual.
+    """Resize so that the crop is `ratio` of the image's tighter side, then cut the centre: 256 then 224 as usual.
 
-    A picture that has the size already is left as it is: 32x32 sets are evaluated on their own pixels.
+    An image of this size is returned unchanged: 32x32 sets are evaluated on their own pixels.
     """
 
     size: Size
@@ -154,7 +154,7 @@ def rows_first(rows: int, columns: int, size: Size) -> bool:
 
 
 def _shortened(image: Num[Tensor, "C H W"], size: Size) -> Num[Tensor, "C h w"]:
-    """The middle of a very long picture: resizing all of a 20000x16 strip would take gigabytes for one crop."""
+    """The middle of a very long image: resizing all of a 20000x16 strip would take gigabytes for one crop."""
     rows, columns = image.shape[-2:]
     aspect = 4 * max(size) / min(size)
     tall, wide = min(rows, math.ceil(columns * aspect)), min(columns, math.ceil(rows * aspect))

@@ -28,7 +28,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 NETWORK, HEAD, MASK_TOKEN = "backbone.network.", "branches.0.head.predict.", "sees.mask_token"
 TABLE, SHARED = "relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"
 BUFFERS = ("relative_position_index", "attn_mask")
-"""Ends of the names of what official files store, and what follows from the sizes."""
+"""Ends of the names of buffers that official files store, although they follow from the sizes."""
 
 ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "rel_pos_bias.")
 OURS = {**{key: NETWORK + key for key in ENCODER}, "mask_token": MASK_TOKEN, "lm_head.": HEAD}
@@ -42,7 +42,7 @@ def from_official(state: State) -> dict[str, Tensor]:
 
 
 def to_official(method: Method) -> dict[str, Tensor]:
-    """The way back, bit for bit, indices included. Raises UserError for what the layout has no place for."""
+    """The inverse of `from_official`, bit for bit, indices included. UserError for tensors that have no place there."""
     if not isinstance(method.backbone, BeitViT):
         raise UserError(f"BEiT's layout holds a BEiT, not a {type(method.backbone.network).__name__}")
     state = {counterpart(name, OFFICIAL, "BEiT"): tensor for name, tensor in own_state(method).items()}
@@ -62,7 +62,7 @@ def load(
     """An official pre-training checkpoint, strictly, as a method that goes on training.
 
     target   the tokenizer whose ids it was trained on; its vocabulary must be that of the head
-    heads    read from the position table; asked for where the weights hold none, since no other shape tells it
+    heads    read from the position table; required where the weights hold none, since no other shape tells it
     size     pixels of the images it was trained on; needed only where they were not square
     ratio    of block-wise masking: the published 75 of 196 tokens
     """
@@ -92,21 +92,21 @@ def load_backbone(
 
 
 def classifier_state(state: State, network: Beit) -> dict[str, Tensor]:
-    """What fine-tuning takes from a pre-training state into a timm classifier: the encoder, tables resized to its grid.
+    """The tensors of a pre-training state that fine-tuning loads into a timm classifier: the encoder, tables resized.
 
     A classifier has a table in every block: each starts as a copy of the shared one. Where it averages the patch
     tokens it has a new `fc_norm` and no `norm`, which is left out; the head is new. Load with strict=False.
     """
     own, stored = network.state_dict(), weights(state)
-    kept = {key: tensor for key, tensor in stored.items() if key in own and not key.startswith("head.")}
+    tensors = {key: tensor for key, tensor in stored.items() if key in own and not key.startswith("head.")}
     if SHARED in stored and SHARED not in own:
-        kept |= {key: stored[SHARED].clone() for key in own if key.endswith(TABLE)}
+        tensors |= {key: stored[SHARED].clone() for key in own if key.endswith(TABLE)}
     grid = int(network.patch_embed.grid_size[0]), int(network.patch_embed.grid_size[1])
-    for key in (key for key in kept if key.endswith(TABLE) and kept[key].shape != own[key].shape):
-        kept[key] = resize_table(kept[key], window_of(kept[key], CLASS_ROWS, key), grid, CLASS_ROWS)
-    if "pos_embed" in kept:
-        kept["pos_embed"] = resize_positions(kept["pos_embed"], grid)
-    return kept
+    for key in (key for key in tensors if key.endswith(TABLE) and tensors[key].shape != own[key].shape):
+        tensors[key] = resize_table(tensors[key], window_of(tensors[key], CLASS_ROWS, key), grid, CLASS_ROWS)
+    if "pos_embed" in tensors:
+        tensors["pos_embed"] = resize_positions(tensors["pos_embed"], grid)
+    return tensors
 
 
 def vit_of(
@@ -114,12 +114,12 @@ def vit_of(
 ) -> BeitViT:
     """A backbone of the sizes of an encoder's state, its weights not yet loaded."""
     table = next((key for key in state if key.endswith(TABLE)), None)
-    told = None if table is None else state[table].shape[1]
-    if heads is None and told is None:
+    table_heads = None if table is None else state[table].shape[1]
+    if heads is None and table_heads is None:
         raise UserError(f"{where} holds no position table to tell the number of heads: state the model's own")
-    if told is not None and heads not in (None, told):
-        raise UserError(f"{where} has position tables for {told} heads, not for the {heads} that were stated")
-    heads = told or heads or 0
+    if table_heads is not None and heads not in (None, table_heads):
+        raise UserError(f"{where} has position tables for {table_heads} heads, not for the {heads} that were stated")
+    heads = table_heads or heads or 0
     width, depth, mlp_ratio = sizes(state, where, "blocks.", heads)
     patch = shape(state, "patch_embed.proj.weight", where)[-1]
     if size is None:
@@ -161,17 +161,17 @@ def weights(state: State) -> dict[str, Tensor]:
 
 
 def buffers(backbone: BeitViT) -> dict[str, Tensor]:
-    """Those buffers, as official code stores them."""
+    """The buffers of a backbone that follow from its sizes, as official code stores them."""
     return {name: buffer for name, buffer in backbone.network.named_buffers() if name.endswith(BUFFERS)}
 
 
 def own_state(method: Method) -> dict[str, Tensor]:
-    """A method's state without what belongs to its targets, which official files do not hold."""
+    """A method's state without the tensors of its targets, which official files do not hold."""
     return {name: tensor for name, tensor in method.state_dict().items() if ".target." not in name}
 
 
 def counterpart(key: str, names: Mapping[str, str], layout: str) -> str:
-    """`key` with its first part replaced. Raises UserError where `names` has no such part."""
+    """`key` with its prefix replaced by that in `names`. Raises UserError where `names` has no prefix of it."""
     old = next((prefix for prefix in names if key.startswith(prefix)), None)
     if old is None:
         raise UserError(f"{key} has no counterpart: {layout}'s layout knows {', '.join(names)}")

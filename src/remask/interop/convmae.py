@@ -47,7 +47,7 @@ def from_official(state: State) -> dict[str, Tensor]:
 
 
 def to_official(method: Method) -> dict[str, Tensor]:
-    """The way back, bit for bit. Raises UserError for what the layout has no place for."""
+    """The inverse of `from_official`, bit for bit. Raises UserError for tensors without a place in the layout."""
     state = {renamed(name, OFFICIAL): tensor for name, tensor in method.state_dict().items()}
     return {key: tensor[None] if key == POSITIONS else tensor for key, tensor in state.items()}
 
@@ -65,9 +65,9 @@ def load(
 ) -> Method:
     """An official pre-training checkpoint, strictly, as a method that goes on training.
 
-    heads, decoder_heads   asked for, never guessed, since weights fit any number (ConvMAE-B 12, decoder 16)
+    heads, decoder_heads   required, never guessed, since weights fit any number (ConvMAE-B 12, decoder 16)
     size                   pixels of the images it was trained on; needed only where they were not square
-    ratio, per_patch       masking ratio and normalised pixels, of which the weights know nothing
+    ratio, per_patch       masking ratio and normalised pixels, which the weights do not tell
     """
     where, state = label(source), read(source, "convmae", classifiers=True)
     if not any(key.startswith("decoder_") for key in state):
@@ -95,20 +95,20 @@ def load_backbone(
     if not any(key.startswith(tuple(FUSION)) for key in encoder):
         expected = {**backbone.network.state_dict()}
     check(encoder, expected, where)
-    own = {name.removeprefix("backbone."): tensor for name, tensor in from_official(encoder).items()}
-    backbone.load_state_dict(own, strict=False)  # what differs was named above
+    ours = {name.removeprefix("backbone."): tensor for name, tensor in from_official(encoder).items()}
+    backbone.load_state_dict(ours, strict=False)  # `check` has refused any other difference
     return backbone
 
 
 def classifier_state(state: State, network: ConvViTNetwork) -> dict[str, Tensor]:
-    """What fine-tuning takes from an official pre-training state into a classifier: the trunk, without fusion.
+    """The tensors of an official pre-training state that fine-tuning loads into a classifier: the trunk, no fusion.
 
     The position table is resized to the network's grid. A network that averages its tokens has a new `fc_norm` and no
     `norm`, which is left out; the head is new. Load the result with strict=False.
     """
     own = network.state_dict()
-    kept = {key: state[key] for key in state if key in own and not key.startswith("head.")}
-    return {**kept, "pos_embed": resize_positions(state["pos_embed"], network.built_for, prefix=0)}
+    tensors = {key: state[key] for key in state if key in own and not key.startswith("head.")}
+    return {**tensors, "pos_embed": resize_positions(state["pos_embed"], network.built_for, prefix=0)}
 
 
 def build(

@@ -35,20 +35,20 @@ OURS = re.compile(rf"branches\.([1-9]\d*)\.head\.project\.{SECTION}")
 
 def from_official(state: State) -> dict[str, Tensor]:
     """A pre-training state, or a part of one -> the state dict of `methods.dmae`. Raises UserError for unknown keys."""
-    heads = {key: found for key in state if (found := THEIRS.fullmatch(key))}
+    heads = {key: match for key in state if (match := THEIRS.fullmatch(key))}
     rest = {key: tensor for key, tensor in state.items() if key not in heads}
-    named = {f"branches.{1 + int(found[1])}.head.project.{found[2]}": state[key] for key, found in heads.items()}
+    named = {f"branches.{1 + int(match[1])}.head.project.{match[2]}": state[key] for key, match in heads.items()}
     return {**mae.from_official(rest), **named}
 
 
 def to_official(method: Method) -> dict[str, Tensor]:
-    """The way back, bit for bit. Raises UserError for what the layout has no place for."""
+    """The inverse of `from_official`, bit for bit. Raises UserError for tensors without a place in the layout."""
     if method.backbone.prefix != 1:
         raise UserError(f"DMAE's layout has one class token, the backbone {method.backbone.prefix} prefix tokens")
     official = {}
     for name, tensor in own_state(method).items():
-        if found := OURS.fullmatch(name):
-            official[f"{HEADS}{int(found[1]) - 1}.{found[2]}"] = tensor
+        if match := OURS.fullmatch(name):
+            official[f"{HEADS}{int(match[1]) - 1}.{match[2]}"] = tensor
         else:
             key = renamed(name, OFFICIAL)
             official[key] = F.pad(tensor, (0, 0, 1, 0))[None] if key == POSITIONS else tensor
@@ -102,7 +102,7 @@ def load_backbone(
 
 
 def encoder_of(state: State) -> dict[str, Tensor]:
-    """A state without what pre-training alone needs: decoder and alignment heads."""
+    """A state without the tensors that only pre-training needs: decoder and alignment heads."""
     return {key: tensor for key, tensor in state.items() if not key.startswith((*DECODER, HEADS))}
 
 

@@ -30,7 +30,7 @@ VISIBLE = {key: f"branches.1.head.{name}" for key, name in PROJECTOR.items()}
 
 
 def views_of(mask: Num[Tensor, "VB N"], grid: Grid, views: int = 2) -> Views:
-    """The official mask, which stacks its views, as ours."""
+    """Our views of an official mask, which stacks its views: row v·B + b."""
     return Views.of(mask.bool().unflatten(0, (views, -1)), grid)
 
 
@@ -48,9 +48,9 @@ def load(
 ) -> Method:
     """An official pre-training checkpoint, strictly, as ConvMAE + DM + JD on HOG that goes on training.
 
-    heads, decoder_heads      asked for, never guessed, since weights fit any number (ConViT-B 12, L and decoder 16)
+    heads, decoder_heads      required, never guessed, since weights fit any number (ConViT-B 12, L and decoder 16)
     size                      pixels of the images it was trained on; needed only where they were not square
-    ratio, cell, prediction   of the two views (official: cells of 2×2 tokens at .6), of which the weights know nothing
+    ratio, cell, prediction   of the two views (official: cells of 2×2 tokens at .6), which the weights do not tell
     """
     where, state = label(source), read(source, "convmae", classifiers=True)
     backbone, size = convmae.build(state, where, heads, size, mean, std)
@@ -64,7 +64,7 @@ def load(
 
 
 def from_official(state: State) -> dict[str, Tensor]:
-    """A pre-training state, or a part of one -> the state dict of what `load` returns. UserError for unknown keys."""
+    """A pre-training state, or a part of one -> the state dict of the method of `load`. UserError for unknown keys."""
     visible = {key: tensor for key, tensor in state.items() if key.startswith(tuple(VISIBLE))}
     rest = {key: tensor for key, tensor in state.items() if key not in visible}
     return {**convmae.from_official(rest), **{renamed(key, VISIBLE): tensor for key, tensor in visible.items()}}
@@ -81,7 +81,7 @@ def to_official(module: Decoder | Projector | Method) -> dict[str, Tensor]:
 
 
 def projector(state: State, region: str = "visible") -> Projector:
-    """The visible distillation branch of an official state, strictly. Raises UserError for what does not fit."""
+    """The visible distillation branch of an official state, strictly. Raises UserError for tensors that do not fit."""
     width, width_in = shape(state, "proj_embed.0.weight", "the state")
     head = Projector(width_in, shape(state, "predictor.0.weight", "the state")[0], width, region)
     _load_strictly(head, state, PROJECTOR)
@@ -89,7 +89,7 @@ def projector(state: State, region: str = "visible") -> Projector:
 
 
 def decoder(state: State, *, heads: int, grid: Grid) -> Decoder:
-    """The masked prediction branch of an official state, strictly; `heads` is asked for, since no shape tells it."""
+    """The masked prediction branch of an official state, strictly; `heads` is required, since no shape tells it."""
     width, depth, mlp_ratio = sizes(state, "the state", "decoder_blocks.", heads)
     width_in = shape(state, "decoder_embed.weight", "the state")[1]
     width_out = shape(state, "decoder_pred.weight", "the state")[0]
@@ -106,8 +106,8 @@ def official_visible_pairs(
 ) -> Pair:
     """The pairs that the released code compares, not Eq. (5): a compatibility switch for its numbers, for tests.
 
-    There predictions stand in the order of `ids_keep`, which is that of the noise, and targets in raster order, so
-    that a visible token is asked for the target of another one. `predictions` come in raster order, as ours do.
+    In the released code predictions are in the order of `ids_keep`, that of the noise, and targets in raster order, so
+    that a visible token is compared with the target of another one. `predictions` are in raster order, as ours are.
     See docs/decisions/0001.
     """
     rank = ids_keep.argsort(dim=1).argsort(dim=1)
@@ -117,8 +117,8 @@ def official_visible_pairs(
 def _load_strictly(head: Decoder | Projector, state: State, names: Mapping[str, str]) -> None:
     module = {key: tensor for key, tensor in state.items() if key.startswith(tuple(names))}
     check(module, to_official(head), "the state")
-    own = {renamed(key, names): tensor[0] if key == POSITIONS else tensor for key, tensor in module.items()}
-    head.load_state_dict(own)
+    ours = {renamed(key, names): tensor[0] if key == POSITIONS else tensor for key, tensor in module.items()}
+    head.load_state_dict(ours)
 
 
 classifier_state, load_backbone = convmae.classifier_state, convmae.load_backbone

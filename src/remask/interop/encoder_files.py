@@ -1,7 +1,7 @@
 """Encoders in files of the layouts that papers published: "mae:FILE" and the like → a Backbone.
 
 Sizes are read from shapes, and the number of heads from position tables where a file has any. Where it has none, any
-number fits the weights, so it is asked for and never guessed; so is the size of images that a Swin was trained on.
+number fits the weights, so it is required and never guessed; so is the size of images that a Swin was trained on.
 """
 
 import math
@@ -22,7 +22,7 @@ from remask.interop import beit, convmae, dmae, dmjd, fastmim, maskfeat, mocov3,
 from remask.interop.fetching import counting
 from remask.interop.loaded import Loaded, remember
 from remask.interop.mae import DECODER, MEAN, STD, _backbone, check, shape
-from remask.interop.state_dicts import Found, State, find
+from remask.interop.state_dicts import FileState, State, find
 from remask.interop.teachers import CLIP_MEAN, CLIP_STD
 from remask.tokens import grid_of
 from remask.types import Grid, Size
@@ -42,20 +42,20 @@ NORMALISATIONS = {
     "half": ((0.5,) * 3, (0.5,) * 3),
     "clip": (CLIP_MEAN, CLIP_STD),
 }
-"""Mean and deviation of pixel values in 0..1 by the name of who trained with them."""
+"""Mean and deviation of pixel values in 0..1, by the name of the data or model that they belong to."""
 
 LAYOUT_OF = {"dmae": "mae", "dino": "mae", "dmjd": "convmae", "mocov3-momentum": "mocov3"}
-"""Kinds whose files are laid out as another's."""
+"""Kind -> the kind whose layout its files have."""
 
 PRETRAINING = re.compile(
     r"(?:encoder\.|backbone\.)?mask_token$|decoder|proj_embed\.|predictor\.|aligned_feature_projection_heads\.|lm_head\."
     r"|pred_head\.projections\.|neck\.|hogs\.|target_generator\.|base_encoder\.head\.|momentum_encoder\.head\."
 )
-"""Beginnings of the names of what pre-training alone needs, in any layout."""
+"""Beginnings of the names of tensors that only pre-training needs, in any layout."""
 
 
 class EncoderOptions(NamedTuple):
-    """The arguments of `open_encoder`: a specification, and what its file may not tell."""
+    """The arguments of `open_encoder`: a specification, and settings that its file may not tell."""
 
     spec: str
     heads: int | Sequence[int] | None
@@ -75,12 +75,12 @@ STATES: Mapping[str, Callable[[State, str], State]] = {
     "mocov3-momentum": lambda state, where: mocov3.from_official(state, True, where),
     "dino": lambda state, where: state,
 }
-"""How a state of each kind becomes that of a plain ViT under timm's names."""
+"""Kind -> the function (state, name for messages) -> the state of a plain ViT under timm's names."""
 
 
-def _vit(options: EncoderOptions, found: Found) -> ViT:
-    heads, where = _heads(options), found.where
-    state = STATES[options.kind](found.state, where)
+def _vit(options: EncoderOptions, file: FileState) -> ViT:
+    heads, where = _heads(options), file.where
+    state = STATES[options.kind](file.state, where)
     kernel = shape(state, "patch_embed.proj.weight", where)
     mean, std = _constants(options, kernel[1])
     size = _trained(options, kernel[-1], shape(state, "pos_embed", where)[1] - 1)
@@ -96,8 +96,8 @@ def _vit(options: EncoderOptions, found: Found) -> ViT:
     return backbone
 
 
-def _convvit(options: EncoderOptions, found: Found) -> Backbone:
-    heads, where, state = _heads(options), found.where, found.state
+def _convvit(options: EncoderOptions, file: FileState) -> Backbone:
+    heads, where, state = _heads(options), file.where, file.state
     kernels = [shape(state, f"patch_embed{stage}.proj.weight", where) for stage in (1, 2, 3)]
     size = _trained(options, math.prod(kernel[-1] for kernel in kernels), shape(state, "pos_embed", where)[1])
     mean, std = _constants(options, kernels[0][1])
@@ -105,20 +105,20 @@ def _convvit(options: EncoderOptions, found: Found) -> Backbone:
     return load(state, heads=heads, size=size, mean=mean, std=std)
 
 
-def _maskfeat(options: EncoderOptions, found: Found) -> Backbone:
-    heads, state = _heads(options), maskfeat.encoder_of(found.state)
-    kernel = shape(state, "patch_embed.proj.weight", found.where)
-    size = _trained(options, kernel[-1], shape(state, "pos_embed", found.where)[1] - 1)
+def _maskfeat(options: EncoderOptions, file: FileState) -> Backbone:
+    heads, state = _heads(options), maskfeat.encoder_of(file.state)
+    kernel = shape(state, "patch_embed.proj.weight", file.where)
+    size = _trained(options, kernel[-1], shape(state, "pos_embed", file.where)[1] - 1)
     mean, std = _constants(options, kernel[1])
-    return maskfeat.load_backbone(found.state, heads=heads, size=size, mean=mean, std=std)
+    return maskfeat.load_backbone(file.state, heads=heads, size=size, mean=mean, std=std)
 
 
-def _beit(options: EncoderOptions, found: Found) -> Backbone:
-    return _with_tables(options, beit.weights(found.state), "", beit.load_backbone, "half")
+def _beit(options: EncoderOptions, file: FileState) -> Backbone:
+    return _with_tables(options, beit.weights(file.state), "", beit.load_backbone, "half")
 
 
-def _simmim(options: EncoderOptions, found: Found) -> Backbone:
-    state = found.state
+def _simmim(options: EncoderOptions, file: FileState) -> Backbone:
+    state = file.state
     if not any(key.startswith("encoder.layers.") for key in state):
         return _with_tables(options, beit.weights(state), "encoder.", simmim.load_backbone, "imagenet")
     # a Swin's encoder has the same names in FastMIM's layout, which is read for images of any size
@@ -126,8 +126,8 @@ def _simmim(options: EncoderOptions, found: Found) -> Backbone:
     return _fastmim_state(options, encoder)
 
 
-def _fastmim(options: EncoderOptions, found: Found) -> Backbone:
-    return _fastmim_state(options, found.state)
+def _fastmim(options: EncoderOptions, file: FileState) -> Backbone:
+    return _fastmim_state(options, file.state)
 
 
 def _fastmim_state(options: EncoderOptions, state: State) -> Backbone:
@@ -150,15 +150,15 @@ def _with_tables(
     """A ViT of the BEiT family: its tables of relative positions tell heads and grid, where it has any."""
     kernel = shape(state, f"{prefix}patch_embed.proj.weight", "the state")
     table = next((tensor for key, tensor in state.items() if key.endswith(beit.TABLE)), None)
-    count, of = (0, math.prod) if table is None else (len(table) - CLASS_ROWS, offsets)
+    count, rows_of = (0, math.prod) if table is None else (len(table) - CLASS_ROWS, offsets)
     if table is None:
         count = shape(state, f"{prefix}pos_embed", "the state")[1] - 1
     mean, std = _constants(options, kernel[1], normalise)
-    size = _trained(options, kernel[-1], count, of)
-    return load(state, heads=_one(options), size=size, mean=mean, std=std)
+    size = _trained(options, kernel[-1], count, rows_of)
+    return load(state, heads=_heads_of_all_blocks(options), size=size, mean=mean, std=std)
 
 
-KINDS: Mapping[str, Callable[[EncoderOptions, Found], Backbone]] = {
+KINDS: Mapping[str, Callable[[EncoderOptions, FileState], Backbone]] = {
     **dict.fromkeys(STATES, _vit),
     "dmjd": _convvit,
     "convmae": _convvit,
@@ -167,48 +167,48 @@ KINDS: Mapping[str, Callable[[EncoderOptions, Found], Backbone]] = {
     "maskfeat": _maskfeat,
     "fastmim": _fastmim,
 }
-"""Who opens a file of each kind."""
+"""Kind -> the function that opens its files."""
 
 
 def open_file(options: EncoderOptions, path: Path) -> Backbone:
-    """The encoder of a file, without what pre-training alone needed. On the meta device its weights stay away."""
+    """The encoder of a file, without the tensors of pre-training. On the meta device no weights are loaded."""
     with torch.device("cpu"):
-        found = _found(options.kind, path)
+        file = _find(options.kind, path)
     if options.kind in STATES:
-        backbone: Any = _vit(options, found)
+        backbone: Any = _vit(options, file)
     else:
-        with torch.device("cpu"), _called(path):
-            backbone = KINDS[options.kind](options, found)
+        with torch.device("cpu"), _naming_file(path):
+            backbone = KINDS[options.kind](options, file)
         backbone = backbone.to("meta") if counting() else backbone
-    besides = [key for key in found.state if PRETRAINING.match(key)]
-    count = len(backbone.network.state_dict()) - found.new
-    remember(backbone, Loaded(options.spec, count, found.copy, found.said, (*besides, *found.left_out)))
+    left_out = [key for key in file.state if PRETRAINING.match(key)]
+    count = len(backbone.network.state_dict()) - file.new
+    remember(backbone, Loaded(options.spec, count, file.copy, file.said, (*left_out, *file.left_out)))
     return backbone
 
 
-def _found(kind: str, path: Path) -> Found:
+def _find(kind: str, path: Path) -> FileState:
     """The network of a file. A linear probe of MoCo v3's has plain names."""
-    found = find(path, LAYOUT_OF.get(kind, kind))
-    return found if kind not in ("mocov3", "mocov3-momentum") or mocov3.both(found.state) else find(path, "mae")
+    file = find(path, LAYOUT_OF.get(kind, kind))
+    return file if kind not in ("mocov3", "mocov3-momentum") or mocov3.both(file.state) else find(path, "mae")
 
 
 @contextmanager
-def _called(path: Path) -> Iterator[None]:
-    """What finds fault with a state finds fault with the file."""
+def _naming_file(path: Path) -> Iterator[None]:
+    """Errors raised inside name the file in the place of "the state"."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error).replace("the state", str(path), 1)) from error
 
 
-def _one(options: EncoderOptions) -> int | None:
+def _heads_of_all_blocks(options: EncoderOptions) -> int | None:
     if not isinstance(options.heads, int | None):
         raise UserError(f"{options.spec} has one number of heads in all its blocks, not {[*options.heads]}: state one")
     return options.heads
 
 
 def _heads(options: EncoderOptions) -> int:
-    heads = _one(options)
+    heads = _heads_of_all_blocks(options)
     if heads is None:
         raise UserError(
             f"{options.spec} does not tell its number of heads, which any weights fit: "
@@ -218,13 +218,13 @@ def _heads(options: EncoderOptions) -> int:
 
 
 def _constants(
-    options: EncoderOptions, channels: int, own: str = "imagenet"
+    options: EncoderOptions, channels: int, default: str = "imagenet"
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Those stated, or those that a kind's papers have."""
-    known = NORMALISATIONS[own]
+    """Mean and deviation per channel: those in `options`, or those of the kind's paper."""
+    known = NORMALISATIONS[default]
     mean, std = options.mean or known[0], options.std or known[1]
     if (len(mean), len(std)) != (channels, channels):
-        whose = "and ImageNet's constants are" if own == "imagenet" else "and its paper's constants are"
+        whose = "and ImageNet's constants are" if default == "imagenet" else "and its paper's constants are"
         stated = f"not {len(mean)}" if options.mean else f"{whose} for 3"
         raise UserError(
             f"{options.spec} has {channels} channel{'s' * (channels != 1)}, {stated}: give as many in mean and std"
@@ -232,16 +232,18 @@ def _constants(
     return mean, std
 
 
-def _trained(options: EncoderOptions, patch: int, count: int, of: Callable[[Grid], int] = math.prod) -> Size | None:
-    """The size asked for, where a stored table of `count` rows is for its grid and for no square; else None: a square.
+def _trained(
+    options: EncoderOptions, patch: int, count: int, rows_of: Callable[[Grid], int] = math.prod
+) -> Size | None:
+    """The size in `options`, where a stored table of `count` rows is for its grid and for no square; else None.
 
-    of   rows of the table of a grid
+    rows_of   grid -> the number of rows of its table
     """
-    if any(of((side, side)) == count for side in range(1, math.isqrt(max(count, 0)) + 1)):
+    if any(rows_of((side, side)) == count for side in range(1, math.isqrt(max(count, 0)) + 1)):
         return None
     size = options.size
     divides = size and not (size[0] % patch or size[1] % patch)
-    return size if size and divides and of(grid_of(size, (patch, patch))) == count else None
+    return size if size and divides and rows_of(grid_of(size, (patch, patch))) == count else None
 
 
 __all__ = ["KINDS", "NORMALISATIONS", "EncoderOptions", "open_file"]

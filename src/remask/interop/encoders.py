@@ -10,8 +10,8 @@ simmim:FILE  fastmim:FILE            SimMIM's ViT and Swin; FastMIM's ViT, Swin,
 timm:NAME  untrained:NAME            a timm VisionTransformer with published weights, or with random ones: the control
 run:RUN                              the export of a run, or a folder that `remask export` wrote
 
-What weights do not tell is asked for and never guessed. On the meta device networks are made without weights, for
-counting.
+Settings that weights do not tell are required and never guessed. On the meta device networks are made without weights,
+for counting.
 """
 
 import difflib
@@ -39,7 +39,7 @@ from remask.recipe.networks import FILES, check_encoder, split_spec
 from remask.types import Size
 
 FIXED = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm")
-"""What a maker sets itself."""
+"""Arguments that a `create_…` function sets itself."""
 
 
 def open_encoder(
@@ -51,19 +51,19 @@ def open_encoder(
     std: Sequence[float] | None = None,
     normalise: str | None = None,
 ) -> Backbone:
-    """The backbone that `spec` names, with its weights; nothing in it is frozen yet. `loaded_of` tells what it took.
+    """The backbone that `spec` names, with its weights; nothing in it is frozen yet. `loaded_of` has a record of them.
 
     spec        settings may follow it, as "mae:FILE,heads=12"; they are heads, normalise, mean and std
     heads       of attention, needed for files without position tables: weights fit any number; one for each stage of
-                FastMIM's PVTv2. timm: and run: bring theirs
+                FastMIM's PVTv2. timm: and run: have their own
     size        pixels of the images it will see: its patches must divide them. A stored table that is not square is
                 taken for this size; a square one is resized when it is used. A Swin's file needs it
     normalise   the same by the name of who trained it: imagenet, half or clip
     mean, std   of pixel values 0..1 per channel; those of their papers for files, and needed for dino: and where those
-                have other than three channels. timm: and run: bring theirs
+                have other than three channels. timm: and run: have their own
     An export holds no fusions of a ConvViT, which its masked views alone need: they start untrained.
-    Raises UserError, in one line, for an unknown specification, weights that are out of reach or do not fit, and what
-    is missing of the above.
+    Raises UserError, in one line, for an unknown specification, weights that cannot be fetched or do not fit, and
+    required settings that are missing.
     """
     options = _options(spec, heads, size, normalise, mean, std)
     kind, _, name = options.spec.partition(":")
@@ -77,7 +77,7 @@ def open_encoder(
     check_encoder(spec)
     backbone = kinds[kind]()
     if size:
-        _divided(options, backbone.patch)
+        _check_divided(options, backbone.patch)
         backbone.grid(size)
     return backbone
 
@@ -86,7 +86,7 @@ def _options(
     spec: str, heads: Any, size: Size | None, normalise: str | None, mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> EncoderOptions:  # fmt: skip
-    """What was asked for beside a specification and behind it. Raises UserError where the two are not one."""
+    """The options in the arguments and in the text behind a specification. Raises UserError where the two differ."""
     plain, written = split_spec(spec)
     heads = stated(plain, "heads", heads, written.get("heads"))
     normalise = stated(plain, "normalise", normalise, written.get("normalise"))
@@ -103,11 +103,11 @@ def _options(
 
 
 def _published(options: EncoderOptions, name: str) -> ViT:
-    _bring(options, "heads", "mean", "std")
+    _refuse_stated(options, "heads", "mean", "std")
     network = _timm(options, name)
-    mean, std, size = _own(network)
-    with torch.device("meta"):  # all that is wrong is said before anything is fetched
-        _divided(options, ViT(network, mean, std).patch)
+    mean, std, size = _timm_constants(network)
+    with torch.device("meta"):  # faults are reported before anything is fetched
+        _check_divided(options, ViT(network, mean, std).patch)
         backbone = create_vit(name, options.size or size, mean, std, positions="learned")
     if counting():
         return backbone
@@ -120,40 +120,40 @@ def _published(options: EncoderOptions, name: str) -> ViT:
 
 
 def _untrained(options: EncoderOptions, name: str) -> ViT:
-    _bring(options, "heads")
+    _refuse_stated(options, "heads")
     refuse_tag(name)
     base, sizes = SMALL.get(name, (name, {}))
     network = _timm(options, base, sizes)
-    mean, std, size = _own(network)
+    mean, std, size = _timm_constants(network)
     mean, std = options.mean or mean, options.std or std
     with torch.device("meta"):
-        _divided(options, ViT(network, mean, std).patch)
+        _check_divided(options, ViT(network, mean, std).patch)
     return create_vit(name, options.size or size, mean, std, positions="learned")
 
 
 def _timm(options: EncoderOptions, name: str, sizes: Mapping[str, int] | None = None) -> Any:
-    """A timm model without memory, to be looked at. Raises UserError unless it is a plain ViT."""
+    """A timm model on the meta device, for its settings. Raises UserError unless it is a plain ViT."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*(SMALL if sizes is not None else ()), *timm.list_models("*vit*")], n=3)
         raise UserError(f"timm knows no model {name!r}; did you mean {' or '.join(near) or 'vit_base_patch16_224'}?")
     try:
         with torch.device("meta"):
             network = timm.create_model(name, pretrained=False, **(sizes or {}))
-    except Exception as error:  # timm's own code, of which any kind may come
+    except Exception as error:  # timm may raise anything
         raise UserError(f"{options.spec} cannot be built: {(str(error).splitlines() or ['no reason'])[0]}") from error
     if not isinstance(network, VisionTransformer):
         raise UserError(f"{options.spec} is a {type(network).__name__}, not a plain vision transformer; choose a ViT")
     return network
 
 
-def _own(network: Any) -> tuple[Sequence[float], Sequence[float], Size]:
+def _timm_constants(network: Any) -> tuple[Sequence[float], Sequence[float], Size]:
     """Mean, std and image size that timm states for a model."""
     cfg = network.pretrained_cfg
     return tuple(cfg["mean"]), tuple(cfg["std"]), (int(cfg["input_size"][1]), int(cfg["input_size"][2]))
 
 
 def _exported(options: EncoderOptions, path: Path) -> Backbone:
-    _bring(options, "heads", "mean", "std")
+    _refuse_stated(options, "heads", "mean", "std")
     folder = path if (path / "backbone.safetensors").is_file() else path / "export"
     weights, config = folder / "backbone.safetensors", folder / "config.json"
     if not weights.is_file() or not config.is_file():
@@ -169,10 +169,10 @@ def _exported(options: EncoderOptions, path: Path) -> Backbone:
         levels = levels_of(content.get("range"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{config} is damaged: export the run again with remask export {quoted(path)}") from error
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     make = creator_of(model)
     keys = {"positions": "learned"} if make is create_vit else {}
-    backbone = make(model, size, mean, std, overrides=given, **keys)
+    backbone = make(model, size, mean, std, overrides=overrides, **keys)
     backbone.normalise.read_by(levels)
     with torch.device("cpu"):
         state = content_of(weights)
@@ -185,14 +185,14 @@ def _exported(options: EncoderOptions, path: Path) -> Backbone:
     return backbone
 
 
-def _bring(options: EncoderOptions, *own: str) -> None:
-    """Raise UserError where something was stated that the network brings along."""
-    if stated := [name for name in own if getattr(options, name) is not None]:
+def _refuse_stated(options: EncoderOptions, *names: str) -> None:
+    """Raise UserError where one of these settings was stated, for a network that has its own."""
+    if stated := [name for name in names if getattr(options, name) is not None]:
         raise UserError(f"{options.spec} brings its own {' and '.join(stated)}: leave out what was given")
 
 
-def _divided(options: EncoderOptions, patch: Size) -> None:
-    """Raise UserError where the patches do not divide the size that was asked for."""
+def _check_divided(options: EncoderOptions, patch: Size) -> None:
+    """Raise UserError where the patches do not divide the size in `options`."""
     size = options.size
     if size and (size[0] % patch[0] or size[1] % patch[1]):
         raise UserError(

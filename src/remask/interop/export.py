@@ -1,4 +1,4 @@
-"""The export of a run: a backbone that its maker rebuilds and loads strictly, and a script that shows it.
+"""The export of a run: a backbone that its `create_…` function rebuilds and loads strictly, and an example script.
 
 A timm backbone needs timm alone; ConvViT and CMT, which timm does not have, need remask.
 """
@@ -51,7 +51,7 @@ features = tokens.flatten(1, -2)[:, prefix:].mean(1)  # one vector per picture, 
 print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(features.shape)}")
 '''
 
-# What the script of a network that timm does not have says in the place of timm's.
+# Replacements in the script of a network that timm does not have.
 OURS = {
     "with timm alone": "with remask",
     "import timm\nimport torch\n": "import torch\n",
@@ -64,9 +64,9 @@ OURS = {
 
 
 def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Write backbone.safetensors, config.json, and load_example.py with its reader of pictures.
+    """Write backbone.safetensors, config.json, and load_example.py with its reader of images.
 
-    Nothing of pre-training is in them.
+    Nothing of pre-training is in them. Raises ValueError for a backbone that no `create_…` function made.
     """
     origin = getattr(backbone, "origin", None)
     if origin is None:

@@ -64,7 +64,7 @@ def from_official(
 
 
 def to_official(method: Method) -> dict[str, Tensor]:
-    """The way back, bit for bit, buffers included. Raises UserError for what the layout has no place for."""
+    """The inverse of `from_official`, bit for bit, buffers included. UserError for tensors that have no place there."""
     official, target = encoder_state(method.backbone), _predicted(method.branches[0].target)
     for name, tensor in own_state(method).items():
         if name == MASK_PIXEL:
@@ -83,15 +83,15 @@ def rows(count: int, cells: Grid, target: Predicted, channels: int = 3) -> Tenso
     Ours: mask cell after mask cell, each with a whole target's vector. Official HOG: channel and bin, HOG cell row, HOG
     cell column, over the whole token. Official pixels: number by number of a cell's vector, each for all cells.
     """
-    inside, each = cells[0] * cells[1], channels * BINS
+    inside, channel_bins = cells[0] * cells[1], channels * BINS
     if inside == 1:
         return torch.arange(count)
     if target == "pixels" and count % inside == 0:
         return torch.arange(count).view(-1, inside).T.flatten()
-    side = math.isqrt(count // each)
-    if target == "pixels" or each * side * side != count or side % cells[0] or side % cells[1]:
+    side = math.isqrt(count // channel_bins)
+    if target == "pixels" or channel_bins * side * side != count or side % cells[0] or side % cells[1]:
         raise UserError(f"{count} numbers a token are no {target} that can be cut into {cells[0]}×{cells[1]} cells")
-    official = torch.arange(count).view(each, cells[0], side // cells[0], cells[1], side // cells[1])
+    official = torch.arange(count).view(channel_bins, cells[0], side // cells[0], cells[1], side // cells[1])
     return official.permute(1, 3, 0, 2, 4).flatten()
 
 
@@ -110,11 +110,11 @@ def load(
     """An official pre-training checkpoint, strictly, as a method that goes on training.
 
     heads          as in `load_backbone`, in pre-training
-    decoder_heads  width / 32 unless given, which official code has fixed
+    decoder_heads  width / 32 unless given, as official code fixes it
     size           pixels of the images that it goes on with, as in `load_backbone`
     cell_pixels    side of the cells that are hidden: whole tokens, or a part of one; published 16 for ViT and 32 for
                    the others, which is a token unless given
-    target, ratio  what is predicted, and the share hidden, of which the weights know nothing
+    target, ratio  what is predicted, and the share of cells hidden, which the weights do not tell
     """
     where, state = label(source), weights(read(source, "fastmim", classifiers=True))
     if not any(key.startswith(tuple(DECODER)) for key in state):
@@ -141,8 +141,8 @@ def load_backbone(
 ) -> Network:
     """The encoder of a pre-training checkpoint, with or without a decoder in it, strictly.
 
-    heads   of a ViT, and of a PVTv2 by stage; asked for, never guessed. FastMIM pre-trained ViT-B with 6 heads and
-            cells-tuned it with 12. A Swin's and a CMT's are read from their position tables
+    heads   of a ViT, and of a PVTv2 by stage; required, never guessed. FastMIM pre-trained ViT-B with 6 heads and
+            fine-tuned it with 12. A Swin's and a CMT's are read from their position tables
     size    pixels of the images that it is for, whatever it was trained on: position tables are resized. Unless given
             those it was trained on; a Swin's weights do not tell them, and a PVTv2 takes any
     """
@@ -156,7 +156,7 @@ def load_backbone(
 
 
 def _masking(ratio: float, patch: Size, cell_pixels: int | None) -> tuple[Masking, Size]:
-    """Cells of whole tokens, or of a part of one; and the pixels of a token of the grid of masks."""
+    """A masking by cells of whole tokens, or of a part of one; and the pixels of a cell of the grid of masks."""
     side = cell_pixels or patch[0]
     if side % patch[0] == 0 and patch[0] == patch[1]:
         return Masking(ratio, cell=side // patch[0]), patch

@@ -30,7 +30,7 @@ PREFIX = "encoder."
 STAGED = {"patch_embed": "downsample", "block": "blocks", "norm": "norm"}
 TURNED = {inner: outer for outer, inner in STAGED.items()}
 PUBLISHED: Size = (128, 128)
-"""Pixels of the images of FastMIM: what a network whose weights do not depend on it is tried out with."""
+"""Pixels of FastMIM's images, for networks whose weights do not depend on the size."""
 
 
 def encoder_state(backbone: Any) -> dict[str, Tensor]:
@@ -49,26 +49,26 @@ def encoder_state(backbone: Any) -> dict[str, Tensor]:
 
 def inner(key: str) -> str:
     """A key of an official encoder in timm's names: PVTv2's and Swin's differ, CMT's are ours."""
-    if found := re.match(r"(patch_embed|block|norm)(\d)\.", key):
-        stage = f"stages.{int(found[2]) - 1}.{STAGED[found[1]]}."
-        key = ("patch_embed." if found[0] == "patch_embed1." else stage) + key[found.end() :]
+    if match := re.match(r"(patch_embed|block|norm)(\d)\.", key):
+        stage = f"stages.{int(match[2]) - 1}.{STAGED[match[1]]}."
+        key = ("patch_embed." if match[0] == "patch_embed1." else stage) + key[match.end() :]
     return simmim._merging(key.replace(".dwconv.dwconv.", ".dwconv."), 1)
 
 
 def _outer(name: str) -> str:
     """A name of timm's PVTv2 among the official ones."""
     name = name.replace("patch_embed.", "stages.0.downsample.").replace(".dwconv.", ".dwconv.dwconv.")
-    return re.sub(r"^stages\.(\d)\.(\w+)", lambda found: f"{TURNED[found[2]]}{int(found[1]) + 1}", name)
+    return re.sub(r"^stages\.(\d)\.(\w+)", lambda match: f"{TURNED[match[2]]}{int(match[1]) + 1}", name)
 
 
 def build(
     state: State, where: str, heads: Heads, size: Size | None, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Network, dict[str, Tensor]]:
     """A backbone of the state's sizes, its weights not yet loaded, and the state with its position tables resized."""
-    found = next((kind for start, kind in KINDS.items() if any(key.startswith(start) for key in state)), None)
-    if found is None:
+    kind = next((kind for start, kind in KINDS.items() if any(key.startswith(start) for key in state)), None)
+    if kind is None:
         raise UserError(f"{where} holds none of FastMIM's encoders: {', '.join(f'{start}*' for start in KINDS)}")
-    create, name, plan = found
+    create, name, plan = kind
     encoder = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
     overrides, before = plan(encoder, where, heads, size)
     backbone: Network = create(name, size or before, mean, std, overrides=overrides)
@@ -103,7 +103,7 @@ def _swin(state: State, where: str, heads: Heads, size: Size | None) -> Plan:
         "patch_size": patch,
         "embed_dim": width,
         "depths": tuple(_count(state, f"layers.{i}.blocks.") for i in stages),
-        "num_heads": _told([table[1] for table in tables], heads, where),
+        "num_heads": _table_heads([table[1] for table in tables], heads, where),
         "mlp_ratio": hidden / width,
         "qkv_bias": "layers.0.blocks.0.attn.qkv.bias" in state,
     }
@@ -138,7 +138,7 @@ def _cmt(state: State, where: str, heads: Heads, size: Size | None) -> Plan:
         "stem_width": shape(state, "stem_conv1.weight", where)[0],
         "embed_dims": tuple(widths),
         "depths": tuple(_count(state, f"blocks_{stage}.") for stage in STAGES),
-        "num_heads": _told([table[0] for table in tables], heads, where),
+        "num_heads": _table_heads([table[0] for table in tables], heads, where),
         "mlp_ratio": shape(state, "blocks_a.0.mlp.conv1.0.weight", where)[0] / widths[0],
         "sr_ratios": tuple(_kernel(state, f"blocks_{stage}.0.attn.sr.0.weight") for stage in STAGES),
     }
@@ -151,7 +151,7 @@ KINDS: dict[str, tuple[Callable[..., Network], str, Callable[[State, str, Heads,
     "encoder.block1.": (create_hierarchical, "pvt_v2_b2", _pvt),
     "encoder.blocks_a.": (create_hierarchical, "cmt_s", _cmt),
 }
-"""By the beginning of a key that only this network has: who makes it, which, and how its sizes are read."""
+"""Beginning of a key that only this network has -> its `create_…` function, its name, and the reader of its sizes."""
 
 
 def _trained(count: int, stride: int, size: Size | None, where: str) -> Size:
@@ -164,16 +164,16 @@ def _trained(count: int, stride: int, size: Size | None, where: str) -> Size:
     return side * stride, side * stride
 
 
-def _told(told: Sequence[int], heads: Heads, where: str) -> tuple[int, ...]:
-    """Heads by stage, as position tables tell them."""
-    stated = [heads * number // told[0] for number in told] if isinstance(heads, int) else heads
-    if stated is not None and [*stated] != [*told]:
-        raise UserError(f"{where} has position tables for {[*told]} heads, not for the {heads} that were stated")
-    return tuple(told)
+def _table_heads(counts: Sequence[int], heads: Heads, where: str) -> tuple[int, ...]:
+    """Heads by stage, from the `counts` in position tables. Raises UserError where other heads were stated."""
+    stated = [heads * number // counts[0] for number in counts] if isinstance(heads, int) else heads
+    if stated is not None and [*stated] != [*counts]:
+        raise UserError(f"{where} has position tables for {[*counts]} heads, not for the {heads} that were stated")
+    return tuple(counts)
 
 
 def _count(state: State, start: str) -> int:
-    """How many numbers follow this beginning of a name."""
+    """The number of blocks: of different words that follow `start` in the names."""
     return len({key.removeprefix(start).split(".")[0] for key in state if key.startswith(start)})
 
 

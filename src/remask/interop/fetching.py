@@ -1,4 +1,4 @@
-"""Weights that other libraries fetch: what goes wrong there is one line; where costs are counted none are fetched."""
+"""Weights that other libraries fetch: their errors become one line, and none are fetched where costs are counted."""
 
 import importlib
 import socket
@@ -13,9 +13,9 @@ from remask.errors import UserError
 
 
 def fetched(make: Callable[[], Any], spec: str, cure: str = "offline, give its weights as a file") -> Any:
-    """What a library makes of published weights; whatever it raises when they are out of reach becomes one line.
+    """The network that `make` builds with published weights; whatever it raises becomes a UserError of one line.
 
-    cure   what to do then
+    cure   the advice in that line
     """
     try:
         with _quick_when_offline():
@@ -27,14 +27,14 @@ def fetched(make: Callable[[], Any], spec: str, cure: str = "offline, give its w
 
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
-    """Without a name server the hub's client would try again for minutes, and say so each time: it is told before."""
+    """Set the hub's client to offline where there is no name server: it would retry for minutes, and print each try."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     try:
         socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
     except OSError:
-        constants.HF_HUB_OFFLINE = True  # what was fetched earlier is still found
+        constants.HF_HUB_OFFLINE = True  # files that were fetched before are still found
     try:
         yield
     finally:
@@ -50,7 +50,7 @@ def package(name: str, spec: str) -> Any:
 
 
 def counting() -> bool:
-    """Whether networks are made without memory, to count what they cost."""
+    """Whether networks are built on the meta device, without memory, to count their costs."""
     return torch.get_default_device().type == "meta"
 
 

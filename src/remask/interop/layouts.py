@@ -1,4 +1,4 @@
-"""How files name things: entries that hold weights, prefixes of wrappers, classifiers, and what each layout has."""
+"""Names in files of weights: entries that hold them, prefixes of wrappers, classifiers, and those of each layout."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ ENTRIES = (
     "model", "state_dict", "model_state", "model_state_dict", "module", "net", "network", "weights", "params", "state",
     "student", "encoder", "backbone",
 )  # fmt: skip
-"""Names under which weights are kept, the likeliest first; any other name is looked into as well."""
+"""Names of entries that hold weights, the likeliest first; entries of other names are searched as well."""
 
 AVERAGES = frozenset((
     "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "ema_model_state_dict",
@@ -21,27 +21,27 @@ WRAPPERS = frozenset((
     "module", "model", "encoder", "backbone", "_orig_mod", "student", "net", "network", "trunk", "vit", "visual",
     "online_encoder",
 ))  # fmt: skip
-"""Parts of prefixes that are nothing but that; a network under another is taken where there is no other."""
+"""Words of prefixes that wrappers add; a network under another prefix is taken where it is the only one."""
 
 CLASSIFIERS = re.compile(
     r"(?:head|heads|head_dist|fc|fc_norm|classifier|cls_head|classification_head|linear|linear_head|pre_logits)\."
 )
-"""What fine-tuning and linear probes put behind an encoder."""
+"""Names of the layers that fine-tuning and linear probes put behind an encoder."""
 
 NO_NETWORK = ("optimizer", "optimizers", "optimizer_states", "optim", "scaler", "loss_scaler", "lr_scheduler")
 MOCO = frozenset(("base_encoder", "momentum_encoder"))
 """MoCo v3's two encoders, of which its specifications name one: no wrappers, and in no other layout."""
 
 COUNTERS = ("n_averaged", "num_updates", "decay", "step", "epoch")
-"""Tensors that averages and trainers keep beside a network."""
+"""Tensors that averages and trainers store beside a network."""
 
 
 class Layout(NamedTuple):
-    """How the files of a kind name things.
+    """The names in files of one kind.
 
-    anchors   names of tensors of which each network has one, without any prefix
-    native    what official files put before the names of the encoder, by the beginning of a name that only it has
-    average   whether a moving average is preferred; where a specification names the copy it is not
+    anchors   names of tensors, of which each network has one, without any prefix
+    native    beginning of a name that only the encoder has -> the prefix of official files for the encoder
+    average   whether a moving average is preferred; False where the specification itself names the copy
     names     all names of the network, where they are known: the prefix is the one under which most of them stand
     """
 

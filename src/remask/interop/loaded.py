@@ -1,4 +1,4 @@
-"""What was taken out of other people's files, as a line for a person."""
+"""The record of weights that were loaded from other people's files, and its line for the user."""
 
 import re
 from collections import Counter
@@ -15,13 +15,13 @@ from remask.types import Size
 
 
 class Loaded(NamedTuple):
-    """What a network was given.
+    """The weights that a network was given.
 
-    spec       where it came from
+    spec       their specification
     tensors    how many the network took
-    entry      of the file, where it is not all of it
-    said       what else there is to know of the choice
-    left_out   names of tensors and other things that the file holds besides
+    entry      of the file that holds them, where it is not the whole file
+    said       further remarks in the line
+    left_out   names of the other tensors and values in the file
     """
 
     spec: str
@@ -34,29 +34,29 @@ class Loaded(NamedTuple):
     def line(self) -> str:
         """mae:FILE: 28 tensors of its entry "model"; …; left out: decoder (30 tensors), head (2 tensors)."""
         what = f"{self.tensors} tensors" + (f" of {self.entry}" if self.entry not in ("", "it") else "")
-        left = (f"left out: {groups(self.left_out)}",) if self.left_out else ()
-        return f"{printable(self.spec)}: " + "; ".join((what, *self.said, *left))
+        skipped = (f"left out: {groups(self.left_out)}",) if self.left_out else ()
+        return f"{printable(self.spec)}: " + "; ".join((what, *self.said, *skipped))
 
 
 def groups(names: Sequence[str]) -> str:
-    """Names of tensors by what they belong to: "decoder (58 tensors), head (2 tensors), epoch"."""
+    """Names of tensors grouped by their first word: "decoder (58 tensors), head (2 tensors), epoch"."""
     owners = Counter(re.sub(r"^decoder.*", "decoder", name.split(".")[0]) for name in names)
     return ", ".join(f"{owner} ({count} tensors)" if count > 1 else owner for owner, count in owners.items())
 
 
 def remember(network: Any, loaded: Loaded | None) -> None:
-    """Keep with a backbone or a target what it was given."""
+    """Store the record of its weights with a backbone or a target."""
     network.loaded = loaded
 
 
 def loaded_of(network: object) -> Loaded | None:
-    """What a backbone or a target was given, where that is known."""
-    found = getattr(network, "loaded", None)
-    return found if isinstance(found, Loaded) else None
+    """The record of the weights of a backbone or a target; None where there is none."""
+    loaded = getattr(network, "loaded", None)
+    return loaded if isinstance(loaded, Loaded) else None
 
 
 def resized(state: Mapping[str, Tensor], before: Size, after: Size, patch: Size) -> tuple[str, ...]:
-    """What to say where tables of positions were made for images of another size."""
+    """A remark where tables of positions were resized, since they were made for images of another size; else none."""
     old, new = grid_of(before, patch), grid_of(after, patch)
     if old == new or not any(name.endswith((POSITIONS, BIASES)) for name in state):
         return ()
@@ -64,7 +64,7 @@ def resized(state: Mapping[str, Tensor], before: Size, after: Size, patch: Size)
 
 
 def stated(spec: str, setting: str, given: Any, written: Any) -> Any:
-    """A setting of a network, given beside its specification or written behind it. UserError where the two differ."""
+    """A setting of a network, given as an argument or written behind its specification. UserError where they differ."""
     if given is not None and written is not None and given != written:
         raise UserError(f"{spec} says {setting}={written}, and {setting} {given} was given besides: leave out one")
     return written if given is None else given

@@ -51,7 +51,7 @@ def from_official(state: State) -> dict[str, Tensor]:
 
 
 def to_official(method: Method) -> dict[str, Tensor]:
-    """The way back, bit for bit. Raises UserError for what the layout has no place for."""
+    """The inverse of `from_official`, bit for bit. Raises UserError for tensors without a place in the layout."""
     if method.backbone.prefix != 1:
         raise UserError(f"MAE's layout has one class token, the backbone {method.backbone.prefix} prefix tokens")
     state = {renamed(name, OFFICIAL): tensor for name, tensor in method.state_dict().items()}
@@ -71,9 +71,9 @@ def load(
 ) -> Method:
     """An official pre-training checkpoint, strictly, as a method that goes on training.
 
-    heads, decoder_heads   asked for, never guessed, since weights fit any number (ViT-B 12, L and H 16; decoder 16)
+    heads, decoder_heads   required, never guessed, since weights fit any number (ViT-B 12, L and H 16; decoder 16)
     size                   pixels of the images it was trained on; needed only where they were not square
-    ratio, per_patch       masking ratio and normalised pixels, of which the weights know nothing
+    ratio, per_patch       masking ratio and normalised pixels, which the weights do not tell
     """
     where, state = label(source), read(source, "mae", classifiers=True)
     if not any(key.startswith("decoder_") for key in state):
@@ -100,15 +100,15 @@ def load_backbone(
 
 
 def classifier_state(state: State, network: VisionTransformer) -> dict[str, Tensor]:
-    """What MAE's fine-tuning takes from an official pre-training state into a timm classifier: the encoder.
+    """The tensors of an official pre-training state that MAE's fine-tuning loads into a timm classifier: the encoder.
 
     The position table is resized to the network's grid. Where the network averages the patch tokens it has a new
     `fc_norm` and no `norm`, which is left out; the head is new. Load the result with strict=False.
     """
     own, stem = network.state_dict(), network.patch_embed
-    kept = {key: state[key] for key in state if key in own and not key.startswith("head.")}
+    tensors = {key: state[key] for key in state if key in own and not key.startswith("head.")}
     prefix, (rows, cols) = network.num_prefix_tokens, stem.grid_size
-    return {**kept, "pos_embed": resize_positions(state["pos_embed"], (int(rows), int(cols)), prefix)}
+    return {**tensors, "pos_embed": resize_positions(state["pos_embed"], (int(rows), int(cols)), prefix)}
 
 
 def resize_positions(table: Tensor, grid: Grid, prefix: int = 1) -> Tensor:
@@ -119,17 +119,17 @@ def resize_positions(table: Tensor, grid: Grid, prefix: int = 1) -> Tensor:
 
 def check(state: State, expected: State, where: str) -> None:
     """Raise UserError unless names, shapes and kinds of number are those expected and all weights are finite."""
-    both = [key for key in state if key in expected]
+    common = [key for key in state if key in expected]
     faults = {
         "missing": [key for key in expected if key not in state],
         "unknown": [key for key in state if key not in expected],
         "of another shape": [
             f"{key} {[*state[key].shape]}, not {[*expected[key].shape]}"
-            for key in both
+            for key in common
             if state[key].shape != expected[key].shape
         ],
         "of integers where weights were expected": [
-            key for key in both if expected[key].is_floating_point() and not state[key].is_floating_point()
+            key for key in common if expected[key].is_floating_point() and not state[key].is_floating_point()
         ],
     }
     if any(faults.values()):
@@ -139,12 +139,12 @@ def check(state: State, expected: State, where: str) -> None:
 
 
 def _few(keys: Sequence[str], count: int = 8) -> str:
-    """The first names of a list, and how many there are besides."""
+    """The first names of a list, and how many more there are."""
     return ", ".join(keys[:count]) + f" and {len(keys) - count} more" * (len(keys) > count)
 
 
 def renamed(key: str, names: Mapping[str, str]) -> str:
-    """`key` with its first part replaced. Raises UserError where `names` has no such part."""
+    """`key` with its prefix replaced by that in `names`. Raises UserError where `names` has no prefix of it."""
     old = next((prefix for prefix in names if key.startswith(prefix)), None)
     if old is None:
         raise UserError(f"{key} has no counterpart: MAE's layout knows {', '.join(names)}")

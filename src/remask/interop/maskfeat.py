@@ -34,7 +34,12 @@ Name = Literal["slowfast", "mmpretrain"]
 
 
 class Layout(NamedTuple):
-    """How a code base names things: official part -> ours, outside of the blocks and inside of one."""
+    """The names of a code base.
+
+    outside, inside   official prefix -> ours, outside of the blocks and inside of one
+    blocks            the official prefix of the blocks
+    constants         the official prefix of the target's constants, which are not weights
+    """
 
     outside: Mapping[str, str]
     blocks: str
@@ -75,18 +80,18 @@ def from_official(state: State) -> dict[str, Tensor]:
     """
     name = layout_of(state)
     layout = LAYOUTS[name]
-    kept = {key: tensor for key, tensor in state.items() if not key.startswith(layout.constants)}
-    named = {_renamed(key, name, layout, NETWORK + "blocks."): tensor for key, tensor in kept.items()}
+    weights = {key: tensor for key, tensor in state.items() if not key.startswith(layout.constants)}
+    named = {_renamed(key, name, layout, NETWORK + "blocks."): tensor for key, tensor in weights.items()}
     return {key: tensor.flatten() if key == MASK_TOKEN else tensor for key, tensor in named.items()}
 
 
 def to_official(method: Method, layout: Name = "slowfast") -> dict[str, Tensor]:
-    """The way back, bit for bit. Raises UserError for what the layout has no place for."""
+    """The inverse of `from_official`, bit for bit. Raises UserError for tensors without a place in the layout."""
     if not isinstance(method.backbone, ViT) or method.backbone.prefix != 1:
         network_name = type(method.backbone.network).__name__
         raise UserError(f"MaskFeat's layouts hold a ViT with one prefix token, its class, and not this {network_name}")
     theirs = LAYOUTS[layout]
-    back = Layout(_turned(theirs.outside), NETWORK + "blocks.", _turned(theirs.inside), theirs.constants)
+    back = Layout(_inverse(theirs.outside), NETWORK + "blocks.", _inverse(theirs.inside), theirs.constants)
     state = {_renamed(key, layout, back, theirs.blocks): tensor for key, tensor in own_state(method).items()}
     token = "backbone.mask_token" if layout == "mmpretrain" else "mask_token"
     return {**state, token: state[token].view(1, 1, -1)}
@@ -103,7 +108,7 @@ def load(
 ) -> Method:
     """An official pre-training checkpoint of either layout, strictly, as a method that goes on training.
 
-    heads   asked for, never guessed, since weights fit any number (ViT-B 12, L 16)
+    heads   required, never guessed, since weights fit any number (ViT-B 12, L 16)
     size    pixels of the images it was trained on; needed only where they were not square
     ratio   of block-wise masking: the published 78 of 196 tokens
     The target is the HOG of the code base: mmpretrain weighs pixels by a Gaussian window.
@@ -130,12 +135,12 @@ def load_backbone(
 
 
 def classifier_state(state: State, network: VisionTransformer) -> dict[str, Tensor]:
-    """What fine-tuning takes from a pre-training state into a timm classifier, as `interop.mae.classifier_state`."""
+    """The tensors that fine-tuning loads into a timm classifier, as in `interop.mae.classifier_state`."""
     return mae.classifier_state(encoder_of(state), network)
 
 
 def layout_of(state: State) -> Name:
-    """Whose names these are."""
+    """The code base whose names a state has."""
     return "mmpretrain" if any(key.startswith(("backbone.", "neck.")) for key in state) else "slowfast"
 
 
@@ -161,7 +166,7 @@ def _backbone(
 
 
 def encoder_of(state: State) -> dict[str, Tensor]:
-    """The backbone's part of a state, under timm's names."""
+    """The tensors of the backbone in a state, under timm's names."""
     named = from_official(state)
     return {key.removeprefix(NETWORK): tensor for key, tensor in named.items() if key.startswith(NETWORK)}
 
@@ -179,7 +184,7 @@ def _renamed(key: str, name: str, layout: Layout, blocks: str) -> str:
     return f"{blocks}{number}.{counterpart(rest, layout.inside, name)}"
 
 
-def _turned(names: Mapping[str, str]) -> dict[str, str]:
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
     return {ours: key for key, ours in names.items()}
 
 

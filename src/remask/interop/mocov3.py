@@ -34,9 +34,9 @@ def from_official(state: State, momentum: bool = False, where: str = "the state"
     A linear probe's state, which has plain names, holds the base encoder alone. Raises UserError for unknown keys, an
     encoder that is absent, and a convolutional stem.
     """
-    own = {key.removeprefix(WRAPPED): tensor for key, tensor in state.items()}
-    if any(key.startswith(ENCODER) for key in own):  # linear-vit-*.pth.tar
-        if any(key.startswith(tuple(DECODER)) for key in own):
+    named = {key.removeprefix(WRAPPED): tensor for key, tensor in state.items()}
+    if any(key.startswith(ENCODER) for key in named):  # linear-vit-*.pth.tar
+        if any(key.startswith(tuple(DECODER)) for key in named):
             raise UserError(
                 f"{where} holds an encoder under plain names, as MoCo v3's linear probes do, but a decoder beside it: "
                 "open it as mae:FILE"
@@ -46,11 +46,11 @@ def from_official(state: State, momentum: bool = False, where: str = "the state"
                 f"{where} holds one encoder under plain names, as MoCo v3's linear probes do (linear-vit-*.pth.tar): "
                 "give the pre-training checkpoint, vit-*.pth.tar"
             )
-        own = {BASE + key: tensor for key, tensor in own.items()}
-    for key in own:
+        named = {BASE + key: tensor for key, tensor in named.items()}
+    for key in named:
         counterpart(key, KNOWN, "MoCo v3")
     prefix = MOMENTUM if momentum else BASE
-    encoder = {key.removeprefix(prefix): tensor for key, tensor in own.items() if key.startswith(prefix)}
+    encoder = {key.removeprefix(prefix): tensor for key, tensor in named.items() if key.startswith(prefix)}
     if not encoder:
         raise UserError(f"{where} holds no {prefix}*: give a whole MoCo v3 checkpoint, or ask for its other encoder")
     if STEM in encoder:
@@ -72,7 +72,7 @@ def load_backbone(
 ) -> ViT:
     """An encoder of a pre-training checkpoint, strictly.
 
-    heads      asked for, never guessed, since weights fit any number (ViT-S has 12 here, and 6 in timm; ViT-B 12)
+    heads      required, never guessed, since weights fit any number (ViT-S has 12 here, and 6 in timm; ViT-B 12)
     momentum   the momentum encoder in place of the base encoder
     size       pixels of the images it was trained on; needed only where they were not square
     # official: the patch projection is frozen, and so is the table; here the table alone, because a student that starts
@@ -87,13 +87,13 @@ def load_backbone(
 
 
 def read(source: Source) -> State:
-    """The tensors of a file or dict, both encoders and what is beside them, or a linear probe's under plain names."""
+    """The tensors of a file or dict: those of both encoders and beside them, or a linear probe's under plain names."""
     state = state_dicts.read(source, "mocov3")
     return state if both(state) else state_dicts.read(source, "mae")
 
 
 def both(state: State) -> bool:
-    """Whether a state has names of pre-training: those of a linear probe do not tell one encoder from the other."""
+    """Whether a state has pre-training's names, which tell the two encoders apart; a linear probe has plain names."""
     return any(key.startswith(tuple(KNOWN)) for key in state)
 
 

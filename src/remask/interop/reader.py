@@ -59,12 +59,12 @@ def reader_text() -> str:
     crop = (transforms.CentreCrop, transforms.resize, transforms.rows_first, transforms._shortened, transforms._check)
     types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
     sections = [
-        _alone(levels),
-        _alone(arrays),
-        _alone(tiff),
-        _alone(deep),
-        _alone(heif),
-        _alone(decoding),
+        _standalone(levels),
+        _standalone(arrays),
+        _standalone(tiff),
+        _standalone(deep),
+        _standalone(heif),
+        _standalone(decoding),
         types,
         _imports(transforms),
         *map(_source, crop),
@@ -82,8 +82,8 @@ def _imports(module: ModuleType) -> str:
     return "\n".join(line for line in lines if not re.match(r"from (?:remask|jaxtyping)", line))
 
 
-def _alone(module: ModuleType) -> str:
-    """A module's text without its docstring, what it imports of remask, and its list of names."""
+def _standalone(module: ModuleType) -> str:
+    """A module's text without its docstring, its imports of remask and jaxtyping, and its `__all__`."""
     text = re.sub(r'\A""".*?"""\n', "", inspect.getsource(module), flags=re.DOTALL)
     text = re.sub(r"^from (?:remask|jaxtyping)[^\n]*\n", "", text, flags=re.MULTILINE)
     return re.sub(r"^__all__ = \[[^\]]*\]\n", "", text, flags=re.MULTILINE).strip()

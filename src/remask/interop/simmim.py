@@ -61,7 +61,7 @@ def from_official(state: State, channels: int = 3, cells: Grid = (1, 1)) -> dict
 
 
 def to_official(method: Method) -> dict[str, Tensor]:
-    """The way back, bit for bit, buffers included. Raises UserError for what the layout has no place for."""
+    """The inverse of `from_official`, bit for bit, buffers included. UserError for tensors that have no place there."""
     backbone = method.backbone
     if not isinstance(backbone, BeitViT | Swin) or backbone.patch[0] != backbone.patch[1]:
         kind = type(backbone.network).__name__
@@ -102,7 +102,7 @@ def load(
 ) -> Method:
     """An official pre-training checkpoint, strictly, as a method that goes on training.
 
-    heads         of a ViT; read from its position table, and asked for where it has none
+    heads         of a ViT; read from its position table, and required where it has none
     size          pixels of the images it was trained on; a Swin's weights do not tell them
     ratio, cell   share hidden, in cells of so many pixels: whole patches of the stem, which in a Swin may be fewer than
                   a token of its last stage has, or cut one
@@ -139,7 +139,7 @@ def load_backbone(
 
 
 def classifier_state(state: State, network: Beit | SwinTransformer) -> dict[str, Tensor]:
-    """What SimMIM's cells-tuning takes from a pre-training state into a timm classifier; load it with strict=False.
+    """The tensors that SimMIM's fine-tuning loads into a timm classifier; load them with strict=False.
 
     A ViT's as BEiT's: the shared table copied into every block. A Swin's tables are resized to the new windows.
     """
@@ -147,15 +147,15 @@ def classifier_state(state: State, network: Beit | SwinTransformer) -> dict[str,
     if isinstance(network, Beit):
         return beit.classifier_state(encoder, network)
     own, named = network.state_dict(), {_merging(key, 1): tensor for key, tensor in weights(encoder).items()}
-    kept = {key: tensor for key, tensor in named.items() if key in own and not key.startswith("head.")}
-    for key in (key for key in kept if key.endswith(TABLE) and kept[key].shape != own[key].shape):
+    tensors = {key: tensor for key, tensor in named.items() if key in own and not key.startswith("head.")}
+    for key in (key for key in tensors if key.endswith(TABLE) and tensors[key].shape != own[key].shape):
         window = network.get_submodule(key.removesuffix("." + TABLE)).window_size
-        kept[key] = resize_table(kept[key], window_of(kept[key], 0, key), (int(window[0]), int(window[1])))
-    return kept
+        tensors[key] = resize_table(tensors[key], window_of(tensors[key], 0, key), (int(window[0]), int(window[1])))
+    return tensors
 
 
 def read(source: Source, classifiers: bool = False) -> State:
-    """The tensors of a file or dict in official names; its settings are passed over."""
+    """The tensors of a file or dict in official names, without its settings."""
     return state_dicts.read(source, "simmim", classifiers)
 
 
@@ -183,8 +183,10 @@ def _backbone(
 
 
 def _merging(name: str, by: int) -> str:
-    """Official code merges patches at the end of a stage, timm at the beginning of the next one."""
-    return MERGING.sub(lambda found: f"layers.{int(found[1]) + by}.downsample.", name)
+    """A name with the stage of its merging layer moved by `by`: official code merges at the end of a stage, timm at the
+    beginning of the next one.
+    """
+    return MERGING.sub(lambda match: f"layers.{int(match[1]) + by}.downsample.", name)
 
 
 __all__ = [

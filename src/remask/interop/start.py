@@ -1,4 +1,4 @@
-"""The backbone that a downstream task starts from: any encoder there is, rebuilt for its images and drop path."""
+"""The backbone that a downstream task starts from: any encoder that can be opened, rebuilt for its images."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def start(
 
     spec        as for `open_encoder`; timm: and untrained: take any network that returns a map of features too
     heads       of attention, where a file does not tell them
-    normalise   how the pictures of a file's network were normalised, where its kind does not tell: imagenet, half, clip
+    normalise   how the images of a file's network were normalised, where its kind does not tell: imagenet, half, clip
     untrained   the same network with first weights, a ViT's positions by sine and cosine: the control
     Raises UserError as `open_encoder` does, and where the network does not take the size.
     """
@@ -47,17 +47,17 @@ def start(
     if kind in ("timm", "untrained") and creator_of(name) is create_hierarchical:
         size = size or _published_size(name)
         return _with_maps(spec, name, size, drop_path, fetch=kind == "timm" and not untrained), size
-    made_for = size if kind in FILES else None  # a table that is not square, and a Swin, do not tell it
+    made_for = size if kind in FILES else None  # not to be read from a Swin, and from a table that is not square
     source: Any = open_encoder(spec, heads=heads, size=made_for, normalise=normalise)
     if source.origin is None:
         raise UserError(f"{spec} does not say how it is rebuilt: export it again with remask export")
     model, arguments = source.origin
     make = creator_of(model)
-    own = {key: value for key, value in arguments.items() if key not in FIXED}
+    overrides = {key: value for key, value in arguments.items() if key not in FIXED}
     before = _built_for(source, arguments)
     size = size or before
     keys = {"positions": "sincos" if untrained else "learned"} if make is create_vit else {}
-    fresh = _made(make, model, size, constants(source), own, drop_path=drop_path, **keys)
+    fresh = _rebuilt(make, model, size, constants(source), overrides, drop_path=drop_path, **keys)
     if not untrained and kind != "untrained":
         state = resize_state(source.network.state_dict(), fresh.network, before, size, fresh.patch)
         check(state, fresh.network.state_dict(), spec)
@@ -84,16 +84,16 @@ def _with_maps(spec: str, name: str, size: Size, drop_path: float, fetch: bool) 
     return fresh
 
 
-def _made(
-    make: Callable[..., Any], model: str, size: Size, constants: Sequence[Any], own: dict[str, Any], **keys: Any
+def _rebuilt(
+    make: Callable[..., Any], model: str, size: Size, constants: Sequence[Any], overrides: dict[str, Any], **keys: Any
 ) -> Any:
-    """A network as it was built; a Swin's window gives way to another where it does not tile the size."""
+    """A network rebuilt with its own arguments; a Swin's window is replaced where it does not tile the size."""
     try:
-        return make(model, size, *constants, overrides=own, **keys)
+        return make(model, size, *constants, overrides=overrides, **keys)
     except UserError:
-        if make is not create_swin or "window_size" not in own:
+        if make is not create_swin or "window_size" not in overrides:
             raise
-    return make(model, size, *constants, overrides={k: v for k, v in own.items() if k != "window_size"}, **keys)
+    return make(model, size, *constants, overrides={k: v for k, v in overrides.items() if k != "window_size"}, **keys)
 
 
 def constants(backbone: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -114,7 +114,7 @@ def _built_for(backbone: Any, arguments: dict[str, Any]) -> Size:
 
 
 def _published(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What timm states for a model; ImageNet's where it states nothing."""
+    """Mean and deviation that timm states for a model; ImageNet's where it states none."""
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     return (tuple(cfg.mean), tuple(cfg.std)) if cfg else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 

@@ -1,8 +1,8 @@
 """Which tensors of a file are the network: its entry, a moving average where there is one, without wrappers' prefixes.
 
-One way for every layout of interop/. A tensor that each network of a layout has, its anchor, is looked for under any
-prefix (module., model., encoder., backbone., _orig_mod., student., net. and whatever they are put together to) in any
-entry of the file: what precedes it is the prefix of the whole network. Classifiers beside it are left out and named.
+One way for every layout of interop/. A tensor that each network of a layout has, its anchor, is searched under any
+prefix (module., model., encoder., backbone., _orig_mod., student., net. and combinations of them) in any entry of the
+file: the text before it is the prefix of the whole network. Classifiers beside it are left out and named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ State: TypeAlias = Mapping[str, Tensor]
 Source: TypeAlias = str | Path | Mapping[str, Any]
 
 DEPTH = 4
-"""Entries within entries that are looked into."""
+"""Levels of nested entries that are searched."""
 
 
 class Copy(NamedTuple):
@@ -36,11 +36,11 @@ class Copy(NamedTuple):
 
     @property
     def label(self) -> str:
-        """How a message calls it."""
+        """Its name in messages."""
         return f'its entry "{".".join(map(str, self.path))}"' if self.path else "it"
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Of its tensors, classifiers aside, by their names without the prefix."""
+        """Shapes of its tensors, without classifiers, by their names without the prefix."""
         return {name: tensor.shape for name, tensor in self.tensors() if not CLASSIFIERS.match(name)}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -49,12 +49,14 @@ class Copy(NamedTuple):
                 yield key.removeprefix(self.prefix), value
 
 
-class Found(NamedTuple):
-    """The tensors of a network in its layout's official names, decoder and all, and where they were.
+class FileState(NamedTuple):
+    """The tensors of a network in its layout's official names, with its decoder, and where they come from.
 
-    left_out   names of what stood beside them
-    said       what else a person should know
-    new        how many of its tensors are in no file
+    where      the file, as messages name it
+    copy       the entry of the file, as messages name it
+    left_out   names of other tensors and values in the file
+    said       remarks for the user
+    new        number of tensors that the file lacks and that were created
     """
 
     state: dict[str, Tensor]
@@ -66,16 +68,16 @@ class Found(NamedTuple):
 
 
 def read(source: Source, kind: str | Layout = "mae", classifiers: bool = False) -> dict[str, Tensor]:
-    """The state that `find` finds."""
+    """The tensors alone that `find` returns."""
     return find(source, kind, classifiers).state
 
 
-def find(source: Source, kind: str | Layout = "mae", classifiers: bool = False) -> Found:
+def find(source: Source, kind: str | Layout = "mae", classifiers: bool = False) -> FileState:
     """The network of a file, or of a dict, in the official names of its layout.
 
-    classifiers   keep what is named as one, for a loader that goes on with all of a file and finds fault with the rest
-    A state without an anchor is returned as it is, for the loaders to name what is missing. Raises UserError for a
-    source without tensors, for an entry among the weights that is none, and where several networks are meant alike.
+    classifiers   include tensors named as classifiers, for a loader that takes all of a file and refuses unknown names
+    A state without an anchor is returned as it is, for the loaders to name missing tensors. Raises UserError for a
+    source without tensors, for an entry among the weights that is no tensor, and where several networks match equally.
     """
     layout = LAYOUTS[kind] if isinstance(kind, str) else kind
     where = "the state" if isinstance(source, Mapping) else str(source)
@@ -86,13 +88,13 @@ def find(source: Source, kind: str | Layout = "mae", classifiers: bool = False) 
         copies = [copy for copy, count in zip(copies, counts, strict=True) if count == max(counts)]
     if not copies:
         path, entry = _state(content, where)
-        return Found(_tensors(entry, "", where, path)[0], where, Copy(path, entry, "").label)
-    chosen, said = _chosen(copies, layout, where)
-    return _named(chosen, layout, where, said, classifiers)
+        return FileState(_tensors(entry, "", where, path)[0], where, Copy(path, entry, "").label)
+    chosen, remarks = _chosen(copies, layout, where)
+    return _named(chosen, layout, where, remarks, classifiers)
 
 
 def label(source: Source) -> str:
-    """How a message calls a source."""
+    """The name of a source in messages."""
     return "the state" if isinstance(source, Mapping) else str(source)
 
 
@@ -114,7 +116,7 @@ def _copies(content: Any, layout: Layout, path: tuple[str, ...] = ()) -> Iterato
 
 
 def _chosen(copies: Sequence[Copy], layout: Layout, where: str) -> tuple[Copy, list[str]]:
-    """The copy that is meant: the moving average where it is one of the same network, and what to say of the others."""
+    """The copy to load, a moving average where it is one of the whole network, and remarks on the choice."""
     if not layout.average:
         return _likeliest(copies, where), []
     average, plain = [copy for copy in copies if copy.average], [copy for copy in copies if not copy.average]
@@ -122,16 +124,16 @@ def _chosen(copies: Sequence[Copy], layout: Layout, where: str) -> tuple[Copy, l
         return _likeliest(plain, where), []
     mean = _likeliest(average, where)
     if not plain:
-        return mean, [f"{_told(mean)} is a moving average"]
+        return mean, [f"{_copy_name(mean)} is a moving average"]
     other = _likeliest(plain, where)
     theirs, own = mean.shapes(), other.shapes()
     if all(theirs.get(name) == size for name, size in own.items() if _needed(name)):
-        return mean, [f"{_told(mean)}, a moving average, was preferred to {_told(other)}"]
-    return other, [f"{_told(mean)} was passed over, for it is no moving average of all of {_told(other)}"]
+        return mean, [f"{_copy_name(mean)}, a moving average, was preferred to {_copy_name(other)}"]
+    return other, [f"{_copy_name(mean)} was passed over, for it is no moving average of all of {_copy_name(other)}"]
 
 
-def _told(copy: Copy) -> str:
-    """A copy by its entry, or by its prefix where two share an entry."""
+def _copy_name(copy: Copy) -> str:
+    """The name of a copy in remarks: its prefix, or its entry where it has none."""
     return f"{copy.prefix}*" if copy.prefix else copy.label
 
 
@@ -143,45 +145,45 @@ def _needed(name: str) -> bool:
 
 
 def _likeliest(copies: Sequence[Copy], where: str) -> Copy:
-    """By the name of the entry, then by a prefix of wrappers alone. Raises UserError where two are alike in that."""
+    """The copy of the likeliest entry, then of the prefix with the fewest unknown names. Raises UserError for a tie."""
 
     def rank(copy: Copy) -> tuple[int, int]:
         place = [ENTRIES.index(name) for name in copy.path if name in ENTRIES]
-        strange = {wrapper for wrapper in copy.prefix.split(".") if wrapper} - WRAPPERS - AVERAGES
-        return (place[0] if place else len(ENTRIES) * bool(copy.path)), len(strange)
+        unknown = {wrapper for wrapper in copy.prefix.split(".") if wrapper} - WRAPPERS - AVERAGES
+        return (place[0] if place else len(ENTRIES) * bool(copy.path)), len(unknown)
 
     ordered = sorted(copies, key=rank)
-    alike = [copy for copy in ordered if rank(copy) == rank(ordered[0])]
-    if len(alike) > 1:
-        listed = ", ".join(copy.prefix + "*" if copy.prefix else copy.label for copy in alike)
+    ties = [copy for copy in ordered if rank(copy) == rank(ordered[0])]
+    if len(ties) > 1:
+        listed = ", ".join(copy.prefix + "*" if copy.prefix else copy.label for copy in ties)
         raise UserError(f"{where} holds several networks, {listed}: save the one that is meant to a file of its own")
     return ordered[0]
 
 
-def _named(copy: Copy, layout: Layout, where: str, said: list[str], classifiers: bool) -> Found:
+def _named(copy: Copy, layout: Layout, where: str, remarks: list[str], classifiers: bool) -> FileState:
     """A copy in the official names of its layout."""
     bare = [name for name, _ in copy.tensors()]
     native = next((own for start, own in layout.native.items() if any(name.startswith(start) for name in bare)), "")
     outer = copy.prefix.removesuffix(native)
-    under, left = _tensors(copy.entry, copy.prefix, where, copy.path)
-    heads = [] if classifiers else [name for name in under if CLASSIFIERS.match(name)]
-    state, left = {native + name: under[name] for name in under if name not in heads}, [*left, *heads]
+    tensors, left_out = _tensors(copy.entry, copy.prefix, where, copy.path)
+    heads = [] if classifiers else [name for name in tensors if CLASSIFIERS.match(name)]
+    state, left_out = {native + name: tensors[name] for name in tensors if name not in heads}, [*left_out, *heads]
     for key, value in copy.entry.items():
         if not isinstance(key, str) or key.startswith(copy.prefix):
             continue
         name = key.removeprefix(outer)
-        beside = key.startswith(outer) and bool(native) and not CLASSIFIERS.match(name)  # a decoder, for instance
-        if isinstance(value, Tensor) and (beside or ("." not in key and key not in COUNTERS)):
-            state.setdefault(name, value)  # which may be of the network: a loader finds fault with what is not
+        sibling = key.startswith(outer) and bool(native) and not CLASSIFIERS.match(name)  # a decoder, for instance
+        if isinstance(value, Tensor) and (sibling or ("." not in key and key not in COUNTERS)):
+            state.setdefault(name, value)  # it may belong to the network; if not, the loader refuses it
         else:
-            left.append(key)
+            left_out.append(key)
     if copy.prefix not in ("", native):
-        said = [*said, f"the prefix {outer or copy.prefix} was taken off"]
-    norm, other, new = f"{native}norm.weight", under.get("fc_norm.weight"), 0
+        remarks = [*remarks, f"the prefix {outer or copy.prefix} was taken off"]
+    norm, other, new = f"{native}norm.weight", tensors.get("fc_norm.weight"), 0
     if other is not None and norm not in state and not classifiers:
         state |= {norm: torch.ones_like(other), f"{native}norm.bias": torch.zeros_like(other)}
-        said, new = [*said, "its final norm is new, for the file has fc_norm in its place"], 2
-    return Found(state, where, copy.label, tuple(left), tuple(said), new)
+        remarks, new = [*remarks, "its final norm is new, for the file has fc_norm in its place"], 2
+    return FileState(state, where, copy.label, tuple(left_out), tuple(remarks), new)
 
 
 def _tensors(
@@ -191,7 +193,7 @@ def _tensors(
 
     Raises UserError where something else stands in the place of a weight.
     """
-    state, left = dict[str, Tensor](), list[str]()
+    state, others = dict[str, Tensor](), list[str]()
     for key, value in entry.items():
         if not isinstance(key, str) or not key.startswith(prefix):
             continue
@@ -205,8 +207,8 @@ def _tensors(
                 f'{where} holds an entry that is no tensor: "{key}"{under} is {kind}; save the weights as plain tensors'
             )
         else:
-            left.append(name)
-    return state, left
+            others.append(name)
+    return state, others
 
 
 def _state(content: Any, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
@@ -214,7 +216,7 @@ def _state(content: Any, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]
     entries = [*_entries(content)]
     if entries:
         place = {name: number for number, name in enumerate(ENTRIES)}
-        return min(entries, key=lambda found: min((place.get(n, len(place)) for n in found[0]), default=-1))
+        return min(entries, key=lambda item: min((place.get(n, len(place)) for n in item[0]), default=-1))
     if isinstance(content, Foreign):
         raise UserError(f"{where} holds {described(content)} as a whole: save its state_dict() and give that file")
     if not isinstance(content, Mapping):
@@ -237,4 +239,4 @@ def _entries(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
                 yield from _entries(entry, (*path, name))
 
 
-__all__ = ["Found", "Source", "State", "find", "label", "read"]
+__all__ = ["FileState", "Source", "State", "find", "label", "read"]

@@ -8,8 +8,8 @@ clip:NAME or clip:FOLDER           transformers' CLIPVisionModel: patch tokens o
 open_clip:NAME                     open_clip's image tower, its last feature map
 tae:                               a tiny autoencoder's encoder (TAESD's layout, 32 channels, stride 8)
 
-What is fetched is fetched by those libraries, and only where no weights are given. `targets.map_teacher`
-takes the result. On the meta device networks are made without weights, for counting.
+Those libraries fetch the weights, and only where none are given. `targets.map_teacher` takes the result. On the meta
+device networks are made without weights, for counting.
 """
 
 import difflib
@@ -32,11 +32,15 @@ from remask.recipe.networks import check_teacher
 from remask.types import Size
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""OpenAI's CLIP; open_clip's models say so where theirs differ."""
+"""Mean and deviation of OpenAI's CLIP; open_clip states those of its models."""
 
 
 class Opened(NamedTuple):
-    """A teacher's network, images [B, 3, H, W] -> [B, width, h, w], and what it wants its images to be."""
+    """A teacher's network, images [B, 3, H, W] -> [B, width, h, w], and its images.
+
+    mean, std   of pixel values 0..1, by which images are normalised
+    size        pixels (height, width) of the images; None: any
+    """
 
     network: nn.Module
     mean: tuple[float, ...]
@@ -46,7 +50,7 @@ class Opened(NamedTuple):
 
 
 class Map(nn.Module):
-    """A network whose feature map is reached by a function of it and the images."""
+    """A network whose feature map is reach(network, images)."""
 
     def __init__(self, network: nn.Module, reach: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class Map(nn.Module):
 def open_teacher(spec: str, weights: str | None = None) -> Opened:
     """The teacher that `spec` names; `weights` is a file (a folder for clip:), and None fetches the published ones.
 
-    Raises UserError, in one line, for an unknown specification, a missing package, and weights that are out of reach
+    Raises UserError, in one line, for an unknown specification, a missing package, and weights that cannot be fetched
     or do not fit.
     """
     kind, _, name = spec.partition(":")
@@ -229,7 +233,7 @@ def _autoencoder(width: int, latent: int, pooled: bool, state: State, weights: P
 
 
 def _opened(network: nn.Module, mean: Sequence[float], std: Sequence[float], size: Sequence[int] | None) -> Opened:
-    """A frozen network with its constants; its width is seen in the map of one black image."""
+    """A frozen network with its constants; its width is read from the map of one blank image."""
     network.eval().requires_grad_(False)
     height, width = size or (64, 64)
     with torch.no_grad():
@@ -241,12 +245,12 @@ def _load_strictly(network: nn.Module, weights: Path, optional: tuple[str, ...] 
     """Load a file, strictly but for the parts named `optional`, which are not needed."""
     own = network.state_dict()
     with torch.device("cpu"):
-        found = find(weights, Layout((next(iter(own)),), names=frozenset(own)))
+        file = find(weights, Layout((next(iter(own)),), names=frozenset(own)))
     prefixes = tuple(f"{name}." for name in optional)
-    state = {key: tensor for key, tensor in found.state.items() if not key.startswith(prefixes)}
+    state = {key: tensor for key, tensor in file.state.items() if not key.startswith(prefixes)}
     _load(network, state, weights, prefixes)
-    besides = [key for key in found.state if key not in state]
-    remember(network, Loaded(str(weights), len(state), found.copy, found.said, (*besides, *found.left_out)))
+    left_out = [key for key in file.state if key not in state]
+    remember(network, Loaded(str(weights), len(state), file.copy, file.said, (*left_out, *file.left_out)))
 
 
 def _load(network: nn.Module, state: State, weights: Path, optional: tuple[str, ...] = ()) -> None:

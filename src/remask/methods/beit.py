@@ -14,7 +14,7 @@ from remask.targets import Target
 def beit(backbone: Backbone, masking: Masking | float, target: Target, start: Start = "published") -> Method:
     """f replaces the masked tokens; one linear layer after the final norm scores a vocabulary; cross-entropy; masked.
 
-    The target names each token's word, out of target.width. As published: blocks at ratio .4 on a BEiT-style ViT.
+    The target is each token's id, one of target.width. As published: blocks at ratio .4 on a BEiT-style ViT.
     masking   a `Masking`, or the ratio of a block-wise one
     """
     head = Linear(backbone.width, target.width)

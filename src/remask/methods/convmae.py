@@ -26,7 +26,7 @@ def convmae(
 
     masking, target and size as in `mae`; width, depth, heads, mlp_ratio are the decoder's.
     Raises UserError for a backbone that is no ConvViT.
-    # official: the decoder's MLP ratio is that of the first stage (4 in ConvMAE, 8 in DMJD); here it is asked for.
+    # official: the decoder's MLP ratio is that of the first stage (4 in ConvMAE, 8 in DMJD); here it is an argument.
     """
     network = backbone.network
     if not isinstance(network, ConvViTNetwork):
@@ -35,7 +35,7 @@ def convmae(
             f"{setting('set backbone.name = convvit_base, or method mae', 'give it one, or use mae')}"
         )
     method = mae(backbone, masking, target, size, width, depth, heads, mlp_ratio, _all_but_convolutions)
-    initialise(network.patch_embed3.proj)  # of the convolutions the only one; the others start as PyTorch has them
+    initialise(network.patch_embed3.proj)  # the only one of the convolutions; the others start as PyTorch has them
     return method
 
 

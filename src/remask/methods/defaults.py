@@ -1,4 +1,4 @@
-"""What a method takes from its backbone and its paper where it is not given."""
+"""Defaults of a method's arguments, taken from its backbone and its paper."""
 
 from remask.backbones import Backbone
 from remask.masking import Masking
@@ -7,7 +7,7 @@ from remask.types import Size
 
 
 def masking_of(masking: Masking | float, **published: object) -> Masking:
-    """A masking, or for a ratio alone the paper's pattern at that ratio."""
+    """The given masking; for a ratio alone, the paper's pattern at that ratio."""
     return masking if isinstance(masking, Masking) else Masking(masking, **published)  # type: ignore[arg-type]
 
 
@@ -17,13 +17,13 @@ def size_of(backbone: Backbone, size: int | Size | None) -> Size:
 
 
 def pixels_of(backbone: Backbone, per_patch: bool, unit: Size | None = None) -> Pixels:
-    """The pixels of the backbone's tokens, or of smaller ones of `unit` pixels, in its mean and deviation."""
+    """The pixel target for the backbone's tokens, or for cells of `unit` (height, width) pixels, with its constants."""
     constants = backbone.normalise
     return Pixels(unit or backbone.patch, constants.mean, constants.std, per_patch)
 
 
 def hog_of(backbone: Backbone, unit: Size | None = None, **published: object) -> Hog:
-    """HOG of the backbone's tokens, or of smaller ones of `unit` pixels, as the paper has it."""
+    """The HOG target for the backbone's tokens, or for cells of `unit` (height, width) pixels, as the paper has it."""
     constants, patch = backbone.normalise, unit or backbone.patch
     return Hog(patch, constants.mean, constants.std, cell=hog_cell(patch), **published)  # type: ignore[arg-type]
 

@@ -32,7 +32,7 @@ def dmae(
     mlp_ratio: float = 4.0,
     weight: float = 1.0,
 ) -> Method:
-    """MAE, and blocks of f aligned with a teacher's that sees the same view; l1 of unit vectors; all that is seen.
+    """MAE, and blocks of f aligned with a teacher's that sees the same view; l1 of unit vectors; all encoded tokens.
 
     As published: ratio .75 to .98, raw pixels, block 8 of a ViT-B with block 17 of a ViT-L, 3/4 of both depths.
     teachers   blocks of a frozen network: `TokenTeacher` with sees="view"
@@ -51,11 +51,11 @@ def dmae(
         region, name = region_of(backbone, teacher), f"align{i}" if len(teachers) > 1 else "align"
         align = ProjectionHead(
             backbone.width, teacher.width, head, region
-        )  # official: made after MAE's weights, so not by them
+        )  # official: created after MAE's initialisation, so without it
         branches.append(Branch(name, align, teacher, DISTANCES[distance], region, weight, layer % backbone.depth))
     return method.with_(branches=[*method.branches, *branches])
 
 
 def region_of(backbone: Backbone, teacher: Target) -> Region:
-    """All that is seen, where both have as many prefix tokens, or else the visible tokens alone."""
+    """The region "encoded" if both networks have as many prefix tokens, else the visible tokens alone."""
     return "encoded" if 0 < backbone.prefix == prefix(teacher) else "visible"

@@ -31,7 +31,7 @@ def fastmim(
     As published: images of 128 px, cells of 16 or 32 px at ratio .75, any network that returns a map of features.
     masking   a `Masking`, or the ratio of a random one
     target    HOG in MaskFeat's flavour unless given
-    unit      pixels of a token of the grid of masks and targets, where that is smaller than the backbone's
+    unit      pixels (height, width) of a cell of the grid of masks and targets, if smaller than the backbone's token
     width, depth, heads, mlp_ratio are the decoder's.
     """
     target = target or hog_of(backbone, unit, flavour="sobel", norm="l2")

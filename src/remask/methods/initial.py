@@ -29,12 +29,12 @@ Start = Literal["published", "xavier"]
 def initialise(
     method: Method, bound: float = 2.0, *, heads: bool = True, rescale: bool = False, start: Start = "published"
 ) -> None:
-    """The start of a method, in place; targets, which may hold trained networks, are not touched.
+    """Initialise a method in place; its targets, which may hold trained networks, are not touched.
 
     bound     where the normal of std .02 is cut off; BEiT's and SimMIM's ViT cut at one deviation
     heads     False leaves the heads as PyTorch made them (SimMIM)
     rescale   divide the two matrices that write to the residual stream by √(2·block), blocks counted from 1
-    start     "xavier": MAE's weights in network and heads, whatever the rest says
+    start     "xavier": MAE's weights in network and heads; the other arguments are then ignored
     A Swin keeps the weights that timm gave it, which are the published ones.
     """
     if start == "xavier":

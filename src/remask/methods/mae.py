@@ -28,7 +28,7 @@ def mae(
 ) -> Method:
     """f drops the masked tokens; a decoder predicts their targets (pixels, normalised per patch); squared; masked.
 
-    masking   a `Masking`, or the ratio of a random one; of some hidden tokens alone where it says so (`predicted`)
+    masking   a `Masking`, or the ratio of a random one; its `predicted` may restrict the loss to some masked tokens
     target    pixels normalised per patch unless given
     size      of the images in pixels, one number or height and width; the backbone's unless given
     width, depth, heads, mlp_ratio are the decoder's. `initial` gives each module its first weights, in place of MAE's.

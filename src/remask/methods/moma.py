@@ -31,12 +31,12 @@ def moma(
     jitter: float = 0.0,
     pretrained: bool = False,
 ) -> Method:
-    """f drops the masked tokens; per teacher a head predicts its normalised features; smooth-l1; all that is seen.
+    """f drops the masked tokens; per teacher a head predicts its normalised features; smooth-l1; all encoded tokens.
 
     As published: ratio .9, teachers that see the whole image, their losses averaged; no decoder.
     teachers     features of frozen networks, normalised: `TokenTeacher` with sees="image", or `MapTeacher`
     weights      one for each, 1 / their number unless given; `learned` trains them from there on (its future work)
-    jitter       strength of colour jitter on what the student sees; teachers see the image as it is
+    jitter       strength of colour jitter on the student's images; teachers see the image as it is
     pretrained   leave the backbone's weights as they are: the student of one teacher starts from another's
     """
     shares = [1 / len(teachers) for _ in teachers] if weights is None else [*weights]

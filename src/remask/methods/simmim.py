@@ -27,8 +27,8 @@ def simmim(
     its tokens, down to those of its stem.
     masking   a `Masking`, or the ratio of a random one, in cells of 32 px where the images have four of them a side
     target    pixels unless given
-    unit      pixels of a token of the grid of masks and targets, where that is smaller than the backbone's
-    Raises UserError where the backbone's tokens cannot be cut so.
+    unit      pixels (height, width) of a cell of the grid of masks and targets, if smaller than the backbone's token
+    Raises UserError where such cells do not tile the backbone's tokens.
     # official: the sum over pixels / (their number + 1e-5); here the mean, which differs by 1e-9 of it
     """
     stem, patch = stem_patch(backbone), backbone.patch

@@ -13,9 +13,9 @@ from remask.views import Views
 
 
 class Target(Protocol):
-    """(images, views) -> [B, N, P], or ids [B, N, 1]. What only needs the image ignores the views.
+    """(images, views) -> [B, N, P], or ids [B, N, 1]. A target that only needs the image ignores the views.
 
-    A network may put the rows of its S `prefix` tokens first: [B, S+N, P]. One that sees no more than the student does
+    A teacher may put the rows of its S `prefix` tokens first: [B, S+N, P]. One that sees no more than the student does
     is `per_view`: [VB, S+K, P], the visible tokens of each view.
     """
 
@@ -35,7 +35,7 @@ def per_view(target: Target) -> bool:
 
 
 def prefix(target: Target) -> int:
-    """S: how many rows of a target are of prefix tokens."""
+    """S: the number of a target's rows that belong to prefix tokens."""
     return getattr(target, "prefix", 0)
 
 

@@ -1,7 +1,7 @@
-"""Features of a teacher kept on disk: worth it where crops come again and the disk is faster than the teacher.
+"""A teacher's features cached on disk: worth it where crops repeat and the disk is faster than the teacher.
 
-A picture is found by the content of its crop, so that no other crop is given its features, and a file by the teacher's
-weights and settings, so that no other teacher's are. docs/teachers.md says when it pays.
+Features are looked up by the content of a crop, and their file by the teacher's weights and settings, so that no crop
+gets the features of another crop or teacher. docs/teachers.md says when it pays.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from remask.views import Views
 
 
 class Cached(nn.Module):
-    """A teacher of the whole image, [B, T, D], whose features are kept as fp16 and read where they are known.
+    """A teacher of the whole image, [B, T, D], whose features are cached on disk in fp16.
 
     target    a `TokenTeacher` that sees the image, or a `MapTeacher`
-    Nothing is kept before `reserve` is called: drawing a picture or counting leaves no files. What is computed anew is
-    rounded to fp16 too, so that a run continues bit by bit whatever was kept after its last checkpoint. To look
-    pictures up, the step waits for the device.
+    Nothing is cached before `reserve` is called: drawing a figure or counting leaves no files. Newly computed features
+    are rounded to fp16 too, so that a run continues bit for bit, whatever was cached after its last checkpoint. Looking
+    images up makes the step wait for the device.
     """
 
     shelf: "Shelf | None"
@@ -40,7 +40,7 @@ class Cached(nn.Module):
         self.width, self.prefix = int(target.width), int(getattr(target, "prefix", 0))
 
     def reserve(self, images: int, size: Size) -> None:
-        """Open the file for so many pictures of `size` pixels. Raises UserError where the disk has no room for it."""
+        """Open the file for so many images of `size` pixels. Raises UserError where the disk has no room for it."""
         rows, columns = grid_of(size, self.target.patch)
         shape = (images, self.prefix + rows * columns, self.width)
         self.shelf = Shelf(self.folder / f"{fingerprint(self.target, shape, size)}.npy", shape)
@@ -71,15 +71,16 @@ class Cached(nn.Module):
 class Shelf:
     """Rows of fp16 in a file and their keys in another, [n, T, D] and [n]; a key of 0 is an empty place.
 
-    One process at a time may add; others read what was there when they opened it. A row is on the disk before its key.
+    One process at a time may add rows; others read those that it held when they opened it. A row is on the disk before
+    its key.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         self.path, self.shape, self.bytes = path, shape, 2 * math.prod(shape)
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.stat().st_blocks * 512 if path.is_file() else 0
+        allocated = path.stat().st_blocks * 512 if path.is_file() else 0
         free = shutil.disk_usage(path.parent).free
-        if self.bytes - there > free:
+        if self.bytes - allocated > free:
             raise UserError(
                 f"{path.parent} has {free / 1e9:.1f} GB left, and the features of {self.describe()} take more: "
                 "give distill.cache another folder, or leave it out"
@@ -92,10 +93,11 @@ class Shelf:
         self.places = {int(key): i for i, key in enumerate(self.keys) if key}
 
     def read(self, keys: Sequence[int]) -> Float16[Tensor, "n T D"]:
+        """The rows of keys that are in `places`."""
         return torch.from_numpy(self.rows[[self.places[key] for key in keys]])
 
     def keep(self, keys: Sequence[int], rows: Float16[Tensor, "n T D"]) -> None:
-        """Add what is new, as long as there is room."""
+        """Add the rows of new keys, as long as there is room."""
         start = len(self.places)
         new = list({key: i for i, key in enumerate(keys) if key not in self.places}.items())[: len(self.keys) - start]
         if not self.lock or not new:
@@ -119,9 +121,9 @@ class Shelf:
 
 
 def fingerprint(target: Any, *about: object) -> str:
-    """A name for what a teacher says of a picture: of its weights, constants and settings."""
-    said = repr((target.describe(), target.patch, target.size, about))
-    digest, network = hashlib.blake2b(said.encode(), digest_size=12), target.network.networks[0]
+    """A hash of a teacher's weights, constants and settings, and of `about`: the name of the file of its features."""
+    settings = repr((target.describe(), target.patch, target.size, about))
+    digest, network = hashlib.blake2b(settings.encode(), digest_size=12), target.network.networks[0]
     for tensor in (*target.buffers(), *network.parameters(), *network.buffers()):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -132,7 +134,7 @@ def _keys(path: Path) -> Path:
 
 
 def _lock(path: Path) -> Any:
-    """An open file that no other process has, or None; it is given up when the process ends, however it ends."""
+    """An open file that this process has locked, or None if another one has; the lock ends with the process."""
     import fcntl
 
     file = open(path, "w")  # noqa: SIM115

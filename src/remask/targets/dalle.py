@@ -26,10 +26,10 @@ class Dalle(nn.Module):
     """Ids of the dVAE, [B, N, 1]: argmax of its logits on a second view of the same crop, 8 pixels a token.
 
     patch      pixels of a student's token
-    mean, std  what a float image was normalised with; integers are taken as they are
+    mean, std  constants by which float images were normalised; integers are pixel values
     The encoder is frozen and in no state dict; ids are decided in fp32, also under autocast.
     # official: the original crop resized by Lanczos to 112 pixels; here the student's view, resized on the device by
-    # antialiased bicubic, because the crop of the file is not at hand there. See docs/decisions/0008.
+    # antialiased bicubic, because the full-size crop is not available there. See docs/decisions/0008.
     """
 
     mean: Tensor
@@ -144,9 +144,9 @@ def load_dalle(path: str | Path) -> DalleEncoder:
         raise UserError(f"{path} is no DALL-E encoder: it has no {error.args[0]}") from None
     depth = len({key.split(".")[2] for key in state if key.startswith("blocks.group_1.")})
     encoder = DalleEncoder(hidden, depth, vocabulary, channels)
-    own = encoder.state_dict()
-    differing = [key for key in own if key in state and own[key].shape != state[key].shape]
-    faults = {"missing": own.keys() - state, "unknown": state.keys() - own, "of another shape": differing}
+    expected = encoder.state_dict()
+    differing = [key for key in expected if key in state and expected[key].shape != state[key].shape]
+    faults = {"missing": expected.keys() - state, "unknown": state.keys() - expected, "of another shape": differing}
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(sorted(keys))}" for fault, keys in faults.items() if keys)
         raise UserError(f"{path} is no DALL-E encoder as published: {listed}")
@@ -168,7 +168,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     if (
         not isinstance(content, Mapping)
         or not content
-        or not all(isinstance(each, Tensor) for each in content.values())
+        or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise UserError(f"{path} holds no weights: names and tensors were expected")
     refuse_non_finite(content, path)

@@ -12,7 +12,7 @@ linear, so they are scaled from the normalised image to pixel values, and no ima
 every pixel once more and make ±1e-6 of the zeros.
 
 A cell is a bag of pixels and a pixel is a row of bins, so a histogram is one `embedding_bag`: no axis of bins over the
-whole picture is ever written. The gradients of 8-bit pictures are integers, few enough for tables: a picture becomes
+whole image is ever written. The gradients of 8-bit images are integers, few enough for tables: an image becomes
 one number per pixel, and no angle or root is taken of it. See docs/decisions/0008.
 """
 
@@ -47,7 +47,7 @@ class Hog(nn.Module):
     """Histograms of oriented gradients, [B, N, C · bins · cells of a patch].
 
     patch    pixels of a patch, a multiple of `cell` both ways
-    mean/std what a float image was normalised with; gradients know nothing of the mean, and integers are 0..255
+    mean/std constants by which float images were normalised; gradients do not depend on the mean; integers are 0..255
     flavour  "central" (DMJD) or "sobel" (MaskFeat, FastMIM)
     cell     side of a cell in pixels; 8 as published unless given, half of a patch below 8
     norm     over the bins of each cell and channel: "layer" (LayerNorm without affine, DMJD), "l2" (MaskFeat), "none"
@@ -145,14 +145,14 @@ class Hog(nn.Module):
         return orientation(down, right, self.flavour, self.bins), length(down, right)
 
     def _tiled(self, size: Size, count: int) -> Float[Tensor, "cells pixels"]:
-        """The Gaussian over the image, in cells, for each of the images and channels that `count` cells are."""
+        """The Gaussian tiled over the image, a row for each cell, repeated over images and channels: `count` rows."""
         assert self.window is not None
         tiled = self.window.repeat(*(-(-side // WINDOW) for side in size))[: size[0], : size[1]]
         weights = in_cells(tiled[None, None], self.cell)
         return weights.repeat(count // weights.shape[0], 1)
 
     def _tokens(self, cells: Float[Tensor, "B C h w bins"]) -> Float[Tensor, "B N P"]:
-        """Cells to the tokens they lie in, in the order of the flavour's official code."""
+        """Cells grouped into tokens, in the order of the flavour's official code."""
         a, z = self.patch[0] // self.cell, self.patch[1] // self.cell
         b, c, h, w, bins = cells.shape
         tokens = cells.reshape(b, c, h // a, a, w // z, z, bins)
@@ -200,8 +200,8 @@ def sobel_gradient(pixels: Num[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
 
 
 def _correlated(x: Float[Tensor, "B C H W"], kernel: Kernel) -> Float[Tensor, "B C h w"]:
-    """The 3×3 kernel at every place, its terms added in raster order as official code's convolution adds them: what
-    rounding leaves of a gradient of 0 decides its bin.
+    """The 3×3 kernel at every pixel, its terms added in raster order as official code's convolution adds them: the
+    rounding error of a gradient of 0 decides its bin.
     """
     rows, cols = x.shape[-2] - 2, x.shape[-1] - 2
     terms = [(k, x[..., i : i + rows, j : j + cols]) for i, row in enumerate(kernel) for j, k in enumerate(row) if k]
@@ -212,7 +212,7 @@ def _correlated(x: Float[Tensor, "B C H W"], kernel: Kernel) -> Float[Tensor, "B
 
 
 def integer_steps(gradients: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """Rounded where all of an image's gradients lie within a hundredth of an integer and not all of them at 0."""
+    """Gradients, rounded in each image whose gradients all lie within 0.01 of integers that are not all 0."""
     nearest = gradients.round()
     on_edge = (gradients - nearest).abs().amax((1, 2, 3), keepdim=True) < 1e-2
     return torch.where(on_edge & (nearest != 0).any(1, True).any(2, True).any(3, True), nearest, gradients)
@@ -230,7 +230,7 @@ def orientation(
     across, along = (down, right) if flavour == "central" else (right, down)
     angle = torch.atan2(across, along) / math.pi * bins
     # half a millionth of a bin: 45 degrees, which integers hit exactly, then fall alike on every device. Not beside 0
-    # and 180, where what rounding leaves of a 0 in a float image has a sign, which official code sees too
+    # and 180, where the rounding error of a 0 in a float image has a sign, which official code sees too
     inner = (angle.abs() - bins / 2).abs() < (bins - 1) / 2
     return (angle + 5e-7 * inner).masked_fill(across == 0, 0.0).floor().to(torch.int32) + bins
 
@@ -241,12 +241,12 @@ def bin_rows(bins: int) -> Float[Tensor, "rows bins"]:
 
 
 def in_cells(x: Num[Tensor, "B C H W"], cell: int) -> Num[Tensor, "cells pixels"]:
-    """One row of pixels per whole cell, cells in raster order; what no cell holds is left out."""
+    """One row of pixels per whole cell, cells in raster order; pixels outside of whole cells are left out."""
     return blocks(x, cell).flatten(-2).flatten(0, -2)
 
 
 def blocks(x: Num[Tensor, "B C H W"], cell: int) -> Num[Tensor, "B C h w cell cell"]:
-    """The whole cells, a view."""
+    """The whole cells, as a view of `x`."""
     rows, cols = x.shape[-2] // cell, x.shape[-1] // cell
     x = x[..., : rows * cell, : cols * cell].unflatten(-1, (cols, cell)).unflatten(-3, (rows, cell))
     return x.transpose(-3, -2)
@@ -259,8 +259,8 @@ def gradient_index(pixels: UInt8[Tensor, "B C H W"], flavour: Flavour) -> Int[Te
 
 
 def gradient_cells(pixels: UInt8[Tensor, "B C H W"], flavour: Flavour, cell: int) -> Int[Tensor, "cells pixels"]:
-    """The same, a row for each cell. On a CPU it is one operation to the compiler, whose own loops take 7 times as
-    long over integers with a border."""
+    """`gradient_index`, a row for each cell. On a CPU it is a custom op: loops over integers with a border that the
+    compiler makes itself take 7 times as long."""
     if pixels.device.type == "cpu":
         return _gradient_cells_cpu(pixels, flavour, cell)
     return in_cells(gradient_index(pixels, flavour), cell)
@@ -270,8 +270,8 @@ def gradient_cells(pixels: UInt8[Tensor, "B C H W"], flavour: Flavour, cell: int
 def _gradient_cells_cpu(pixels: Tensor, flavour: str, cell: int) -> Tensor:
     b, c, h, w = pixels.shape
     cells = pixels.new_empty((b, c, h // cell, w // cell, cell, cell), dtype=torch.int32)
-    for chunk, its in zip(pixels.split(2), cells.split(2), strict=True):  # few, so that all between stays in the cache
-        its.copy_(blocks(gradient_index(chunk, cast(Flavour, flavour)), cell))
+    for chunk, out in zip(pixels.split(2), cells.split(2), strict=True):  # few: intermediate results stay in the cache
+        out.copy_(blocks(gradient_index(chunk, cast(Flavour, flavour)), cell))
     return cells.view(-1, cell * cell)
 
 

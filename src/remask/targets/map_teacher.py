@@ -1,7 +1,7 @@
 """Teacher targets: the feature map of a frozen network on the whole image (MOMA 2302.02089; DMJD's CLIP target).
 
-The network is no part of the module that uses it: no parameter of it reaches an optimizer and no tensor of it a
-checkpoint. It only follows to the device. See docs/decisions/0008.
+The network is no submodule of the module that uses it: none of its parameters reaches an optimizer and none of its
+tensors a checkpoint. It only moves to the device with it. See docs/decisions/0008.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from remask.views import Views
 
 
 class Frozen(nn.Module):
-    """A network that is used and never trained: in eval mode for good, without gradients, in no state dict.
+    """A network that is used and never trained: always in eval mode, without gradients, in no state dict.
 
-    It is held beside the modules, so that `.to(device)` has to be passed on by hand and `.train()` is not.
+    It stands in a list and is no submodule: `_apply` passes `.to(device)` on to it, and `.train()` does not reach it.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -43,15 +43,15 @@ class MapTeacher(nn.Module):
 
     network         (images [B, C, H, W], normalised) -> feature map [B, D, h, w]
     patch           pixels of a student's token
-    mean, std       what a float image was normalised with; integers are taken as they are
+    mean, std       constants by which float images were normalised; integers are pixel values
     teacher_mean/std  the teacher's own constants, of pixel values 0..1
     size            pixels that the teacher was made for: images are resized to them, bicubic and antialiased;
                     None leaves them as they are
     norm            "layer": LayerNorm without affine on each token (MOMA, DMJD), or "none"
-    width, name     D, and what the printed equation says
+    width, name     D, and the name in the printed equation
 
     A map of another grid is resized to the student's, bilinear and antialiased: a triangle filter as wide as the
-    step, which averages when the map shrinks. Pictures with one channel are repeated for a teacher with three.
+    step, which averages when the map shrinks. Images with one channel are repeated for a teacher with three.
     Raises UserError where channels or width do not fit.
     """
 
@@ -104,14 +104,14 @@ class MapTeacher(nn.Module):
 
 
 def resized(pixels: Float[Tensor, "B C H W"], size: Size) -> Float[Tensor, "B C h w"]:
-    """A second view of the same crop, bicubic and antialiased, in the 256 steps that a resized picture file has."""
+    """A second view of the same crop, bicubic and antialiased, in the 256 steps that a resized image file has."""
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     return F.interpolate(pixels, size, mode="bicubic", antialias=True).round().clamp(0, 255)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off, where it exists: for what decides between ids."""
+    """A context without autocast, for choices between ids; the meta device has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

@@ -1,7 +1,7 @@
 """Targets from a frozen backbone of ours: its tokens at one depth, of the whole image or of the view the student sees.
 
 DMAE (2208.12256) aligns blocks of two networks that see the same visible tokens; MOMA (2302.02089) has teachers that
-see the whole image. The backbone is no part of the module that uses it, as in `remask.targets.map_teacher`.
+see the whole image. The backbone is no submodule of the module that uses it, as in `remask.targets.map_teacher`.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ from remask.views import Views
 class TokenTeacher(nn.Module):
     """A frozen backbone's tokens as target: [B, S+N, D] of the whole image, or [VB, S+K, D] of every view.
 
-    backbone     any remask backbone; it is frozen for good and goes into no state dict, so give it to nothing else
+    backbone     any remask backbone; it is frozen for good and goes into no state dict, so use it for nothing else
     patch        pixels of a student's token
-    mean, std    what a float image was normalised with; integers are taken as they are
+    mean, std    constants by which float images were normalised; integers are pixel values
     layer        the block that is read, before any norm, and beyond which the network does not run; -1 is the last
-    sees         "image": all of it, once however many views (MOMA) · "view": what the student sees of it (DMAE)
+    sees         "image": all of it, once however many views (MOMA) · "view": the student's visible tokens (DMAE)
     norm         of each vector: "layer": LayerNorm without affine, eps 1e-5 (MOMA) · "unit": length 1 · "none"
-    final_norm   read behind the network's own norm, which follows the last block
+    final_norm   read after the network's own norm, which follows the last block
     size         pixels to which images are resized, bicubic and antialiased; None leaves them as they are
     prefix       whether the rows of its S prefix tokens come first, or are left out
-    name         what the printed equation says
+    name         in the printed equation
 
-    A grid other than the student's is resized, bilinear and antialiased; of a view it cannot be. Pictures with one
-    channel are repeated for a teacher with three. Raises UserError for what does not fit.
+    Tokens on another grid than the student's are resized, bilinear and antialiased; those of a view cannot be. Images
+    with one channel are repeated for a teacher with three. Raises UserError where channels, layer or grid do not fit.
     """
 
     mean: Tensor
@@ -95,7 +95,7 @@ class TokenTeacher(nn.Module):
         return F.layer_norm(rows, (self.width,)) if self.norm == "layer" else F.normalize(rows, dim=-1)
 
     def _pixels(self, images: Images) -> Num[Tensor, "B C h w"]:
-        """What the backbone embeds: integers, or floats as it was made for."""
+        """The images as the backbone takes them: integers, or floats normalised by its own constants."""
         if self.size in (None, tuple(images.shape[-2:])) and (self.alike or not images.is_floating_point()):
             return images
         values = pixel_values(images, self.mean, self.std)
@@ -116,7 +116,7 @@ def on_grid(tokens: Float[Tensor, "B n D"], own: Grid, wanted: Grid) -> Float[Te
 
 
 def _check(backbone: Any, channels: int, layer: int, sees: str, final_norm: bool, name: str) -> None:
-    """Raise UserError for what the backbone cannot do."""
+    """Raise UserError for options that the backbone cannot serve."""
     if channels not in (1, backbone.channels):
         raise UserError(f"the teacher {name} sees {backbone.channels} channels, not {channels}; set data.channels")
     if not -1 <= layer < backbone.depth:

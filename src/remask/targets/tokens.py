@@ -1,7 +1,7 @@
 """Token ids as targets, [B, N, 1]: the nearest of k-means centres, ids stored beforehand, or those of DALL-E's dVAE.
 
-BEiT (2106.08254) predicts ids of a learned tokenizer. A codebook over any vector target is one that needs no weights
-of others; stored ids are for a tokenizer that is too slow, or too foreign, to run in a step.
+BEiT (2106.08254) predicts ids of a learned tokenizer. A codebook over any vector target is a tokenizer without trained
+weights of others; stored ids are for a tokenizer that is too slow, or in too foreign code, to run in a step.
 """
 
 import json
@@ -95,12 +95,12 @@ def fit_codebook(rows: Float[Tensor, "n P"], size: int, seed: int) -> Float[Tens
 
 
 def save_codebook(path: str | Path, centres: Float[Tensor, "V P"], about: Mapping[str, Any]) -> None:
-    """One safetensors file: the centres, and in its metadata what features they were fitted on."""
+    """Write one safetensors file: the centres, and in its metadata `about`, the features they were fitted on."""
     save_file({"centres": centres.detach().float().cpu().contiguous()}, path, {"about": json.dumps(about)})
 
 
 def read_codebook(path: str | Path) -> tuple[Float[Tensor, "V P"], dict[str, Any]]:
-    """Centres and what they were fitted on. Raises UserError for a file that is no codebook."""
+    """Centres and the features that they were fitted on. Raises UserError for a file that is no codebook."""
     tensors, metadata = _read(path, ("centres",), "codebook")
     if tensors["centres"].ndim != 2:
         raise UserError(f"{path} is no codebook: its centres are no table but {[*tensors['centres'].shape]}")
@@ -113,7 +113,7 @@ class StoredIds(nn.Module):
     path         a file of `save_ids`
     patch        pixels of a student's token
     vocabulary   number of ids that there are
-    Raises UserError for an unknown image. To know, the step waits for the device once.
+    Raises UserError for an unknown image; to check that, the step waits for the device once.
     """
 
     keys: Tensor
@@ -134,7 +134,7 @@ class StoredIds(nn.Module):
         for name, tensor in (("keys", keys), ("ids", ids)):
             self.register_buffer(name, tensor.to(torch.get_default_device()), persistent=False)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would fold the weights without wrapping at 2⁶⁴
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the compiler folds the weights without wrapping at 2⁶⁴
     @torch.no_grad()
     def forward(self, images: Images, views: Views | None = None) -> Int[Tensor, "B N 1"]:
         rows, cols = grid_of((images.shape[-2], images.shape[-1]), self.patch)
@@ -154,9 +154,9 @@ class StoredIds(nn.Module):
 
 
 def content_key(images: Images) -> Int64[Tensor, "B"]:
-    """One number per picture, of its 8-bit pixels and its shape alone: the same on every device.
+    """One number per image, of its 8-bit pixels and its shape alone: the same on every device.
 
-    The sum of pixel · weight modulo 2⁶⁴ with odd pseudo-random weights; two pictures share a key by chance once in 2⁵⁶
+    The sum of pixel · weight modulo 2⁶⁴ with odd pseudo-random weights; two images share a key by chance once in 2⁵⁶
     at most. Raises UserError for float images, whose pixels are no longer those that were stored.
     """
     if images.dtype != torch.uint8:
@@ -167,7 +167,7 @@ def content_key(images: Images) -> Int64[Tensor, "B"]:
 
 
 def save_ids(path: str | Path, keys: Int64[Tensor, "n"], ids: Int[Tensor, "n N"], vocabulary: int) -> None:
-    """One safetensors file, sorted by key, a picture that came twice kept once; ids as small as the vocabulary lets."""
+    """Write one safetensors file, sorted by key, each image once; ids in the smallest type for the vocabulary."""
     keys, order = keys.cpu().sort(stable=True)
     first = torch.cat([torch.ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])
     small = ids.cpu()[order][first].to(torch.int16 if vocabulary <= 1 << 15 else torch.int32)

@@ -1,4 +1,4 @@
-"""One batch from its task: which picture, where it is cut, and the next usable one in the place of a broken one."""
+"""One batch from its task: the images, their crops, and the next usable image in the place of a broken one."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +14,11 @@ from remask.seeds import mix
 
 
 class Task(NamedTuple):
-    """What one batch is made of: the place in the epoch decides the crop, the number decides the picture."""
+    """The order for one batch.
+
+    positions   in the epoch, which decide the crops
+    indices     numbers of the images in the source, one for each position
+    """
 
     epoch: int
     positions: range
@@ -22,7 +26,12 @@ class Task(NamedTuple):
 
 
 class BuiltBatch(NamedTuple):
-    """A batch as its `Cut` makes it, the numbers of its pictures, and what was found unusable or beyond the range."""
+    """A batch as its `Cut` makes it; None where no image is usable.
+
+    numbers   of its images in the source
+    bad       images newly found unusable, {number: reason}
+    beyond    images newly found with values beyond the range, {number: these values in words}
+    """
 
     images: Any
     numbers: list[int]
@@ -31,9 +40,9 @@ class BuiltBatch(NamedTuple):
 
 
 class IndexedImages(Protocol):
-    """Pictures by number, as `Pictures` has them, on the host or on a device; `boxes` gives what lies on them too.
+    """Images by number, on the host or on a device; those of a downstream task come with their masks or boxes.
 
-    beyond   pictures with values outside the range of the run, by number, in words
+    beyond   images with values outside the range of the run, {number: these values in words}
     """
 
     beyond: dict[int, str]
@@ -46,13 +55,13 @@ class IndexedImages(Protocol):
 
 
 class Cut(Protocol):
-    """Crops of pictures, one by each seed."""
+    """images[i] cropped with random seed seeds[i], as one batch: [B, C, h, w] for plain images."""
 
     def __call__(self, images: Sequence[Any], seeds: Sequence[int]) -> Any: ...
 
 
 class OneByOne:
-    """A transform of every picture by itself. `scaling` says what becomes of a batch deeper than 8 bits."""
+    """A transform applied to each image, the results stacked: by `scaling.batch` if given, for sets of more bits."""
 
     def __init__(self, transform: Transform, scaling: Scaling | None = None) -> None:
         self._transform, self._scaling = transform, scaling
@@ -65,12 +74,12 @@ class OneByOne:
 
 
 class BatchBuilder:
-    """Makes batches, in this process or in a worker; `bad` is what it has met, or been told of, so far.
+    """Makes batches, in this process or in a worker; `bad` holds the unusable images known so far, {number: reason}.
 
-    skip      leave unusable pictures out; otherwise the next usable one, by number, takes the place
-    allowed   unusable pictures beyond which it gives up
-    crops     positions in a row that belong to one picture
-    reduced   a crop that says by how much a JPEG may be decoded smaller
+    skip      leave unusable images out; otherwise the next usable one, by number, takes the place
+    allowed   number of unusable images that are tolerated
+    crops     consecutive positions that are crops of one image
+    reduced   the random crop, where JPEGs may be decoded at the smaller scale that it allows
     """
 
     def __init__(
@@ -90,7 +99,7 @@ class BatchBuilder:
 
     @property
     def beyond(self) -> dict[int, str]:
-        """Pictures with values outside the range that this process has met."""
+        """Images with values outside the range that this process has met."""
         return self._images.beyond
 
     def too_many(self, bad: dict[int, str]) -> bool:
@@ -98,16 +107,16 @@ class BatchBuilder:
 
     def __call__(self, task: Task) -> BuiltBatch:
         known, beyond, group = len(self.bad), len(self._images.beyond), -1
-        found: tuple[Any, int] | None = None
+        usable: tuple[Any, int] | None = None
         images, numbers, seeds = list[Any](), list[int](), list[int]()
         self._images.ahead([i for i in dict.fromkeys(task.indices) if i not in self.bad])
         for position, wanted in zip(task.positions, task.indices, strict=True):
             if position // self._crops != group:
                 group = position // self._crops
-                found = self._usable(wanted, self._reduction(task.epoch, group))
-            if found is not None:
-                images.append(found[0])
-                numbers.append(found[1])
+                usable = self._usable(wanted, self._reduction(task.epoch, group))
+            if usable is not None:
+                images.append(usable[0])
+                numbers.append(usable[1])
                 seeds.append(self._crop_seed(task.epoch, position))
             elif self.too_many(self.bad):  # the epoch ends here, and the main process says why
                 return BuiltBatch(None, [], self.bad)
@@ -119,7 +128,7 @@ class BatchBuilder:
         return mix(self._seed, epoch, position, CROP)
 
     def _reduction(self, epoch: int, group: int) -> Reduction | None:
-        """What all crops of a picture leave of its scale."""
+        """The reduction that every crop of an image allows."""
         crop = self._reduced
         if crop is None:
             return None
@@ -128,7 +137,7 @@ class BatchBuilder:
         return lambda rows, columns: min(crop.reduction(rows, columns, Generator().manual_seed(seed)) for seed in seeds)
 
     def _usable(self, wanted: int, reduction: Reduction | None) -> tuple[Any, int] | None:
-        """The picture, or the next usable one, by number and round the end: the same whenever it is asked for."""
+        """(image, number) of the image wanted or the next usable one, cyclically, always the same; None without any."""
         for step in range(1 if self._skip else len(self._images)):
             i = (wanted + step) % len(self._images)
             if i in self.bad:

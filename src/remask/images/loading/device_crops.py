@@ -1,7 +1,7 @@
-"""Crops made on the device: of a set that is kept there, or of JPEGs decoded there. The boxes are the loader's own.
+"""Crops made on the device: of a set cached there, or of JPEGs decoded there. Boxes are drawn as on the host.
 
-The resize is that of `transforms.resize`, with the same integer weights, as two products with matrices: the pixels are
-the same, wherever they are made.
+The resize is that of `transforms.resize`, with the same integer weights, as two matrix products: host and device give
+the same pixels.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from remask.images.transforms import Box, RandomCropFlip, rows_first
 from remask.types import Size
 
 CHUNK = 1 << 22
-"""Pixels that are cut in one go, those beyond smaller boxes included; they take 0.15 GB on the way."""
+"""Pixels that are cut at once, the padding of smaller boxes included; intermediate tensors then take 0.15 GB."""
 
-TOGETHER = 32
-"""Pictures that a worker hands over in one go."""
+IMAGES_PER_TASK = 32
+"""Images that a worker decodes and returns at once."""
 
 SHARE = 4
-"""A kept set may take a quarter of the device's free memory."""
+"""A cached set may take a quarter of the device's free memory."""
 
 
-class OnDevice:
+class CropOnDevice:
     """`RandomCropFlip` of a batch on its device: the same boxes from the same seeds."""
 
     def __init__(self, crop: RandomCropFlip) -> None:
@@ -46,33 +46,33 @@ class OnDevice:
 
 
 def cut(images: Sequence[UInt8[Tensor, "C _ _"]], boxes: Sequence[Box], size: Size) -> UInt8[Tensor, "B C h w"]:
-    """The box of each picture at `size`, on the device of the pictures, which may be of different sizes."""
+    """boxes[i] of images[i] resized to `size`, on the images' device; the images may differ in size."""
     channels, device = images[0].shape[0], images[0].device
     out = torch.empty(len(images), channels, *size, dtype=torch.uint8, device=device)
     first = [rows_first(box.height, box.width, size) for box in boxes]
     for rows in (True, False):
-        for some in _chunks([i for i, one in enumerate(first) if one == rows], boxes):
-            out[some] = _cut([images[i] for i in some], [boxes[i] for i in some], size, rows)
+        for chunk in _chunks([i for i, vertical in enumerate(first) if vertical == rows], boxes):
+            out[chunk] = _cut([images[i] for i in chunk], [boxes[i] for i in chunk], size, rows)
     return out
 
 
 def _chunks(numbers: list[int], boxes: Sequence[Box]) -> Iterator[list[int]]:
-    """Boxes of like size together, padded to the largest of each chunk."""
-    some, tall, wide = list[int](), 0, 0
+    """The numbers in groups of boxes of similar size: one box, or at most CHUNK pixels when padded to the largest."""
+    chunk, tall, wide = list[int](), 0, 0
     for i in sorted(numbers, key=lambda i: boxes[i].height * boxes[i].width):
         tall, wide = max(tall, boxes[i].height), max(wide, boxes[i].width)
-        if some and (len(some) + 1) * tall * wide > CHUNK:
-            yield some
-            some, tall, wide = [], boxes[i].height, boxes[i].width
-        some.append(i)
-    if some:
-        yield some
+        if chunk and (len(chunk) + 1) * tall * wide > CHUNK:
+            yield chunk
+            chunk, tall, wide = [], boxes[i].height, boxes[i].width
+        chunk.append(i)
+    if chunk:
+        yield chunk
 
 
 def _cut(images: list[Tensor], boxes: list[Box], size: Size, rows: bool) -> UInt8[Tensor, "B C h w"]:
     pixels, starts = _joined(images)
-    facts = [[start, int(image.shape[2]), *box] for image, start, box in zip(images, starts, boxes, strict=True)]
-    start, width, top, left, tall, wide, mirrored = torch.tensor(facts).T.to(pixels.device, non_blocking=True)
+    geometry = [[start, int(image.shape[2]), *box] for image, start, box in zip(images, starts, boxes, strict=True)]
+    start, width, top, left, tall, wide, mirrored = torch.tensor(geometry).T.to(pixels.device, non_blocking=True)
     y = torch.arange(max(box.height for box in boxes), device=pixels.device).minimum(tall[:, None] - 1)
     x = torch.arange(max(box.width for box in boxes), device=pixels.device).minimum(wide[:, None] - 1)
     index = ((top[:, None] + y) * width[:, None] + start[:, None] + left[:, None])[:, :, None] + x[:, None]
@@ -83,7 +83,7 @@ def _cut(images: list[Tensor], boxes: list[Box], size: Size, rows: bool) -> UInt
 
 
 def _joined(images: list[Tensor]) -> tuple[UInt8[Tensor, "P C"], list[int]]:
-    """All pixels, one a row, and the row at which each picture begins. Pictures of one arena are not copied."""
+    """All pixels, one a row, and the row at which each image begins. Images of one arena are not copied."""
     channels, storage = images[0].shape[0], images[0].untyped_storage()
     together = all(image.untyped_storage().data_ptr() == storage.data_ptr() for image in images)
     if together and all(image.permute(1, 2, 0).is_contiguous() for image in images):
@@ -112,9 +112,9 @@ def _resized(crop: Float[Tensor, "B C H W"], lengths: Int[Tensor, "B"], size: in
 
 
 def _weights(lengths: Int[Tensor, "B"], longest: int, size: int) -> tuple[Int[Tensor, "B o i"], Int[Tensor, "B"]]:
-    """What each pixel of a line of `lengths` pixels gives to each of `size`, as integers, and their binary places.
+    """Integer weights from each pixel of a line of `lengths` pixels to each of `size`, and their binary places.
 
-    Keys' cubic with a = -1/2, widened to the pixels that fall together, at the precision that 15 bits and a sign allow.
+    Keys' cubic with a = -1/2, widened by the factor of shrinking, at the precision that 15 bits and a sign allow.
     """
     scale = (lengths.double() / size)[:, None, None]
     wide = scale.clamp(min=1)
@@ -134,8 +134,8 @@ def _weights(lengths: Int[Tensor, "B"], longest: int, size: int) -> tuple[Int[Te
     return (shifted + torch.where(shifted < 0, -0.5, 0.5)).trunc().int(), precision
 
 
-class KeptOnDevice:
-    """Pictures kept as uint8 on a device: decoded by workers before the first batch, or each when it is first wanted.
+class CachedOnDevice:
+    """Images cached as uint8 on a device: decoded by workers before the first batch, or each at its first use.
 
     Raises UserError where the set would take more than a quarter of the device's free memory.
     """
@@ -159,11 +159,11 @@ class KeptOnDevice:
         return len(self._images)
 
     def ahead(self, numbers: Sequence[int]) -> None:
-        """The first time, let the workers decode everything."""
+        """At the first call, decode the whole set with the worker processes."""
         workers, self._workers = self._workers, 0
         if workers:
             decode_chunk = partial(_decoded, self._images)
-            for pixels, shapes in map_batches(decode_chunk, chunks(len(self), TOGETHER), workers):
+            for pixels, shapes in map_batches(decode_chunk, chunks(len(self), IMAGES_PER_TASK), workers):
                 at = 0
                 for i, height, width in shapes:
                     length = height * width * self._images.channels
@@ -175,7 +175,7 @@ class KeptOnDevice:
     def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
         if i not in self._places:
             self._put(i, self._images.get(i))
-            if i not in self._places:  # the samples promised too much room
+            if i not in self._places:  # no room is left: the images are larger than the sampled ones
                 return self._images.get(i).to(self._device)
         start, height, width = self._places[i]
         channels = self._images.channels
@@ -197,10 +197,10 @@ class KeptOnDevice:
 
 
 def _decoded(images: ImageCache, numbers: range) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Pixels of some pictures, HWC one after the other; number, height and width of each usable one."""
+    """(pixels of the usable images, HWC one after the other; [(number, height, width), …] of each)."""
     pixels, shapes = [torch.empty(0, dtype=torch.uint8)], []
     for i in numbers:
-        with contextlib.suppress(BadImage):  # said when the picture is wanted
+        with contextlib.suppress(BadImage):  # reported when a batch needs the image
             image = images.get(i)
             pixels.append(image.permute(1, 2, 0).flatten())
             shapes.append((i, image.shape[1], image.shape[2]))
@@ -208,7 +208,7 @@ def _decoded(images: ImageCache, numbers: range) -> tuple[Tensor, list[tuple[int
 
 
 def fits(images: ImageCache, device: torch.device | None, limit_mb: int) -> bool:
-    """Whether a set may go to a GPU unasked: it takes no more than the limit and a quarter of the free memory."""
+    """Whether "auto" caches a set on a GPU: 8 bits, at most `limit_mb` MiB and a quarter of the free memory."""
     if device is None or device.type != "cuda" or not limit_mb:
         return False
     return 0 < images.estimate() <= min(limit_mb << 20, _free(device) // SHARE) and not images.deep
@@ -220,8 +220,8 @@ def _free(device: torch.device) -> int:
     return half_of_memory_mb() << 21
 
 
-class DecodedThere:
-    """Pictures whose JPEGs nvJPEG decodes on a CUDA device, those of a batch at once; others are decoded here."""
+class DecodedOnDevice:
+    """Images whose JPEGs nvJPEG decodes on a CUDA device, a batch at once; the host decodes all others."""
 
     def __init__(self, images: ImageCache, device: torch.device) -> None:
         self._images, self._device = images, device
@@ -232,12 +232,12 @@ class DecodedThere:
         return len(self._images)
 
     def ahead(self, numbers: Sequence[int]) -> None:
-        """Decode the JPEGs among these."""
+        """Decode the JPEGs among these images at once, for the calls of `get` that follow."""
         read = {i: self._images.read(i) for i in numbers}
         plain = {i: data for i, data in read.items() if isinstance(data, bytes) and is_plain(data)}
         self._next = {}
-        with contextlib.suppress(RuntimeError):  # one that nvJPEG will not decode: each by itself, on the host
-            decoded = decode_there(list(plain.values()), self._images.channels, self._device)
+        with contextlib.suppress(RuntimeError):  # nvJPEG refuses one of them: the host decodes all, one by one
+            decoded = decode_on_device(list(plain.values()), self._images.channels, self._device)
             self._next = dict(zip(plain, decoded, strict=True))
 
     def get(self, i: int, reduction: Reduction | None = None) -> UInt8[Tensor, "C H W"]:
@@ -254,22 +254,22 @@ def is_plain(data: bytes) -> bool:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             small = image.width * image.height <= 100_000_000
             return small and image.mode in ("L", "RGB") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    except Exception:  # whatever Pillow raises on it, the host's decoder says it again
+    except Exception:  # Pillow may raise anything on it, and the host's decoder reports the fault
         return False
 
 
-def decode_there(data: Sequence[bytes], channels: int, device: torch.device) -> list[UInt8[Tensor, "C _ _"]]:
+def decode_on_device(data: Sequence[bytes], channels: int, device: torch.device) -> list[UInt8[Tensor, "C _ _"]]:
     """JPEGs decoded on a CUDA device. Raises RuntimeError where torchvision or nvJPEG cannot."""
     warnings.filterwarnings("ignore", message="The image decoding and encoding", category=DeprecationWarning)
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    encoded = [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in data]
+    encoded = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in data]
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     return list(decode_jpeg(encoded, mode, device=device)) if encoded else []
 
 
 def no_decoder(device: torch.device | None, channels: int) -> str | None:
-    """Why JPEGs cannot be decoded on this device; None where they can. It tries one."""
+    """Why JPEGs cannot be decoded on this device, found by decoding a small one; None where they can."""
     if device is None or device.type != "cuda":
         return f"{device or 'cpu'} is no CUDA device"
     if channels not in (1, 3):
@@ -277,7 +277,8 @@ def no_decoder(device: torch.device | None, channels: int) -> str | None:
     stream = io.BytesIO()
     Image.new("RGB", (16, 16), (200, 100, 50)).save(stream, "JPEG")
     try:
-        there, here = decode_there([stream.getvalue()], channels, device)[0], decode(stream.getvalue(), channels)
-        return None if (there.cpu().int() - here.int()).abs().max() <= 8 else "its nvJPEG gives other colours"
+        on_device = decode_on_device([stream.getvalue()], channels, device)[0]
+        on_host = decode(stream.getvalue(), channels)
+        return None if (on_device.cpu().int() - on_host.int()).abs().max() <= 8 else "its nvJPEG gives other colours"
     except (RuntimeError, ImportError, BadImage) as error:
         return " ".join(str(error).split())[:120]

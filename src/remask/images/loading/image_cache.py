@@ -1,4 +1,4 @@
-"""Pictures of a source by number: read, decoded, checked, and kept in memory where the whole set fits."""
+"""Images of a source by number: read, decoded, checked, and cached in memory where the whole set fits."""
 
 import contextlib
 import multiprocessing
@@ -17,24 +17,24 @@ from remask.images.loading.memory import shared_memory_left
 from remask.images.sources.opening import Source
 
 Keep = Literal["auto", "never", "ram", "device"]
-"""Where decoded pictures are kept: in memory if that is little, nowhere, in memory or else fail, on the device."""
+"""Where decoded images are cached: in memory if they are few MiB, nowhere, in memory or else raise, on the device."""
 
 
 KEPT_MB = 1024
-"""MiB up to which "auto" keeps a set."""
+"""MiB up to which "auto" caches a set."""
 
 
 class ImageCache:
-    """`get(i)` is the i-th picture, [C, H, W], uint8 or as deep as `levels` says; it must not be written to.
+    """`get(i)` is the i-th image, [C, H, W], uint8 or as deep as `levels` says; it must not be written to.
 
-    channels, min_side   what every picture must have; another raises BadImage
-    levels               how pictures deeper than 8 bits are read, see `decode`; None: all become uint8
-    cache_mb             decoded pictures are kept if all of them take no more (judged by a few of them); 0: none is
-    shared               keep them in memory that worker processes share
-    must                 raise UserError where they would not be kept for want of room
+    channels, min_side   of every image, its shorter side in pixels being at least min_side; another raises BadImage
+    levels               how images deeper than 8 bits are read, see `decode`; None: all become uint8
+    cache_mb             MiB that all decoded images may take to be cached, estimated from a few of them; 0: no cache
+    shared               cache them in memory that worker processes share
+    must                 raise UserError where there is no room to cache them
 
-    `kept_bytes` is what they will take once all were seen, 0 where none is kept. `beyond` has those that were met with
-    values outside the range, by number.
+    `kept_bytes` is the size of the full cache, 0 without one. `beyond` holds the images met so far with values outside
+    the range, {number: these values in words}.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ImageCache:
         samples = self._samples() if cache_mb else {}
         expected = _mean_bytes(samples) * len(source)
         self._cache = _cache(expected, len(source), channels, cache_mb << 20, shared)
-        self.kept_bytes = 0 if isinstance(self._cache, _Nothing) else expected
+        self.kept_bytes = 0 if isinstance(self._cache, _NoCache) else expected
         if must and samples and not self.kept_bytes:
             raise UserError(_no_room(source.name, expected, cache_mb << 20))
         for i, image in samples.items():
@@ -64,38 +64,38 @@ class ImageCache:
         return len(self.source)
 
     def estimate(self) -> int:
-        """Bytes that all pictures take decoded, judged by a few of them, of which one may turn out to be `deep`."""
-        found = dict[int, Tensor]()
+        """Bytes that all images take decoded, estimated from a few; sets `deep` if any of these is not uint8."""
+        samples = dict[int, Tensor]()
         for i in range(0, len(self), max(1, len(self) // 8)):
             with contextlib.suppress(BadImage):
-                found[i] = self._load(i)[0]
-        self.deep = any(image.dtype != torch.uint8 for image in found.values())
-        return _mean_bytes(found) * len(self)
+                samples[i] = self._load(i)[0]
+        self.deep = any(image.dtype != torch.uint8 for image in samples.values())
+        return _mean_bytes(samples) * len(self)
 
     def ahead(self, numbers: Sequence[int]) -> None:
-        """These are wanted next: nothing to prepare here."""
+        """Called with the images that are read next; there is nothing to prepare here."""
 
     def get(self, i: int, reduction: Reduction | None = None) -> Num[Tensor, "C H W"]:
-        """`reduction` says by how much a JPEG may be smaller; what was decoded so is not kept."""
+        """The i-th image. `reduction` says how much smaller a JPEG may be decoded; such an image is not cached."""
         if reduction:
             return self._load(i, reduction)[0]
-        kept = self._cache.get(i)
-        if kept is not None:
-            return kept
+        cached = self._cache.get(i)
+        if cached is not None:
+            return cached
         image, encoded = self._load(i)
         if encoded:  # arrays lie in memory already
             self._cache.put(i, image)
         return image
 
     def read(self, i: int) -> bytes | np.ndarray | None:
-        """What the source has, undecoded; None where it has nothing."""
+        """The undecoded image of the source; None where it cannot be read."""
         try:
             return self.source.read(i)
         except OSError:
             return None
 
     def checked(self, image: Num[Tensor, "C H W"]) -> Num[Tensor, "C H W"]:
-        """The picture, if it is large enough. Raises BadImage."""
+        """The image, if it is large enough. Raises BadImage."""
         height, width = image.shape[-2:]
         if min(height, width) < self._min_side:
             raise BadImage(f"{width}x{height} is smaller than a {self._min_side}-pixel patch")
@@ -112,8 +112,8 @@ class ImageCache:
         return image, isinstance(data, bytes)
 
     def _samples(self) -> dict[int, Num[Tensor, "C H W"]]:
-        """A few encoded pictures from all over the source, by number; none where it yields arrays."""
-        found = {}
+        """A few encoded images from all over the source, by number; none where it yields arrays."""
+        samples = {}
         for i in range(0, len(self), max(1, len(self) // 8)):
             try:
                 image, encoded = self._load(i)
@@ -121,12 +121,12 @@ class ImageCache:
                 continue
             if not encoded:
                 return {}
-            found[i] = image
-        return found
+            samples[i] = image
+        return samples
 
 
 def decoded(data: bytes | np.ndarray, channels: int, scaling: Scaling | None) -> Num[Tensor, "C H W"]:
-    """Pixels in 0..255, black to white: uint8, or floats of a set that is deeper. Raises BadImage."""
+    """Pixels in 0..255, black to white: uint8, or floats for a set deeper than 8 bits. Raises BadImage."""
     return (
         scaling.shades(decode(data, channels, levels=scaling.levels))
         if scaling
@@ -140,8 +140,8 @@ class _Cache(Protocol):
     def put(self, i: int, image: Tensor) -> None: ...
 
 
-class _Nothing:
-    """For sets that do not fit."""
+class _NoCache:
+    """No cache, for sets that do not fit."""
 
     def get(self, i: int) -> Tensor | None:
         return None
@@ -150,8 +150,8 @@ class _Nothing:
         pass
 
 
-class _Own:
-    """For one process; pictures of any size until the budget is spent."""
+class _ProcessCache:
+    """The cache of one process: images of any size until the budget, in bytes, is spent."""
 
     def __init__(self, budget: int) -> None:
         self._kept: dict[int, Tensor] = {}
@@ -168,16 +168,16 @@ class _Own:
 
 
 TYPES = (torch.uint8, torch.uint16, torch.float32)
-"""Of decoded pictures."""
+"""Types of decoded images."""
 
 
-class _Shared:
-    """For several processes: one block of shared memory, filled from its start. Pages that stay empty cost nothing."""
+class _SharedCache:
+    """The cache of several processes: a block of shared memory, filled from its start. Untouched pages cost nothing."""
 
     def __init__(self, n: int, channels: int, size: int) -> None:
         storage = torch.UntypedStorage._new_shared(size)  # share_memory_() would copy, and so fill, all of it
         self._bytes = torch.empty(0, dtype=torch.uint8).set_(storage)
-        # start, height, width, number of the type; 0 high: not there
+        # start in bytes, height, width, index in TYPES; height 0: not cached
         self._places = torch.zeros(n, 4, dtype=torch.int64).share_memory_()
         self._filled, self._lock = torch.zeros(1, dtype=torch.int64).share_memory_(), multiprocessing.Lock()
         self._channels = channels
@@ -205,13 +205,13 @@ class _Shared:
 
 def _cache(expected: int, n: int, channels: int, budget: int, shared: bool) -> _Cache:
     if not expected or expected > budget:
-        return _Nothing()
+        return _NoCache()
     if not shared:
-        return _Own(budget)
+        return _ProcessCache(budget)
     room = shared_memory_left() // 2
     if expected > room:
-        return _Nothing()
-    return _Shared(n, channels, min(budget, room, expected + expected // 4 + (1 << 20)))
+        return _NoCache()
+    return _SharedCache(n, channels, min(budget, room, expected + expected // 4 + (1 << 20)))
 
 
 def _mean_bytes(samples: dict[int, Tensor]) -> int:

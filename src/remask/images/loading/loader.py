@@ -1,7 +1,7 @@
-"""Batches of uint8 pictures in an order and with crops that depend on (seed, epoch, position) alone.
+"""Batches of uint8 images in an order and with crops that depend on (seed, epoch, position) alone.
 
-So an epoch that starts at batch k gives bit for bit what the whole epoch gives from there on, with any number of
-workers, and so a run can be resumed in the middle of one.
+An epoch that starts at batch k is therefore, bit for bit, the rest of the whole epoch, with any number of workers, so
+that a run can be resumed in the middle of one.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from remask.errors import UserError
 from remask.images.levels import Scaling
 from remask.images.loading.batch_builder import ORDER, BatchBuilder, BuiltBatch, Cut, IndexedImages, OneByOne, Task
-from remask.images.loading.device_crops import DecodedThere, KeptOnDevice, OnDevice, fits
+from remask.images.loading.device_crops import CachedOnDevice, CropOnDevice, DecodedOnDevice, fits
 from remask.images.loading.image_cache import KEPT_MB, ImageCache, Keep
 from remask.images.loading.memory import half_of_memory_mb
 from remask.images.loading.workers import map_batches
@@ -27,18 +27,18 @@ from remask.seeds import mix
 
 
 class Batch(NamedTuple):
-    """Pictures with their class numbers, if the source has any, and their numbers in the source.
+    """Images with their class numbers, if the source has any, and their numbers in the source.
 
     uint8; those of a deeper source are uint16, which the network scales, or floats that are normalised already.
     """
 
     images: Num[Tensor, "B C H W"]
     labels: Int[Tensor, "B"] | None
-    index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # hides tuple.index, which is not used
 
 
 class TooManyBad(UserError):  # noqa: N818
-    """More pictures cannot be used than was allowed. `bad` says which and why: {where: reason}."""
+    """More images are unusable than `max_bad` allows. `bad` says which and why: {where: reason}."""
 
     def __init__(self, bad: dict[str, str], total: int, max_bad: float) -> None:
         first = "; ".join(f"{where}: {reason}" for where, reason in list(bad.items())[:3])
@@ -50,11 +50,12 @@ class TooManyBad(UserError):  # noqa: N818
 
 
 class BatchLoader:
-    """Batches of numbered pictures, epoch by epoch: their order, the processes, and what becomes of unusable ones.
+    """Batches of numbered images, epoch by epoch: their order, the processes, and the handling of unusable ones.
 
-    pictures, cut   the pictures, and what makes a batch of some; `Loader` has those of a source
-    where           the address of a picture by its number
-    `Loader` says what the other arguments mean. What a batch is, `cut` decides.
+    images   the images by number; `Loader` has those of a source
+    cut      (images, seeds) -> one batch of them, of any type
+    where    number of an image -> its address for a person
+    The other arguments are those of `Loader`.
     """
 
     def __init__(
@@ -93,10 +94,10 @@ class BatchLoader:
         return math.ceil(self._total / self._batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[BuiltBatch]:
-        """What `cut` makes for each batch of one epoch from number `start` on. Raises TooManyBad."""
+        """The batches of one epoch from number `start` on, as `cut` makes them. Raises TooManyBad."""
         tasks = self._tasks(epoch, start)
         self._note({})
-        self._note_beyond(self._builder.beyond)  # pictures that were looked at to see how large they are
+        self._note_beyond(self._builder.beyond)  # of the images sampled to estimate the size of the set
         by_workers = map_batches(self._builder, tasks, self._workers, pin=self._pin) if self._workers else None
         for built in by_workers or self._by_thread(tasks):
             self._note(built.bad)
@@ -107,7 +108,7 @@ class BatchLoader:
     def _tasks(self, epoch: int, start: int) -> list[Task]:
         n, size = self._total, self._batch_size
         total = len(self) * size if self._drop_last else n
-        # R crops a picture: the epochs R·c, R·c + 1, … share an order and each takes its part of it
+        # R crops of each image: the epochs R·c, R·c + 1, … share an order and each takes its part of it
         (cycle, turn), distinct = divmod(epoch, self._crops), total // self._crops
         rounds = [self._order(cycle, number) for number in range(math.ceil(total / n))]
         order = torch.cat(rounds)[turn * distinct :][:distinct].repeat_interleave(self._crops).tolist()
@@ -121,7 +122,7 @@ class BatchLoader:
         return torch.randperm(self._total, generator=generator)
 
     def _by_thread(self, tasks: list[Task]) -> Iterator[BuiltBatch]:
-        """Two batches ahead. One thread, since the builder keeps its cache and its generator to itself."""
+        """Batches built two ahead by one thread: the builder's cache and generator are not for several threads."""
         pending: deque[Future[BuiltBatch]] = deque()
         with ThreadPoolExecutor(1, "remask-images") as pool:
             try:
@@ -140,19 +141,19 @@ class BatchLoader:
 
     @property
     def unusable(self) -> dict[int, str]:
-        """What was found so far, by number in the source."""
+        """Unusable images found so far, {number in the source: reason}."""
         return dict(self._noted)
 
     def learn(self, bad: dict[int, str]) -> None:
-        """Take over what another process has found. Raises TooManyBad."""
+        """Add the unusable images that another process has found, {number: reason}. Raises TooManyBad."""
         self._builder.bad.update(bad)
         self._note(bad)
 
     def _note_beyond(self, beyond: dict[int, str]) -> None:
-        for i, what in beyond.items():
+        for i, values in beyond.items():
             if i not in self.beyond and self._remark is not None:
-                self._remark(f"{self._where(i)}: {what}")
-            self.beyond[i] = what
+                self._remark(f"{self._where(i)}: {values}")
+            self.beyond[i] = values
 
     def _note(self, bad: dict[int, str]) -> None:
         for i, reason in bad.items():
@@ -161,7 +162,7 @@ class BatchLoader:
                 self._report(f"{where}: {reason}")
             self._noted[i] = self.bad[where] = reason
         if self._workers:
-            self._builder.bad.update(bad)  # what one worker met, all know in the next epoch
+            self._builder.bad.update(bad)  # workers of the next epoch skip what one worker has found
         if self._builder.too_many(self._noted):
             raise TooManyBad(self.bad, self._total, self._max_bad)
 
@@ -169,28 +170,28 @@ class BatchLoader:
 class Loader(BatchLoader):
     """Batches of a source, epoch by epoch.
 
-    batch_size   pictures a batch; with drop_last every batch is full: a source smaller than one batch is gone through
-                 again, in another order, until the batch is full
+    batch_size   images a batch; with drop_last every batch is full: a source smaller than one batch is repeated, in
+                 another order, until the batch is full
     seed         of the order and of the crops
     shuffle      another order each epoch; without it the source's own
     workers      processes that decode; 0: a thread of this process
-    channels, min_side   see `Pictures`
-    max_bad      share of pictures that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
-                 that a small folder is not lost for one of them, unless the share is 0
+    channels, min_side   see `ImageCache`
+    max_bad      share of images that may be unusable before TooManyBad is raised. Up to 3 are always allowed, so
+                 that one of them does not fail a small folder, unless the share is 0
     reduced      decode a JPEG no larger than its crop needs: faster, and not pixel for pixel what whole decoding gives.
-                 Where crops are random nothing is kept then
-    skip         leave unusable pictures out, for evaluation. Otherwise the next usable one, by number, takes the place
-    pin          page-locked memory, for copies to a GPU that do not wait
-    share        of each batch that this process makes: positions of the whole batch -> a slice of them; None: all.
-                 Crops depend on the position in the whole batch, so that all parts together are what one would make
-    crops        R crops in a row of each picture: an epoch has as many crops as with 1, of R times fewer pictures, and
-                 R epochs have every picture once
-    keep         where decoded pictures are kept, see `Keep`; cache_mb is the limit of "auto"
+                 Random crops are then not cached
+    skip         leave unusable images out, for evaluation. Otherwise the next usable one, by number, takes the place
+    pin          page-locked memory, for asynchronous copies to a GPU
+    share        number of images in the global batch -> the slice of them that this process makes; None: all. Crops
+                 depend on the position in the global batch, so that the slices of all processes are one process's batch
+    crops        R consecutive crops of each image: an epoch has as many crops as with 1, of R times fewer images, and
+                 R epochs have every image once
+    keep         where decoded images are cached, see `Keep`; cache_mb is the limit of "auto", in MiB
     device       of the crops, with keep "device" and on_device
     on_device    JPEGs are decoded on the device, a batch at once; other pixels by a few levels
-    scaling      how pictures deeper than 8 bits are read and normalised; None: all become uint8, see `decode`
-    report       gets a line for each unusable picture, once
-    remark       gets a line for each picture with values beyond the range of `scaling`, once; it is used as it is
+    scaling      how images deeper than 8 bits are read and normalised; None: all become uint8, see `decode`
+    report       gets a line for each unusable image, once
+    remark       gets a line for each image with values beyond the range of `scaling`, once; the image is still used
     """
 
     def __init__(
@@ -225,8 +226,8 @@ class Loader(BatchLoader):
         cut: Cut
         random = transform if isinstance(transform, RandomCropFlip) else None
         scaled = random if reduced else None
-        how: dict[str, Any] = {"channels": channels, "min_side": min_side, "levels": levels}
-        decoded = ImageCache(source, cache_mb=0, **how)
+        options: dict[str, Any] = {"channels": channels, "min_side": min_side, "levels": levels}
+        decoded = ImageCache(source, cache_mb=0, **options)
         if keep == "auto" and random and not (reduced or on_device) and fits(decoded, device, cache_mb):
             keep = "device"
         if keep == "device" or on_device:
@@ -235,7 +236,7 @@ class Loader(BatchLoader):
         else:
             budgets = {"never": 0, "ram": half_of_memory_mb()}
             cut, budget = OneByOne(transform, scaling), 0 if scaled else budgets.get(keep, cache_mb)
-            images = ImageCache(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **how)
+            images = ImageCache(source, cache_mb=budget, shared=workers > 0, must=keep == "ram", **options)
         super().__init__(
             images, cut, source.where, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, workers=workers,
             max_bad=max_bad, skip=skip, pin=pin, share=share, crops=crops, reduced=scaled, report=report, remark=remark,
@@ -262,7 +263,7 @@ def iterate(
     report: Callable[[str], None] | None = None,
     remark: Callable[[str], None] | None = None,
 ) -> Iterator[Batch]:
-    """Every usable picture once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
+    """Every usable image once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
     loader = Loader(
         source, transform, batch_size, shuffle=False, drop_last=False, skip=True, cache_mb=0,
         workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, scaling=scaling,
@@ -288,5 +289,5 @@ def _on_device(
     if images.estimate() and images.deep:
         raise UserError('8-bit pictures alone lie on a device or are decoded there: use data.keep "ram", decode "cpu"')
     device = device or torch.device("cpu")
-    there = KeptOnDevice(images, device, workers) if keep == "device" else DecodedThere(images, device)
-    return there, OnDevice(transform)
+    device_images = CachedOnDevice(images, device, workers) if keep == "device" else DecodedOnDevice(images, device)
+    return device_images, CropOnDevice(transform)

@@ -1,23 +1,23 @@
-"""How much memory this process may still take: of the machine, and of the container it runs in."""
+"""How much memory this process may still take: of the machine's, and of its container's."""
 
 import contextlib
 import shutil
 from pathlib import Path
 
 _LIMITS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
-"""The limit of a control group and what it uses of it, version 2 and version 1."""
+"""Files with the limit and the usage of a control group, of version 2 and of version 1."""
 
 
 def available_mb(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
-    """MiB: what the kernel calls available or, where it is less, what the control group leaves; inf if neither says."""
-    found = [float("inf")]
+    """MiB available: the kernel's MemAvailable or, if less, the rest of the control group's limit; inf if unknown."""
+    limits = [float("inf")]
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = (proc / "meminfo").read_text().splitlines()
-        found.append(next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("MemAvailable")))
+        limits.append(next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("MemAvailable")))
     for limit, used in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such group, or no limit, which version 2 writes as "max"
-            found.append((int((groups / limit).read_text()) - int((groups / used).read_text())) / 2**20)
-    return max(min(found), 0.0)
+            limits.append((int((groups / limit).read_text()) - int((groups / used).read_text())) / 2**20)
+    return max(min(limits), 0.0)
 
 
 def half_of_memory_mb() -> int:
@@ -26,7 +26,7 @@ def half_of_memory_mb() -> int:
 
 
 def shared_memory_left() -> int:
-    """Bytes of /dev/shm. Containers give little, and writing beyond it kills the process rather than raising."""
+    """Free bytes of /dev/shm. Containers give little, and writing beyond it kills the process rather than raising."""
     try:
         return shutil.disk_usage("/dev/shm").free
     except OSError:

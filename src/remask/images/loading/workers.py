@@ -1,4 +1,4 @@
-"""Work for worker processes, one task after the other, handed over in the order of the tasks."""
+"""A function applied to a list of tasks by worker processes; results come in the order of the tasks."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 Result = TypeVar("Result")
 Job = TypeVar("Job")
 
-TOGETHER = 16
-"""Pictures that a worker takes at a time."""
+IMAGES_PER_TASK = 16
+"""Images that a worker takes at a time."""
 
 
 def map_batches(
     work: Callable[[Job], Result], tasks: Sequence[Job], workers: int, *, pin: bool = False
 ) -> Iterator[Result]:
-    """work(task) for every task, in their order, by so many processes, or here for 0.
+    """work(task) for every task, in their order, by `workers` processes, or by this one for 0.
 
     `work` is pickled where processes are not forked. With `pin` its tensors arrive in page-locked memory.
     """
@@ -32,16 +32,16 @@ def map_batches(
             collate_fn=_as_it_is,
             worker_init_fn=_quiet,
             pin_memory=pin,
-            generator=Generator(),  # or starting the workers would draw from the global stream
+            generator=Generator(),  # else starting the workers draws from torch's global generator
         )
     )
 
 
 def each(work: Callable[[int], Result], total: int, workers: int) -> Iterator[Result]:
-    """work(0), work(1), … work(total - 1), by so many processes, or here for 0."""
+    """work(0), work(1), … work(total - 1), by `workers` processes, or by this one for 0."""
     if workers:
-        import torchvision.io  # noqa: F401  # seconds that each process would need anew
-    for results in map_batches(partial(_all, work), chunks(total, TOGETHER), workers):
+        import torchvision.io  # noqa: F401  # takes seconds, which forked processes then do not spend again
+    for results in map_batches(partial(_all, work), chunks(total, IMAGES_PER_TASK), workers):
         yield from results
 
 
@@ -55,7 +55,7 @@ def _all(work: Callable[[int], Result], numbers: range) -> list[Result]:
 
 
 class _AsDataset(Dataset[Result], Generic[Job, Result]):
-    """A function as DataLoader takes it: indexed by its argument."""
+    """A function as a Dataset, for DataLoader: item `task` is work(task)."""
 
     def __init__(self, work: Callable[[Job], Result]) -> None:
         self._work = work
@@ -65,11 +65,11 @@ class _AsDataset(Dataset[Result], Generic[Job, Result]):
 
 
 def _as_it_is(item: Any) -> Any:
-    """In the place of DataLoader's collation."""
+    """Replaces DataLoader's collation: results stay as they are."""
     return item
 
 
 def _quiet(worker: int) -> None:
-    """Ctrl-C is the main process's business; a traceback from every worker helps nobody."""
+    """Ignore Ctrl-C in a worker, since the main process handles it, and compute with one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""What a source's address names, and the refusal of one that names nothing: before torch, and without reading anything.
+"""What a source's address names. A wrong address is refused here, before torch is imported and any file is read.
 
-`opening` opens what `find_source` finds, so that a wrong address is refused in the same words early and late.
+`opening` opens what `find_source` returns, so that a wrong address gets the same message early and late.
 """
 
 import difflib
@@ -81,19 +81,19 @@ def find_source(spec: str, limit: int | None = None, patterns: Patterns | None =
 
 
 def check_source(spec: str | None, limit: int | None = None, exclude: Sequence[str] = ()) -> None:
-    """Raise UserError where a source certainly cannot be opened; nothing is wrong with None."""
+    """Raise UserError where a source certainly cannot be opened; None is no source and passes."""
     if spec is not None:
         find_source(spec, limit, Patterns(exclude, spec))
 
 
 def check_second(spec: str | None, exclude: Sequence[str] = ()) -> None:
-    """`check_source` for pictures beside others, for which the patterns were meant first."""
+    """`check_source` for a second source, such as test images: `exclude` applies to it only if it has paths."""
     if spec is not None:
         check_source(spec, exclude=exclude if has_paths(spec) else ())
 
 
 def has_paths(spec: str) -> bool:
-    """Whether a source is a folder, list or tar, from which some pictures may be excluded."""
+    """Whether a source is a folder, list or tar, from which some images may be excluded."""
     named = spec.startswith("hf:") or spec.removeprefix("set:").partition(":")[0] in SPLITS
     path = os.path.expanduser(spec)
     if entry_of(spec):
@@ -103,8 +103,8 @@ def has_paths(spec: str) -> bool:
 
 def entry_of(spec: str) -> tuple[str, str] | None:
     """ "mnist.npz:x_train" -> the file's path and the name of its array, where there is such a file and no other."""
-    found = _ENTRY.fullmatch(os.path.expanduser(spec))
-    return (found[1], found[2]) if found and not os.path.exists(found[0]) and os.path.isfile(found[1]) else None
+    match = _ENTRY.fullmatch(os.path.expanduser(spec))
+    return (match[1], match[2]) if match and not os.path.exists(match[0]) and os.path.isfile(match[1]) else None
 
 
 def _check_split(name: str, split: str) -> None:
@@ -114,17 +114,17 @@ def _check_split(name: str, split: str) -> None:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Files of a pattern with braces ({000..009} or {a,b}) and * ? [ ]. Every shard a brace names must be there."""
+    """Files of a pattern with braces ({000..009} or {a,b}) and * ? [ ]. Every file that a brace names must exist."""
     segments = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [_choices(segment) if odd % 2 else [segment] for odd, segment in enumerate(segments)]
-    found: list[str] = []
+    choices = [_choices(segment) if i % 2 else [segment] for i, segment in enumerate(segments)]
+    paths: list[str] = []
     for pieces in product(*choices):
         path = "".join(pieces)
         matches = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path)))
         if not matches and len(segments) > 1:
             raise UserError(f"{printable(pattern)}: there is no {printable(path)}")
-        found += matches
-    return found
+        paths += matches
+    return paths
 
 
 def _choices(inside: str) -> list[str]:

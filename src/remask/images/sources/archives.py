@@ -1,4 +1,4 @@
-"""Pictures packed in few large files: tar shards in the WebDataset layout, parquet in the Hugging Face layout."""
+"""Images packed in few large files: tar shards in the WebDataset layout, parquet in the Hugging Face layout."""
 
 import bisect
 import itertools
@@ -13,7 +13,7 @@ from remask.errors import UserError
 from remask.images.deep import Unread, laid_out
 from remask.images.sources.columns import Columns, LabelColumn, is_label, joined, label_column, why_none
 from remask.images.sources.files import EXTENSIONS, one_split, printable, splits_of
-from remask.images.sources.labels import Told, of_texts, says_none
+from remask.images.sources.labels import TextLabels, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
 from remask.images.sources.tar_index import Member, index
 
@@ -25,9 +25,9 @@ CACHED_GROUPS = 4
 
 
 class Tar:
-    """Members of uncompressed tars, indexed once and then read by offset: any order, nothing shared, nothing held open.
+    """Members of uncompressed tars, indexed once and then read by offset: in any order, by any process.
 
-    Which member is a picture, and which class it has: see `tar_index`.
+    Which member is an image, and which class it has: see `tar_index`.
     """
 
     def __init__(self, name: str, shards: list[str], limit: int | None, patterns: Patterns | None = None) -> None:
@@ -36,21 +36,21 @@ class Tar:
         self._members: list[tuple[int, Member]] = []
         left_out, labels = Counter[str](), list[str | None]()
         for number, shard in enumerate(shards):
-            left = None if limit is None else limit - len(self._members)
-            if left == 0:
+            remaining = None if limit is None else limit - len(self._members)
+            if remaining == 0:
                 break
-            found = index(shard, patterns)
-            left_out += found.left_out
-            for member, label in found.images[:left]:
+            listing = index(shard, patterns)
+            left_out += listing.left_out
+            for member, label in listing.images[:remaining]:
                 self._members.append((number, member))
                 labels.append(label)
         if not self._members:
-            other = f"; left out are {said}" if (said := listed(left_out)) else ""
+            other = f"; left out are {skipped}" if (skipped := listed(left_out)) else ""
             raise UserError(f"{printable(name)} holds no images: looked for {' '.join(EXTENSIONS)} in the tar{other}")
-        told = of_texts([label or "" for label in labels]) if any(labels) else Told()
-        self.labels, self.classes, self.unlabelled = told
-        known = sum(not says_none(label or "") for label in labels)
-        self.left_out: dict[str, int] = {**left_out, **({NO_LABEL: known} if known and not self.labels else {})}
+        parsed = of_texts([label or "" for label in labels]) if any(labels) else TextLabels()
+        self.labels, self.classes, self.unlabelled = parsed
+        labelled = sum(not says_none(label or "") for label in labels)
+        self.left_out: dict[str, int] = {**left_out, **({NO_LABEL: labelled} if labelled and not self.labels else {})}
         self.splits = splits_of([member.name for _, member in self._members])
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Tar:
         return printable(f"{os.path.basename(self._shards[shard])}: {member.name}")
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Names, sizes in bytes and facts of what is used, without reading it; see `images.fingerprint`."""
+        """Names and sizes in bytes of the images, which are not read, and no facts; see `fingerprint`."""
         several = len(self._shards) > 1
         shards = [os.path.basename(shard) + ": " if several else "" for shard in self._shards]
         names = [shards[shard] + member.name for shard, member in self._members]
@@ -83,9 +83,10 @@ class _Group(NamedTuple):
 
 
 class Parquet:
-    """Rows of parquet files with a column of pictures: a struct of bytes and path, plain bytes, or arrays of numbers.
+    """Rows of parquet files with a column of images: a struct of bytes and path, plain bytes, or arrays of numbers.
 
-    Small sets are read at once, so that forked workers share them; each process reads what it needs of larger ones.
+    Small sets are read at once, so that forked workers share them; of larger ones each process reads the row groups
+    that it needs.
     """
 
     def __init__(self, name: str, files: list[str], limit: int | None) -> None:
@@ -114,9 +115,9 @@ class Parquet:
                 if label is not None:
                     values += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
             if label is not None and values:
-                left = None if limit is None else limit - (total - len(values))
+                remaining = None if limit is None else limit - (total - len(values))
                 label_columns.append(
-                    LabelColumn(values[:left], _names(file.schema_arrow, label), os.path.basename(path))
+                    LabelColumn(values[:remaining], _names(file.schema_arrow, label), os.path.basename(path))
                 )
         self._length = total if limit is None else min(total, limit)
         if not self._length:
@@ -125,8 +126,8 @@ class Parquet:
         self.left_out = further(others, self._length)
         self.unlabelled = why_none(label_columns)
         values = [value for folder in label_columns for value in folder.values]
-        if self.labels is None and 0 < (lost := sum(map(is_label, values))) < len(values):
-            self.left_out[NO_LABEL] = lost
+        if self.labels is None and 0 < (unused := sum(map(is_label, values))) < len(values):
+            self.left_out[NO_LABEL] = unused
         used = [self._column, *([label] if label else [])]
         self.remarks = Columns(used, [name for name in schema.names if name not in (*used, *others)]).remarks()
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
@@ -174,7 +175,7 @@ class Parquet:
         return printable(f"{os.path.basename(self._files[group.file])}: row {group.row + i - self._starts[number]}")
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Names and sizes in bytes of the files that are used, their rows and the columns; see `images.fingerprint`."""
+        """Names and sizes in bytes of the files that are used, their rows and the columns; see `fingerprint`."""
         rows = dict[str, int]()
         for group in self._groups:
             rows[self._files[group.file]] = rows.get(self._files[group.file], 0) + group.rows
@@ -204,7 +205,7 @@ def _parquet(path: str, name: str) -> Any:
 
 
 def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
-    """Names of the picture columns, the one to read first, and of the label column.
+    """Names of the image columns, the one to read first, and of the label column.
 
     They come from the metadata, or else from the types.
     """
@@ -220,13 +221,13 @@ def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What the `datasets` library says of the columns, where it wrote the file."""
-    found: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return found.get("info", {}).get("features", {}) or {}
+    """The features that the `datasets` library wrote into a file, {column: {"_type": …}}; empty without any."""
+    metadata: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return metadata.get("info", {}).get("features", {}) or {}
 
 
 def _names(schema: Any, label: str) -> list[str] | None:
-    """The classes of a file in its own order, where it gives them."""
+    """The class names of a label column in the file's own order; None where the file has none."""
     names = _features(schema).get(label, {}).get("names")
     return [str(value) for value in names] if isinstance(names, list) else None
 
@@ -235,7 +236,7 @@ def _kind(kind: Any) -> str:
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    if types.is_integer(kind) or types.is_floating(kind):  # whole numbers beside missing ones are stored as floats
+    if types.is_integer(kind) or types.is_floating(kind):  # integers beside missing values are stored as floats
         return "integer"
     return "text" if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind) else str(kind)
 

@@ -1,4 +1,4 @@
-"""Label columns of tables: which column says the classes, and what its values mean, over several files of one set."""
+"""Label columns of tables: which column holds the classes, and what its values mean, over several files of one set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ USUAL = ("label", "labels", "fine_label", "class", "target", "cls")
 
 
 SHOWN = 12
-"""Columns that a line names."""
+"""Columns that a message names."""
 
 
 class LabelColumn(NamedTuple):
@@ -83,7 +83,7 @@ def is_label(value: Any) -> bool:
 
 
 def why_none(label_columns: Sequence[LabelColumn]) -> str:
-    """Why a column gives no classes, for a person: a row has none, or they are measures. Empty where it gives them."""
+    """Why a column gives no classes, for a message: a row has none, or they are measures. Empty where it gives some."""
     values = [value for column in label_columns for value in column.values]
     if missing := sum(not is_label(value) for value in values):
         return lacking(missing, len(values))
@@ -100,7 +100,7 @@ class Columns(NamedTuple):
     unused: Sequence[str]
 
     def remarks(self) -> list[str]:
-        """A line for a person, where a column is not read: its name may be one that is not known here."""
+        """A line for the user where columns are not read: one may hold labels under a name that is not known here."""
         if not self.unused:
             return []
         shown = ", ".join(map(printable, self.unused[:SHOWN])) + (", …" if len(self.unused) > SHOWN else "")

@@ -39,7 +39,7 @@ PHOTOGRAPHS = {
 
 
 class Side(NamedTuple):
-    """A split: from where to where in a photograph's width, how many crops, and the seed they are drawn from."""
+    """A split: its section of a photograph's width, 0..1, the number of its crops, and their seed."""
 
     begin: float
     end: float
@@ -63,7 +63,7 @@ def crops(split: str, limit: int | None = None) -> tuple[UInt8[np.ndarray, "n 32
 
 
 def photograph(name: str, channels: int = 3) -> UInt8[np.ndarray, "H W C"]:
-    """A whole photograph. Raises UserError where the installed package does not bring it."""
+    """A whole photograph. Raises UserError where the installed package lacks it."""
     package, _, inside = PHOTOGRAPHS[name].partition("/")
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / inside if spec and spec.origin else None
@@ -73,7 +73,7 @@ def photograph(name: str, channels: int = 3) -> UInt8[np.ndarray, "H W C"]:
 
 
 def portrait(name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """A whole photograph to look at, dark where its crops are neither of `train` nor of `test`."""
+    """A whole photograph for a figure, darkened between the sections of `train` and of `test`."""
     image = photograph(name).copy()
     width = image.shape[1]
     middle = slice(round(SPLITS["train"].end * width), round(SPLITS["test"].begin * width))
@@ -100,7 +100,7 @@ def _crop(strip: UInt8[np.ndarray, "H w"], draws: np.ndarray) -> UInt8[np.ndarra
 
 
 def _variance(square: UInt8[np.ndarray, "s s"]) -> int:
-    """Times the square of the number of pixels, in whole numbers: the same place is taken on every machine."""
+    """Variance times the squared number of pixels: an integer, so that every computer takes the same place."""
     values = square.astype(np.int64)
     return int(values.size * (values * values).sum() - values.sum() ** 2)
 

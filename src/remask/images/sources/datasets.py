@@ -11,7 +11,7 @@ from remask.errors import UserError
 from remask.images.decoding import BadImage
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label")
-"""Columns of a Hugging Face dataset, the first that is there."""
+"""Columns of a Hugging Face dataset; the first that it has is used."""
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B")
 """Pillow's modes of more than 8 bits, whose values are taken as they are."""
 
@@ -27,7 +27,7 @@ class FromDataset:
         return len(self.dataset)
 
     def read(self, i: int) -> np.ndarray:
-        """Pixels [H, W, C] or [H, W] of an item. Raises BadImage for what is no image."""
+        """Pixels [H, W, C] or [H, W] of an item. Raises BadImage where it is no image."""
         return pixels_of(_image_of(self.dataset[i]))
 
     def where(self, i: int) -> str:
@@ -41,16 +41,16 @@ def from_dataset(dataset: Any, *, labels: Sequence[int] | None = None, name: str
               (also "img"). Images are Pillow's, arrays [H, W, C] or [H, W], or tensors [C, H, W]: uint8, uint16, or
               floats in 0..1. They are taken before any crop or normalisation: leave those to the loader
     labels    a class number for each item; from dataset.targets, dataset.labels or a column "label" unless given
-    name      what the source is called in messages; the dataset's class unless given
-    Raises UserError where dataset has no length or no items by number, or where labels are of another number.
+    name      of the source in messages; the dataset's class unless given
+    Raises UserError where dataset has no length or no items by number, or not one label for each item.
     """
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise UserError(
             f"{type(dataset).__name__} is no map-style dataset: it needs len(dataset) and dataset[i]; list(dataset) "
             "makes one of an iterable that fits in memory"
         )
-    found = _labels_of(dataset) if labels is None else labels
-    numbers = None if found is None else [int(label) for label in found]
+    values = _labels_of(dataset) if labels is None else labels
+    numbers = None if values is None else [int(label) for label in values]
     if numbers is not None and len(numbers) != len(dataset):
         raise UserError(f"{len(numbers)} labels are not one for each of {len(dataset)} items")
     if numbers is not None and min(numbers, default=0) < 0:
@@ -61,9 +61,9 @@ def from_dataset(dataset: Any, *, labels: Sequence[int] | None = None, name: str
 
 def _labels_of(dataset: Any) -> Sequence[int] | None:
     for attribute in ("targets", "labels"):
-        found = getattr(dataset, attribute, None)
-        if found is not None and not callable(found) and len(found) == len(dataset):
-            return list(found)
+        values = getattr(dataset, attribute, None)
+        if values is not None and not callable(values) and len(values) == len(dataset):
+            return list(values)
     for key in LABEL_KEYS:
         if key in (getattr(dataset, "column_names", None) or ()):
             return list(dataset[key])
@@ -71,7 +71,7 @@ def _labels_of(dataset: Any) -> Sequence[int] | None:
 
 
 def _classes_of(dataset: Any, count: int) -> list[str]:
-    """Names of classes by number: those that the dataset tells, or the numbers."""
+    """Class names by number: the dataset's own, or the numbers as text."""
     names = getattr(dataset, "classes", None)
     features = getattr(dataset, "features", None)
     if names is None and isinstance(features, Mapping):

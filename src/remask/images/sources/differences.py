@@ -1,4 +1,4 @@
-"""What differs between two inventories of one source, in words that name the first of what changed."""
+"""Differences between two inventories of one source, as phrases that name the first changed entry."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,36 +8,36 @@ import numpy as np
 from remask.images.sources.files import printable
 from remask.images.sources.fingerprint import Inventory
 
-SAID = {
+PHRASES = {
     "blocks": "the content is another", "bytes": "the content is another", "checksum": "the content is another",
     "ids": "other ids stand for the classes",
     "columns": "the columns differ", "rows": "the rows of the files differ", "shape": "the shape of pictures differs",
 }  # fmt: skip
-"""Facts of an inventory, and what it means that they changed."""
+"""Name of a fact of an inventory -> the phrase for its change."""
 
 
 def differences(old: Inventory, new: Inventory) -> list[str]:
-    """A phrase for each kind of change, classes first; none where nothing differs that both know of.
+    """A phrase for each kind of change, classes first; empty where all that both inventories state is equal.
 
-    An inventory may lack its names, where they were too many to be kept, or there are none.
+    An inventory lacks names where they were too many to be saved, or where its entries have none.
     """
-    found = of_classes(old.classes or [], new.classes or [])
+    phrases = of_classes(old.classes or [], new.classes or [])
     entries = _of_counts(old, new) if old.count != new.count else _of_entries(old, new)
     if entries:
-        return found + entries
+        return phrases + entries
     facts = [name for name in new.facts if name in old.facts and old.facts[name] != new.facts[name]]
-    found += dict.fromkeys(SAID.get(name, f"{name} differs") for name in facts)
-    for (one, many), before, after in (
+    phrases += dict.fromkeys(PHRASES.get(name, f"{name} differs") for name in facts)
+    for (singular, plural), before, after in (
         (("label differs", "labels differ"), old.labels, new.labels),
         (("content differs", "contents differ"), old.hashes, new.hashes),
     ):
         if before is not None and after is not None and not facts:
-            found += _at(np.flatnonzero(before != after), new.names, one, many)
-    return found
+            phrases += _at(np.flatnonzero(before != after), new.names, singular, plural)
+    return phrases
 
 
 def of_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    """What differs between two lists of classes, in words."""
+    """Phrases for the differences between two lists of classes; empty where they are equal."""
     gone, fresh = _without(old, new), _without(new, old)
     if not gone and not fresh:
         return [] if list(old) == list(new) else ["the classes are in another order"]
@@ -52,7 +52,7 @@ def _classes(names: Sequence[str], what: str) -> str:
 
 
 def _of_counts(old: Inventory, new: Inventory) -> list[str]:
-    """Another number, and the first name that is new or gone."""
+    """A phrase with the old and new number of entries, and the first name that is new or gone."""
     text = [f"{old.count:,} {old.what.removesuffix('s') if old.count == 1 else old.what} became {new.count:,}"]
     if old.names and new.names:
         gone, fresh = _without(old.names, new.names), _without(new.names, old.names)
@@ -61,36 +61,36 @@ def _of_counts(old: Inventory, new: Inventory) -> list[str]:
 
 
 def _of_entries(old: Inventory, new: Inventory) -> list[str]:
-    """Names, their order and sizes, where the number is the same."""
+    """Phrases for changed names, order or sizes, where the number of entries is the same."""
     if not old.names or not new.names:
         return []
     if old.names == new.names:
         return _at(np.flatnonzero(old.sizes != new.sizes), new.names, "size differs", "sizes differ")
     gone, fresh = _without(old.names, new.names), _without(new.names, old.names)
     if gone or fresh:
-        both = ((gone, "gone"), (fresh, "new"))
-        return [", ".join(f"{len(names):,} {what}, first {printable(names[0])}" for names, what in both if names)]
+        changes = ((gone, "gone"), (fresh, "new"))
+        return [", ".join(f"{len(names):,} {what}, first {printable(names[0])}" for names, what in changes if names)]
     at = next(i for i, (before, after) in enumerate(zip(old.names, new.names, strict=True)) if before != after)
     return [f"the order differs, first {printable(new.names[at])} where {printable(old.names[at])} was"]
 
 
-def _at(numbers: np.ndarray, names: Sequence[str], one: str, many: str) -> list[str]:
-    """How many entries differ, and the first of them."""
+def _at(numbers: np.ndarray, names: Sequence[str], singular: str, plural: str) -> list[str]:
+    """A phrase with the number of entries that differ, and the first of them."""
     if not len(numbers):
         return []
     first = f", first {printable(names[numbers[0]])}" if len(names) > numbers[0] else ""
-    return [f"{len(numbers):,} {one if len(numbers) == 1 else many}{first}"]
+    return [f"{len(numbers):,} {singular if len(numbers) == 1 else plural}{first}"]
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The names that the others do not have, or not as often, in their order."""
-    left, found = Counter(others), list[str]()
+    """The names that `others` lacks, or has less often, in their order."""
+    available, missing = Counter(others), list[str]()
     for name in names:
-        if left[name] > 0:
-            left[name] -= 1
+        if available[name] > 0:
+            available[name] -= 1
         else:
-            found.append(name)
-    return found
+            missing.append(name)
+    return missing
 
 
 __all__ = ["differences", "of_classes"]

@@ -1,4 +1,4 @@
-"""Pictures that lie in files: a folder of any shape, or one picture."""
+"""Images that lie in files: a folder of any shape, or one image."""
 
 import os
 from collections import Counter
@@ -9,22 +9,25 @@ from remask.errors import UserError
 from remask.files.escaping import printable as printable
 from remask.files.escaping import quoted
 from remask.images import heif
-from remask.images.sources.left_out import AGAIN, HIDDEN_FILES, HIDDEN_FOLDERS, SPECIAL, Patterns, is_hidden, kind_of
+from remask.images.sources.left_out import HIDDEN_FILES, HIDDEN_FOLDERS, REPEATED, SPECIAL, Patterns, is_hidden, kind_of
 from remask.images.sources.splits import are_splits, chosen, folders_below, kinds_of, shared_by, split_of
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm",
     ".pnm", ".jp2", ".j2k", ".avif", ".npy", ".npz",
 )  # fmt: skip
-"""Names, in any case, that are taken for pictures. What a file really is, its content says."""
+"""Extensions, in any case, of files that are taken for images. Decoding goes by their content."""
 
 
 @dataclass
 class Files:
-    """Pictures by path. `paths` are read, `shown` are said; `splits` counts the pictures of each.
+    """Images by path.
 
+    paths        files to read
+    shown        the same files as messages name them
+    splits       number of images of each split
     unlabelled   why there are no labels, where the source has a column of them
-    remarks      lines for a person who begins to use it
+    remarks      lines for the user at the start of a run
     """
 
     name: str
@@ -49,29 +52,29 @@ class Files:
 
 
 def is_image(path: str) -> bool:
-    """Whether the name says so, and there is a reader for it."""
+    """Whether a path has an image's extension, and a reader for it is installed."""
     return path.lower().endswith(EXTENSIONS) or (heif.is_heif(path) and heif.can_read())
 
 
 def sorted_out(paths: Sequence[str], left_out: Counter[str]) -> list[str]:
-    """Those that are pictures by their names; the others are counted."""
+    """The paths of images, by their extensions; the others are counted in `left_out`, by reason."""
     images = [path for path in paths if is_image(path)]
-    kept = set(images)
-    left_out.update(heif.REASON if heif.is_heif(path) else kind_of(path) for path in paths if path not in kept)
+    accepted = set(images)
+    left_out.update(heif.REASON if heif.is_heif(path) else kind_of(path) for path in paths if path not in accepted)
     return images
 
 
 def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[str] | None = None) -> list[str]:
-    """Every file below a folder, relative to it, sorted part by part; hidden files and folders are left out.
+    """Every file below a folder, relative to it, sorted by its folders and name; hidden ones are left out.
 
     Links are followed. Each real folder is entered once, under its own name before that of a link, so links cannot
-    loop. A link to nothing is kept: to leave it out in silence would hide a missing picture.
+    loop. A broken link is included: to leave it out in silence would hide a missing image.
 
-    patterns   what is excluded: such folders are not entered
-    left_out   counts what is left out, except by patterns, which count it themselves
+    patterns   of paths that are excluded; such folders are not entered
+    left_out   counts the paths left out, by reason, except by patterns, which have counts of their own
     Raises UserError for a folder that cannot be read.
     """
-    found: list[str] = []
+    files: list[str] = []
     visited: set[tuple[int, int]] = set()
     folders, linked = [""], list[str]()
     counts = Counter[str]() if left_out is None else left_out
@@ -80,7 +83,7 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
         try:
             at = os.stat(os.path.join(root, folder))
             if (at.st_dev, at.st_ino) in visited:
-                counts[AGAIN] += 1
+                counts[REPEATED] += 1
                 continue
             visited.add((at.st_dev, at.st_ino))
             entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
@@ -96,10 +99,10 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
             elif is_folder:
                 (linked if entry.is_symlink() else folders).append(path)
             elif os.path.isfile(entry.path) or entry.is_symlink() or entry.is_file():
-                found.append(path)  # a file that may not be looked at is kept, to be named when it is read
+                files.append(path)  # a file without permission too: it is named when it is read
             else:
-                counts[SPECIAL] += 1  # pipes and sockets never end
-    return sorted(found, key=lambda path: path.split(os.sep))
+                counts[SPECIAL] += 1  # reading a pipe or a socket never ends
+    return sorted(files, key=lambda path: path.split(os.sep))
 
 
 def _unlisted(root: str, folder: str, error: OSError) -> str:
@@ -110,7 +113,7 @@ def _unlisted(root: str, folder: str, error: OSError) -> str:
 def open_files(
     name: str, root: str, relative: list[str], limit: int | None, left_out: dict[str, int] | None = None
 ) -> Files:
-    """Pictures of a folder in sorted order; first-level folders are classes if every picture lies in one of several.
+    """Images of a folder in sorted order; first-level folders are classes if every image lies in one of several.
 
     Folders named after splits (train, val, test) are no classes. With a limit, class folders give the first class
     first: the order is that of the names.
@@ -130,7 +133,7 @@ def open_files(
 
 
 def only_folder(source: Files) -> None:
-    """Take the one folder in which all pictures of a folder lie for their class: a test may have a single one."""
+    """Label all images with the name of the single folder that holds them, in place: a test may have one class."""
     relative = [os.path.relpath(path, os.path.abspath(os.path.expanduser(source.name))) for path in source.paths]
     tops = {path.split(os.sep)[0] if os.sep in path else "" for path in relative}
     if len(tops) == 1 and not tops & {"", os.pardir} and not are_splits([top := tops.pop()]):
@@ -138,7 +141,7 @@ def only_folder(source: Files) -> None:
 
 
 def splits_of(relative: Sequence[str]) -> dict[str, int]:
-    """Pictures of each split, by the first folders of which there are several; empty where those are no splits."""
+    """Number of images of each split, by the first level of several folders; empty where these are no splits."""
     folders = [path.split(os.sep)[:-1] for path in relative]
     shared = shared_by(folders)
     tops = Counter("/".join(names[: shared + 1]) for names in folders if len(names) > shared)
@@ -147,7 +150,7 @@ def splits_of(relative: Sequence[str]) -> dict[str, int]:
 
 
 def of_splits(name: str, splits: Sequence[str]) -> str:
-    """The line for splits that are taken for one labelled set: what to type instead."""
+    """The message for a source of several splits that is given as one labelled set, with what to type instead."""
     named = ", ".join(printable(split) for split in sorted(splits))
     line = f"{printable(name)} has no labels of its own, it holds the splits {named}"
     if os.path.isfile(os.path.expanduser(name)):  # a list or a tar
@@ -157,7 +160,7 @@ def of_splits(name: str, splits: Sequence[str]) -> str:
 
 
 def describe(relative: list[str]) -> str:
-    """What a folder holds instead of pictures, in a few words."""
+    """A few words on a folder without images: the most frequent kinds of its files."""
     if not relative:
         return "it is empty"
     kinds = Counter(os.path.splitext(path)[1].lower() or "no extension" for path in relative).most_common(3)
@@ -165,13 +168,13 @@ def describe(relative: list[str]) -> str:
 
 
 def one_split(name: str, files: Sequence[str]) -> None:
-    """Refuse to mix the splits of a set, which shards of one folder often are, by their names or their folders'."""
+    """Raise UserError where files are of several splits, as shards of a folder often are, by their names or folders."""
     named = [next(filter(None, map(split_of, reversed(folders))), None) for folders in folders_below(files)]
-    if len(kinds_of(found := sorted({word for word in named if word}))) > 1:
+    if len(kinds_of(splits := sorted({word for word in named if word}))) > 1:
         example = next(file for file, word in zip(files, named, strict=True) if word)
         below = os.path.relpath(example, folder) if os.path.isdir(folder := os.path.expanduser(name)) else None
         example = os.path.join(name, below) if below else example
         raise UserError(
-            f"{printable(name)} holds several splits ({', '.join(found)}): name one by a file or a pattern, "
+            f"{printable(name)} holds several splits ({', '.join(splits)}): name one by a file or a pattern, "
             f"such as {printable(example)}"
         )

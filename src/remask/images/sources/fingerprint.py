@@ -1,7 +1,7 @@
-"""What a source holds, without a picture being read: names, sizes and labels in its order, so that a change is seen.
+"""The inventory of a source: names, sizes and labels in its order, so that changes show. No image is read for it.
 
 Names are relative to the source's root, and times of files do not count: a folder that was moved is the same source.
-An edit that keeps a name and its size is seen by `contents` alone, which reads everything.
+An edit that keeps a name and its size shows in `contents` alone, which reads everything.
 """
 
 import hashlib
@@ -24,24 +24,25 @@ GONE = -1
 SAMPLED = 16
 """Blocks of a file of weights that are read, evenly spread over it."""
 MANY = 200_000
-"""Pictures whose sizes take more than a moment to look up; on a disk of this machine some seconds."""
+"""Number of images whose sizes take some seconds to look up on a local disk."""
 BLOCK = 1 << 16
 THREADS = 8
-"""For files on a network, where looking up a size is a wait."""
+"""Threads that look up sizes: for files on a network, where each takes its time."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """A source's pictures, masks or files, in its own order.
+    """A source's images, masks or files, in its own order.
 
     what      "pictures", "masks" or "files"
     count     how many there are; names and sizes may be fewer, where the source has none (arrays) or packs many in one
               file (parquet)
     sizes     bytes, -1 where a file is gone
     labels    class numbers, where they are used; classes are their names
-    facts     what else a change would show in: columns, rows, checksums
-    hashes    of the contents, where they were asked for
-    read      the content of a number, encoded or as an array; by so many threads at once
+    facts     other values that change with the data, by name: columns, rows, checksums
+    hashes    of the contents, where they were computed
+    read      number of an entry -> its content, encoded or as an array
+    threads   how many may call `read` at once
     """
 
     what: str
@@ -66,44 +67,44 @@ class Inventory:
         return sums.hexdigest()
 
     def hashed(self) -> "Inventory":
-        """The same with the hash of every content; all of it is read."""
+        """The same with the hash of every content, each of which is read."""
         read = self.read
         return self if read is None else replace(self, hashes=contents(read, self.count, self.threads))
 
 
 def inventory(source: Any, labelled: bool = False) -> Inventory:
-    """The inventory of a source of pictures; of a `Subset` that of all pictures behind it.
+    """The inventory of a source of images; of a `Subset` that of all images behind it.
 
-    labelled   labels are used, so that a change of them is one of the data
+    labelled   whether labels are used, so that a changed label is a change of the data
     """
     if isinstance(source, Subset):
         return inventory(source.source, labelled)
     names, sizes, facts = _entries(source)
     labels = None if not labelled or source.labels is None else np.array(source.labels, np.int64)
     classes = [str(name) for name in source.classes] if labelled and source.classes else None
-    threads = THREADS if isinstance(source, Files) else 1  # others keep what they have read to themselves
+    threads = THREADS if isinstance(source, Files) else 1  # other sources have caches without locks
     return Inventory("pictures", len(source), names, sizes, labels, classes, facts, read=source.read, threads=threads)
 
 
 def announce(count: int, say: Callable[[str], None]) -> None:
-    """A line before the sizes of so many files are looked up, where that takes more than a moment."""
+    """Announce, by `say`, that the sizes of `count` files are looked up, where that takes seconds."""
     if count >= MANY:
         say(f"looking up the sizes of {count:,} files")
 
 
 def of_file(path: str, hash_all: bool = False) -> Inventory:
-    """A file of weights or annotations, or a folder of such: sizes, and a hash of evenly spread blocks of each.
+    """The inventory of a file of weights or annotations, or of a folder of such: sizes and a hash of each file.
 
-    Two networks of one kind have files of one size, so that sizes alone would tell nothing. A single file may bear
-    another name.
-    whole   the hash is of all that a file holds
+    The hash is of evenly spread blocks: two networks of one kind have files of one size, so that sizes tell nothing.
+    The name of a single file does not count.
+    hash_all   hash the whole content of each file
     """
     names = files_under(path) if os.path.isdir(path) else []
     paths = [os.path.join(path, name) for name in names] or [path]
     sizes = sizes_of(paths)
-    facts = {"bytes": sizes.tolist(), "blocks": [sampled(one, None if hash_all else SAMPLED) for one in paths]}
-    found = Inventory("files", len(paths), names, sizes if names else sizes[:0], facts=facts)
-    return replace(found, read=lambda i: sampled(paths[i], None).encode())
+    facts = {"bytes": sizes.tolist(), "blocks": [sampled(file, None if hash_all else SAMPLED) for file in paths]}
+    result = Inventory("files", len(paths), names, sizes if names else sizes[:0], facts=facts)
+    return replace(result, read=lambda i: sampled(paths[i], None).encode())
 
 
 def sampled(path: str, blocks: int | None = SAMPLED) -> str:
@@ -123,18 +124,18 @@ def sampled(path: str, blocks: int | None = SAMPLED) -> str:
 def sizes_of(paths: Sequence[str]) -> Int64[np.ndarray, "n"]:
     """Bytes of each file; -1 where there is none."""
 
-    def some(begin: int) -> list[int]:
+    def chunk_sizes(begin: int) -> list[int]:
         return [_size(path) for path in paths[begin : begin + 4096]]
 
     with ThreadPoolExecutor(THREADS, "remask-sizes") as pool:
-        found = [size for sizes in pool.map(some, range(0, len(paths), 4096)) for size in sizes]
-    return np.array(found, np.int64)
+        result = [size for sizes in pool.map(chunk_sizes, range(0, len(paths), 4096)) for size in sizes]
+    return np.array(result, np.int64)
 
 
 def contents(read: Callable[[int], Any], count: int, threads: int = 1) -> UInt64[np.ndarray, "n"]:
-    """A hash of every content; 0 for what cannot be read."""
+    """The hash of each of `count` contents; 0 where one cannot be read."""
 
-    def one(i: int) -> int:
+    def content_hash(i: int) -> int:
         try:
             data = read(i)
         except OSError:
@@ -143,18 +144,18 @@ def contents(read: Callable[[int], Any], count: int, threads: int = 1) -> UInt64
         return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
     if threads == 1:
-        return np.fromiter(map(one, range(count)), np.uint64, count)
+        return np.fromiter(map(content_hash, range(count)), np.uint64, count)
 
-    def some(begin: int) -> list[int]:
-        return [one(i) for i in range(begin, min(begin + 64, count))]
+    def chunk_hashes(begin: int) -> list[int]:
+        return [content_hash(i) for i in range(begin, min(begin + 64, count))]
 
     with ThreadPoolExecutor(threads, "remask-contents") as pool:
-        found = [value for values in pool.map(some, range(0, count, 64)) for value in values]
-    return np.array(found, np.uint64)
+        result = [value for values in pool.map(chunk_hashes, range(0, count, 64)) for value in values]
+    return np.array(result, np.uint64)
 
 
 def below(paths: Sequence[str], root: str) -> list[str]:
-    """Paths relative to a folder; absolute ones that lie elsewhere, to the folder that they share."""
+    """Paths relative to `root`; absolute paths outside of it are made relative to their common folder."""
     root = root.rstrip(os.sep) + os.sep
     if paths and not paths[0].startswith(root):
         if not os.path.isabs(paths[0]):
@@ -164,7 +165,7 @@ def below(paths: Sequence[str], root: str) -> list[str]:
 
 
 def packed_names(names: Sequence[str]) -> bytes:
-    """Names one after the other, bytes that are no UTF-8 among them."""
+    """Names in UTF-8, joined by NUL bytes; bytes of a name that are no UTF-8 stay as they are."""
     return "\0".join(names).encode("utf-8", "surrogateescape")
 
 

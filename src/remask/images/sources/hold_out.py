@@ -1,4 +1,4 @@
-"""Which pictures are held out for a test where no test pictures are given: a fifth, and some of every class."""
+"""Which images are held out for a test where no test images are given: a fifth, and some of every class."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,11 +8,15 @@ from remask.images.sources.files import printable
 from remask.images.sources.subset import Subset
 
 BY_CLASS = "by class"
-"""How the facts of a run name this rule; runs that name none held out a fifth of all, whatever the classes."""
+"""Name of this rule in the facts of a run; runs that name none held out a fifth of all, whatever the classes."""
 
 
 class HeldOut(NamedTuple):
-    """Numbers of the pictures to learn from and of those to test on, and of the classes without one to test on."""
+    """A source divided in two.
+
+    train, test   numbers of the images to train on and to test on
+    untested      numbers of the classes without a test image
+    """
 
     train: list[int]
     test: list[int]
@@ -20,10 +24,10 @@ class HeldOut(NamedTuple):
 
 
 def hold_out(order: Sequence[int], labels: Sequence[int] | None = None) -> HeldOut:
-    """The first fifth of a random order of the pictures, one at least.
+    """Hold out the first fifth of a random order of the images, at least one.
 
-    Where that leaves a class with nothing to learn from, or one of two pictures or more with nothing to test on, it is
-    the first fifth of each class instead, one at least; a class of one picture is learned from.
+    If that leaves a class without an image to train on, or a class of two images or more without one to test on, it is
+    the first fifth of each class instead, at least one image; a class of one image is trained on.
     """
     count = max(1, len(order) // 5)
     plain = list(order[count:]), list(order[:count])
@@ -41,16 +45,16 @@ def hold_out(order: Sequence[int], labels: Sequence[int] | None = None) -> HeldO
 
 
 def fifth(order: Sequence[int]) -> HeldOut:
-    """The first fifth of the order, whatever the classes: what runs of older versions held out."""
+    """Hold out the first fifth of the order, whatever the classes, as older versions did."""
     count = len(order) // 5
     return HeldOut(list(order[count:]), list(order[:count]), [])
 
 
 def split_source(source: Any, held_out: HeldOut, cure: str) -> tuple[Subset, Subset]:
-    """The source cut in two; the second part remarks on classes that it has no picture of.
+    """The subsets (train, test) of a source; remarks of the second name the classes without a test image.
 
-    cure   what to type where there is nothing to learn from, or nothing to test on
-    Raises UserError there.
+    cure   the advice in the error message
+    Raises UserError where there is no image to train on, or none to test on.
     """
     if not held_out.train or not held_out.test:
         alone = len(source) == 1

@@ -17,7 +17,7 @@ WITHHELD = -1
 _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}(?:\.0*)?")
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
 _SHOWN = 3
-"""Classes that a line names."""
+"""Classes that a message names."""
 
 
 def integer_of(name: str) -> int | None:
@@ -25,10 +25,12 @@ def integer_of(name: str) -> int | None:
     return int(name.partition(".")[0]) if _INTEGER.fullmatch(name) else None
 
 
-class Told(NamedTuple):
-    """What a column of texts says of the classes. Without `classes`, labels are the numbers themselves.
+class TextLabels(NamedTuple):
+    """Labels read from texts.
 
-    why   the reason for which there are no labels, for a person
+    labels    indices of `classes`, or without these the numbers that were written; None: there are none
+    classes   names, sorted
+    why       why there are no labels, for a message
     """
 
     labels: list[int] | None = None
@@ -36,24 +38,24 @@ class Told(NamedTuple):
     why: str = ""
 
 
-def of_texts(texts: Sequence[str]) -> Told:
+def of_texts(texts: Sequence[str]) -> TextLabels:
     """Classes that are written as texts: numbers by their value, or names in the order of the alphabet.
 
     There are none where an image has none (see `says_none`), and where numbers are measures such as 0.37.
     """
     if missing := sum(map(says_none, texts)):
-        return Told(why=lacking(missing, len(texts)))
+        return TextLabels(why=lacking(missing, len(texts)))
     values = [integer_of(text) for text in texts]
     if all(value is not None for value in values):
         if len(set(values)) == len(set(texts)):
-            return Told(values)  # type: ignore[arg-type]
+            return TextLabels(values)  # type: ignore[arg-type]
         classes = sorted(set(texts), key=lambda text: (integer_of(text), text))
     elif all(map(_NUMBER.fullmatch, texts)):
-        return Told(why=measures(next(text for text, value in zip(texts, values, strict=True) if value is None)))
+        return TextLabels(why=measures(next(text for text, value in zip(texts, values, strict=True) if value is None)))
     else:
         classes = sorted(set(texts))
     places = {text: place for place, text in enumerate(classes)}
-    return Told([places[text] for text in texts], classes)
+    return TextLabels([places[text] for text in texts], classes)
 
 
 def says_none(text: str) -> bool:
@@ -62,12 +64,12 @@ def says_none(text: str) -> bool:
 
 
 def lacking(missing: int, total: int) -> str:
-    """Why labels are not used, where some or all images have none."""
+    """The message that labels are not used because some or all images have none."""
     return f"{missing:,} of {total:,} images have no label (missing, -1 or NaN)"
 
 
 def measures(value: object) -> str:
-    """Why labels are not used, where they are no classes."""
+    """The message that labels are not used because they are measures, such as `value`."""
     return f"its labels are measures such as {value}, and no classes"
 
 
@@ -91,13 +93,13 @@ def numbered(values: Sequence[int] | Sequence[str]) -> tuple[list[int], list[str
 
 
 def united(lists: Iterable[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
-    """The classes of several files together, and for each file the place of its own among them, by name.
+    """The classes of several files together, and for each file the indices of its classes among them, by name.
 
-    The first file's come first in its order, then what others add.
+    The first file's classes come first, in its order, then those that others add.
     """
     places: dict[str, int] = {}
-    found = [[places.setdefault(name, len(places)) for name in names] for names in lists]
-    return list(places), found
+    indices = [[places.setdefault(name, len(places)) for name in names] for names in lists]
+    return list(places), indices
 
 
 def repeated(names: Sequence[str]) -> str | None:
@@ -107,31 +109,31 @@ def repeated(names: Sequence[str]) -> str | None:
 
 
 def match(names: Sequence[str], known: Sequence[str], used: Iterable[int], where: str, other: str) -> dict[int, int]:
-    """For the number of each class of `names` that is used, and of each other one that is known, its number in `known`.
+    """{number in `names`: number in `known`} of each class that is used, and of all others that are known.
 
-    used           numbers of the classes that have something to be tested
-    where, other   what `names` and `known` are the classes of, for a person
+    used           numbers in `names` of the classes with images to test
+    where, other   names of the two sources of classes, for messages
     Raises UserError for used classes that are not known, or not by one name only.
     """
     used = sorted(set(used))
     if list(names) == list(known):
         return {number: number for number in range(len(known))}
     tables = [(sense, _table(known, sense)) for sense in _SENSES]
-    found = {number: place for number, name in enumerate(names) if (place := _place(name, tables)) is not None}
-    if unknown := [number for number in used if number not in found]:
+    matches = {number: place for number, name in enumerate(names) if (place := _place(name, tables)) is not None}
+    if unknown := [number for number in used if number not in matches]:
         raise UserError(_unknown([names[number] for number in unknown], known, where, other))
-    taken: dict[int, int] = {}
+    first_of: dict[int, int] = {}
     for number in used:
-        if (first := taken.setdefault(found[number], number)) != number:
+        if (first := first_of.setdefault(matches[number], number)) != number:
             raise UserError(
-                f"the classes {names[first]!r} and {names[number]!r} of {where} are both {known[found[number]]!r} of "
+                f"the classes {names[first]!r} and {names[number]!r} of {where} are both {known[matches[number]]!r} of "
                 f"{other}: name them alike in both, or put them together"
             )
-    return found
+    return matches
 
 
 def check_trained(names: Sequence[str], used: Iterable[int], trained: Iterable[int], where: str, other: str) -> None:
-    """Raise UserError for classes of `where` that `other` names and has no picture of. Numbers are those of `names`."""
+    """Raise UserError for classes of `where` that `other` names and has no image of. Numbers are those of `names`."""
     if empty := sorted(set(used) - set(trained)):
         few, has = _listed([names[number] for number in empty]), "has" if len(empty) == 1 else "have"
         raise UserError(
@@ -142,7 +144,7 @@ def check_trained(names: Sequence[str], used: Iterable[int], trained: Iterable[i
 
 _Sense = Callable[[str], Hashable]
 _SENSES: tuple[_Sense, ...] = (lambda name: name, lambda name: unicodedata.normalize("NFC", name), integer_of)
-"""In what two names may agree, the strictest first."""
+"""Functions under which two names may be equal, the strictest first."""
 
 
 def _table(known: Sequence[str], sense: _Sense) -> dict[Hashable, list[int]]:
@@ -153,7 +155,7 @@ def _table(known: Sequence[str], sense: _Sense) -> dict[Hashable, list[int]]:
 
 
 def _place(name: str, tables: Sequence[tuple[_Sense, dict[Hashable, list[int]]]]) -> int | None:
-    """Where the name stands, None where it does not or where several may be meant."""
+    """The index of a name in the tables; None where it is not there, or where several names match."""
     for sense, table in tables:
         key = sense(name)
         if key is not None and (places := table.get(key)):
@@ -164,8 +166,8 @@ def _place(name: str, tables: Sequence[tuple[_Sense, dict[Hashable, list[int]]]]
 def _unknown(unknown: Sequence[str], known: Sequence[str], where: str, other: str) -> str:
     many = len(unknown) > 1
     line = f"class{'es' * many} {_listed(unknown)} of {where} {'are' if many else 'is'} not among those of {other}"
-    if meant := _near(unknown[0], known):
-        return f"{line}, which has {_listed(meant)}: name the class alike in both"
+    if similar := _near(unknown[0], known):
+        return f"{line}, which has {_listed(similar)}: name the class alike in both"
     numbers = [all(integer_of(name) is not None for name in names) for names in (unknown, known)]
     if numbers[0] != numbers[1]:
         return f"{line} ({_listed(known)}): numbers cannot be matched with names; give both sources the same"
@@ -175,12 +177,12 @@ def _unknown(unknown: Sequence[str], known: Sequence[str], where: str, other: st
 
 
 def _near(name: str, known: Sequence[str]) -> list[str]:
-    """Known names that differ in case, blanks, width or the like, or several of the same value."""
+    """Known names that differ in case, blanks, width or the like only, or that are the same number."""
     loose = _loosely(name)
     return [
-        one
-        for one in known
-        if _loosely(one) == loose or (integer_of(name) is not None and integer_of(one) == integer_of(name))
+        candidate
+        for candidate in known
+        if _loosely(candidate) == loose or (integer_of(name) is not None and integer_of(candidate) == integer_of(name))
     ]
 
 
@@ -193,6 +195,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 __all__ = [
-    "WITHHELD", "Told", "check_trained", "integer_of", "lacking", "match", "measures", "numbered", "of_texts",
+    "WITHHELD", "TextLabels", "check_trained", "integer_of", "lacking", "match", "measures", "numbered", "of_texts",
     "repeated", "says_none", "spelled_twice", "united",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a source does not take: by the user's patterns, or because it is no picture; all of it is counted and said."""
+"""What a source leaves out, by the user's patterns or because it is no image: each reason is counted and reported."""
 
 import fnmatch
 import os
@@ -10,22 +10,22 @@ from typing import Any
 from remask.files.escaping import printable
 
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
-NOWHERE = "links to nothing"
-AGAIN = "folders that a second link names"
+BROKEN_LINKS = "links to nothing"
+REPEATED = "folders that a second link names"
 SPECIAL = "special files, such as pipes"
 UNNAMED = "pictures that the annotations do not name"
 NO_LABEL = "class labels, which not every picture has"
 
 SHOWN = 6
-"""Reasons that a line names one by one."""
+"""Reasons that a message names one by one."""
 
 
 class Patterns:
-    """Shell-style patterns of `--exclude`, held against paths that are relative to a source's root.
+    """Shell-style patterns of `--exclude`, matched against paths that are relative to a source's root.
 
-    A pattern with a slash is held against the path from the root on, and its * stands for slashes too; one without is
-    held against every name on the way. What lies in a folder that a pattern names is excluded with it.
-    `root` is how the user typed it: patterns that begin with it, or with its whole path, are taken from there.
+    A pattern with a slash is matched against the path from the root on, and its * stands for slashes too; one without
+    is matched against every name in the path. All that lies in a folder that a pattern names is excluded with it.
+    `root` is the source as the user typed it: patterns that begin with it, or with its full path, are cut there.
     """
 
     def __init__(self, patterns: Sequence[str] = (), root: str = "") -> None:
@@ -36,7 +36,7 @@ class Patterns:
         return bool(self.patterns)
 
     def exclude(self, path: str) -> bool:
-        """Whether the file or folder of this relative path is left out; it is counted then."""
+        """Whether the file or folder of this relative path is excluded; if so, it is counted."""
         for pattern, wanted in self.patterns.items():
             if any(_matches(step, wanted) for step in _steps(path)):
                 self.counts[f"excluded by {printable(pattern)}"] += 1
@@ -45,7 +45,7 @@ class Patterns:
 
 
 def relative_pattern(pattern: str, root: str) -> str:
-    """A pattern as it is held against relative paths."""
+    """The pattern to match against paths relative to `root`."""
     short = os.path.normpath(os.path.expanduser(pattern)) if "/" in pattern else pattern
     home = os.path.expanduser(root)
     for begin in (os.path.abspath(home), os.path.normpath(home)) if root else ():
@@ -67,13 +67,13 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def kind_of(path: str) -> str:
-    """The reason for which a file that is no picture is left out: its extension, or that it has none."""
+    """The reason why a file that is no image is left out: its extension, or that it has none."""
     extension = os.path.splitext(path)[1].lower()
     return f"{extension} files" if extension.isprintable() and 1 < len(extension) <= 12 else "files without extension"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not for people's eyes, by its own name."""
+    """Whether a file or folder is a hidden one, by its own name."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -92,15 +92,15 @@ def _of_one(reason: str) -> str:
 
 
 def further(columns: Sequence[str], rows: int) -> dict[str, int]:
-    """What columns of pictures beside the one that is read leave out of a table."""
+    """The images left out of a table because they are in other columns than the one that is read: {reason: rows}."""
     return {f"pictures of the column {column}": rows for column in columns}
 
 
 def notes(source: Any) -> list[str]:
     """Lines about a source for the start of a run: what it leaves out, the splits that are taken together, remarks."""
     lines = []
-    if found := listed(getattr(source, "left_out", {})):
-        lines.append(f"{printable(source.name)}: left out {found}")
+    if skipped := listed(getattr(source, "left_out", {})):
+        lines.append(f"{printable(source.name)}: left out {skipped}")
     if splits := getattr(source, "splits", None):
         named = ", ".join(f"{printable(name)} {count:,}" for name, count in splits.items())
         lines.append(f"{printable(source.name)}: all of its splits are taken ({named})")
@@ -108,7 +108,6 @@ def notes(source: Any) -> list[str]:
 
 
 __all__ = [
-    "AGAIN", "HIDDEN_FILES", "HIDDEN_FOLDERS", "NOWHERE", "NO_LABEL", "SPECIAL", "UNNAMED", "Patterns", "further",
-    "is_hidden",
-    "kind_of", "listed", "notes", "relative_pattern",
+    "BROKEN_LINKS", "HIDDEN_FILES", "HIDDEN_FOLDERS", "NO_LABEL", "REPEATED", "SPECIAL", "UNNAMED", "Patterns",
+    "further", "is_hidden", "kind_of", "listed", "notes", "relative_pattern",
 ]  # fmt: skip

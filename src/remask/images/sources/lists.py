@@ -1,4 +1,4 @@
-"""Lists of pictures in text files: a path a line, perhaps with its class, or columns with a line of headings."""
+"""Lists of images in text files: a path a line, perhaps with its class, or columns with a line of headings."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from remask.files.text import read_text
 from remask.images import heif
 from remask.images.sources.columns import Columns
 from remask.images.sources.files import EXTENSIONS, Files, printable
-from remask.images.sources.labels import Told, integer_of, of_texts, says_none
+from remask.images.sources.labels import TextLabels, integer_of, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns
 from remask.images.sources.splits import are_splits
 
@@ -33,10 +33,10 @@ CLASSES = (
     "label_id",
 )
 SPLITS = ("split", "subset", "set", "partition")
-"""Headings, in any case, of columns that are read; others are passed over."""
+"""Headings, in any case, of columns that are read; others are ignored."""
 
 LOOKED_AT = 1000
-"""Lines that decide what stands between the columns."""
+"""Lines from which the separator of the columns is detected."""
 
 _EXTENSION = rf"(?:{'|'.join(re.escape(end) for end in (*EXTENSIONS, *heif.EXTENSIONS))})"
 _IMAGE_NAME = re.compile(rf".*{_EXTENSION}", re.IGNORECASE)
@@ -46,13 +46,13 @@ _QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1(?:[ \t]+(["']?)(.+)\3)?""")
 _ADDRESS = re.compile(r"\w+://")
 _FIRST = re.compile(r"(\S+)[ \t]+(\S.*)")
 _ODD_BLANK = re.compile(r"[^\S \t\n]|[\u200b\u2060\ufeff]")
-"""Blanks that people do not see as others, such as the no-break space, and characters without a width."""
+"""Blanks that look like plain ones, such as the no-break space, and characters without a width."""
 _ANY_BLANK = re.compile(rf"[ \t]|{_ODD_BLANK.pattern}")
 _ODD_ENDS = "".join(map(chr, (9, 11, 12, 32, 0xA0, *range(0x2000, 0x200C), 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF)))
 
 
 class Row(NamedTuple):
-    """A picture of a list, the text of its class and of its split, and the number of its line."""
+    """An image of a list, the text of its class and of its split, and the number of its line."""
 
     path: str
     label: str | None
@@ -61,35 +61,35 @@ class Row(NamedTuple):
 
 
 def open_list(name: str, path: str, limit: int | None, patterns: Patterns | None = None) -> Files:
-    """Pictures of a text file, relative to it: a path a line and perhaps its class, or columns with headings.
+    """Images of a text file, relative to it: a path a line and perhaps its class, or columns with headings.
 
     The class is a number or a name and follows a tab, a comma, a semicolon or a blank; paths and classes may be quoted.
-    Lines that begin with # are comments: a picture of such a name is written ./#name. Blanks around a path, blank lines
-    and what a system writes at the end of a line mean nothing. Raises UserError with the number of the first odd line.
+    Lines that begin with # are comments: an image of such a name is written ./#name. Blanks around a path, blank lines
+    and the line ends of any system mean nothing. Raises UserError with the number of the first line that is wrong.
     """
     rows, columns = _read(path, printable(name))
-    kept = [row for row in rows if not (patterns and patterns.exclude(os.path.normpath(row.path).lstrip("/")))]
-    splits = Counter(row.split for row in kept if row.split)
-    rows = kept[:limit]
+    selected = [row for row in rows if not (patterns and patterns.exclude(os.path.normpath(row.path).lstrip("/")))]
+    splits = Counter(row.split for row in selected if row.split)
+    rows = selected[:limit]
     if not rows:
         raise UserError(f"{printable(name)} names no images: it needs one path per line")
-    given = [row.label for row in rows if row.label is not None]
-    if given and len(given) < len(rows):
+    texts = [row.label for row in rows if row.label is not None]
+    if texts and len(texts) < len(rows):
         first = next(row for row in rows if row.label is None)
         raise UserError(
             f"{printable(name)}, line {first.line} gives no class for {printable(first.path)}, and others have one: "
             "give all or none"
         )
-    told = of_texts(given) if given else Told()
-    known = sum(not says_none(text) for text in given)
-    left_out = {NO_LABEL: known} if 0 < known < len(given) else {}
-    classes = None if told.classes is None else [printable(text) for text in told.classes]
+    parsed = of_texts(texts) if texts else TextLabels()
+    usable = sum(not says_none(text) for text in texts)
+    left_out = {NO_LABEL: usable} if 0 < usable < len(texts) else {}
+    classes = None if parsed.classes is None else [printable(text) for text in parsed.classes]
     folder = os.path.dirname(os.path.abspath(path))
     paths = [os.path.join(folder, row.path) for row in rows]
     named = {printable(split): count for split, count in sorted(splits.items())}
     mixed = named if len(named) > 1 and are_splits(named) else {}
     shown = [row.path for row in rows]
-    return Files(name, paths, shown, told.labels, classes, left_out, mixed, told.why, columns.remarks())
+    return Files(name, paths, shown, parsed.labels, classes, left_out, mixed, parsed.why, columns.remarks())
 
 
 def read_rows(path: str, where: str) -> list[Row]:
@@ -99,22 +99,22 @@ def read_rows(path: str, where: str) -> list[Row]:
 
 def _read(path: str, where: str) -> tuple[list[Row], Columns]:
     """The rows of a list, and its columns where a line names them."""
-    text, beside = read_text(path, where, names=True), _Beside(os.path.dirname(os.path.abspath(path)))
+    text, files = read_text(path, where, names=True), _ListedFiles(os.path.dirname(os.path.abspath(path)))
     lines = [(number, line.strip(" \t\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    separator = _separator([line for _, line in lines], beside)
-    headings = _headings(lines[0][1], separator or ",", beside) if lines else None
+    separator = _separator([line for _, line in lines], files)
+    headings = _headings(lines[0][1], separator or ",", files) if lines else None
     rows, columns = list[Row](), headings if separator else None
     for number, line in lines[1 if headings else 0 :]:
         at = f"{where}, line {number}"
-        found, label, split = (
-            _by_headings(line, separator, columns, at) if columns else _row(line, separator, beside, at)
+        image, label, split = (
+            _by_headings(line, separator, columns, at) if columns else _row(line, separator, files, at)
         )
-        if _ADDRESS.match(found):
-            raise UserError(f"{at} is an address, {printable(found)}: pictures have to lie in files")
+        if _ADDRESS.match(image):
+            raise UserError(f"{at} is an address, {printable(image)}: pictures have to lie in files")
         label = None if label is None else label.strip(_ODD_ENDS)
-        rows.append(Row(beside.found(found, at), label, split, number))
-    _check_columns(rows[:LOOKED_AT], beside, where)
+        rows.append(Row(files.resolved(image, at), label, split, number))
+    _check_columns(rows[:LOOKED_AT], files, where)
     return rows, _columns(lines[0][1], separator, columns) if columns else Columns([], [])
 
 
@@ -125,24 +125,26 @@ def _columns(line: str, separator: str, columns: dict[str, int]) -> Columns:
     return Columns([cells[i] for i in places], [cell or "(no name)" for i, cell in enumerate(cells) if i not in places])
 
 
-def _check_columns(rows: Sequence[Row], beside: "_Beside", where: str) -> None:
-    """Raise UserError where lines were taken for paths that are not there, and it shows how they are to be written:
-    the class stands before the path, or what parts the columns is none of the usual blanks.
+def _check_columns(rows: Sequence[Row], files: "_ListedFiles", where: str) -> None:
+    """Raise UserError where paths do not exist and their lines show why: the class stands before the path, or an
+    unusual blank separates the columns.
     """
-    lost = [row for row in rows if _ANY_BLANK.search(row.path) and not beside.has(row.path)]
-    for row in lost:
-        for odd in _ODD_BLANK.finditer(row.path):
-            before, behind = row.path[: odd.start()].strip(_ODD_ENDS), row.path[odd.end() :].strip(_ODD_ENDS)
-            if (before and (_IMAGE_NAME.fullmatch(before) or beside.has(before))) or (behind and beside.has(behind)):
-                name = f"U+{ord(odd[0]):04X} ({unicodedata.name(odd[0], 'a control character').lower()})"
+    missing = [row for row in rows if _ANY_BLANK.search(row.path) and not files.has(row.path)]
+    for row in missing:
+        for blank in _ODD_BLANK.finditer(row.path):
+            before, behind = row.path[: blank.start()].strip(_ODD_ENDS), row.path[blank.end() :].strip(_ODD_ENDS)
+            if (before and (_IMAGE_NAME.fullmatch(before) or files.has(before))) or (behind and files.has(behind)):
+                name = f"U+{ord(blank[0]):04X} ({unicodedata.name(blank[0], 'a control character').lower()})"
                 raise UserError(
                     f"{where}, line {row.line}: {name} stands beside the path {printable(row.path)}: "
                     "put a tab, a comma or a plain blank between the columns"
                 )
-    firsts = [(row, found[1], found[2]) for row in lost if row.label is None and (found := _FIRST.fullmatch(row.path))]
+    firsts = [
+        (row, match[1], match[2]) for row in missing if row.label is None and (match := _FIRST.fullmatch(row.path))
+    ]
     numbered = len(firsts) == len(rows) and all(integer_of(first) is not None for _, first, _ in firsts)
     for row, first, rest in firsts:
-        if beside.has(rest) or (numbered and _IMAGE_NAME.fullmatch(rest)):
+        if files.has(rest) or (numbered and _IMAGE_NAME.fullmatch(rest)):
             raise UserError(
                 f"{where}, line {row.line}: there is no {printable(row.path)}: the second column names the files; the "
                 f"first must, as in {printable(rest)} {printable(first)}"
@@ -153,17 +155,17 @@ _Cells = tuple[str, str | None, str | None]
 """The path, the class and the split of a line."""
 
 
-def _separator(lines: Sequence[str], beside: "_Beside") -> str:
-    """What stands between columns, a tab, a comma or a semicolon; "" where blanks do, or where names hold them."""
+def _separator(lines: Sequence[str], files: "_ListedFiles") -> str:
+    """The separator of the columns: a tab, a comma or a semicolon; "" for blanks, or where names contain the others."""
     for separator in "\t,;":
         having = [line for line in lines[:LOOKED_AT] if separator in line]
         quoted = separator != "\t" and any(map(_QUOTED.fullmatch, having))
-        there = [path for line in having if beside.has(path := _by_blanks(line, beside)[0])]
-        if not having or quoted or any(separator in path for path in there):
+        existing = [path for line in having if files.has(path := _by_blanks(line, files)[0])]
+        if not having or quoted or any(separator in path for path in existing):
             continue
-        if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, beside):
+        if len(having) == len(lines[:LOOKED_AT]) or _headings(lines[0], separator, files):
             return separator
-        blanks = separator == "\t" and there  # in some lines a tab, in others a blank before the class
+        blanks = separator == "\t" and existing  # in some lines a tab, in others a blank before the class
         if not blanks and any(_IMAGE_NAME.fullmatch(_cells(line, separator)[0]) for line in having):
             return separator
     return ""
@@ -179,17 +181,17 @@ def _cells(line: str, separator: str) -> list[str]:
     return [cell[1:-1] if len(cell) > 2 and cell[0] == cell[-1] == "'" else cell for cell in cells]
 
 
-def _headings(line: str, separator: str, beside: "_Beside") -> dict[str, int] | None:
-    """The columns of path, class and split, where the first line names them."""
+def _headings(line: str, separator: str, files: "_ListedFiles") -> dict[str, int] | None:
+    """Column numbers {"path": …, "label": …, "split": …} by the headings in the first line; None if it has none."""
     cells = [cell.lower() for cell in _cells(line, separator)]
     path = next((cells.index(word) for word in PATHS if word in cells), None)
-    if path is None or beside.has(_cells(line, separator)[path]):
+    if path is None or files.has(_cells(line, separator)[path]):
         return None
-    found = {"path": path}
+    columns = {"path": path}
     for key, words in (("label", CLASSES), ("split", SPLITS)):
         if (at := next((cells.index(word) for word in words if word in cells), None)) is not None:
-            found[key] = at
-    return found
+            columns[key] = at
+    return columns
 
 
 def _by_headings(line: str, separator: str, headings: dict[str, int], at: str) -> _Cells:
@@ -201,15 +203,15 @@ def _by_headings(line: str, separator: str, headings: dict[str, int], at: str) -
     return cells[headings["path"]], label, cells[headings["split"]] or None if "split" in headings else None
 
 
-def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
-    """A line without headings: the path and its class, in the order in which only one of them looks like a path."""
+def _row(line: str, separator: str, files: "_ListedFiles", at: str) -> _Cells:
+    """Path and class of a line without headings, in either order: the path is the column that looks like one."""
     if not separator:
-        return *_by_blanks(line, beside), None
-    every = _cells(line, separator)
-    cells = [cell for cell in every if cell]
-    if len(every) == 2 and len(cells) == 1:  # an empty column says that there is no class
+        return *_by_blanks(line, files), None
+    columns = _cells(line, separator)
+    cells = [cell for cell in columns if cell]
+    if len(columns) == 2 and len(cells) == 1:  # an empty column says that there is no class
         return cells[0], "", None
-    paths = [cell for cell in cells if _IMAGE_NAME.fullmatch(cell)] or [cell for cell in cells if beside.has(cell)]
+    paths = [cell for cell in cells if _IMAGE_NAME.fullmatch(cell)] or [cell for cell in cells if files.has(cell)]
     if len(cells) == 3 and paths == cells[2:] and cells[0].isdigit():  # MXNet: number of the row, class, path
         cells = [re.sub(r"\.0+$", "", cells[1]), cells[2]]
     if not 1 <= len(cells) <= 2:
@@ -220,22 +222,22 @@ def _row(line: str, separator: str, beside: "_Beside", at: str) -> _Cells:
     return path, next((cell for cell in cells if cell is not path), None), None
 
 
-def _by_blanks(line: str, beside: "_Beside") -> tuple[str, str | None]:
-    """A path, quoted or not, and perhaps a class after a blank; of names without extension what is there decides."""
-    if line[0] in "\"'" and (quoted := _QUOTED.fullmatch(line)) and not beside.has(line):
+def _by_blanks(line: str, files: "_ListedFiles") -> tuple[str, str | None]:
+    """A path, quoted or not, and perhaps a class after a blank; for names without extension, existing files decide."""
+    if line[0] in "\"'" and (quoted := _QUOTED.fullmatch(line)) and not files.has(line):
         return quoted[2], quoted[4]
     if _IMAGE_NAME.fullmatch(line):
         return line, None
     if named := _BLANK.fullmatch(line):
         return named[1], named[2].strip("\"'")
     last = _LAST.fullmatch(line)
-    if not last or beside.has(line):
+    if not last or files.has(line):
         return line, None
     other = integer_of(last[2]) is not None and re.search(r"\.\w+$", last[1])  # an extension that is not known here
-    return (last[1], last[2].strip("\"'")) if other or beside.has(last[1]) else (line, None)
+    return (last[1], last[2].strip("\"'")) if other or files.has(last[1]) else (line, None)
 
 
-class _Beside:
+class _ListedFiles:
     """The files that paths of a list may mean: relative to the list, with ~, with \\ for /, or without extension."""
 
     def __init__(self, folder: str) -> None:
@@ -244,8 +246,8 @@ class _Beside:
     def has(self, path: str) -> bool:
         return self._is_file(path) or (not _IMAGE_NAME.fullmatch(path) and bool(self._complete(path)))
 
-    def found(self, path: str, at: str) -> str:
-        """The path as it is read here. Raises UserError where it stands for several pictures."""
+    def resolved(self, path: str, at: str) -> str:
+        """The path to read, with ~, \\ and a missing extension resolved. Raises UserError for several images."""
         if path.startswith("~") and not self._is_file(path):
             path = os.path.expanduser(path)
         if "\\" in path and not self._is_file(path):
@@ -260,7 +262,7 @@ class _Beside:
         return os.path.isfile(os.path.join(self._folder, path))
 
     def _complete(self, path: str) -> list[str]:
-        """The pictures that a path without extension stands for."""
+        """The images whose path this is, but for their extension."""
         folder, base = os.path.split(os.path.expanduser(path.replace("\\", "/")))
         if folder not in self._stems:
             stems = self._stems[folder] = dict[str, list[str]]()

@@ -31,7 +31,7 @@ PHOTOS = (
 
 @dataclass
 class Arrays:
-    """Pictures that lie in memory as uint8 [n, H, W] or [n, H, W, C]."""
+    """Images that lie in memory as uint8 [n, H, W] or [n, H, W, C]."""
 
     name: str
     images: np.ndarray
@@ -49,13 +49,13 @@ class Arrays:
         return f"{self.name}: picture {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Nothing but the shape of a picture: arrays have no names; see `images.fingerprint`."""
+        """No names or sizes, and the shape of an image as a fact; see `fingerprint`."""
         return [], [], {"shape": list(self.images.shape[1:])}
 
 
 @dataclass
 class Crops(Arrays):
-    """Crops of photographs, of which the whole ones can be shown; `captions` say how they are cut."""
+    """Crops of photographs. `portrait` gives a whole photograph; `captions` say how crops are cut."""
 
     captions = (
         "Crops to learn from lie left of the dark band, crops to test on right of it: 24 to 64 pixels a side, scaled "
@@ -69,7 +69,7 @@ class Crops(Arrays):
 
 @dataclass
 class Photos:
-    """Few large pictures, each many times over: item i is picture i % n, and the random crop makes it another one."""
+    """Few large images, each many times over: item i is image i % n, and the random crop makes it another one."""
 
     name: str
     paths: list[str]
@@ -92,7 +92,7 @@ class Photos:
         return f"{self.name}: {os.path.basename(self.paths[i % len(self.paths)])}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Names and sizes in bytes of the few files; see `images.fingerprint`."""
+        """Names and sizes in bytes of the few files; see `fingerprint`."""
         return [os.path.basename(path) for path in self.paths], [os.path.getsize(path) for path in self.paths], {}
 
 
@@ -122,7 +122,7 @@ class Hub:
         return f"{self.name}: row {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Nothing but the column: rows of the hub have no names; see `images.fingerprint`."""
+        """No names or sizes, and the column of images as a fact; see `fingerprint`."""
         return [], [], {"columns": [self.column]}
 
 
@@ -174,8 +174,8 @@ def open_imagenette(name: str, split: str, limit: int | None) -> Files:
     root = _fetched("imagenette", lambda folder: Imagenette(folder, size="320px", download=True))
     folder = os.path.join(root, "imagenette2-320", "train" if split in ("", "train") else "val")
     left_out = Counter[str]()
-    found = sorted_out(files_under(folder, left_out=left_out), left_out)
-    source = open_files(folder, folder, found, limit, left_out)
+    images = sorted_out(files_under(folder, left_out=left_out), left_out)
+    source = open_files(folder, folder, images, limit, left_out)
     source.name = name
     return source
 
@@ -204,22 +204,22 @@ def open_hub(name: str, limit: int | None) -> Hub:
     used = [images[0], *([label] if label else [])]
     columns = Columns(used, [column for column in rows.features if column not in (*used, *images)])
     if label is None:
-        found = Hub(name, rows, images[0], None, None, left_out)
+        hub = Hub(name, rows, images[0], None, None, left_out)
     else:
         names = list(rows.features[label].names) if kinds[label] == "ClassLabel" else None
         label_columns = [LabelColumn(rows[label], names, name)]
         labels, classes = joined(label_columns)
-        found = Hub(name, rows.select_columns(images[:1]), images[0], labels, classes, left_out)
-        found.unlabelled = why_none(label_columns)
-    found.remarks = columns.remarks()
-    return found
+        hub = Hub(name, rows.select_columns(images[:1]), images[0], labels, classes, left_out)
+        hub.unlabelled = why_none(label_columns)
+    hub.remarks = columns.remarks()
+    return hub
 
 
 def _kind(kind: Any) -> str:
     """The kind of a column by the `datasets` library's name of its type."""
     stored = str(getattr(kind, "dtype", ""))
-    full = "int" in stored or stored.startswith("float")  # beside missing ones they are stored as floats
-    return "integer" if full else "text" if stored in ("string", "large_string", "bool") else stored
+    numeric = "int" in stored or stored.startswith("float")  # integers beside missing values are stored as floats
+    return "integer" if numeric else "text" if stored in ("string", "large_string", "bool") else stored
 
 
 NAMED: dict[str, Callable[[str, str, int | None], Arrays | Photos | Files]] = {

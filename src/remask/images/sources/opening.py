@@ -1,4 +1,4 @@
-"""Where pictures come from: one word on the command line becomes a Source of numbered pictures.
+"""Where images come from: one word on the command line becomes a Source of numbered images.
 
 A folder, a list file, tar shards, parquet, a named set or a built-in; see `open_source`.
 """
@@ -35,25 +35,25 @@ from remask.images.sources.stacks import ARRAYS, open_stack
 
 
 class Source(Protocol):
-    """Numbered pictures, encoded or as arrays. Pickles, and may be read in any order by any number of processes."""
+    """Numbered images, encoded or as arrays. Pickles, and may be read in any order by any number of processes."""
 
     name: str
-    """What the user typed."""
+    """The address as the user typed it."""
     labels: list[int] | None
-    """The class number of every picture, 0..C-1, or nothing."""
+    """The class number of every image, 0..C-1, or nothing."""
     classes: list[str] | None
     """The names of the C classes by number, where there are labels."""
     left_out: dict[str, int]
-    """How many files and the like it does not take, by reason."""
+    """Number of files and other entries that are left out, by reason."""
 
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """An encoded picture, or an array HW or HWC. Raises OSError where a file is gone."""
+        """An encoded image, or an array HW or HWC. Raises OSError where a file is gone."""
         ...
 
     def where(self, i: int) -> str:
-        """The picture's address for a person, on one line."""
+        """The image's address for a person, on one line."""
         ...
 
 
@@ -67,23 +67,25 @@ def open_source(
 ) -> Source:
     """Open what `spec` names; nothing is written except the download of a named set.
 
-    DIR           pictures below a folder, or else its .tar or .parquet shards; class folders give labels
+    DIR           images below a folder, or else its .tar or .parquet shards; class folders give labels
     LIST.txt      a path per line, with or without its class; columns in .csv and .tsv, see `lists`
     X.tar, X-{000..009}.tar, X-*.tar        WebDataset shards, labels from .cls
     X.remask      what `remask data pack` wrote
     X.parquet, X-*.parquet                  rows in the Hugging Face layout
-    PICTURE.jpg   a single picture
-    X.npz, X.npy  with an array of four axes: as many pictures, with labels where the archive has some; X.npz:ENTRY
+    PICTURE.jpg   a single image
+    X.npz, X.npy  with an array of four axes: as many images, with labels where the archive has some; X.npz:ENTRY
                   for one of several arrays, as of mnist.npz
     digits[:train|val], crops[:train|val|test], photos     installed with remask's dependencies
     cifar10[:train|val|test], imagenette[:train|val|test], hf:USER/SET[:split]      downloaded
     set:NAME      the named set, where a file of that name exists as well
 
-    limit: the first N pictures in the source's own order, which is that of the names for a folder: of class folders
+    limit: the first N images in the source's own order, which is that of the names for a folder: of class folders
     that is the first class first. labelled: fail if there are no labels. exclude: shell-style patterns of paths below
-    the source that are left out, see `Patterns`. one_class: a folder with a single folder in it is one of its class, as
-    a test may be. Labels are 0..C-1 whatever numbers a source uses: those are the names of its classes. Raises
-    UserError.
+    the source that are left out, see `Patterns`. one_class: in a folder with a single folder, label all images with
+    its name, as a test may need. Labels are 0..C-1 whatever numbers a source uses: those are the names of its classes.
+
+    Raises UserError for an address that names nothing, a source that cannot be read or has no images, and labels that
+    are wanted and absent.
     """
     patterns = Patterns(exclude, spec)
     source = _open(spec, find_source(spec, limit, patterns), limit, patterns)
@@ -94,13 +96,13 @@ def open_source(
         only_folder(source)
     if source.labels is not None and source.classes is None:  # of a list, a tar, an older packed set
         source.labels, source.classes = numbered(source.labels)
-    _say_of_labels(source, labelled)
+    _remark_on_labels(source, labelled)
     return source
 
 
-def _say_of_labels(source: Any, labelled: bool) -> None:
-    """Remarks on labels that are not used, and on numbers that are written in two ways. Raises UserError for these,
-    and for no labels at all, where labels are wanted.
+def _remark_on_labels(source: Any, labelled: bool) -> None:
+    """Add remarks on labels that are not used, and on class numbers that are written in two ways. Where labels are
+    wanted, raise UserError for such numbers and for a source without labels.
     """
     name, why, remarks = printable(source.name), getattr(source, "unlabelled", ""), [*getattr(source, "remarks", [])]
     if labelled and source.labels is None:
@@ -131,7 +133,7 @@ def open_second(
     exclude: Sequence[str] = (),
     one_class: bool = False,
 ) -> Source:
-    """`open_source` of test pictures and the like, for which patterns are given that were meant for others first."""
+    """`open_source` of a second source, such as test images: `exclude` applies to it only if it has paths."""
     patterns = exclude if has_paths(spec) else ()
     return open_source(spec, limit=limit, labelled=labelled, exclude=patterns, one_class=one_class)
 
@@ -154,21 +156,21 @@ def _open(spec: str, place: Place, limit: int | None, patterns: Patterns) -> Sou
 
 def _open_folder(spec: str, path: str, limit: int | None, patterns: Patterns) -> Source:
     left_out = Counter[str]()
-    found = files_under(path, patterns, left_out)
+    paths = files_under(path, patterns, left_out)
     others = Counter[str]()
-    images = sorted_out(found, others)
+    images = sorted_out(paths, others)
     if images:
         return open_files(spec, path, images, limit, left_out + others)
     for kind in (".tar", ".parquet"):
-        if of_kind := [name for name in found if name.lower().endswith(kind)]:
+        if of_kind := [name for name in paths if name.lower().endswith(kind)]:
             source = _open_shards(spec, [os.path.join(path, name) for name in of_kind], limit, patterns)
             shards = Counter({f"{kind} files": len(of_kind)})
             source.left_out = left_out + others - shards + Counter(source.left_out)
             return source
-    if (phone := others[heif.REASON]) and phone == len(found):
-        raise UserError(f"{printable(spec)} holds {phone} {heif.REASON}")
-    said = f", without {listed(gone)}" if (gone := left_out + patterns.counts) else ""
-    raise UserError(f"{printable(spec)} holds no images: {describe(found)}{said}; looked for {' '.join(EXTENSIONS)}")
+    if (heic := others[heif.REASON]) and heic == len(paths):
+        raise UserError(f"{printable(spec)} holds {heic} {heif.REASON}")
+    skipped = f", without {listed(excluded)}" if (excluded := left_out + patterns.counts) else ""
+    raise UserError(f"{printable(spec)} holds no images: {describe(paths)}{skipped}; looked for {' '.join(EXTENSIONS)}")
 
 
 def _open_file(spec: str, path: str, limit: int | None, patterns: Patterns) -> Source:

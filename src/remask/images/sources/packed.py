@@ -1,10 +1,10 @@
-"""A packed set: one file of pictures that is mapped into memory, with labels, class names and the pictures' names.
+"""A packed set: one file of images that is mapped into memory, with labels, class names and the images' names.
 
     64 bytes   head: magic, version, where the table lies, its checksum, the head's own
-    pictures   one after the other: JPEGs, or uint8 pixels HWC; equal ones once
-    table      JSON of the whole set, then columns: start, size and checksum of each picture, shape, label, name
+    images     one after the other: JPEGs, or uint8 pixels HWC; equal ones once
+    table      JSON of the whole set, then columns: start, size and checksum of each image, shape, label, name
 
-The head is written last and the file then gets its name, so that what has the name is whole.
+The head is written last, and then the file gets its name: a file of that name is complete.
 """
 
 import errno
@@ -29,7 +29,7 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 
 class Packed:
-    """The pictures of a packed file. Each is compared with its checksum when a process first reads it."""
+    """The images of a packed file. Each is compared with its checksum when a process first reads it."""
 
     def __init__(self, name: str, path: str, limit: int | None = None) -> None:
         self.name, self._path, self._limit = name, os.path.abspath(path), limit
@@ -71,15 +71,15 @@ class Packed:
         return data.tobytes() if self._shapes is None else data.reshape(self._shapes[i])
 
     def where(self, i: int) -> str:
-        return f"{printable(os.path.basename(self._path))}: {self._called(i)}"
+        return f"{printable(os.path.basename(self._path))}: {self._name_of(i)}"
 
-    def _called(self, i: int) -> str:
+    def _name_of(self, i: int) -> str:
         begin, end = int(self._ends[i - 1]) if i else 0, int(self._ends[i])
         return self._names[begin:end].tobytes().decode()
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Names, sizes in bytes, and a checksum of the checksums in the table; see `images.fingerprint`."""
-        names, sizes = [self._called(i) for i in range(self._length)], self._size[: self._length].tolist()
+        """Names, sizes in bytes, and a checksum of the checksums in the table; see `fingerprint`."""
+        names, sizes = [self._name_of(i) for i in range(self._length)], self._size[: self._length].tolist()
         return names, sizes, {"checksum": zlib.crc32(np.ascontiguousarray(self._sums[: self._length]).data)}
 
 
@@ -97,7 +97,7 @@ def head(table: bytes, start: int) -> bytes:
 
 
 def table(about: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
-    """Facts and columns as bytes."""
+    """The bytes of a table: JSON of the facts in `about` and of the columns' types and shapes, then the columns."""
     kinds = {name: [column.dtype.str, list(column.shape)] for name, column in columns.items()}
     text = json.dumps({**about, "columns": kinds}).encode()
     text += b" " * (-len(text) % 8)
@@ -105,7 +105,7 @@ def table(about: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _mapping(path: str, name: str) -> np.ndarray:
-    """The bytes of a file. They may be written to, as torch wants it, which changes the process's own copy only."""
+    """The bytes of a file, mapped privately: writable, as torch wants them, with no effect on the file."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size < HEAD_BYTES:
             raise UserError(f"{printable(name)} is no packed set: it is shorter than a head; pack it again")
@@ -114,12 +114,12 @@ def _mapping(path: str, name: str) -> np.ndarray:
 
 
 def _table(data: np.ndarray, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    magic, version, checksum, start, length, own = HEAD.unpack(data[: HEAD.size].tobytes())
+    magic, version, checksum, start, length, head_checksum = HEAD.unpack(data[: HEAD.size].tobytes())
     if magic != MAGIC:
         raise UserError(f"{printable(name)} is no packed set: write one with remask data pack SRC --out NAME{SUFFIX}")
     if version != VERSION:
         raise UserError(f"{printable(name)} is packed in version {version}, this remask reads {VERSION}: pack it again")
-    if own != zlib.crc32(HEAD.pack(magic, version, checksum, start, length, 0)):
+    if head_checksum != zlib.crc32(HEAD.pack(magic, version, checksum, start, length, 0)):
         raise UserError(f"{printable(name)} is damaged: its head does not fit its checksum; copy or pack it again")
     if start + length != len(data):
         raise UserError(

@@ -19,22 +19,22 @@ _SPLIT = re.compile(rf"(?:^|[-_.\s])({_WORDS}){_AFTER}", re.IGNORECASE)
 
 def split_of(name: str) -> str | None:
     """The word for a split in a file or folder name, in lower case: "train" of "train2017", "val" of "my-Val_set"."""
-    found = _SPLIT.search(name)
-    return found[1].lower() if found else None
+    match = _SPLIT.search(name)
+    return match[1].lower() if match else None
 
 
 def kinds_of(names: Iterable[str]) -> set[str]:
-    """What the splits among these names are for: train, trainval, val, test."""
+    """The kinds of the splits among these names: train, trainval, val, test."""
     return {KINDS[word] for name in names if (word := split_of(name))}
 
 
 def are_splits(names: Collection[str]) -> bool:
-    """Whether folders are the splits of a set, and no classes of it.
+    """Whether folders are the splits of a set, and not its classes.
 
-    They are where every name says so, or where several begin with words for different splits: train, test and extra.
-    One alone among others is a class, as "train" is of vehicles.
+    They are if every name has a word for a split, or if several begin with words for different ones: train, test and
+    extra. A single such name among others is a class, as "train" is one of vehicles.
     """
-    begin = [name for name in names if (found := _SPLIT.search(name)) and found.start() == 0]
+    begin = [name for name in names if (match := _SPLIT.search(name)) and match.start() == 0]
     if names and len(begin) == len(names):
         return True
     return len(kinds_of(begin)) > 1 or (len(kinds_of(names)) > 1 and all(map(split_of, names)))
@@ -48,7 +48,7 @@ def folders_below(paths: Iterable[str]) -> list[list[str]]:
 
 
 def shared_by(folders: Sequence[list[str]]) -> int:
-    """How many names all of them begin with."""
+    """The number of leading names that all folders share."""
     if not folders:
         return 0
     low, high = min(folders), max(folders)  # in alphabetic order, all others share what these two do
@@ -56,7 +56,7 @@ def shared_by(folders: Sequence[list[str]]) -> int:
 
 
 def chosen(splits: Collection[str]) -> tuple[str, str]:
-    """Of the names of splits the one to learn from and the one to test on."""
+    """The name of the split to train on and of the one to test on."""
     order = sorted(splits)
     kinds = {name: KINDS.get(split_of(name.rpartition("/")[2]) or "", "") for name in order}
 

@@ -1,4 +1,4 @@
-"""Many pictures in one numpy file: an array of four axes, or of three with labels, and the labels beside it."""
+"""Many images in one numpy file: an array of four axes, or of three with labels, and the labels beside it."""
 
 import os
 import re
@@ -12,30 +12,30 @@ from remask.errors import UserError
 from remask.images.deep import laid_out
 from remask.images.sources.addresses import entry_of
 from remask.images.sources.files import printable
-from remask.images.sources.labels import Told, of_texts, says_none
+from remask.images.sources.labels import TextLabels, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL
 
 ARRAYS = (".npy", ".npz")
 LABELS = ("labels", "label", "targets", "y")
-"""Names of the classes' array in an archive, one class a picture."""
+"""Names of an archive's array with a class for each image."""
 PAIRED = (("images", "labels"), ("image", "label"), ("data", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
-"""What stands in the names of pictures, and in its place in those of their classes: x_train and y_train."""
+"""A part of the name of an array of images, and its replacement in the name of their classes: x_train and y_train."""
 _BANDS = 4
-"""The last axis of so many entries or fewer may be that of colours."""
+"""An axis with at most so many entries may be that of colours."""
 
 
 class Stack:
-    """The pictures of an array NHWC or NCHW, whichever of the axes is the shorter, or NHW where it has labels; a .npy
+    """The images of an array NHWC or NCHW, whichever of the axes is the shorter, or NHW where it has labels; a .npy
     is mapped into memory.
     """
 
     def __init__(self, name: str, path: str, arrays: dict[str, np.ndarray], key: str, limit: int | None) -> None:
         self.name, self._path, self._key = name, os.path.abspath(path), key
-        self._images, beside = arrays[key][:limit], _labels_of(arrays, key)
-        texts = [] if beside is None else _texts(arrays[beside].ravel()[:limit])
-        self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else Told()
-        passed = [other for other in arrays if other not in (key, beside)]
-        self.left_out: dict[str, int] = {"other arrays of the archive": len(passed)} if passed else {}
+        self._images, label_key = arrays[key][:limit], _labels_of(arrays, key)
+        texts = [] if label_key is None else _texts(arrays[label_key].ravel()[:limit])
+        self.labels, self.classes, self.unlabelled = of_texts(texts) if texts else TextLabels()
+        unused = [other for other in arrays if other not in (key, label_key)]
+        self.left_out: dict[str, int] = {"other arrays of the archive": len(unused)} if unused else {}
         if 0 < (missing := sum(map(says_none, texts))) < len(texts):
             self.left_out[NO_LABEL] = len(texts) - missing
 
@@ -49,31 +49,33 @@ class Stack:
         return f"{printable(os.path.basename(self._path))}: {self._key} {i}"
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
-        """Name and size of the file, and the array where one of several was named; see `images.fingerprint`."""
+        """Name and size of the file, and the array where one of several was named; see `fingerprint`."""
         named = {"array": self._key} if entry_of(self.name) else {}
         size = os.path.getsize(self._path) if os.path.isfile(self._path) else -1
         return [os.path.basename(self._path)], [size], named
 
 
 def open_stack(name: str, path: str, limit: int | None, key: str | None = None) -> Stack | None:
-    """The pictures of a .npy or .npz with an array of four axes, or one of three whose first is that of its labels;
-    None where its array is one picture.
+    """The images of a .npy or .npz with an array of four axes, or of three with a label for each entry of the first;
+    None where its array is one image.
 
     key   the array to take, where there are several
     Raises UserError for a file that cannot be read, for several such arrays and for an empty one.
     """
     arrays = _arrays(name, path)
-    stacks = [one for one in arrays if _is_stack(arrays, one)]
+    stacks = [entry for entry in arrays if _is_stack(arrays, entry)]
     if key is not None:
         if key not in stacks:
             known = f"those of images are {', '.join(stacks)}" if stacks else "it has no array of several images"
             raise UserError(f"{printable(name)}: {key} is no array of several images in it; {known}")
         stacks = [key]
     if len(stacks) > 1:
-        of = f"{printable(path)}:{next((one for one in stacks if 'train' in one.lower()), stacks[0])}"
-        raise UserError(f"{printable(name)} holds several sets of pictures ({', '.join(stacks)}): name one, as in {of}")
+        shown = f"{printable(path)}:{next((entry for entry in stacks if 'train' in entry.lower()), stacks[0])}"
+        raise UserError(
+            f"{printable(name)} holds several sets of pictures ({', '.join(stacks)}): name one, as in {shown}"
+        )
     if not stacks and len(arrays) > 1 and "image" not in arrays:
-        shapes = ", ".join(f"{one} of shape {array.shape}" for one, array in [*arrays.items()][:4])
+        shapes = ", ".join(f"{entry} of shape {array.shape}" for entry, array in [*arrays.items()][:4])
         raise UserError(
             f"{printable(name)} holds {len(arrays)} arrays and none of several images ({shapes}): save images with "
             "four axes (N, H, W, channels), or with three and a label each; or name a single one image"
@@ -92,8 +94,8 @@ def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
 
 
 def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:
-    """Whether an array holds many pictures: it has four axes, or it is gray, has no axis of colours, and as many
-    classes stand beside it as its first axis is long. Without them three axes are those of one picture.
+    """Whether an array holds many images: it has four axes, or three without one of colours, and the archive has a
+    class for each entry of the first. Three axes without such classes are one image.
     """
     shape = arrays[key].shape
     gray = len(shape) == 3 and min(shape[1:]) > _BANDS and arrays[key].dtype.kind in "biuf"
@@ -101,8 +103,8 @@ def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:
 
 
 def _labels_of(arrays: Mapping[str, np.ndarray], key: str) -> str | None:
-    """The array with a class for every picture of the array `key`."""
-    paired = [re.sub(rf"(?<![a-zA-Z]){one}(?![a-zA-Z])", other, key) for one, other in PAIRED]
+    """The array with a class for every image of the array `key`."""
+    paired = [re.sub(rf"(?<![a-zA-Z]){word}(?![a-zA-Z])", other, key) for word, other in PAIRED]
     names = [name for name in (*paired, *LABELS) if name in arrays and name != key]
     return next((name for name in dict.fromkeys(names) if _fits(arrays[name], len(arrays[key]))), None)
 

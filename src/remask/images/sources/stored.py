@@ -1,4 +1,4 @@
-"""What a picture is before it is decoded: format, colours, bits, bands, and what of it is left out."""
+"""The header of an image, read without decoding: format, colours, bits, bands, and what decoding leaves out."""
 
 import io
 from typing import Any, NamedTuple
@@ -12,7 +12,13 @@ from remask.images.tiff import TIFF
 
 
 class Stored(NamedTuple):
-    """A picture's header. `left_out` is what decoding to so many channels passes over, in words."""
+    """An image's header.
+
+    kind       format, mode and bits in words
+    bands      without those left out
+    left_out   what decoding to the wanted channels ignores, in words
+    frames     or pages
+    """
 
     kind: str
     bands: int
@@ -26,13 +32,13 @@ def stored(data: bytes | np.ndarray, channels: int = 3) -> Stored:
         bands = 1 if data.ndim == 2 else data.shape[2]
         return Stored(f"array of {bands} channel{'s' * (bands > 1)}, {data.dtype}", bands)
     try:
-        if data[:4] in TIFF and (found := _tiff(data, channels)) is not None:
-            return found
+        if data[:4] in TIFF and (header := _tiff(data, channels)) is not None:
+            return header
         if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
             return _array(data, channels)
         with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             return _by_pillow(image, data, channels)
-    except Exception:  # decoded all the same, by torchvision, or refused there with a reason
+    except Exception:  # decoding may read it all the same, by torchvision, or gives the reason
         return Stored("unknown to Pillow", 3)
 
 
@@ -44,9 +50,9 @@ def _by_pillow(image: Image.Image, data: bytes, channels: int) -> Stored:
     alpha = bands in (2, 4) and mode[-1] in "Aa" and channels != bands
     bands = len(mode) if bits == 16 and mode in ("LA", "RGB", "RGBA") else bands
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO holds other sizes of it
-    left = ["alpha"] * alpha + ["frames after the first"] * (frames > 1)
-    left += ["bits beyond 8"] * (image.format in ("AVIF", "HEIF") and _announced(data) > 8)
-    return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(left), frames)
+    skipped = ["alpha"] * alpha + ["frames after the first"] * (frames > 1)
+    skipped += ["bits beyond 8"] * (image.format in ("AVIF", "HEIF") and _announced(data) > 8)
+    return Stored(f"{image.format} {mode}, {bits} bit{'s' * (bits > 1)}", bands - alpha, tuple(skipped), frames)
 
 
 def _announced(data: bytes) -> int:
@@ -63,32 +69,32 @@ def _tiff(data: bytes, channels: int) -> Stored | None:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages[0]
         bands, bits, pages = int(page.samplesperpixel), int(page.bitspersample), len(file.pages)
-        left = []
+        skipped = []
         if bands == 1 and pages == channels > 1 and page.photometric != 3:
             bands = pages
         elif pages > 1:
-            left.append("pages after the first")
+            skipped.append("pages after the first")
         extra = tuple(page.extrasamples)
         if extra and channels != bands and bands - len(extra) in (1, 3):
-            left.append("alpha" if extra[0] in (1, 2) else f"band {bands - len(extra) + 1}")
+            skipped.append("alpha" if extra[0] in (1, 2) else f"band {bands - len(extra) + 1}")
         number = "float" if page.dtype is not None and page.dtype.kind == "f" else "bit" + "s" * (bits > 1)
         shown = {1: "gray", 3: "RGB"}.get(bands - len(extra), f"{bands} bands") + (
-            "A" if left[-1:] == ["alpha"] else ""
+            "A" if skipped[-1:] == ["alpha"] else ""
         )
-        shown = "palette" if page.photometric == 3 else f"{bands} bands" if extra and not left else shown
-        colours = 3 if page.photometric == 3 else bands - len(extra) * bool(left and extra)
-        frames = pages if "pages after the first" in left else 1
-        return Stored(f"TIFF {shown}, {bits} {number}", colours, tuple(left), frames)
+        shown = "palette" if page.photometric == 3 else f"{bands} bands" if extra and not skipped else shown
+        colours = 3 if page.photometric == 3 else bands - len(extra) * bool(skipped and extra)
+        frames = pages if "pages after the first" in skipped else 1
+        return Stored(f"TIFF {shown}, {bits} {number}", colours, tuple(skipped), frames)
 
 
 def _array(data: bytes, channels: int) -> Stored:
     from remask.images.deep import read_deep
 
-    found = read_deep(data, channels, 100_000_000)
-    assert found is not None
+    deep = read_deep(data, channels, 100_000_000)
+    assert deep is not None
     kind = "npy" if data[:6] == b"\x93NUMPY" else "npz"
-    bands = found.values.shape[2]
-    return Stored(f"{kind} of {bands} band{'s' * (bands > 1)}, {found.values.dtype}", bands)
+    bands = deep.values.shape[2]
+    return Stored(f"{kind} of {bands} band{'s' * (bands > 1)}, {deep.values.dtype}", bands)
 
 
 __all__ = ["Stored", "stored"]

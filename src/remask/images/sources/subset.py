@@ -1,4 +1,4 @@
-"""Some of a source's pictures as a source: splits, samples, the few of a figure; and a source by given classes."""
+"""Some of a source's images as a source: splits, samples, the few of a figure; and a source by given classes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from remask.images.sources.opening import Source
 
 
 class Subset:
-    """The pictures of `source` with the given numbers, in that order. `remarks` are lines for the start of a run."""
+    """The images of `source` with the given numbers, in that order. `remarks` are lines for the start of a run."""
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.source, self.numbers = source, list(numbers)
@@ -29,22 +29,22 @@ class Subset:
 
 
 def by_classes(source: Source, classes: Sequence[str], other: str, trained: Iterable[int] | None = None) -> Source:
-    """The labelled source with its labels as numbers of `classes`, matched by name; the source itself where they are.
+    """The labelled source with its labels as numbers of `classes`, matched by name; the same source if they are.
 
-    classes   those of `other`, which a person knows by this name
-    trained   numbers of the classes that `other` has pictures of; None: all
-    Raises UserError for a class that has pictures here and is none of these, or has no picture there.
+    classes   those of the source that messages call `other`
+    trained   numbers of the classes that `other` has images of; None: all
+    Raises UserError for a class with images here that is not among `classes`, or that has no image in `other`.
     """
     assert source.labels is not None
     labels, names, where = source.labels, source.classes, printable(source.name)
-    if names is None:  # a source that somebody else made
+    if names is None:  # a source from outside of this package
         labels, names = numbered(labels)
     places = match(names, classes, labels, where, other)
-    found = [places[label] for label in labels]
+    matched = [places[label] for label in labels]
     if trained is not None:
-        check_trained(classes, found, trained, where, other)
+        check_trained(classes, matched, trained, where, other)
     if names == list(classes):
         return source
     renumbered = Subset(source, range(len(source)))
-    renumbered.labels, renumbered.classes = found, list(classes)
+    renumbered.labels, renumbered.classes = matched, list(classes)
     return renumbered

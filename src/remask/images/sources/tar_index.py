@@ -1,8 +1,8 @@
-"""What is in a tar shard: its pictures, the class of each, and how many of its members are left out, by reason.
+"""What is in a tar shard: its images, the class of each, and how many of its members are left out, by reason.
 
-A picture takes the class of the .cls whose name is the picture's up to one of its dots, the longest first: a.b.png
+An image takes the class of the .cls whose name is the image's up to one of its dots, the longest first: a.b.png
 takes a.b.png.cls, a.b.cls or a.cls. (WebDataset cuts all names at the first dot, and a.left.png and a.right.png would
-be one sample.) A .cls that no picture takes so goes to the picture whose name it goes on from: a.label.cls to a.png.
+be one sample.) A .cls that no image takes this way goes to the image whose name it extends: a.label.cls to a.png.
 Hard links and symbolic ones are further names of what they lead to in the same shard.
 """
 
@@ -19,19 +19,19 @@ from remask.files.text import decoded
 from remask.images import heif
 from remask.images.sources.files import EXTENSIONS, is_image, printable
 from remask.images.sources.labels import integer_of, says_none
-from remask.images.sources.left_out import HIDDEN_FILES, NOWHERE, SPECIAL, Patterns, is_hidden, kind_of
+from remask.images.sources.left_out import BROKEN_LINKS, HIDDEN_FILES, SPECIAL, Patterns, is_hidden, kind_of
 
 MASKS = frozenset(
     ("mask", "masks", "seg", "segmentation", "semantic", "instance", "panoptic", "label", "labels", "annotation", "gt",
      "depth", "normal", "normals", "edge", "edges", "trimap")
 )  # fmt: skip
-"""Words before the extension of what is drawn about a picture: a.seg.png beside a.jpg is no picture."""
+"""Words before the extension of files that annotate an image: a.seg.png beside a.jpg is no image."""
 
-BESIDE = "masks beside their picture"
+MASKS_OF_IMAGES = "masks beside their picture"
 FORMATS = "pictures that are there in another format too"
-EARLIER = "members that a later one of the name replaces"
+REPLACED = "members that a later one of the name replaces"
 SPARSE = "sparse files"
-LONELY = ".cls files without a picture"
+UNUSED_CLASSES = ".cls files without a picture"
 LONGEST = 1 << 16
 """Bytes of a .cls at most."""
 
@@ -46,17 +46,20 @@ class Member(NamedTuple):
 
 @dataclass
 class Shard:
-    """The pictures of a shard in its own order, each with its class number if it has one, as it is written."""
+    """The images of a shard in its own order, each with the text of its class number or None.
+
+    left_out   number of members that are left out, by reason
+    """
 
     images: list[tuple[Member, str | None]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
 def index(shard: str, patterns: Patterns | None = None) -> Shard:
-    """Read all headers of an uncompressed tar. Raises UserError for what is none, or is cut short."""
-    found = Shard()
+    """The images of an uncompressed tar, by its headers. Raises UserError for any other file, or a truncated one."""
+    result = Shard()
     try:
-        members = _members(shard, found.left_out)
+        members = _members(shard, result.left_out)
     except (tarfile.TarError, OSError, EOFError, UnicodeError, ValueError) as error:
         raise UserError(f"{printable(shard)} cannot be read as an uncompressed tar: {error}") from None
     if any(member.offset + member.size > os.path.getsize(shard) for member in members):
@@ -65,7 +68,7 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
     for member in members:
         name = member.name
         if any(is_hidden(folder) and folder != ".." for folder in name.split("/")):
-            found.left_out[HIDDEN_FILES] += 1
+            result.left_out[HIDDEN_FILES] += 1
         elif patterns and patterns.exclude(name):
             continue
         elif is_image(name):
@@ -73,15 +76,17 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
         elif name.lower().endswith(".cls"):
             classes[name[: -len(".cls")]] = member
         else:
-            found.left_out[heif.REASON if heif.is_heif(name) else kind_of(name)] += 1
-    kept = _one_each(images, found.left_out)
+            result.left_out[heif.REASON if heif.is_heif(name) else kind_of(name)] += 1
+    chosen = _one_each(images, result.left_out)
     with open(shard, "rb") as file:
         numbers = {stem: _class_number(file, member, shard) for stem, member in classes.items()}
-    taken = _classes(kept, numbers)
-    found.images = [(member, None if stem is None else numbers[stem]) for member, stem in zip(kept, taken, strict=True)]
-    if lonely := len(numbers) - len({stem for stem in taken if stem is not None}):
-        found.left_out[LONELY] += lonely
-    return found
+    stems = _classes(chosen, numbers)
+    result.images = [
+        (member, None if stem is None else numbers[stem]) for member, stem in zip(chosen, stems, strict=True)
+    ]
+    if lonely := len(numbers) - len({stem for stem in stems if stem is not None}):
+        result.left_out[UNUSED_CLASSES] += lonely
+    return result
 
 
 def _headers(shard: str) -> Iterator[tarfile.TarInfo]:
@@ -92,7 +97,7 @@ def _headers(shard: str) -> Iterator[tarfile.TarInfo]:
             file.seek(begin)
             with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
                 while (info := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep all headers in memory
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would hold all headers in memory
                     yield info
                 at, begin = begin, tar.offset
             if begin == at and file.seek(begin) == at and file.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -112,7 +117,7 @@ def _members(shard: str, left_out: Counter[str]) -> list[Member]:
         if info.isdir():
             continue
         if name in files:
-            left_out[EARLIER] += 1
+            left_out[REPLACED] += 1
             links.pop(name, None)
         if info.issym() or info.islnk():
             files[name], links[name] = None, (info.linkname, info.issym())
@@ -125,7 +130,7 @@ def _members(shard: str, left_out: Counter[str]) -> list[Member]:
         target = _resolved(name, files, links)
         files[name] = None if target is None else target._replace(name=name)
         if target is None:
-            left_out[NOWHERE] += 1
+            left_out[BROKEN_LINKS] += 1
     return [member for member in files.values() if member is not None]
 
 
@@ -161,7 +166,7 @@ def _stems(name: str) -> Iterator[str]:
 
 
 def _one_each(images: list[Member], left_out: Counter[str]) -> list[Member]:
-    """Pictures without masks of others; of one name in several formats that which comes first in EXTENSIONS."""
+    """The images that are no masks of others; of one name in several formats, the first format in EXTENSIONS."""
     formats: dict[str, list[Member]] = {}
     for member in images:
         formats.setdefault(posixpath.splitext(member.name)[0], []).append(member)
@@ -169,7 +174,7 @@ def _one_each(images: list[Member], left_out: Counter[str]) -> list[Member]:
     for stem, members in formats.items():
         begin, dot, last = stem.rpartition(".")
         if dot and last.lower() in MASKS and begin in formats:
-            left_out[BESIDE] += len(members)
+            left_out[MASKS_OF_IMAGES] += len(members)
             dropped.update(members)
         else:
             first = min(_rank(member.name) for member in members)
@@ -186,16 +191,16 @@ def _rank(name: str) -> int:
 
 
 def _classes(images: list[Member], numbers: dict[str, str]) -> list[str | None]:
-    """For each picture the stem of the .cls that it takes."""
-    taken = [next((stem for stem in _stems(member.name) if stem in numbers), None) for member in images]
+    """For each image the stem of the .cls that it takes, or None."""
+    stems = [next((stem for stem in _stems(member.name) if stem in numbers), None) for member in images]
     rest: dict[str, list[str]] = {}
-    for stem in numbers.keys() - set(taken):
+    for stem in numbers.keys() - set(stems):
         for begin in list(_stems(stem))[1:]:
             rest.setdefault(begin, []).append(stem)
     for place, member in enumerate(images):
-        if taken[place] is None and len(found := rest.get(posixpath.splitext(member.name)[0], [])) == 1:
-            taken[place] = found[0]
-    return taken
+        if stems[place] is None and len(candidates := rest.get(posixpath.splitext(member.name)[0], [])) == 1:
+            stems[place] = candidates[0]
+    return stems
 
 
 def _class_number(file: BinaryIO, member: Member, shard: str) -> str:

@@ -1,1 +1,1 @@
-"""Tools around a source: packing it, looking it over, measuring its values."""
+"""Tools for a source: packing it, surveying it, measuring its values."""

@@ -7,12 +7,12 @@ from remask.errors import UserError
 
 @dataclass(frozen=True)
 class Form:
-    """How pictures are packed.
+    """How images are packed.
 
     kind      "jpeg", or "raw": uint8 pixels, which are never decoded again
-    shorter   pixels of the shorter side at most; larger pictures are resized. None: as they are
+    shorter   pixels of the shorter side at most; larger images are resized. None: as they are
     exactly   instead, this height and width: resized to cover it and cut to its middle
-    quality   of JPEGs that are written; one that is small enough is kept byte for byte
+    quality   of JPEGs that are written, 1..100; one that is small enough is copied byte for byte
     channels  of raw pixels, or 1 or 3 of JPEGs that are written
     """
 

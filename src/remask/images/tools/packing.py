@@ -1,4 +1,4 @@
-"""Any source into one packed file: decoded once, at the size that training needs. See `packed` for the layout."""
+"""Packs any source into one file: decoded once, at the size that training needs. See `packed` for the layout."""
 
 import contextlib
 import errno
@@ -33,7 +33,13 @@ from remask.images.transforms import CentreCrop, resize
 
 @dataclass
 class Written:
-    """What became of a source. `left_out` says why, by the picture's address; `kept` JPEGs were not touched."""
+    """The result of packing a source.
+
+    pictures   number written
+    kept       of them, JPEGs that were copied byte for byte
+    bytes      size of the file
+    left_out   {address of an unusable image: reason}
+    """
 
     pictures: int = 0
     kept: int = 0
@@ -42,7 +48,7 @@ class Written:
 
 
 class Item(NamedTuple):
-    """One picture as it is written; `shape` is its height, width and channels."""
+    """One image as it is written; `shape` is its height, width and channels; equal images have one `digest`."""
 
     data: bytes
     shape: tuple[int, int, int]
@@ -63,9 +69,9 @@ def pack(
     skipped: Callable[[str], None] = lambda line: None,
 ) -> Written:
     """Write `out`, which ends in .remask, and nothing else: a run that is stopped leaves at most a .part, which the
-    next one writes over. Unusable pictures are left out. Raises UserError, also for more of them than `max_bad`.
+    next one overwrites. Unusable images are left out. Raises UserError, also for more of them than the share `max_bad`.
 
-    levels   which values of pictures deeper than 8 bits become 0 and 255; None: see `decode`
+    levels   which values of images deeper than 8 bits become 0 and 255; None: see `decode`
     """
     if out.suffix != SUFFIX:
         raise UserError(f"{out}: a packed set ends in {SUFFIX}; choose such a name")
@@ -78,7 +84,7 @@ def pack(
 
 @contextlib.contextmanager
 def _tmp_beside(out: Path) -> Iterator[BinaryIO]:
-    """A file beside `out` that takes its name at the end, and is deleted where that is not reached."""
+    """A file beside `out` that gets its name at the end, and is deleted after an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp = tmp_beside(out)
     with open(tmp, "ab+") as file:  # not emptied before it is locked
@@ -111,40 +117,40 @@ def _write(
     progress: Callable[[int, Written], None],
     skipped: Callable[[str], None],
 ) -> Written:
-    done, columns, stored, numbers = Written(), _Columns(), dict[bytes, int](), list[int]()
+    result, columns, stored, numbers = Written(), _Columns(), dict[bytes, int](), list[int]()
     allowed = max(3, math.ceil(max_bad * len(source))) if max_bad else 0
     file.write(bytes(HEAD_BYTES))
     for i, item in enumerate(each(prepare, len(source), workers)):
         if isinstance(item, str):
-            done.left_out[source.where(i)] = item
+            result.left_out[source.where(i)] = item
             skipped(f"{source.where(i)}: {item}")
-            if len(done.left_out) > allowed:
-                raise UserError(_too_many(source, done.left_out, max_bad))
+            if len(result.left_out) > allowed:
+                raise UserError(_too_many(source, result.left_out, max_bad))
         else:
             if item.digest not in stored:
                 stored[item.digest] = file.tell()
                 file.write(item.data)
             columns.add(stored[item.digest], item, source.where(i))
             numbers.append(i)
-            done.pictures, done.kept = done.pictures + 1, done.kept + item.kept
-        done.bytes = file.tell()
-        progress(i + 1, done)
+            result.pictures, result.kept = result.pictures + 1, result.kept + item.kept
+        result.bytes = file.tell()
+        progress(i + 1, result)
     if not numbers:
-        raise UserError(_too_many(source, done.left_out, max_bad))
+        raise UserError(_too_many(source, result.left_out, max_bad))
     labels = None if source.labels is None else [source.labels[i] for i in numbers]
-    about = {**asdict(form), "source": printable(source.name), "classes": source.classes, "left_out": done.left_out}
+    about = {**asdict(form), "source": printable(source.name), "classes": source.classes, "left_out": result.left_out}
     about["source_left_out"] = source.left_out
     file.write(bytes(-file.tell() % 8))
     start, content = file.tell(), table(about, columns.arrays(labels, form.kind == "raw"))
     file.write(content)
-    done.bytes = file.tell()
+    result.bytes = file.tell()
     file.seek(0)
     file.write(head(content, start))
-    return done
+    return result
 
 
 class _Columns:
-    """The columns of the table while it grows."""
+    """The columns of the table while images are added."""
 
     def __init__(self) -> None:
         self._facts: list[tuple[int, int, int]] = []
@@ -157,7 +163,7 @@ class _Columns:
         self._names.append(in_utf8(name).encode())
 
     def arrays(self, labels: list[int] | None, raw: bool) -> dict[str, np.ndarray]:
-        """By name, those of 8 bytes a number first, so that all are aligned."""
+        """The columns by name, those of 8 bytes a number first, so that all are aligned."""
         start, size, checksum = np.array(self._facts, dtype="<u8").T
         ends = np.cumsum([len(name) for name in self._names], dtype="<u8")
         columns: dict[str, Any] = {"start": start, "size": size, "name_end": ends}
@@ -170,7 +176,7 @@ class _Columns:
 
 
 class Prepare:
-    """What is written of the i-th picture of a source, or why there is nothing to be."""
+    """i -> the i-th image of a source as it is written, or the reason why it cannot be used."""
 
     def __init__(self, source: Source, form: Form, levels: Levels | None = None) -> None:
         self._source, self._form, self._scaling = source, form, Scaling(levels, (), ()) if levels else None
@@ -202,7 +208,7 @@ class Prepare:
 
 
 def shrunk(image: UInt8[Tensor, "C H W"], form: Form) -> UInt8[Tensor, "C h w"]:
-    """The picture at the size of the form; the same object where nothing is to be done."""
+    """The image at the size of the form; the same object where it has that size."""
     rows, columns = image.shape[1:]
     if form.exactly:
         return image if (rows, columns) == form.exactly else CentreCrop(form.exactly, ratio=1.0)(image)

@@ -1,4 +1,4 @@
-"""What is in a source: every picture read and decoded once, and counted."""
+"""A survey of a source: every image is read and decoded once, and counted."""
 
 import functools
 import hashlib
@@ -26,23 +26,26 @@ from remask.images.transforms import RandomCropFlip
 from remask.types import Size
 
 TIMED = 256
-"""Pictures whose crop is timed, spread over the source."""
+"""Images whose crop is timed, spread over the source."""
 
 PIXELS = 1 << 16
-"""Pixels of a picture that its mean is taken over, at least, evenly spread."""
+"""Least number of pixels of an image, evenly spread, over which its mean is taken."""
 
 
 @dataclass
 class Survey:
-    """The counts. Heights and widths in pixels, rates in pictures per second of one core.
+    """The counts. Heights and widths (least, median, most) in pixels, rates in images per second of one core.
 
-    pixels      how pictures are read and scaled, in words, as a sample of them shows; or why they are refused
-    range       `data.range` as that sample settles it
-    mean, std   per channel of pixels in 0..1, of the pictures' own means: each picture weighs the same
-    repeated    pictures whose content came before
-    frames      pictures of several frames or pages, of which the first counts
-    left_out    what the source does not take, by reason
-    splits      pictures of each split, where its folders or columns are such
+    unusable    {address of an image: reason}
+    kinds       number of images of each kind, such as "JPEG RGB, 8 bits"
+    too_small   images with a side shorter than a patch
+    pixels      how images are read and scaled, in words, by a sample of them; or why they are refused
+    range       `data.range` as resolved by that sample
+    mean, std   per channel of pixels in 0..1, of the images' own means: each image weighs the same
+    repeated    images whose content came before
+    frames      images of several frames or pages, of which the first counts
+    left_out    entries that the source leaves out, by reason
+    splits      number of images of each split, where its folders or columns are splits
     remarks     lines about labels and columns that are not used
     decode_rate, loader_rate   decoding alone, and with a random crop
     """
@@ -80,7 +83,8 @@ class Survey:
 
 
 class Facts(NamedTuple):
-    """One picture: what it is, its size, the sums of its pixels, and how long it took."""
+    """One image: kind, number of frames, height and width, bytes stored and decoded, digest of its content, mean and
+    mean square of its pixels per channel, and the seconds that decoding and a crop took."""
 
     kind: str
     frames: int
@@ -104,52 +108,55 @@ def survey(
     rule: Rule = "auto",
     progress: Callable[[int, Survey], None] = lambda done, so_far: None,
 ) -> Survey:
-    """Look at every picture. `patch` is the side below which one cannot be used, `size` that of the timed crops,
-    `rule` what `data.range` would be.
+    """Decode every image of a source and count.
+
+    patch   pixels of the shorter side below which an image is too small
+    size    pixels of the timed crops
+    rule    `data.range`
     """
-    found, facts = Survey(source.name, len(source)), list[Facts]()
-    found.left_out, found.splits = dict(source.left_out), dict(getattr(source, "splits", {}))
-    found.remarks = list(getattr(source, "remarks", []))
+    result, facts = Survey(source.name, len(source)), list[Facts]()
+    result.left_out, result.splits = dict(source.left_out), dict(getattr(source, "splits", {}))
+    result.remarks = list(getattr(source, "remarks", []))
     try:
         sample = measure(source, channels, rule)
-        found.pixels, found.range = sample.describe(channels, rule, kinds=False), sample.rule
-    except UserError as error:  # what is unusable is named below
-        found.pixels = str(error)
-    levels = Levels.of(found.range) or FULL
-    for i, one in enumerate(each(Examined(source, channels, size, levels), len(source), workers)):
-        if isinstance(one, str):
-            found.unusable[source.where(i)] = one
+        result.pixels, result.range = sample.describe(channels, rule, kinds=False), sample.rule
+    except UserError as error:  # unusable images are named below
+        result.pixels = str(error)
+    levels = Levels.of(result.range) or FULL
+    for i, examined in enumerate(each(Examined(source, channels, size, levels), len(source), workers)):
+        if isinstance(examined, str):
+            result.unusable[source.where(i)] = examined
         else:
-            facts.append(one)
-        found.usable = len(facts)
-        progress(i + 1, found)
+            facts.append(examined)
+        result.usable = len(facts)
+        progress(i + 1, result)
     if source.labels is not None:
         names = source.classes or []
         counts = sorted(Counter(source.labels).items())
-        found.classes = {names[n] if 0 <= n < len(names) else str(n): count for n, count in counts}
+        result.classes = {names[n] if 0 <= n < len(names) else str(n): count for n, count in counts}
     if facts:
-        _summarise(found, facts, patch)
-    return found
+        _summarise(result, facts, patch)
+    return result
 
 
-def _summarise(found: Survey, facts: list[Facts], patch: int) -> None:
+def _summarise(result: Survey, facts: list[Facts], patch: int) -> None:
     heights, widths = [fact.size[0] for fact in facts], [fact.size[1] for fact in facts]
-    found.kinds = dict(Counter(fact.kind for fact in facts).most_common())
-    found.height, found.width = _spread(heights), _spread(widths)
-    found.shorter = int(statistics.median(min(fact.size) for fact in facts))
-    found.too_small = sum(min(fact.size) < patch for fact in facts)
-    found.frames = sum(fact.frames > 1 for fact in facts)
-    found.repeated = len(facts) - len({fact.digest for fact in facts})
+    result.kinds = dict(Counter(fact.kind for fact in facts).most_common())
+    result.height, result.width = _spread(heights), _spread(widths)
+    result.shorter = int(statistics.median(min(fact.size) for fact in facts))
+    result.too_small = sum(min(fact.size) < patch for fact in facts)
+    result.frames = sum(fact.frames > 1 for fact in facts)
+    result.repeated = len(facts) - len({fact.digest for fact in facts})
     mean = np.mean([fact.mean for fact in facts], axis=0)
     variance = np.mean([fact.square for fact in facts], axis=0) - mean**2
-    found.mean = [round(float(value), 4) for value in mean]
-    found.std = [round(float(value), 4) for value in np.sqrt(np.maximum(variance, 0))]
-    found.stored_bytes = sum(fact.stored for fact in facts)
-    found.decoded_bytes = sum(fact.decoded for fact in facts)
+    result.mean = [round(float(value), 4) for value in mean]
+    result.std = [round(float(value), 4) for value in np.sqrt(np.maximum(variance, 0))]
+    result.stored_bytes = sum(fact.stored for fact in facts)
+    result.decoded_bytes = sum(fact.decoded for fact in facts)
     decoding = statistics.fmean(fact.decoding for fact in facts)
     cropping = [fact.cropping for fact in facts if fact.cropping is not None]
-    found.decode_rate = round(1 / max(decoding, 1e-6), 1)
-    found.loader_rate = round(1 / max(decoding + statistics.fmean(cropping or [0.0]), 1e-6), 1)
+    result.decode_rate = round(1 / max(decoding, 1e-6), 1)
+    result.loader_rate = round(1 / max(decoding + statistics.fmean(cropping or [0.0]), 1e-6), 1)
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:
@@ -157,7 +164,7 @@ def _spread(values: list[int]) -> tuple[int, int, int]:
 
 
 class Examined:
-    """The facts of the i-th picture, or why it cannot be used."""
+    """i -> the facts of the i-th image, or the reason why it cannot be used."""
 
     def __init__(self, source: Source, channels: int, size: Size, levels: Levels = FULL) -> None:
         self._source, self._channels, self._crop, self._levels = source, channels, RandomCropFlip(size), levels
@@ -192,7 +199,7 @@ class Examined:
 
 @functools.cache
 def _warm() -> None:
-    """The first JPEG and the first crop of a process load libraries, which is not the pictures' time."""
+    """Load libraries, by a first JPEG and a first crop, before any image is timed."""
     stream = io.BytesIO()
     Image.new("RGB", (16, 16)).save(stream, "JPEG")
     RandomCropFlip((8, 8))(decode(stream.getvalue()), Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from PIL import Image
 from remask.errors import UserError
 from remask.images.decoding import decode
 from remask.images.loading import device_crops as device
-from remask.images.loading.device_crops import KeptOnDevice, cut, decode_there, is_plain, no_decoder
+from remask.images.loading.device_crops import CachedOnDevice, cut, decode_on_device, is_plain, no_decoder
 from remask.images.loading.image_cache import ImageCache
 from remask.images.loading.loader import Loader
 from remask.images.sources.named import Arrays
@@ -56,7 +56,7 @@ def test_crops_are_the_loaders(size: tuple[int, int]) -> None:
     images = [decode(photos.read(i))[:, : 90 if i % 3 else 700] for i in range(0, 18, 2)]
     seeds = list(range(len(images)))
     expected = [crop(image, torch.Generator().manual_seed(seed)) for image, seed in zip(images, seeds, strict=True)]
-    assert torch.equal(torch.stack(expected), device.OnDevice(crop)(images, seeds))
+    assert torch.equal(torch.stack(expected), device.CropOnDevice(crop)(images, seeds))
 
 
 def test_extremes() -> None:
@@ -93,7 +93,7 @@ def test_a_kept_set_gives_the_loaders_batches(workers: int) -> None:
 
 def test_a_kept_set_is_decoded_once_and_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = ImageCache(Jpegs(9), cache_mb=0)
-    held = KeptOnDevice(pictures, CPU)
+    held = CachedOnDevice(pictures, CPU)
     first = [held.get(i) for i in range(9)]
     monkeypatch.setattr(pictures, "get", None)
     assert all(torch.equal(held.get(i), image) for i, image in enumerate(first))
@@ -130,7 +130,7 @@ def test_unasked_only_a_small_set_goes_to_a_gpu(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_has_no_room_after_all_is_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     jpegs = Jpegs(6)
-    held = KeptOnDevice(ImageCache(jpegs, cache_mb=0), CPU)
+    held = CachedOnDevice(ImageCache(jpegs, cache_mb=0), CPU)
     held._arena, held._room = held._arena[:0], 30_000
     assert all(torch.equal(held.get(i), decode(jpegs.read(i))) for i in (0, 1, 2, 3, 1))
     assert 1 <= len(held._places) <= 2
@@ -139,7 +139,7 @@ def test_what_has_no_room_after_all_is_decoded_again(monkeypatch: pytest.MonkeyP
 def test_a_guess_that_was_too_small_grows() -> None:
     photos = open_source("photos")
     small, large = photos.read(3), photos.read(0)
-    held = KeptOnDevice(ImageCache(Subset(photos, [3, 3, 0]), cache_mb=0), CPU)
+    held = CachedOnDevice(ImageCache(Subset(photos, [3, 3, 0]), cache_mb=0), CPU)
     held._arena = held._arena[: small.nbytes]  # type: ignore[union-attr]
     assert torch.equal(held.get(0), decode(small))
     assert torch.equal(held.get(2), decode(large))
@@ -174,7 +174,7 @@ def test_jpegs_on_a_gpu() -> None:
     cuda = torch.device("cuda")
     assert no_decoder(cuda, 3) is None
     jpegs, crop = Jpegs(12, broken=(4,), exif=(5,)), RandomCropFlip((48, 48))
-    for i, image in zip((0, 1), decode_there([jpegs.read(0), jpegs.read(1)], 3, cuda), strict=True):
+    for i, image in zip((0, 1), decode_on_device([jpegs.read(0), jpegs.read(1)], 3, cuda), strict=True):
         assert (image.cpu().int() - decode(jpegs.read(i)).int()).abs().float().mean() < 2
     here, there = Loader(jpegs, crop, 4), Loader(jpegs, crop, 4, on_device=True, device=cuda)
     for a, b in zip(here.epoch(0), there.epoch(0), strict=True):
