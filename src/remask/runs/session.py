@@ -1,4 +1,4 @@
-"""One session of training: a recipe's parts put together, its phases one after the other, bad pictures named."""
+"""One session of training: builds a recipe's objects, runs its phases in order, reports unusable images."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ from remask.training.trainer import Trainer
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
-    """Build everything, make or open the folder, and train to the end of the recipe; many processes do it together."""
+    """Start a new run in `path` (`fresh`) or resume the one there, and train to the end of the recipe. Collective."""
     require_source(recipe)
     settings, run, quiet = recipe.runtime, RunFolder(path, world.main), quiet or not world.main
     device, precision = settings.device, recipe.optim.precision
@@ -47,14 +47,14 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
     source, probed = _opened(recipe, world)
     record = DataRecord(run, say)
     checked = world.first(lambda: record.check(of_pretraining(recipe, source, probed, say), care, fresh))
-    parted, why = (None, []) if probed is None else knn_split(recipe, probed, older=not fresh and run.format == 1)
-    screen, said, notes = list[Console](), [*dict.fromkeys([*left_out(source), *why])], dict[str, Any]()
+    sets, why = (None, []) if probed is None else knn_split(recipe, probed, older=not fresh and run.format == 1)
+    screen, lines, notes = list[Console](), [*dict.fromkeys([*left_out(source), *why])], dict[str, Any]()
     if fresh:
         recipe, line = with_pixel_rule(recipe, source)
-        said.append(line)
+        lines.append(line)
     ahead = phases(recipe)[phase_of(recipe, before["epoch"]) if recipe.progress and before else 0 :]
     method = _built(ahead, fresh)
-    said += _remarks(recipe, method, runtime)
+    lines += _remarks(recipe, method, runtime)
     words = _fit_codebook(ahead[0].recipe, source, say, world)
     bad = BadImages(path, lambda line: screen[0].say(line), world.main)
 
@@ -63,23 +63,23 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
             codebooks.install(words, method)
         loader = build_loader(phase.recipe, source, runtime, method, report=bad, remark=bad.beyond)
         hooks = [] if world.alone else [bad_of_all(loader, world)]
-        hooks += [knn_hook(phase.recipe, method, runtime, *parted, bad)] if parted else []
-        made = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
-        made.notes = notes
+        hooks += [knn_hook(phase.recipe, method, runtime, *sets, bad)] if sets else []
+        new = build_trainer(phase.recipe, method, loader, runtime, run, hooks, phase.end)
+        new.notes = notes
         if phase.recipe.runtime.accumulate == "auto":
-            said.append(choose_micro_batches(phase.recipe, made, runtime))
-        return made
+            lines.append(choose_micro_batches(phase.recipe, new, runtime))
+        return new
 
-    trainer = trainer_of(ahead[0], method)  # which may find fault: the folder comes after it
+    trainer = trainer_of(ahead[0], method)  # may raise UserError: make the folder only afterwards
     if before is None:
         checked = world.first(lambda: _create(path, recipe, world, words, record, checked))
     else:
-        said += resumed(trainer, record, checked, care)
+        lines += resumed(trainer, record, checked, care)
     notes["data"] = checked.digests
     screen.append(console(trainer.schedule.steps, recipe.name, quiet))
     on, to = f"{len(source)} images of {printable(source.name)}", printable(path)
     screen[0].say(f"{method_label(recipe)} on {on}, {runtime.describe()} → {to}")
-    for line in [*said, equation(method, ahead[0].recipe.data.image_size)]:
+    for line in [*lines, equation(method, ahead[0].recipe.data.image_size)]:
         screen[0].say(line)
     try:
         _through(ahead, trainer, trainer_of, screen[0])
@@ -89,7 +89,7 @@ def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = A
 
 
 def _opened(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
-    """The pictures, and the labelled ones of kNN on the way."""
+    """The source of images, and the labelled source of kNN probing."""
     with world.in_turn():
         source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
         exclude = recipe.data.exclude
@@ -98,14 +98,14 @@ def _opened(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
 
 
 def _fit_codebook(recipe: Recipe, source: Source, say: Callable[[str], None], world: World) -> codebooks.Words | None:
-    """The codebook that a recipe has none of yet; None where it needs none."""
+    """A new codebook, fitted by the main process; None if the recipe needs none."""
     if not recipe.method.target.unfitted:
         return None
     return world.first(lambda: codebooks.fit(recipe, source, say, recipe.seed))
 
 
 def _built(ahead: Sequence[Phase], fresh: bool) -> Method:
-    """The method of the first phase; those of the others are tried without memory, to meet a misfit now."""
+    """The method of the first phase; builds those of later phases on "meta", so that errors show now."""
     for phase in ahead[1:]:
         with torch.device("meta"):
             build_method(phase.recipe)
@@ -113,17 +113,17 @@ def _built(ahead: Sequence[Phase], fresh: bool) -> Method:
 
 
 def _remarks(recipe: Recipe, method: Method, runtime: Runtime) -> list[str]:
-    """What a person should know at the beginning: which weights were loaded, and what goes another way than asked."""
-    said = loaded_lines(method)
+    """Lines for the start of the log: the loaded weights, and a decoder that is unavailable."""
+    lines = loaded_lines(method)
     if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
-        said.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
-    return said
+        lines.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')
+    return lines
 
 
 def _through(
     ahead: Sequence[Phase], trainer: Trainer, trainer_of: Callable[[Phase, Method], Trainer], screen: Console
 ) -> None:
-    """Train one phase after the other; where images grow, the next size's trainer takes over."""
+    """Train the phases in order; each trainer hands over to that of the next image size."""
     trainer.train(screen)
     for before, after in itertools.pairwise(ahead):
         if trainer.global_step >= trainer.schedule.steps:  # max_steps ended the run
@@ -139,9 +139,9 @@ def _through(
 def _create(
     path: Path, recipe: Recipe, world: World, words: codebooks.Words | None, record: DataRecord, checked: Checked
 ) -> Checked:
-    """Make the folder, with its codebook and the record of its data; returns `checked` with what was added."""
-    kept = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
-    RunFolder.create(path, dump(kept), {**environment(), "processes": world.size})
+    """Make the run folder, with its codebook and data record; returns `checked` with the codebook's digest."""
+    saved = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
+    RunFolder.create(path, dump(saved), {**environment(), "processes": world.size})
     if words:
         words.save(path / codebooks.FILE)
         codebook_file = of_file(str(path / codebooks.FILE))
