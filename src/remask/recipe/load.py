@@ -71,8 +71,8 @@ def load(
     except ValidationError as error:
         fail(first_problem(error, known, origin))
     if strict:
-        kept = {where for where, _ in files if _of_run(Path(where))}
-        refuse_unused(schema, recipe, layers, len(files), kept)
+        of_runs = {where for where, _ in files if _of_run(Path(where))}
+        refuse_unused(schema, recipe, layers, len(files), of_runs)
     recipe = reset(recipe)
     if isinstance(recipe, Recipe):
         recipe = with_paper(with_command(recipe) if place.path.is_relative_to(folder) else recipe)

@@ -80,9 +80,9 @@ def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapp
         )  # the sentence begins with a key of the section
         line = f"{path}.{sentence}" if names_key else f"{path}: {sentence}" if "." in path else sentence
     elif all(arm["type"] in WANTED for arm in arms):
-        wanted = " or ".join(dict.fromkeys(WANTED[arm["type"]].format(**arm.get("ctx", {})) for arm in arms))
-        wanted = f"on, off or {wanted}" if path in OPTIONAL else wanted
-        line = f"{path}: must be {wanted}, not {_shown(first['input'])}{_as_list(first)}"
+        expected = " or ".join(dict.fromkeys(WANTED[arm["type"]].format(**arm.get("ctx", {})) for arm in arms))
+        expected = f"on, off or {expected}" if path in OPTIONAL else expected
+        line = f"{path}: must be {expected}, not {_shown(first['input'])}{_as_list(first)}"
     else:
         line = f"{path}: {first['msg']}, not {_shown(first['input'])}"
     more = len(problems) - 1

@@ -73,8 +73,8 @@ def _number(spec: str, key: str, value: str) -> Any:
     items = number if isinstance(number, list) else [number]
     allowed = int if key == "heads" else int | float
     if not items or any(isinstance(item, bool) or not isinstance(item, allowed) for item in items):
-        wanted = "heads=12, or heads=[1,2,5,8] where stages differ" if key == "heads" else f"{key}=[0.5,0.5,0.5]"
-        raise UserError(f"{spec}: {key}={value} is no number: write {wanted}")
+        example = "heads=12, or heads=[1,2,5,8] where stages differ" if key == "heads" else f"{key}=[0.5,0.5,0.5]"
+        raise UserError(f"{spec}: {key}={value} is no number: write {example}")
     return number if key == "heads" else items
 
 

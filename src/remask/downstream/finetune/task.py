@@ -171,7 +171,7 @@ def some_of(source: Source, share: float, seed: int) -> Source:
 
 
 def of_run(source: Source, facts: Mapping[str, Any]) -> Source:
-    """A source, labelled by the classes of a run's task.json. Raises UserError for a class that the run has not."""
+    """A source labelled by the classes of a run's task.json. Raises UserError for a class that the run lacks."""
     classes, images = facts["classes"], facts.get("pictures")
     trained = None if images is None else [number for number, count in enumerate(images) if count]
     return by_classes(source, classes, "the run", trained)

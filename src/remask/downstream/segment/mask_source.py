@@ -240,8 +240,8 @@ def _open_panoptic(
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{printable(path)} is no COCO panoptic file: {type(error).__name__} {error}") from None
     masks = masked_folder(path.removesuffix(".json"), "masks")
-    kept = [not patterns.exclude(entry[0]) for entry in entries]
-    entries, tables = list(compress(entries, kept)), list(compress(tables, kept))
+    included = [not patterns.exclude(entry[0]) for entry in entries]
+    entries, tables = list(compress(entries, included)), list(compress(tables, included))
     left_out, excluded = Counter[str](), list(patterns.patterns)
     image_files, mask_files = files_under(root, Patterns(excluded), left_out), files_under(masks, Patterns(excluded))
     named = {entry[0] for entry in entries}
@@ -275,9 +275,9 @@ def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, e
         return Ids(np.setdiff1d(np.unique(read_ids(Path(pair.mask).read_bytes(), True)), by_mask[pair.mask].ids))
 
     facts = examine_pairs(pairs, unknown, exif=exif)
-    if wrong := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:
+    if faulty := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:
         raise UserError(
-            f"{len(wrong)} of {len(facts)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "
+            f"{len(faulty)} of {len(facts)} masks hold ids that {printable(path)} does not name: {first_of(faulty)}; "
             "give the file and the masks that belong together"
         )
 
