@@ -1,4 +1,4 @@
-"""Codebooks: the words of BEiT's τ, fitted by k-means on the user's own images (after 2106.08254, section 2.1)."""
+"""Codebooks for BEiT: visual words, the centroids of k-means on the user's own images (2106.08254, section 2.1)."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,50 +23,51 @@ from remask.targets.tokens import Codebook, fit_codebook, save_codebook
 
 FILE = "codebook.safetensors"
 ROWS = 200_000
-"""Patches that k-means reads at most; more change little and cost minutes."""
+"""Maximum number of patches for k-means; more patches change little and cost minutes."""
 
 
 class Words(NamedTuple):
-    """The centres of a codebook, and a description of what they were fitted on."""
+    """A codebook: centroids [words, features] and their description {"target", "patch", "pictures"}."""
 
     centres: Float[Tensor, "V P"]
     about: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
+        """Write centroids and description to a safetensors file."""
         save_codebook(path, self.centres, self.about)
 
 
 def fit(recipe: Recipe, source: Source, say: Callable[[str], None], seed: int = 0) -> Words:
-    """The centres that k-means finds over patches of the source's images, as many as the recipe's target has words.
+    """The centroids of k-means over patches of the source's images; the recipe's target sets their number.
 
-    At most 200,000 patches of randomly drawn images are read. Raises UserError where there are fewer than words.
+    Reads at most `ROWS` patches, of randomly drawn images. Raises UserError for fewer patches than words, or too many
+    unusable images.
     """
-    wanted, patch = recipe.method.target, _patch(recipe)
-    described = codebook_features(wanted)
-    target = build_target(described, recipe, patch)
+    section, patch = recipe.method.target, _patch(recipe)
+    features = codebook_features(section)
+    target = build_target(features, recipe, patch)
     per_image = (recipe.data.image_size[0] // patch[0]) * (recipe.data.image_size[1] // patch[1])
-    drawn = torch.randperm(len(source), generator=generator(seed, "codebook"))[: -(-ROWS // per_image)].tolist()
-    say(f"a codebook of {wanted.vocabulary} words over {target.describe()}: reading {len(drawn)} pictures")
+    indices = torch.randperm(len(source), generator=generator(seed, "codebook"))[: -(-ROWS // per_image)].tolist()
+    say(f"a codebook of {section.vocabulary} words over {target.describe()}: reading {len(indices)} pictures")
     crop, data = CentreCrop(recipe.data.image_size), recipe.data
-    scaling, some, rows, read = scaling_of(data), Subset(source, drawn), list[Tensor](), 0
+    scaling, subset, rows, images_read = scaling_of(data), Subset(source, indices), list[Tensor](), 0
     batches = iterate(
-        some, crop, 64, channels=data.channels, max_bad=max(data.max_bad, 0.01), scaling=scaling,
+        subset, crop, 64, channels=data.channels, max_bad=max(data.max_bad, 0.01), scaling=scaling,
         report=lambda line: say(f"skipped {line}"),
     )  # fmt: skip
-    for images in _usable(batches, len(some), source.name):
+    for images in _usable(batches, len(subset), source.name):
         rows.append(target(scaling.ready(images) if scaling else images, None).flatten(0, 1))  # type: ignore[arg-type]  # no views
-        read += len(images)
+        images_read += len(images)
     if not rows:
         raise UserError(f"{source.name} has no picture to fit a codebook on")
     patches = torch.cat(rows)
     say(f"k-means over {len(patches)} patches of {patches.shape[1]} numbers")
-    about = {"target": described.model_dump(mode="json"), "patch": list(patch), "pictures": read}
-    return Words(fit_codebook(patches, wanted.vocabulary, seed), about)
+    description = {"target": features.model_dump(mode="json"), "patch": list(patch), "pictures": images_read}
+    return Words(fit_codebook(patches, section.vocabulary, seed), description)
 
 
 def _usable(batches: Iterator[Batch], total: int, name: str) -> Iterator[Tensor]:
-    """The images of the batches. Raises UserError, with the first that cannot be used, where those are too many."""
+    """Yields the images of the batches. Raises UserError, which names three, if too many images are unusable."""
     try:
         for batch in batches:
             yield batch.images
@@ -79,22 +80,22 @@ def _usable(batches: Iterator[Batch], total: int, name: str) -> Iterator[Tensor]
 
 
 def install(words: Words, method: Method) -> None:
-    """Copy the words into a method whose codebook is still empty."""
+    """Copy the centroids into the codebooks of the method's targets (zeros until then)."""
     for branch in method.branches:
         if isinstance(branch.target, Codebook):
             branch.target.centres.copy_(words.centres)
 
 
 def with_file(recipe: Recipe, file: str) -> Recipe:
-    """The recipe, which then reads its codebook from a file."""
+    """A copy of the recipe that reads its codebook from `file`."""
     target = recipe.method.target
-    kept = target.model_copy(update={"file": file, "over": "hog", "teacher": None, "weights": None})
-    method = recipe.method.model_copy(update={"target": TargetRecipe.model_validate(kept.model_dump())})
+    from_file = target.model_copy(update={"file": file, "over": "hog", "teacher": None, "weights": None})
+    method = recipe.method.model_copy(update={"target": TargetRecipe.model_validate(from_file.model_dump())})
     return recipe.model_copy(update={"method": method})
 
 
 def _patch(recipe: Recipe) -> tuple[int, int]:
-    """Pixels (height, width) of a token: the recipe's, or else the network's own."""
+    """Pixels (height, width) of a token: the recipe's, or else the network's default."""
     if recipe.backbone.patch:
         return recipe.backbone.patch, recipe.backbone.patch
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""How a run reads its pixels: chosen once by a sample of its source, and written into its recipe."""
+"""Chooses the range of pixel values from a sample of the source, and writes it into the recipe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,19 @@ from remask.recipe import Recipe
 
 
 def with_pixel_rule(recipe: Recipe, source: Source) -> tuple[Recipe, str]:
-    """The recipe with the range of pixel values that a sample of the source shows, and a line about the sample.
+    """The recipe with data.range measured on a sample of the source, and a line that describes the sample.
 
-    Mean and deviation are taken from the sample too, where the recipe measures them.
+    If the recipe measures mean and standard deviation, they come from the same sample. Raises UserError for keys that
+    need 8-bit images, if the source's are deeper.
     """
     data = recipe.data
-    found = measure(source, data.channels, data.range)
-    updates: dict[str, Any] = {"range": found.rule}
-    line = f"pixels: {found.describe(data.channels, data.range)}"
-    if data.measured and not (found.colour and data.channels == 3):
-        updates |= {"mean": found.mean, "std": found.std}
-        line += f"; mean {_numbers(found.mean)} and deviation {_numbers(found.std)} measured"
-    _check_deep(recipe, found.deep)
+    sample = measure(source, data.channels, data.range)
+    updates: dict[str, Any] = {"range": sample.rule}
+    line = f"pixels: {sample.describe(data.channels, data.range)}"
+    if data.measured and not (sample.colour and data.channels == 3):
+        updates |= {"mean": sample.mean, "std": sample.std}
+        line += f"; mean {_numbers(sample.mean)} and deviation {_numbers(sample.std)} measured"
+    _check_deep(recipe, sample.deep)
     return recipe.model_copy(update={"data": data.model_copy(update=updates)}), line
 
 
@@ -31,7 +32,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _check_deep(recipe: Recipe, deep: bool) -> None:
-    """Raise UserError for a key that is for 8-bit images, where the source has deeper ones."""
+    """Raise UserError for a key that needs 8-bit images, if the source's images are deeper."""
     if not deep or recipe.data.range == "byte":
         return
     for key, is_set in {

@@ -36,11 +36,11 @@ from remask.types import Size
 
 PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")
-"""Methods whose papers spare position tables and tokens from weight decay; MAE, MaskFeat and ConvMAE do not."""
+"""Methods, and ends of their parameter names, without weight decay. MAE, MaskFeat and ConvMAE decay these too."""
 
 
 def build_backbone(recipe: Recipe) -> Backbone:
-    """The network of [backbone], for images as [data] has them."""
+    """The network of [backbone], for the size, normalisation and pixel range of [data]."""
     section, data = recipe.backbone, recipe.data
     sizes = {
         "patch_size": section.patch_size,
@@ -66,15 +66,16 @@ def build_backbone(recipe: Recipe) -> Backbone:
 
 
 def scaling_of(data: DataSection) -> Scaling | None:
-    """How [data] has images of more than 8 bits read and normalised; None for 8 bits."""
+    """Scaling and normalisation of images of more than 8 bits, by [data]; None for 8 bits."""
     levels = Levels.of(data.range)
     return Scaling(levels, data.mean, data.std) if levels else None
 
 
 def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tuple[Masking, Size]:
-    """The masking of [masking] with one view (DM adds the others), and the pixels of a unit of its grid.
+    """The masking of [masking] with one view (DM adds the others), and the pixels (h, w) of a cell of its grid.
 
-    A cell in pixels is whole tokens, in fastmim also a whole fraction of one, in simmim patches of `stem`; or an error.
+    masking.cell_pixels must be a multiple of `patch`; with fastmim it may also divide `patch`, and with simmim be a
+    multiple of `stem`. Raises UserError for other sizes.
     """
     section, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
     masking = Masking(section.ratio, PATTERNS[section.pattern], section.cell, count=section.count or count_of(method))
@@ -82,12 +83,12 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
         return masking, patch
     if method == "fastmim" and patch[0] % side == patch[1] % side == 0:
         return masking, (side, side)
-    cell, unit = cell_of(side, patch, stem if stem and method == "simmim" else patch, named="masking.cell_pixels")
-    return replace(masking, cell=cell), unit
+    cell, mask_unit = cell_of(side, patch, stem if stem and method == "simmim" else patch, named="masking.cell_pixels")
+    return replace(masking, cell=cell), mask_unit
 
 
 def build_target(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
-    """The target of a recipe's section, for tokens of `patch` pixels. A codebook without a file gets words of zeros."""
+    """The target of a recipe's section, for tokens of `patch` pixels. A codebook without a file has zero centroids."""
     data = recipe.data
     cell = section.cell or hog_cell(patch)
     kinds: dict[str, Callable[[], Target]] = {
@@ -112,31 +113,32 @@ def _tokenizer(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
 
 
 def codebook_features(section: TargetRecipe) -> TargetRecipe:
-    """The target over which a codebook without a file is fitted."""
+    """The target whose features k-means clusters, for a codebook without a file."""
     if section.over != "features":
         return TargetRecipe.model_validate(section.over)
     return TargetRecipe.model_validate({"kind": "features", "teacher": section.teacher, "weights": section.weights})
 
 
 def build_method(recipe: Recipe, start: bool = True) -> Method:
-    """The recipe's method, then DM, then JD; a target that two branches share is one object.
+    """The recipe's method, then DM, then JD applied to it; branches with equal targets share one object.
 
-    start   load the first weights that the recipe names
+    start   load the initial weights that the recipe names
+    Raises UserError for settings that do not fit together.
     """
     with in_recipe(), seeded(recipe.seed, "weights"):
         backbone, section = build_backbone(recipe), recipe.method
-        masking, unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
+        masking, mask_unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
         with naming(section.target.opened("method.target")):
-            target = build_target(section.target, recipe, unit)
+            target = build_target(section.target, recipe, mask_unit)
         size = recipe.data.image_size
         decoder = (section.decoder_width, section.decoder_depth, section.decoder_heads, section.decoder_mlp_ratio)
         bases: dict[str, Callable[[], Method]] = {
             "mae": lambda: mae(backbone, masking, target, size, *decoder),
-            "simmim": lambda: simmim(backbone, masking, target, section.initial, unit),
+            "simmim": lambda: simmim(backbone, masking, target, section.initial, mask_unit),
             "maskfeat": lambda: maskfeat(backbone, masking, target, section.initial),
             "beit": lambda: beit(backbone, masking, target, section.initial),
             "convmae": lambda: convmae(backbone, masking, target, size, *decoder),
-            "fastmim": lambda: fastmim(backbone, masking, target, unit, *decoder),
+            "fastmim": lambda: fastmim(backbone, masking, target, mask_unit, *decoder),
             "dmae": lambda: _dmae(recipe, backbone, masking, target, decoder),
             "moma": lambda: _moma(recipe, backbone, masking),
         }
@@ -148,7 +150,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
         if recipe.jd:
             shared = recipe.jd.target == section.target
             with naming(recipe.jd.target.opened("jd.target")):
-                visible = target if shared else build_target(recipe.jd.target, recipe, unit)
+                visible = target if shared else build_target(recipe.jd.target, recipe, mask_unit)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
         counts(method, recipe)
     return method
@@ -180,12 +182,12 @@ def _moma(recipe: Recipe, backbone: Backbone, masking: Masking) -> Method:
 
 
 def counts(method: Method, recipe: Recipe) -> Counts:
-    """Numbers of hidden and predicted tokens on the recipe's grid. Raises UserError where the masking does not fit."""
+    """Numbers of masked and predicted tokens on the recipe's grid. Raises UserError if the masking does not fit it."""
     return method.masking.counts(method.grid(recipe.data.image_size))
 
 
 def checkpoint_blocks(method: Method) -> None:
-    """Have blocks of the backbone and of decoders computed again in the backward pass, instead of kept in memory."""
+    """Turn on activation checkpointing for the blocks of the backbone and of the decoders."""
     set_checkpointing(method.backbone, key="runtime.checkpointing")
     for branch in method.branches:
         if isinstance(branch.head, Decoder | TokenDecoder):

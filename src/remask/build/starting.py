@@ -1,4 +1,4 @@
-"""A student's first weights: those of [backbone].weights, or of the tag in a timm name; and lines about them."""
+"""Loads a student's initial weights from [backbone].weights or the tag of a timm name, and describes them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,16 +26,16 @@ from remask.recipe.networks import split_spec
 from remask.targets.cached import Cached
 
 DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}
-"""Kinds of files that hold a decoder, and the methods whose decoder is of the same layout."""
+"""Kinds of files with a decoder → methods whose decoder has the same layout."""
 
 POSITIONS = HEAD + "positions"
 
 
 def start_from(method: Method, recipe: Recipe) -> None:
-    """Load [backbone].weights, or the weights that the backbone's name means; `loaded_of` the backbone lists them.
+    """Load [backbone].weights, or the weights of the tag in backbone.name; `loaded_of(backbone)` describes them.
 
-    Position tables are resized, and all of it is trained (MOMA). A decoder in the file is taken too where the method
-    has one of its sizes. Raises UserError for weights that are out of reach or do not fit.
+    Position tables are resized, and all loaded weights are trained (MOMA). A decoder in the file is loaded too if the
+    method has one of the same sizes. Raises UserError for weights that are unavailable or do not fit.
     """
     spec, backbone = recipe.backbone.weights, method.backbone
     if next(backbone.network.parameters()).device.type == "meta":
@@ -60,19 +60,19 @@ def start_from(method: Method, recipe: Recipe) -> None:
     with torch.no_grad():
         backbone.network.load_state_dict(state)
     loaded = loaded_of(source) or Loaded(spec, len(state))
-    said = (*loaded.said, *resized(state, before, after, backbone.patch))
-    remember(backbone, _with_decoder(loaded._replace(said=said), method, recipe))
+    lines = (*loaded.said, *resized(state, before, after, backbone.patch))
+    remember(backbone, _with_decoder(loaded._replace(said=lines), method, recipe))
 
 
 def loaded_lines(method: Method) -> list[str]:
-    """A line about the loaded weights of the backbone, and of each target."""
+    """Lines that describe the loaded weights of the backbone and of the targets, without repetition."""
     targets = [branch.target for branch in method.branches]
-    each = [method.backbone, *(target.target if isinstance(target, Cached) else target for target in targets)]
-    return list(dict.fromkeys(loaded.line for one in each if (loaded := loaded_of(one))))
+    networks = [method.backbone, *(target.target if isinstance(target, Cached) else target for target in targets)]
+    return list(dict.fromkeys(loaded.line for network in networks if (loaded := loaded_of(network))))
 
 
 def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe) -> Any:
-    """The network that a student starts from, with the student's number of heads, which weights do not tell."""
+    """The network whose weights the student takes, with the student's heads: weights do not show their number."""
     if stated.keys() - {"heads"}:
         raise UserError(f"backbone.weights {spec} takes heads and no more: pictures are normalised as [data] says")
     if spec.partition(":")[0] in ("timm", "untrained", "run"):
@@ -88,7 +88,7 @@ def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe)
 
 
 def _named_weights(backbone: Any, recipe: Recipe) -> None:
-    """Load the weights that the tag of a timm name means; timm resizes the tables and adapts the first layer."""
+    """Load timm's weights for the tag of backbone.name; timm resizes the tables and adapts the first layer."""
     name, (base, arguments) = recipe.backbone.name, backbone.origin
     cure = (
         f"give backbone.name={name.partition('.')[0]} to start from random weights, "
@@ -105,7 +105,7 @@ def _named_weights(backbone: Any, recipe: Recipe) -> None:
 
 
 def _with_decoder(loaded: Loaded, method: Method, recipe: Recipe) -> Loaded:
-    """The record of what was loaded, with the file's decoder, which is loaded too, or the reason why it is not."""
+    """Load the file's decoder if it fits; returns the record of the loading with a line about the decoder."""
     kind, _, name = loaded.spec.partition(":")
     if kind not in DECODERS or not any(key.startswith("decoder") for key in loaded.left_out):
         return loaded
@@ -119,15 +119,15 @@ def _with_decoder(loaded: Loaded, method: Method, recipe: Recipe) -> Loaded:
         return loaded._replace(said=(*loaded.said, f"its decoder was left out, for {why}"))
     refuse_non_finite(theirs, name)
     if theirs[POSITIONS].shape != own[POSITIONS].shape:
-        theirs[POSITIONS] = own[POSITIONS]  # of another grid: the recipe's own, by sine and cosine
+        theirs[POSITIONS] = own[POSITIONS]  # another grid: keep the method's sine-cosine positions
     head.load_state_dict({key.removeprefix(HEAD): tensor for key, tensor in theirs.items()})
-    rest = tuple(key for key in loaded.left_out if not key.startswith(tuple(DECODER)))
-    took = f"its decoder too, {len(theirs)} tensors, with {recipe.method.decoder_heads} heads as the recipe says"
-    return loaded._replace(said=(*loaded.said, took), left_out=rest)
+    left_out = tuple(key for key in loaded.left_out if not key.startswith(tuple(DECODER)))
+    line = f"its decoder too, {len(theirs)} tensors, with {recipe.method.decoder_heads} heads as the recipe says"
+    return loaded._replace(said=(*loaded.said, line), left_out=left_out)
 
 
 def _differences(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[str]:
-    """The differences, in words, that keep the file's decoder from being loaded into our own."""
+    """Yields, in words, the differences between the file's decoder and ours that prevent loading it."""
     for key, tensor in own.items():
         name = key.removeprefix(HEAD)
         if key not in theirs:

@@ -24,7 +24,10 @@ from remask.types import Size
 
 
 def build_teachers(recipe: Recipe, patch: Size) -> list[Target]:
-    """The teachers of [distill] as targets: dmae's see the student's view, moma's the whole image."""
+    """The frozen teachers of [distill] as targets: dmae's encode the student's view, moma's the whole image.
+
+    patch   pixels (h, w) of the student's token. Raises UserError for a teacher that cannot be opened or does not fit.
+    """
     assert recipe.distill
     teachers, cache = list[Target](), recipe.distill.cache
     for teacher in recipe.distill.teachers:
@@ -43,7 +46,9 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
         return map_teacher(teacher.source, teacher.weights, "layer", recipe, patch)
     _refuse(teacher, ("weights",), "names its own weights")
     size, (mean, std) = teacher.size or data.image_size, _constants(teacher)
-    with seeded(0, teacher.source):  # draws nothing of the student's; an untrained one is the same in every run
+    with seeded(
+        0, teacher.source
+    ):  # leaves the student's random state alone; an untrained teacher is the same in every run
         backbone = open_encoder(teacher.source, heads=teacher.heads, size=size, mean=mean, std=std)
     three_quarters = backbone.depth * 3 // 4 - 1
     layer = teacher.layer if teacher.layer is not None else three_quarters if of_view else -1
@@ -56,21 +61,21 @@ def _teacher(teacher: TeacherSection, recipe: Recipe, patch: Size) -> Target:
 
 
 def _constants(teacher: TeacherSection) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and deviation as the recipe states them; None where the kind of the teacher may know them."""
+    """Mean and deviation that the recipe states; None leaves them to the kind of the teacher."""
     if teacher.normalise:
         return NORMALISATIONS[teacher.normalise]
     return teacher.mean, teacher.std
 
 
 def _refuse(teacher: TeacherSection, keys: tuple[str, ...], why: str) -> None:
-    """Raise UserError for keys that are set and would be ignored."""
+    """Raise UserError for those of `keys` that the recipe sets but this teacher would ignore."""
     if stated := [key for key in keys if getattr(teacher, key) != TeacherSection.model_fields[key].default]:
         vain = " and ".join(f"distill.teachers.{key}" for key in stated)
         raise UserError(f"the teacher {teacher.source} {why}: leave out {vain}")
 
 
 def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, patch: Size) -> MapTeacher:
-    """The teacher that gives a feature map: a convolutional network, CLIP, an autoencoder."""
+    """A frozen teacher whose output is a feature map: a convolutional network, CLIP, an autoencoder."""
     with seeded(0, source):
         network, mean, std, size, width = open_teacher(source, weights)
     target = MapTeacher(
@@ -82,7 +87,7 @@ def map_teacher(source: str, weights: str | None, norm: Any, recipe: Recipe, pat
 
 
 def _gives_map(teacher: TeacherSection) -> bool:
-    """Whether a teacher gives a map and no tokens: by its kind; of timm's networks, by the module that defines them."""
+    """Whether a teacher outputs a feature map, not tokens: by its kind, or for timm by the module that defines it."""
     kind, _, name = teacher.source.partition(":")
     if kind not in ("timm", "untrained") or name in SMALL or not timm.is_model(name):
         return kind in MAPS
@@ -91,13 +96,13 @@ def _gives_map(teacher: TeacherSection) -> bool:
 
 
 def student_layers(recipe: Recipe, backbone: Backbone) -> list[int]:
-    """The student's block for each teacher of dmae: as the recipe has them, or at 3/4 of the depth."""
+    """Index of the student's block for each dmae teacher: the recipe's, or the one at 3/4 of the depth."""
     assert recipe.distill
     return recipe.distill.layers or [backbone.depth * 3 // 4 - 1] * len(recipe.distill.teachers)
 
 
 def weight_of(teacher: TeacherSection, unstated: float) -> float:
-    """λ of a teacher's branch: as the recipe states it, or `unstated`."""
+    """Loss weight λ of a teacher's branch: the recipe's, or `unstated`."""
     return unstated if teacher.weight is None else teacher.weight
 
 

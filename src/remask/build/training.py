@@ -23,14 +23,14 @@ from remask.training.trainer import Hook, Trainer
 
 
 def peak_lr(recipe: Recipe, method: Method) -> float:
-    """The learning rate after warm-up: absolute, or by the rule, with the realised m_pred / m_corr under DM."""
+    """Peak learning rate: optim.lr, or optim.base_lr scaled by the rule, with the realised m_pred / m_corr under DM."""
     optim = recipe.optim
     gain = counts(method, recipe).gain if recipe.dm and optim.lr_rule == "dmjd" else 1.0
-    return optim.lr or learning_rate(optim.base_lr or 0.0, optim.batch_size, gain)  # one of them is there
+    return optim.lr or learning_rate(optim.base_lr or 0.0, optim.batch_size, gain)  # the recipe requires one of them
 
 
 def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:
-    """The loader of random crops of the source, in batches of unique images."""
+    """The loader of random crops of the source; no batch holds an image twice. report: callbacks of `Loader`."""
     data, workers = recipe.data, recipe.runtime.workers
     crop = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
     return Loader(
@@ -52,7 +52,10 @@ def build_trainer(
     hooks: Sequence[Hook] = (),
     until_epoch: int | None = None,
 ) -> Trainer:
-    """The trainer of a method, with optimizer, schedule and cost; it stops at `until_epoch`, or at the recipe's end."""
+    """The trainer of a method, with optimizer, schedule and cost ledger.
+
+    until_epoch   epoch after which training stops; None: the recipe's last
+    """
     optim, settings, size = recipe.optim, recipe.runtime, runtime.world.size
     gflops, micro_batches = gflops_per_image(recipe), _micro_batches(recipe, size)
     lr = peak_lr(recipe, method)
@@ -79,7 +82,7 @@ def build_trainer(
 
 
 def _micro_batches(recipe: Recipe, processes: int) -> int:
-    """Micro-batches of each process's batch at the start. Raises UserError where one of them would have no image."""
+    """Initial number of micro-batches per process and batch. Raises UserError if a micro-batch would be empty."""
     micro_batches, batch = recipe.runtime.accumulate, recipe.optim.batch_size
     if micro_batches == "auto":
         if processes > 1:
@@ -97,7 +100,7 @@ def _micro_batches(recipe: Recipe, processes: int) -> int:
 
 
 def sharding_plan(recipe: Recipe) -> ShardingPlan:
-    """What several processes have to know of a method to share it, found on a copy without memory."""
+    """Module names and parameters for DDP or FSDP, traced on a copy of the method on the "meta" device."""
     with torch.device("meta"):
         method = build_method(recipe)
         image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
@@ -105,7 +108,7 @@ def sharding_plan(recipe: Recipe) -> ShardingPlan:
 
 
 def gflops_per_image(recipe: Recipe) -> float:
-    """Forward GFLOP of one image in all its views, counted on a network without memory."""
+    """Forward GFLOP of one image in all its views, counted on the "meta" device."""
     with torch.device("meta"):
         method = build_method(recipe)
         image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)

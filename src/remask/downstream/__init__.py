@@ -1,1 +1,1 @@
-"""What follows pre-training: fine-tuning, segmentation, detection; each with its data, model, metric and picture."""
+"""Downstream tasks: fine-tuning, segmentation, detection; each with its data, model, metric and figures."""

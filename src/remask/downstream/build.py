@@ -1,4 +1,4 @@
-"""Downstream recipe → task: pictures, network, head, test, and the pictures a person looks at; one module a task."""
+"""Downstream recipe → task: images, network, head, test and figures; one module per task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,11 +18,12 @@ def build_task(
     recipe: Downstream, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
     begun: Any = None,
 ) -> Task:  # fmt: skip
-    """The task of a recipe. `facts` are those of a run that is only tested: nothing is opened to train on.
+    """The task of a recipe.
 
-    report   gets a line for each unusable picture, once
-    begun    the facts of a run that goes on: classes keep the numbers that they have there, by their names
-    Raises UserError for sources that do not fit together, and all that a network may find fault with.
+    report   called once with a line for each unusable image
+    facts    content of task.json of a run that is only tested: no training images are opened
+    begun    content of task.json of a run that is resumed: classes keep their numbers by name
+    Raises UserError for sources that do not fit together, and for settings that do not fit the network.
     """
     with seeded(recipe.seed, "weights"):
         if isinstance(recipe, Finetune):
@@ -34,7 +35,7 @@ def build_task(
 
 
 def build_model(recipe: Downstream, facts: Mapping[str, Any]) -> tuple[Any, Size]:
-    """The model of a run alone, without any picture, and the size of its pictures; `facts` are those of task.json."""
+    """The model of a run, built without images, and its image size in pixels (h, w); `facts` is the run's task.json."""
     model: Any
     with seeded(recipe.seed, "weights"):
         if isinstance(recipe, Finetune):

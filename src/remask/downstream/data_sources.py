@@ -1,4 +1,4 @@
-"""Which sources a downstream recipe has, by the names that a message gives them: images, masks, boxes, weights."""
+"""The data sources of a downstream recipe by role: images, masks, annotations, initial weights."""
 
 import hashlib
 import os
@@ -14,37 +14,40 @@ from remask.recipe.downstream import Downstream
 from remask.training.data_record import FIRST, Sources
 
 KEYS = {"data": ("source", "annotations", "annotations"), "val": ("val", "val_annotations", "val annotations")}
-"""Of pictures to learn from and to test on: keys of [data] that name them and their annotations, and what these are."""
+"""Role of training and test images → keys of [data] for images and annotations, and role of the annotations."""
 
 
 def of_task(recipe: Downstream, sources: Mapping[str, tuple[Any, ...]], say: Callable[[str], None]) -> Sources:
-    """The pictures, masks or boxes of a downstream task, to learn from and to test on, and its first weights.
+    """Inventories of the images, masks or annotations of a downstream task, and of its initial weights.
 
-    sources   by role, "data" and "val"; several where one was cut into them
+    sources   by role, "data" (training) and "val" (test); several if one source was split into them
     """
-    announce(sum(len(one) for group in sources.values() for one in group), say)
-    found, addresses = dict[str, Inventory](), dict[str, str]()
+    announce(sum(len(source) for group in sources.values() for source in group), say)
+    inventories, addresses = dict[str, Inventory](), dict[str, str]()
     for role, group in sources.items():
-        address, annotations, called = KEYS[role]
-        found |= _of_any(role, group)
+        address, annotations, annotations_role = KEYS[role]
+        inventories |= _of_any(role, group)
         addresses[role] = str(getattr(recipe.data, address))  # type: ignore[attr-defined]
         if file := getattr(recipe.data, annotations, None):  # type: ignore[attr-defined]
-            found[called], addresses[called] = of_file(str(Path(file).expanduser()), hash_all=True), file
-    start = file_of(recipe.model.source)  # type: ignore[attr-defined]
-    if start:
-        found[FIRST], addresses[FIRST] = of_file(start), start
-    return Sources(found, addresses)
+            inventories[annotations_role], addresses[annotations_role] = (
+                of_file(str(Path(file).expanduser()), hash_all=True),
+                file,
+            )
+    weights = file_of(recipe.model.source)  # type: ignore[attr-defined]
+    if weights:
+        inventories[FIRST], addresses[FIRST] = of_file(weights), weights
+    return Sources(inventories, addresses)
 
 
 def file_of(spec: str | None) -> str | None:
-    """The local file or folder that "mae:FILE" and the like name; of a run its export's weights."""
+    """The existing local file or folder in a spec like "mae:FILE"; for "run:FOLDER" its exported weights; else None."""
     kind, _, name = (spec or "").partition(":")
     path = Path(name).expanduser()
     if not name or kind in ("timm", "untrained") or not path.exists():
         return None
     if kind == "run":
-        inside = [folder / "backbone.safetensors" for folder in (path, path / "export")]
-        return next((str(file) for file in inside if file.is_file()), None)
+        candidates = [folder / "backbone.safetensors" for folder in (path, path / "export")]
+        return next((str(file) for file in candidates if file.is_file()), None)
     return str(path)
 
 
@@ -58,21 +61,21 @@ def _of_any(role: str, group: tuple[Any, ...]) -> dict[str, Inventory]:
 
 
 def of_masks(*sources: MaskFiles) -> tuple[Inventory, Inventory]:
-    """Pictures and masks of a source, or of the sources that one was cut into, in the order of their names."""
+    """Inventories of images and masks, sorted by name, of a source or of the sources it was split into."""
     first = sources[0]
     pairs = sorted((pair for source in sources for pair in source.pairs), key=lambda pair: pair.image)
-    found = []
+    inventories = []
     for what, paths in (("pictures", [pair.image for pair in pairs]), ("masks", [pair.mask for pair in pairs])):
         names = below(paths, os.path.abspath(os.path.expanduser(first.name)))
         facts = {"ids": _tables(sources)} if what == "masks" else {}
         classes = list(first.classes) if what == "masks" else None
         files = Inventory(what, len(paths), names, sizes_of(paths), classes=classes, facts=facts)
-        found.append(replace(files, read=reader(paths), threads=THREADS))
-    return found[0], found[1]
+        inventories.append(replace(files, read=reader(paths), threads=THREADS))
+    return inventories[0], inventories[1]
 
 
 def of_boxes(source: CocoSource) -> Inventory:
-    """Pictures that an annotation file names, in its order."""
+    """Inventory of the images that an annotation file names, in its order."""
     names = [image["file_name"] for image in source.images]
     paths = [os.path.join(source.folder, name) for name in names]
     classes = list(source.classes)
@@ -81,7 +84,7 @@ def of_boxes(source: CocoSource) -> Inventory:
 
 
 def _tables(sources: Sequence[MaskFiles]) -> str:
-    """A hash of which id in the masks is which class."""
+    """A hash of the tables that map ids in the masks to classes."""
     tables = sorted({tuple(map(tuple, table)) for source in sources for table in source.tables})
     return hashlib.blake2b(repr([[[*map(int, column)] for column in table] for table in tables]).encode()).hexdigest()
 

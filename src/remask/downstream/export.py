@@ -1,7 +1,7 @@
-"""The export of a downstream run: the whole model, what its numbers mean, the backbone, and a script that loads it.
+"""The export of a downstream run: the full model, its metadata, the backbone, and a script that loads it.
 
-A classifier whose network is timm's needs timm alone. ConvViT, CMT, networks whose head timm computes in another way,
-segmenters and detectors need remask: `load_export` rebuilds them from the folder, wherever it lies.
+A classifier with a network of timm needs only timm. ConvViT, CMT, networks whose head timm computes differently,
+segmenters and detectors need remask: `load_export` rebuilds them from the folder alone.
 """
 
 import json
@@ -115,9 +115,9 @@ SCRIPTS = {
 
 
 def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str, Any], folder: Path) -> str:
-    """Write model.safetensors, model.json and load_example.py, and the backbone's export with load_backbone.py beside.
+    """Write model.safetensors, model.json, load_example.py, and the backbone's export with load_backbone.py.
 
-    Returns what loads it: "timm", or "remask", for which the recipe is written too.
+    Returns the package that loads the model: "timm", or "remask", for which the recipe is written too.
     """
     backbone = model.backbone.cpu()
     mean, std = constants(backbone)
@@ -127,10 +127,10 @@ def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str,
     content |= {"mean": mean, "std": std, "range": rule_of(backbone.normalise.levels), "facts": dict(facts)}
     if isinstance(model, Classifier):
         content["crop_pct"] = recipe.data.crop_pct  # type: ignore[attr-defined]
-    found = as_timm(model, size) if isinstance(model, Classifier) else None
-    if found:
-        content |= {"loader": "timm", "model": found.name, "arguments": found.arguments}
-        script, state = TIMM, found.state
+    timm_model = as_timm(model, size) if isinstance(model, Classifier) else None
+    if timm_model:
+        content |= {"loader": "timm", "model": timm_model.name, "arguments": timm_model.arguments}
+        script, state = TIMM, timm_model.state
     else:
         what, end = SCRIPTS[recipe.task]
         content["loader"] = "remask"
@@ -145,7 +145,7 @@ def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str,
 def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The Classifier, Segmenter or Detector of an export that needs remask, in evaluation mode, and its model.json.
 
-    Raises UserError for a folder that is none.
+    Raises UserError if the folder is no such export.
     """
     try:
         content = read_json(folder / "model.json")

@@ -1,4 +1,4 @@
-"""What a downstream recipe names that certainly cannot be opened, and what it lacks. Free of torch."""
+"""Checks that a downstream recipe names all it needs, and that the paths exist. Free of torch."""
 
 import os
 
@@ -18,9 +18,9 @@ NO_TEST = "no pictures to test on: give --val DIR and --val-annotations JSON"
 
 
 def check_task_recipe(recipe: Downstream, tested: bool = False) -> None:
-    """Raise UserError, in the words of who opens it, for a path or network of the recipe that does not exist.
+    """Raise UserError, with the message of opening it, for a path or network of the recipe that does not exist.
 
-    tested   a run's model is tested again: nothing is opened to learn from where there are test images
+    tested   a run is only tested: training images are not checked if there are test images
     """
     if isinstance(recipe, Finetune):
         _check_classes(recipe, tested)
@@ -32,7 +32,7 @@ def check_task_recipe(recipe: Downstream, tested: bool = False) -> None:
 
 
 def check_network(model: FinetuneModel | SegmentModel | DetectModel) -> None:
-    """Raise UserError where no network is named to start from, or one whose file does not exist."""
+    """Raise UserError if the recipe names no initial network, or one whose file does not exist."""
     if model.source is None:
         raise UserError(NO_NETWORK)
     with naming(stated_keys(model)):
@@ -40,12 +40,12 @@ def check_network(model: FinetuneModel | SegmentModel | DetectModel) -> None:
 
 
 def stated_keys(model: FinetuneModel | SegmentModel | DetectModel) -> list[str]:
-    """The keys that say of a network what its file does not."""
+    """The keys that are set of those that complete a file of weights: heads, normalise."""
     return [f"model.{key}" for key in ("heads", "normalise") if getattr(model, key)]
 
 
 def masked_folder(path: str, what: str) -> str:
-    """The folder of `what`, images or masks, with ~ for the home folder. Raises UserError where it does not exist."""
+    """The folder of `what`, images or masks, with ~ expanded. Raises UserError if it does not exist."""
     path = os.path.expanduser(path).rstrip("/") or "/"
     if not os.path.isdir(path):
         raise UserError(f"there is no folder of {what} {printable(path)!r}")
@@ -53,7 +53,7 @@ def masked_folder(path: str, what: str) -> str:
 
 
 def annotated_folder(images: str, annotations: str) -> str:
-    """The folder of annotated images, with ~ for the home folder. Raises UserError where it does not exist."""
+    """The folder of annotated images, with ~ expanded. Raises UserError if it does not exist."""
     folder = os.path.expanduser(images)
     if not os.path.isdir(folder):
         raise UserError(f"{printable(images)} is no folder: give the one that holds the pictures of {annotations}")
@@ -61,7 +61,7 @@ def annotated_folder(images: str, annotations: str) -> str:
 
 
 def unreadable_annotations(path: str, error: OSError) -> UserError:
-    """The error for an annotation file that the system does not open."""
+    """The error for an annotation file that cannot be opened."""
     return UserError(f"cannot read the annotations {printable(path)}: {error.strerror}")
 
 
@@ -87,7 +87,7 @@ def _check_masks(recipe: Segment, tested: bool) -> None:
 
 
 def _check_masks_of(masks: str | None) -> None:
-    """Masks lie in a folder, or a panoptic JSON names them."""
+    """Raise UserError unless `masks` is a folder, a panoptic JSON file, or a folder with that file beside it."""
     if masks is not None:
         path = os.path.expanduser(masks).rstrip("/")
         if not any(file.endswith(".json") and os.path.isfile(file) for file in (path, path + ".json")):

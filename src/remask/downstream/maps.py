@@ -1,7 +1,7 @@
-"""Maps of any backbone at four strides: what dense tasks read of `f`.
+"""Feature maps of any backbone at four strides, the input of heads for dense tasks.
 
-Hierarchical networks, Swin and ConvViT have them as they are (`pyramid`). A plain ViT has one grid: four of its blocks
-go through the neck with which BEiT (2106.08254), and MAE after it, feed UperNet.
+Hierarchical networks, Swin and ConvViT have such maps (`pyramid`). A plain ViT has one grid: the outputs of four of its
+blocks are rescaled by the neck with which BEiT (2106.08254), and MAE after it, feed UperNet.
 """
 
 import math
@@ -22,22 +22,22 @@ Norm: TypeAlias = Literal["batch", "group"]
 
 @runtime_checkable
 class Pyramid(Protocol):
-    """A backbone that has maps of its own."""
+    """A backbone with feature maps at several strides."""
 
     def pyramid(self, images: Images) -> list[Float[Tensor, "B _ _ _"]]: ...
 
 
 class Maps(nn.Module):
-    """Four maps of a backbone, finest first, or one of them; as many as a pyramid of less than four stages has.
+    """Up to four feature maps of a backbone, finest first (all stages of a pyramid with fewer), or a single one.
 
-    layers     the blocks of a plain network that are read: BEiT's [3, 5, 7, 11] of 12; () where there is a pyramid
-    channels   of every map
-    strides    pixels of an image a position of every map; not whole where the patch is no power of two
-    norm       of the neck: "batch", or "group" where few images make a batch
-    single     one map for a linear head: a plain network's end after its final norm, on its own grid, or the last but
-               one of a pyramid
-    The backbone is given with each call, so that a state dict has it once. Of its parameters those on which no map
-    depends are frozen here: a final norm, what belongs to pre-training.
+    layers     indices of the blocks read from a plain network: BEiT's [3, 5, 7, 11] of 12; () for a pyramid
+    channels   number of channels of each map
+    strides    image pixels per position of each map; not integers unless the patch is a power of two
+    norm       of the neck: "batch", or "group" for batches of few images
+    single     one map for a linear head: the final tokens of a plain network after its norm, on its own grid, or the
+               last map but one of a pyramid
+    The backbone is an argument of each call, so that a state dict contains it once. Its parameters on which no map
+    depends are frozen in `__init__`: a final norm, parameters for pre-training.
     """
 
     def __init__(self, backbone: Backbone, norm: Norm = "batch", single: bool = False) -> None:
@@ -46,7 +46,7 @@ class Maps(nn.Module):
         self.layers = () if not self.plain else (-1,) if single else chosen_blocks(backbone.depth)
         small = 2 * backbone.patch[0], 2 * backbone.patch[1]
         size = padded(backbone, small if self.plain else _built_for(backbone, small))
-        maps = _tried(self, backbone, size)
+        maps = _probe_maps(self, backbone, size)
         self.channels: tuple[int, ...] = tuple(m.shape[1] for m in maps)
         self.strides: tuple[float, ...] = tuple(size[0] / m.shape[2] for m in maps)
         self.neck = nn.ModuleList()
@@ -56,30 +56,30 @@ class Maps(nn.Module):
             self.strides = tuple(backbone.patch[0] / 2 ** (halvings - level) for level in range(4))
 
     def forward(self, backbone: Backbone, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
-        """The maps of images of any size, which are padded at the right and below to one that the backbone takes."""
+        """The maps of images of any size, padded at the right and bottom to a size that the backbone takes."""
         maps = self.read(backbone, pad_to_patch(backbone, images))
         return [level(m) for level, m in zip(self.neck, maps, strict=True)] if len(self.neck) else maps
 
     def read(self, backbone: Backbone, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
-        """What the backbone gives, before the neck."""
+        """The backbone's maps, before the neck, of images of a size that it takes."""
         if isinstance(backbone, Pyramid):
             maps = backbone.pyramid(images)[-4:]
             return maps[-2:][:1] if self.single else maps
         grid = backbone.grid((images.shape[-2], images.shape[-1]))
-        found = backbone.encode(backbone.embed(images), layers=self.layers)
-        return [found[layer].tokens.transpose(1, 2).unflatten(2, grid) for layer in self.layers]
+        outputs = backbone.encode(backbone.embed(images), layers=self.layers)
+        return [outputs[layer].tokens.transpose(1, 2).unflatten(2, grid) for layer in self.layers]
 
 
 def chosen_blocks(depth: int) -> tuple[int, ...]:
-    """The blocks that four maps are read from: BEiT's [3, 5, 7, 11] of 12, [7, 11, 15, 23] of 24 and so on."""
+    """Indices of the four blocks whose outputs become maps: BEiT's [3, 5, 7, 11] of 12, [7, 11, 15, 23] of 24."""
     return tuple(max(0, round(depth * share / 12) - 1) for share in (4, 6, 8, 12))
 
 
 def rescaling(width: int, doublings: int, norm: Norm) -> nn.Module:
-    """A map made finer by 2x2 transposed convolutions of stride 2, with norm and GELU between, or coarser by pooling.
+    """A module that scales a map by 2^doublings: 2x2 transposed convolutions with norm and GELU between, or pooling.
 
     BEiT's neck for patches of 16 is doublings 2, 1, 0, -1; MAE's for patches of 8 is 1, 0, -1, -2.
-    # official: pooling drops an odd row at the border; here it is kept, so that a grid of one row is not lost
+    # official: pooling drops an odd row at the border; here it keeps the row, so that a grid of one row remains
     """
     if doublings < 1:
         return nn.MaxPool2d(2**-doublings, ceil_mode=True) if doublings else nn.Identity()
@@ -91,30 +91,30 @@ def rescaling(width: int, doublings: int, norm: Norm) -> nn.Module:
 
 
 def normalisation(norm: Norm, width: int) -> nn.Module:
-    """BatchNorm, or GroupNorm with at most 32 groups of at least 16 channels, which does not look at the batch."""
+    """BatchNorm, or GroupNorm with at most 32 groups of at least 16 channels, which is independent of the batch."""
     if norm == "batch":
         return nn.BatchNorm2d(width)
     return nn.GroupNorm(math.gcd(width, min(32, max(1, width // 16))), width)
 
 
 def padded(backbone: Backbone, size: Size) -> Size:
-    """The size to which images of `size` are padded: multiples of the patch, or of whole windows where those must tile.
+    """The padded size (h, w) for images of `size`: multiples of the patch, or of the window if windows must tile.
 
-    Raises UserError where the backbone takes no such size.
+    Raises UserError if the backbone takes no such size.
     """
     for times in range(1, 65):
         unit = backbone.patch[0] * times, backbone.patch[1] * times
-        found = -(-size[0] // unit[0]) * unit[0], -(-size[1] // unit[1]) * unit[1]
+        candidate = -(-size[0] // unit[0]) * unit[0], -(-size[1] // unit[1]) * unit[1]
         try:
-            backbone.grid(found)
+            backbone.grid(candidate)
         except UserError:
             continue
-        return found
+        return candidate
     raise UserError(f"{type(backbone.network).__name__} takes no images of {size[0]}×{size[1]} px, nor slightly larger")
 
 
 def pad_to_patch(backbone: Backbone, images: Images) -> UInt8[Tensor, "B C Y X"] | Float[Tensor, "B C Y X"]:
-    """The images padded with the network's mean, which is 0 after normalising."""
+    """The images normalised and padded with 0 (the mean) at the right and bottom; unchanged if they need no padding."""
     height, width = images.shape[-2:]
     tall, wide = padded(backbone, (height, width))
     if (tall, wide) == (height, width):
@@ -123,27 +123,27 @@ def pad_to_patch(backbone: Backbone, images: Images) -> UInt8[Tensor, "B C Y X"]
 
 
 def _built_for(backbone: Backbone, unknown: Size) -> Size:
-    """Pixels of the images that a network was made for, where its maker was told; some take no other."""
+    """Image size (h, w) for which a network was built, as some take no other; `unknown` if its arguments have none."""
     origin: tuple[str, dict[str, Any]] = getattr(backbone, "origin", None) or ("", {})
     height, width = origin[1].get("img_size") or unknown
     return int(height), int(width)
 
 
-def _tried(maps: Maps, backbone: Backbone, size: Size) -> Sequence[Tensor]:
-    """The maps of an empty image. Parameters on which none of them depends are frozen."""
+def _probe_maps(maps: Maps, backbone: Backbone, size: Size) -> Sequence[Tensor]:
+    """The maps of a zero image of `size`. Freezes parameters on which no map depends."""
     module = cast(nn.Module, backbone)
     modes = {layer: layer.training for layer in module.modules()}
     module.eval()
-    where = next(backbone.network.parameters()).device
+    device = next(backbone.network.parameters()).device
     with torch.enable_grad():
-        found = maps.read(backbone, torch.zeros(1, backbone.channels, *size, device=where))
+        outputs = maps.read(backbone, torch.zeros(1, backbone.channels, *size, device=device))
     named = [p for p in module.parameters() if p.requires_grad]
-    total = torch.stack([m.sum() for m in found]).sum()
-    for parameter, slope in zip(named, torch.autograd.grad(total, named, allow_unused=True), strict=True):
-        parameter.requires_grad_(slope is not None)
-    for layer, mode in modes.items():  # only now: checkpointed blocks run again in the backward pass, in the same mode
+    total = torch.stack([m.sum() for m in outputs]).sum()
+    for parameter, gradient in zip(named, torch.autograd.grad(total, named, allow_unused=True), strict=True):
+        parameter.requires_grad_(gradient is not None)
+    for layer, mode in modes.items():  # after backward, for checkpointed blocks run again in it and need the same mode
         layer.training = mode
-    return found
+    return outputs
 
 
 __all__ = ["Maps", "Norm", "Pyramid", "chosen_blocks", "normalisation", "pad_to_patch", "padded", "rescaling"]

@@ -1,4 +1,4 @@
-"""[model] of a downstream recipe → the backbone that is trained on."""
+"""[model] of a downstream recipe → the pre-trained backbone, and its pixel range."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,43 +23,49 @@ from remask.types import Size
 
 
 def network(section: FinetuneModel | SegmentModel | DetectModel, size: Size | None) -> tuple[Any, Size]:
-    """The backbone, and the size of the images that it was asked for or, without one, built for."""
+    """The backbone, and its image size in pixels (h, w): `size`, or the one of its pre-training if None.
+
+    Raises UserError for weights that are unavailable or do not fit.
+    """
     if section.source is None:
         raise UserError(NO_NETWORK)
     with naming(stated_keys(section)):
-        found = start(
+        opened = start(
             section.source, size, heads=section.heads, normalise=section.normalise, drop_path=section.drop_path,
             untrained=section.untrained,
         )  # fmt: skip
     if section.checkpointing:
-        set_checkpointing(found[0])
-    return found
+        set_checkpointing(opened[0])
+    return opened
 
 
 def freeze(model: Any, section: FinetuneModel | SegmentModel | DetectModel) -> None:
-    """Leave only the head to be trained, where that was asked for."""
+    """Freeze the backbone, so that only the head is trained, if model.frozen is set."""
     if section.frozen:
         model.backbone.requires_grad_(False)
 
 
 def gflops(model: Any, forward: Callable[[Tensor], object], size: Size) -> float:
-    """Forward GFLOP of a picture, as it is tested."""
+    """Forward GFLOP of one image of `size` (h, w), in evaluation mode."""
     with evaluating([model]):
         return forward_gflops(lambda: forward(torch.zeros(1, model.backbone.channels, *size, dtype=torch.uint8)))
 
 
 def workers(section: RuntimeSection, runtime: Runtime) -> int:
-    """Loader processes."""
+    """Number of loader processes."""
     return auto_workers(runtime) if section.workers == "auto" else section.workers
 
 
 def check_all(learned: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Raise UserError for a class that a run has begun to learn and that its pictures do not have any more."""
-    found = set(match(names, learned, (), where, "the run").values())
-    if gone := [name for place, name in enumerate(learned) if place not in found]:
-        few = ", ".join(map(repr, gone[:3])) + (", …" if len(gone) > 3 else "")
+    """Raise UserError for a class that a run has learned but the names of a source no longer contain.
+
+    learned   class names of the run     names   class names of the source     where   the source, for the error
+    """
+    present = set(match(names, learned, (), where, "the run").values())
+    if missing := [name for number, name in enumerate(learned) if number not in present]:
+        some = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"{printable(where)} has no class {few} any more, which the run has begun to learn: bring back its name, "
+            f"{printable(where)} has no class {some} any more, which the run has begun to learn: bring back its name, "
             "or start a new run"
         )
 
@@ -67,10 +73,10 @@ def check_all(learned: Sequence[str], names: Sequence[str], where: str) -> None:
 def fix_pixel_range(
     backbone: Any, source: Any, data: ImagesSection, run: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Say how the backbone's pictures are read; returns that for task.json, and a line for the start of a run.
+    """Set the range of pixel values that the backbone reads; returns ({"range", "deep"} for task.json, log lines).
 
-    run   task.json of a run that is tested or goes on, which has it; None for a new one, whose source is looked at. A
-          backbone that comes from a run of deep pictures keeps that run's range under "auto"
+    run   task.json of a run that is tested or resumed, which holds the range; None for a new run, whose source is
+          measured. With data.range "auto", a backbone pre-trained on deep images keeps the range of its run
     Raises UserError for a source without contrast.
     """
     normalise = backbone.normalise
@@ -79,17 +85,17 @@ def fix_pixel_range(
         return {}, []
     own = rule_of(normalise.levels)
     rule = data.range if data.range != "auto" or isinstance(own, str) else (own[0], own[1])
-    found = measure(source, backbone.channels, rule)
-    normalise.read_by(Levels.of(found.rule), found.deep)
-    return {"range": found.rule, "deep": normalise.deep_set}, [
-        f"pixels: {found.describe(backbone.channels, data.range)}"
+    sample = measure(source, backbone.channels, rule)
+    normalise.read_by(Levels.of(sample.rule), sample.deep)
+    return {"range": sample.rule, "deep": normalise.deep_set}, [
+        f"pixels: {sample.describe(backbone.channels, data.range)}"
     ]
 
 
 def opened_of(data: ImagesSection, source: Any, val: Any, facts: Any) -> dict[str, tuple[Any, ...]]:
-    """The sources that were opened, as `Task` has them: of a run that is only tested those that it is tested on.
+    """The opened sources by role, for `Task.sources`; only test images for a run that is only tested (with `facts`).
 
-    source, val   to learn from and to test on; without [data].val both were cut from one
+    source, val   training and test images; without [data].val both were split from one source
     """
     if not data.val:
         return {"data": (source, val)}

@@ -2,7 +2,7 @@
 last map, a feature pyramid network (1612.03144) of the maps that other backbones have.
 
 Attention stays global in every block, where ViTDet has windows of 14×14 tokens in all but 4 of them: the pre-trained
-network is used as it is, but N tokens cost 2·N²·D a block instead of 2·196·N·D. For a ViT-B at 1024 pixels (N = 4096)
+network stays unchanged, but N tokens cost 2·N²·D a block instead of 2·196·N·D. For a ViT-B at 1024 pixels (N = 4096)
 that is 657 against 461 billion multiplications, 1.4 times the network's work; at 512 pixels 1.1 times. ViTDet's
 relative positions, which no pre-training has, are left out too.
 """
@@ -24,15 +24,15 @@ from remask.errors import UserError
 from remask.types import Images, Size
 
 STRIDES = (4, 8, 16, 32)
-"""Pixels of a cell of each map of the simple pyramid."""
+"""Image pixels per cell of each map of the simple pyramid."""
 
 
 class SimplePyramid(nn.Module):
     """The last map of a plain ViT at strides 4 to 32: transposed convolutions, itself, max-pooling, each in parallel.
 
-    width      D of the map
-    channels   of every map that leaves
-    patch      pixels of a token, a power of two
+    width      channels of the input map
+    channels   channels of every output map
+    patch      pixels of a token's side, a power of two
     """
 
     strides = STRIDES
@@ -52,10 +52,11 @@ class SimplePyramid(nn.Module):
 
 
 class TopDownPyramid(nn.Module):
-    """Maps of a hierarchical backbone, each with what the coarser ones know added: torchvision's FPN, with LayerNorm.
+    """Maps of a hierarchical backbone, each plus the upsampled coarser ones: torchvision's FPN, with LayerNorm.
 
-    widths    of the maps that come, finest first
-    strides   pixels of a cell of each
+    widths    channels of the input maps, finest first
+    channels  channels of every output map
+    strides   image pixels per cell of each map
     """
 
     def __init__(self, widths: list[int], channels: int, strides: tuple[int, ...]) -> None:
@@ -63,7 +64,7 @@ class TopDownPyramid(nn.Module):
         from torchvision.ops import FeaturePyramidNetwork
 
         self.strides = strides
-        # official (ConvMAE): synchronised batch norm; here LayerNorm, as in ViTDet, which knows nothing of the batch
+        # official (ConvMAE): synchronised batch norm; here LayerNorm, as in ViTDet, independent of the batch
         self.fpn = FeaturePyramidNetwork(widths, channels, norm_layer=LayerNorm2d)
 
     def forward(self, maps: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
@@ -72,16 +73,16 @@ class TopDownPyramid(nn.Module):
 
 
 def create_pyramid(backbone: Backbone, channels: int, size: Size) -> SimplePyramid | TopDownPyramid:
-    """The pyramid that fits the backbone, for images of `size` pixels; feed it with `maps_of`.
+    """The pyramid that fits the backbone, for images of `size` pixels (h, w); its input is `maps_of`.
 
-    Raises UserError where the size or the patch does not fit, or where the backbone has no maps.
+    Raises UserError if the size or the patch does not fit, or the backbone has no maps.
     """
     backbone.grid(size)
     if _plain(backbone):
         if backbone.patch[0] != backbone.patch[1]:
             raise UserError(f"a feature pyramid needs square patches, and these have {backbone.patch} pixels")
         return SimplePyramid(backbone.width, channels, backbone.patch[0])
-    maps = _tried(backbone, size)
+    maps = _probe_maps(backbone, size)
     strides = tuple(round(size[0] / x.shape[-2]) for x in maps)
     if len(maps) < 2 or any(b != 2 * a for a, b in pairwise(strides)):
         raise UserError(
@@ -92,7 +93,7 @@ def create_pyramid(backbone: Backbone, channels: int, size: Size) -> SimplePyram
 
 
 def maps_of(backbone: Backbone, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
-    """What a pyramid is made of, finest first: the last map of a plain ViT after its final norm, else the last four."""
+    """Input maps of a pyramid, finest first: the last map of a plain ViT after its final norm, else the last four."""
     if not _plain(backbone):
         return list(_hierarchical(backbone).pyramid(images))[-4:]
     grid = backbone.grid((images.shape[-2], images.shape[-1]))
@@ -110,13 +111,13 @@ def _hierarchical(backbone: Backbone) -> Any:
     return backbone
 
 
-def _tried(backbone: Backbone, size: Size) -> list[Float[Tensor, "1 _ _ _"]]:
-    """The maps of an empty image."""
-    training, where = backbone.network.training, next(backbone.network.parameters()).device
+def _probe_maps(backbone: Backbone, size: Size) -> list[Float[Tensor, "1 _ _ _"]]:
+    """The maps of a zero image of `size`, in evaluation mode."""
+    training, device = backbone.network.training, next(backbone.network.parameters()).device
     backbone.network.eval()
     try:
         with torch.no_grad():
-            return maps_of(backbone, torch.zeros(1, backbone.channels, *size, device=where))
+            return maps_of(backbone, torch.zeros(1, backbone.channels, *size, device=device))
     finally:
         backbone.network.train(training)
 

@@ -1,6 +1,6 @@
-"""One session of a downstream task: fine-tuning, segmentation, detection. Train, test on the way, keep what was found.
+"""One session of a downstream task (fine-tuning, segmentation, detection): train, test in between and at the end.
 
-A run folder as pre-training has it, with eval/TASK.json and pictures beside; `remask resume` continues it exactly.
+The run folder is like that of pre-training, with eval/TASK.json and pictures; `remask resume` continues it exactly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,19 +31,19 @@ from remask.training.trainer import Batches, Trainer
 
 
 class Task(NamedTuple):
-    """A task as objects: what is learned, from what, and how it is tested.
+    """A downstream task: model, training batches, test.
 
     model     a Classifier, Segmenter or Detector
-    train     batches of labelled pictures; None where a run is only tested
-    pictures  of an epoch
-    test      (model, watch) -> the content of eval/TASK.json, with `headline` among its keys; `watch` shows progress.
-              What it has under "files" becomes files of those names beside it
-    show      (model, folder) -> pictures for a person, written into the folder
-    gflops    forward, of one picture
-    facts     what a later test of the run must know: classes and the like
-    notes     lines about the sources, for the start of the run
-    left_out  a line for each thing in the data that was left out before it began
-    sources   "data" and "val" as far as they were opened; several where one was cut into them
+    train     batches of labelled images; None if a run is only tested
+    images    number of images in an epoch
+    test      (model, watch) -> the content of eval/TASK.json, with the key `headline`; `watch` shows progress. Its key
+              "files", {name: content}, is written as files beside eval/TASK.json
+    show      writes figures: (model, folder) -> None
+    gflops    forward GFLOP of one image
+    facts     content of task.json, which a later test needs: "classes" and others
+    notes     lines about the sources, for the start of the log
+    left_out  a line for each item of the data that was left out
+    sources   opened sources by role, "data" and "val"; several if one source was split into them
     """
 
     model: Any
@@ -62,10 +62,10 @@ class Task(NamedTuple):
 def train(
     task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool, care: Care = CARE
 ) -> dict[str, Any]:
-    """Train in a new run folder, or go on in one; test at the end. Returns the content of eval/TASK.json.
+    """Train in a new run folder (`fresh`), or resume the one at `path`; test at the end.
 
-    A run is finished when it has been tested. Raises TooManyBad, with what was learned until then saved, and UserError
-    where a run's data changed, unless `care` accepts it.
+    Returns the content of eval/TASK.json. Raises TooManyBad, after saving a checkpoint, for too many unusable images,
+    and UserError if a run's data changed, unless `care` accepts it.
     """
     assert task.train
     run, optim, say = RunFolder(path), recipe.optim, (lambda line: None) if quiet else print
@@ -85,7 +85,7 @@ def train(
         seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
         draw=task.model.draw,
     )  # fmt: skip
-    lines = _begun(trainer, task, recipe, record, checked) if fresh else resumed(trainer, record, checked, care)
+    lines = _create_run(trainer, task, recipe, record, checked) if fresh else resumed(trainer, record, checked, care)
     if fresh and (loaded := loaded_of(task.model.backbone)):
         lines = [loaded.line, *lines]
     trainer.notes["data"] = checked.digests
@@ -93,21 +93,21 @@ def train(
     first = f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}"
     for line in (first, *task.notes, *lines):
         screen.say(line)
-    found = dict[str, Any]()
+    result = dict[str, Any]()
 
     def then() -> None:
         run.write("cost.json", ledger.cost(runtime.peak_memory_mb()))
-        found.update(conclude(task, model, run, recipe, quiet))
+        result.update(conclude(task, model, run, recipe, quiet))
 
     try:
         trainer.train(screen, then)
     except TooManyBad:
         save(run, "last", model, optimizer, trainer.state())
         raise
-    return found
+    return result
 
 
-def _begun(trainer: Trainer, task: Task, recipe: Downstream, record: DataRecord, checked: Checked) -> list[str]:
+def _create_run(trainer: Trainer, task: Task, recipe: Downstream, record: DataRecord, checked: Checked) -> list[str]:
     RunFolder.create(trainer.run.path, dump(recipe), environment())
     trainer.run.write("task.json", task.facts)
     record.keep(checked.changes, {})
@@ -115,7 +115,7 @@ def _begun(trainer: Trainer, task: Task, recipe: Downstream, record: DataRecord,
 
 
 def _same_classes(task: Task, recipe: Downstream, run: RunFolder) -> None:
-    """Raise UserError where classes are no longer those that the head has learned: going on would mix them up."""
+    """Raise UserError if classes differ from those of the run's head: resuming would mix them up."""
     known, now = run.read("task.json").get("classes", []), task.facts.get("classes", [])
     if list(known) == list(now):
         return
@@ -129,10 +129,10 @@ def conclude(
     task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True, changed: Sequence[str] = (),
     checkpoint: str = "last",
 ) -> dict[str, Any]:  # fmt: skip
-    """Test what was learned, write eval/TASK.json, beside results on other data, and pictures.
+    """Test a trained model, write eval/TASK.json and pictures; returns the content of eval/TASK.json.
 
-    changed      how the test pictures did, since the run was trained
-    checkpoint   the weights that are tested
+    changed      changes of the test images since the training, in words
+    checkpoint   name of the checkpoint of `model`, for the result
     """
     tested = learned(model).eval()
     result = task.test(tested, Watch("test", quiet))
@@ -141,8 +141,8 @@ def conclude(
     if changed:
         result["protocol"]["changed"] = list(changed)
     result["protocol"] |= {"checkpoint": checkpoint, "pictures": _images(task, result)}
-    data, about = _told(task, recipe)
-    keep(run, recipe.task, result, data, about | {"checkpoint": checkpoint}, files)
+    data, identity = _test_identity(task, recipe)
+    keep(run, recipe.task, result, data, identity | {"checkpoint": checkpoint}, files)
     folder = run.path / "pictures"
     folder.mkdir(exist_ok=True)
     task.show(tested, folder)
@@ -150,44 +150,44 @@ def conclude(
 
 
 def _images(task: Task, result: Mapping[str, Any]) -> dict[str, Any]:
-    """How many were learned from and tested on, and what was left out; the first is null where it is not known."""
-    learned_from = task.images if task.train else sum(task.facts.get("pictures", [])) or None
+    """{"train", "test": numbers of images, "bad": unusable ones, "left_out": by role}; "train" is None if unknown."""
+    trained_on = task.images if task.train else sum(task.facts.get("pictures", [])) or None
     left_out = {role: dict(getattr(group[0], "left_out", {})) for role, group in task.sources.items()}
-    counts = {"train": learned_from, "test": result["images"], "bad": {"test": result["bad_images"]}}
+    counts = {"train": trained_on, "test": result["images"], "bad": {"test": result["bad_images"]}}
     return {**counts, "left_out": left_out}
 
 
-def _told(task: Task, recipe: Downstream) -> tuple[str, dict[str, Any]]:
-    """The address of the test pictures, and all that tells them from others."""
+def _test_identity(task: Task, recipe: Downstream) -> tuple[str, dict[str, Any]]:
+    """The address of the test images, and what identifies them: {"address", "exclude", "sources": digests by role}."""
     role = "val" if "val" in task.sources else "data"
     sources = of_task(recipe, {role: task.sources[role]}, lambda line: None)
-    digests = {name: one.digest() for name, one in sources.found.items() if name != FIRST}
+    digests = {name: inventory.digest() for name, inventory in sources.found.items() if name != FIRST}
     data: Any = recipe.data  # type: ignore[attr-defined]
     address = str(data.val or data.source)
     return address, {"address": address, "exclude": list(data.exclude), "sources": digests}
 
 
 def tested_on_other(task: Task, run: RunFolder, recipe: Downstream) -> list[str]:
-    """Lines where the pictures that a run is tested on are not what they were when it was trained."""
+    """Lines for the log about changes of the test images since a run was trained; [] if there are none."""
     changes = DataRecord(run, lambda line: None).since(of_task(recipe, task.sources, lambda line: None))
     held_out = "" if "val" in task.sources else "; the fifth held out is another, and may have been trained on"
     return [f"{change}: tested as it is now{held_out}" for change in changes]
 
 
 def restored(built: Any, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
-    """The model of a run with the weights of a checkpoint."""
+    """A built model with the weights of a run's checkpoint `name`, and their average if the recipe has one."""
     model: nn.Module = Averaged(built, recipe.optim.ema) if recipe.optim.ema else built
     load_weights(find(run, name) / "model.safetensors", model)
     return model
 
 
 def learned(model: nn.Module) -> Any:
-    """What is tested: the average where there is one."""
+    """The model to test: the averaged one if there is one."""
     return model.average.module if isinstance(model, Averaged) else model
 
 
 def groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups of a task: rates decay through the backbone's depth (BEiT), heads learn at the full rate."""
+    """AdamW groups of a task: rates decay with the backbone's depth (BEiT), heads have the full rate."""
     exempt: list[str] = model.no_decay() if hasattr(model, "no_decay") else []
     return parameter_groups(
         model.named_parameters(), weight_decay, no_decay=exempt,
@@ -196,7 +196,7 @@ def groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str
 
 
 def schedule(recipe: Downstream, steps_per_epoch: int) -> Schedule:
-    """[optim] and [runtime] for the trainer."""
+    """The trainer's schedule, from [optim] and [runtime]."""
     optim, runtime = recipe.optim, recipe.runtime
     return Schedule(
         optim.epochs, steps_per_epoch, optim.peak, optim.warmup_epochs, optim.min_lr, optim.clip,
@@ -207,7 +207,7 @@ def schedule(recipe: Downstream, steps_per_epoch: int) -> Schedule:
 
 
 def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], Mapping[str, float]]:
-    """The headline every few epochs; the last test comes after training."""
+    """Hook that returns {"val/HEADLINE": value} every few epochs; the final test comes after training."""
     every, last = recipe.test.every_epochs, recipe.optim.epochs  # type: ignore[attr-defined]
 
     def hook(epoch: int) -> Mapping[str, float]:

@@ -1,1 +1,1 @@
-"""What a backbone has learned: frozen features, kNN and linear probes, pictures of what a method sees and predicts."""
+"""Evaluation of backbones: frozen features, kNN, linear and attentive probes, and figures of methods and features."""

@@ -1,1 +1,1 @@
-"""Files as people have them and as runs need them: any name, small texts in any coding, tensors."""
+"""Reading and writing files: names of any bytes, small texts in any encoding, tensors, atomic replacement."""

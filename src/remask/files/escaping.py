@@ -1,8 +1,8 @@
-"""Names of any kind as text that can be printed, stored and drawn: one escape, which `literal` undoes.
+"""Reversible escaping, so that any file name can be printed, stored and drawn; `literal` undoes `printable`.
 
-File names are bytes. Those that are no UTF-8 reach Python as surrogates (PEP 383), which no file and no screen takes.
-Such a byte is written as \\xe9, and a character that does not print as \\n, \\u2028 or \\U000e0001, as a shell's $'...'
-reads them too. A backslash stays as it is, unless it could be taken for the begin of an escape: it is doubled then.
+File names are bytes. Bytes that are not UTF-8 reach Python as surrogates (PEP 383), which cannot be encoded again.
+Such a byte is written as \\xe9, and an unprintable character as \\n, \\u2028 or \\U000e0001, the notation of a shell's
+$'...'. A backslash stays as it is, unless the text after it would read as an escape: then the backslash is doubled.
 """
 
 import codecs
@@ -18,39 +18,39 @@ _ESCAPE = re.compile(r"\\(?:([nrt\\])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG = {short[1]: char for char, short in _SHORT.items()} | {"\\": "\\"}
 _BYTES = range(0xDC80, 0xDD00)
-"""Surrogates that stand for the bytes 0x80 to 0xff."""
+"""Surrogates that PEP 383 uses for the bytes 0x80 to 0xff."""
 MARK = "escaped:"
-"""Begins a text in a TOML file that is escaped, for TOML cannot say a byte."""
+"""Prefix of an escaped string in a TOML file; TOML strings cannot hold arbitrary bytes."""
 
 
 def printable(name: str | Path) -> str:
-    """A name on one line that prints everywhere; no two names become the same."""
+    """The name as one printable line; different names give different lines, and `literal` restores the name."""
     text = str(name)
     if text.isprintable() and "\\" not in text:
         return text
-    found = ""
+    escaped = ""
     for char in reversed(text):
         shown = _shown(char)
-        found = shown + (shown if char == "\\" and _ESCAPE.match(shown + found) else "") + found
-    return found
+        escaped = shown + (shown if char == "\\" and _ESCAPE.match(shown + escaped) else "") + escaped
+    return escaped
 
 
 def literal(text: str) -> str:
-    """The name that `printable` escaped."""
+    """The original name of a text that `printable` escaped."""
 
-    def char(found: re.Match[str]) -> str:
-        if found[1]:
-            return _LONG[found[1]]
-        if found[2]:
-            value = int(found[2], 16)
+    def char(match: re.Match[str]) -> str:
+        if match[1]:
+            return _LONG[match[1]]
+        if match[2]:
+            value = int(match[2], 16)
             return chr(value if value < 0x80 else value + 0xDC00)
-        return chr(int(found[3] or found[4], 16))
+        return chr(int(match[3] or match[4], 16))
 
     return _ESCAPE.sub(char, text)
 
 
 def on_one_line(text: str) -> str:
-    """A sentence in which names may stand, on one line that prints everywhere; backslashes stay as they are."""
+    """The text with unprintable characters escaped, as one line; backslashes are not doubled, so this is not undone."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
@@ -66,7 +66,7 @@ def _shown(char: str) -> str:
 
 
 def quoted(word: str | Path) -> str:
-    """A word as a shell reads it, on one line that prints everywhere."""
+    """The word quoted for a shell, as one printable line."""
     text = str(word)
     if text.isprintable():
         return shlex.quote(text)
@@ -75,23 +75,23 @@ def quoted(word: str | Path) -> str:
 
 
 def escape_on(*streams: object) -> None:
-    """Let streams escape what they cannot encode: a name on the screen is no reason to stop."""
-    codecs.register_error("escape", _instead)
+    """Make text streams escape characters that they cannot encode, instead of raising UnicodeEncodeError."""
+    codecs.register_error("escape", _escape_unencodable)
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="escape")
 
 
-def _instead(error: UnicodeError) -> tuple[str, int]:
+def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    odd = error.object[error.start : error.end]
-    text = "".join(_shown(char) if ord(char) in _BYTES else char for char in odd)
+    unencodable = error.object[error.start : error.end]
+    text = "".join(_shown(char) if ord(char) in _BYTES else char for char in unencodable)
     return text.encode("ascii", "backslashreplace").decode(), error.end
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be encoded: it holds no bytes that are no UTF-8, and no half of a pair."""
+    """Whether the text can be encoded as UTF-8, that is, holds no surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -100,7 +100,7 @@ def is_text(text: str) -> bool:
 
 
 def encodable(content: Any) -> Any:
-    """JSON's content without surrogates, which its readers refuse: texts that hold some are escaped, keys too."""
+    """JSON content (nested dicts and lists) with every string, keys too, that holds surrogates escaped."""
     if isinstance(content, str):
         return content if is_text(content) else printable(content)
     if isinstance(content, Mapping):
@@ -109,17 +109,17 @@ def encodable(content: Any) -> Any:
 
 
 def in_utf8(text: str) -> str:
-    """A page's text with what cannot be encoded escaped."""
-    return text if is_text(text) else _SURROGATE.sub(lambda found: _shown(found[0]), text)
+    """The text with surrogates escaped, and all other characters unchanged; for HTML pages."""
+    return text if is_text(text) else _SURROGATE.sub(lambda match: _shown(match[0]), text)
 
 
 def marked(text: str) -> str:
-    """A text as a TOML file takes it: as it is, or escaped behind a mark."""
+    """The text for a TOML string: unchanged if it is UTF-8, else `MARK` and the escaped text."""
     return text if is_text(text) and not text.startswith(MARK) else MARK + printable(text)
 
 
 def unmarked(content: Any) -> Any:
-    """A TOML file's content with the texts that `marked` escaped."""
+    """TOML content (nested dicts and lists) with the strings that `marked` escaped restored."""
     if isinstance(content, str):
         return literal(content.removeprefix(MARK)) if content.startswith(MARK) else content
     if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Paths that certainly cannot be read or written, known before anything is computed."""
+"""Checks that find unreadable and unwritable paths before any computation starts."""
 
 import errno
 import os
@@ -16,19 +16,19 @@ def check_readable(path: str | Path) -> None:
 
 
 def write_error(folder: Path) -> OSError | None:
-    """The error that making `folder`, or a file in it, is certain to meet; None where none is."""
-    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
-    if not above.is_dir():
+    """The OSError that creating `folder`, or a file in it, would raise; None if no reason to fail is known."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
         return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    if os.access(above, os.W_OK | os.X_OK):
+    if os.access(existing, os.W_OK | os.X_OK):
         return None
-    read_only = hasattr(os, "statvfs") and os.statvfs(above).f_flag & os.ST_RDONLY
+    read_only = hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY
     number = errno.EROFS if read_only else errno.EACCES
     return OSError(number, os.strerror(number), str(folder))
 
 
 def check_file_out(file: Path | None) -> None:
-    """Raise the OSError that writing the file is certain to meet; nothing is wrong with None."""
+    """Raise the OSError that writing the file would raise; None passes."""
     if file is not None and (error := write_error(file.parent)):
         raise error
 

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and files of JSON lines."""
+"""Atomic replacement of files, and reading of JSON Lines files."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from remask.files.text import tmp_beside
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` at the end, after an error it is deleted."""
+    """Yield a temporary path beside `path`; on exit it replaces `path`, after an error it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = tmp_beside(path)
     try:
@@ -23,17 +23,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a last line that was cut off, and what is no object, is passed over."""
+    """Objects of a JSON Lines file, [] if it does not exist. Skips lines that are cut off or hold no object."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    found = []
+    objects = []
     for line in text.splitlines(keepends=True):
         try:
             content = json.loads(line) if line.endswith("\n") else None
         except json.JSONDecodeError:
             continue
         if isinstance(content, dict):
-            found.append(content)
-    return found
+            objects.append(content)
+    return objects
 
 
 __all__ = ["atomic_write", "read_json_lines"]

@@ -1,8 +1,8 @@
-"""Files of tensors that others saved, read as data: nothing in them is executed. What a file is called does not matter.
+"""Reads checkpoint files as data: no code in them is executed. The format is found by content, not by file name.
 
-safetensors, torch's zip archives, and the older form before torch 1.6. Beside its tensors a file may hold whatever its
-author had at hand (arguments, paths, numbers of numpy, settings of another package): inert stand-ins take the place of
-such things, so that weights beside them are read, and what stands in the place of a weight can be named.
+Formats: safetensors, torch's zip archives, and torch's format before 1.6. Beside tensors, a checkpoint may hold objects
+of any class (arguments, paths, numpy scalars, configurations of other packages). Inert stand-ins replace these objects,
+so that the weights can be read, and an object in the place of a weight can be named in an error.
 """
 
 import pickle
@@ -22,7 +22,7 @@ from torch import Tensor
 from remask.errors import UserError
 
 HEAD = 512
-"""Bytes at the beginning of a file that tell what it is."""
+"""Bytes read from the beginning of a file to recognise its format."""
 
 RUNNABLE = re.compile(r"(?:__builtin__|builtins|os|posix|nt|sys|subprocess|shutil|socket|runpy|importlib|webbrowser)\.")
 HARMLESS = frozenset(
@@ -41,7 +41,7 @@ HARMLESS = frozenset(
         "getattr",
     )
 )
-"""What common data names of Python's own; a stand-in takes their place as well. Enumerations come by getattr."""
+"""Builtins that pickles of plain data name; stand-ins replace them too. Enumerations are pickled with getattr."""
 
 KNOWN_AS = {
     f"numpy.{core}.multiarray.{own}": name
@@ -72,9 +72,10 @@ ENDS_OF_MARKS = ("SETITEMS", "APPENDS", "TUPLE", "LIST", "DICT", "POP_MARK", "OB
 
 
 class Foreign:
-    """What stands for an object of a class that is not loaded: it takes what pickle gives it, and does nothing.
+    """Inert stand-in for an object of a class that is not imported: accepts any arguments and state, does nothing.
 
-    kind   what is made in its place where pickle goes on to fill a list or a dictionary
+    origin  qualified name of the class in the file
+    kind    list or OrderedDict if the pickle appends or sets items on the object: it then becomes an empty one of these
     """
 
     origin = "an object"
@@ -96,13 +97,13 @@ REFUSED: Mapping[re.Pattern[str], type] = {
     re.compile(r"Can only (?:append|extend).* but got <class '([^']+)'>"): list,
     re.compile(r"Can only SETITEMS? .* but got <class '([^']+)'>"): OrderedDict,
 }
-"""How torch names what it does not take for data, and what may stand for it."""
+"""Torch's messages about a class it refuses (group 1 is its name), and the kind of stand-in that replaces it."""
 
 
 def content_of(path: Path) -> Any:
-    """What a file holds, on the CPU: mostly names and tensors, alone or under other names; `Foreign` for all the rest.
+    """Content of a checkpoint, tensors on the CPU, usually a dict; `Foreign` replaces objects of other classes.
 
-    Raises UserError, in one line, for what cannot be read, is no checkpoint, is damaged, or asks for code to be run.
+    Raises UserError, in one line, for a file that cannot be read, is no checkpoint, is damaged, or would run code.
     """
     try:
         if path.is_dir():
@@ -114,7 +115,7 @@ def content_of(path: Path) -> Any:
     if why := _no_checkpoint(path, head):
         raise UserError(f"{path} {why}")
     try:
-        with torch.device("cpu"):  # also where networks are counted on "meta"
+        with torch.device("cpu"):  # the caller may be in torch.device("meta")
             return load_file(path) if _is_safetensors(path, head) else _unpickled(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -124,7 +125,7 @@ def content_of(path: Path) -> Any:
 
 
 def described(entry: object) -> str:
-    """What an entry is that is no tensor, by the name of its type."""
+    """Type of a non-tensor entry, with an article, for error messages: "a dict", "an int"."""
     if isinstance(entry, Foreign):
         return f"a {entry.origin}"
     if isinstance(entry, type) and issubclass(entry, Foreign):
@@ -134,9 +135,9 @@ def described(entry: object) -> str:
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], where: str | Path) -> None:
-    """Raise UserError where a weight is no number, naming the first tensor and how many values and tensors there are.
+    """Raise UserError if a weight is NaN or infinite; it names the first tensor and counts its values and the tensors.
 
-    Tensors without memory pass.
+    Tensors on the "meta" device pass. where: the file or spec that the error names.
     """
     floats = {name: t for name, t in state.items() if t.is_floating_point() and not t.is_meta}
     faults = {name: count for name, t in floats.items() if (count := int((~torch.isfinite(t)).sum()))}
@@ -150,11 +151,11 @@ def refuse_non_finite(state: Mapping[str, Tensor], where: str | Path) -> None:
 
 
 def _no_checkpoint(path: Path, head: bytes) -> str | None:
-    """Why a file with this beginning holds no weights, and what to do; None where it may hold some."""
+    """Why a file that begins with `head` holds no weights, and the remedy; None if it may hold weights."""
     if not head:
         return "is empty, 0 bytes: download or copy it again"
-    if found := next((why for start, why in OTHERS.items() if head.startswith(start)), None):
-        return found
+    if reason := next((why for start, why in OTHERS.items() if head.startswith(start)), None):
+        return reason
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it and give the file inside"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB):
@@ -169,14 +170,14 @@ def _no_checkpoint(path: Path, head: bytes) -> str | None:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
-    """By the length of its header and the brace that follows, whatever the file is called."""
+    """Whether `head` is a header length (uint64) and "{", or the suffix is .safetensors and `head` is not torch's."""
     return (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000) or (
         path.suffix == ".safetensors" and not head.startswith((b"PK", *PICKLES))
     )
 
 
 def _no_torch_archive(path: Path) -> str | None:
-    """Why a zip archive is not torch's, and what to do; None where it is."""
+    """Why a zip archive is no checkpoint of torch, and the remedy; None if it is one."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -192,7 +193,7 @@ def _no_torch_archive(path: Path) -> str | None:
 
 
 def _unpickled(path: Path) -> Any:
-    """The content of a file of torch's, with a stand-in for every class that torch does not take for data."""
+    """Content of a torch file, with a stand-in for every class that `weights_only` refuses."""
     unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
     stand_ins = {name: _stand_in(path, name) for name in unknown}
     while True:
@@ -208,15 +209,15 @@ def _unpickled(path: Path) -> Any:
 
 
 def _refused(message: str) -> tuple[str | None, type]:
-    """What torch did not take for data, by its name in the file, and what kind of stand-in would do in its place."""
+    """Name of the class that torch's message says it refused, None if unknown, and the kind of stand-in to try."""
     for pattern, kind in REFUSED.items():
-        if found := pattern.search(message):
-            return found[1] if "." in found[1] else f"builtins.{found[1]}", kind
+        if match := pattern.search(message):
+            return match[1] if "." in match[1] else f"builtins.{match[1]}", kind
     return None, Foreign
 
 
 def _reason(message: str) -> str:
-    """What torch found fault with, without its advice."""
+    """The first line of torch's reason, without its advice."""
     if "persistent_load" in message:
         return "it holds a whole network, not its weights"
     lines = message.partition("WeightsUnpickler error:")[2].strip().splitlines() or message.splitlines() or ["damaged"]
@@ -224,18 +225,18 @@ def _reason(message: str) -> str:
 
 
 def _stand_in(path: Path, name: str, kind: type = Foreign) -> type[Foreign]:
-    """An inert class for what a pickle calls `name`. Raises UserError where that would be a call and no data."""
+    """An inert class for the pickle's global `name`. Raises UserError if `name` could run code."""
     if RUNNABLE.match(name) and name.rpartition(".")[2] not in HARMLESS:
         entry = _entry_of(path, name)
         where = f'its entry "{entry}"' if entry else "it"
         raise UserError(f"{path} was refused, for loading it could run code: {where} calls {name}; {CURE}")
-    module, _, own = name.rpartition(".")
-    about = {"origin": KNOWN_AS.get(name, name), "kind": kind, "__module__": module}
-    return type(own, (Foreign,), about)
+    module, _, class_name = name.rpartition(".")
+    attributes = {"origin": KNOWN_AS.get(name, name), "kind": kind, "__module__": module}
+    return type(class_name, (Foreign,), attributes)
 
 
 def _entry_of(path: Path, name: str) -> str | None:
-    """The entry under which a file names a class or function; None where it names that outside of any dictionary."""
+    """Key of the outermost dictionary under which the pickle names a global; None if it does so outside of it."""
     depth, outermost, entry = 0, -1, None
     for operation, argument in _operations(path):
         if outermost < 0 and operation not in BEGINNING:
@@ -252,14 +253,14 @@ def _entry_of(path: Path, name: str) -> str | None:
 
 
 def _operations(path: Path) -> Iterator[tuple[str, Any]]:
-    """The instructions of a file's pickle, which are read and not followed."""
+    """(opcode name, argument) of the file's pickle, disassembled and not executed."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             yield from ((code.name, argument) for code, argument, _ in pickletools.genops(archive.read(member)))
         return
     with open(path, "rb") as file:
-        for _ in range(3):  # a magic number, a version and the sizes of numbers come before it
+        for _ in range(3):  # pickles of a magic number, a version and the sizes of types come first
             for _ in pickletools.genops(file):
                 pass
         yield from ((code.name, argument) for code, argument, _ in pickletools.genops(file))

@@ -1,4 +1,4 @@
-"""Small text files as people's tools write them: any Unicode encoding that states itself, any line ends, JSON, TOML."""
+"""Reads small text files: UTF-8, or UTF-16/32 with a byte order mark, with any line ends; also JSON and TOML."""
 
 import codecs
 import hashlib
@@ -12,24 +12,24 @@ from remask.errors import UserError
 from remask.files.escaping import unmarked
 
 LONGEST = 255
-"""Bytes of a file's name at most, on all usual systems."""
+"""Maximum length of a file name in bytes, on all common file systems."""
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which begins alike
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's mark, which is a prefix of this one
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-"""Byte order marks, and what they announce (The Unicode Standard, section 23.8)."""
+"""Byte order marks and their encodings (The Unicode Standard, section 23.8)."""
 
 
 def decoded(data: bytes, where: str, *, names: bool = False) -> str:
     """The text of a file, without its byte order mark, every line end as a line feed.
 
-    where   the file, for a person
-    names   it holds file names, whose bytes need not be UTF-8: odd ones become surrogates, as in `os.fsdecode`
-    Raises UserError, with the number of the line, for bytes that are no text.
+    where   the file, as errors name it
+    names   the text holds file names, which need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`
+    Raises UserError, with the line number, for bytes that do not decode.
     """
     mark, encoding = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", "utf-8"))
     content = data[len(mark) :]
@@ -60,7 +60,7 @@ def read_json(path: str | Path, where: str | None = None) -> Any:
 
 
 def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
-    """The content of a TOML file, with what `escaping.marked` wrote unescaped.
+    """The content of a TOML file; strings that `escaping.marked` wrote are unescaped.
 
     Raises OSError, UserError for bytes that are no text, tomllib.TOMLDecodeError.
     """
@@ -69,7 +69,7 @@ def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
 
 
 def tmp_beside(file: Path) -> Path:
-    """The hidden file beside `file` that takes its name once it is complete; no longer than a name may be."""
+    """Path of the hidden temporary file that replaces `file` once complete; its name is at most LONGEST bytes."""
     name = f".{file.name}.part"
     if len(os.fsencode(name)) > LONGEST:
         name = f".{hashlib.blake2b(os.fsencode(file.name), digest_size=16).hexdigest()}.part"

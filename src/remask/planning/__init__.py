@@ -1,5 +1,5 @@
-"""What a recipe will cost, before anybody pays: counted on tensors without memory, or rehearsed on this machine.
+"""The cost of a recipe before training: counted on tensors without memory, or measured by a few steps.
 
-devices.py   data sheets of common GPUs     anatomy.py    parameters, FLOPs and bytes, exact and on no device
-rehearsal.py a few real steps in a process of their own, and a line through them     parts.py  accumulate = "auto"
+devices.py    data sheets of common GPUs             anatomy.py        parameters, FLOPs, bytes; needs no device
+rehearsal.py  a few real steps in their own process  micro_batches.py  accumulate = "auto"
 """

@@ -1,7 +1,7 @@
-"""A recipe's parameters, FLOPs and bytes, counted on tensors that have shapes and no memory. Nothing is estimated.
+"""A recipe's parameters, FLOPs and bytes, counted exactly on tensors that have shapes but no memory.
 
-Bytes are those of a step's live tensors, followed operation by operation through forward and backward at the very batch
-size. An allocator's gaps, a library's work space and what a CUDA context takes are not in them.
+Bytes are those of a step's live tensors, tracked operation by operation through forward and backward at the given batch
+size. They exclude fragmentation of the allocator, work space of libraries, and the CUDA context.
 """
 
 import weakref
@@ -23,7 +23,10 @@ MB = 2**20
 
 
 class Anatomy(NamedTuple):
-    """Parameters, and GFLOP of one image in all its views. Frozen teachers are in neither count of parameters."""
+    """Counts of parameters, and GFLOP of one image in all its views. Parameters exclude those of frozen teachers.
+
+    backbone, total, trained   numbers of parameters     forward, training   GFLOP per image
+    """
 
     backbone: int
     total: int
@@ -34,9 +37,10 @@ class Anatomy(NamedTuple):
 
 
 class PeakMemory(NamedTuple):
-    """MB of one device at the peak of a step. The first four are alive then; `rest` is gradients and transient tensors.
+    """MiB on one device at the peak of a step; their sum is the peak.
 
-    activations     saved for the backward pass, whole at the end of the forward one
+    optimizer     two fp32 moments of Adam     activations   saved for backward, measured at the end of forward
+    rest          gradients and transient tensors
     """
 
     weights: float
@@ -51,10 +55,10 @@ class PeakMemory(NamedTuple):
 
 
 def anatomy(recipe: Recipe) -> Anatomy:
-    """Raises UserError where the recipe cannot be built, for a file of weights that is not there for instance."""
+    """Counts of the recipe's method. Raises UserError if it cannot be built, e.g. for a missing file of weights."""
     method = _on_meta(recipe)
     forward, targets = _flops(method, recipe)
-    again = 1 if recipe.runtime.checkpointing else 0  # at most: heads and embeddings are not done again
+    again = 1 if recipe.runtime.checkpointing else 0  # upper bound: heads and embeddings are not recomputed
     # 3 times forward: the counter sees a grouped convolution's backward as if it were dense
     training = (3 + again) * (forward - targets) + targets
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
@@ -63,7 +67,7 @@ def anatomy(recipe: Recipe) -> Anatomy:
 
 
 def peak_memory(recipe: Recipe, batch: int, micro_batches: int, dtype: torch.dtype) -> PeakMemory:
-    """Memory at the peak of a step with `batch` images, under autocast to `dtype` as on a CPU, with attention fused."""
+    """Peak memory of a step of `batch` images in `micro_batches`, with CPU autocast to `dtype` and fused attention."""
     method, size = _on_meta(recipe), recipe.data.image_size
     if recipe.runtime.checkpointing:
         checkpoint_blocks(method)
@@ -76,20 +80,20 @@ def peak_memory(recipe: Recipe, batch: int, micro_batches: int, dtype: torch.dty
             weights = live.now
             images = torch.zeros(batch, recipe.data.channels, *size, dtype=torch.uint8)
             pixels, activations = live.now - weights, 0
-            for _ in range(min(micro_batches, 2)):  # the second slice meets the gradients of the first
+            for _ in range(min(micro_batches, 2)):  # the second one runs beside the gradients of the first
                 before, chunk = live.now, images.tensor_split(micro_batches)[0]
                 with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
                     loss = method(chunk)["total"]
                 activations = live.now - before
                 loss.backward()
                 del loss
-    moments = 8 * sum(p.numel() for p in method.parameters() if p.requires_grad)  # fp32, two of them
+    moments = 8 * sum(p.numel() for p in method.parameters() if p.requires_grad)  # two fp32 moments
     rest = live.peak - weights - pixels - activations
     return PeakMemory(*(count / MB for count in (weights, moments, pixels, activations, rest)))
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the storages that operations made and that are still there, now and at most."""
+    """Bytes of live storages that operations created: `now`, and `peak` so far."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,17 +108,17 @@ class Live(TorchDispatchMode):
         return out
 
     def note(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once, until it is gone."""
+        """Count a tensor's storage once, until it is freed."""
         storage = tensor.untyped_storage()
-        place, size = storage._cdata, storage.nbytes()
-        if place not in self.known:
-            self.known[place] = weakref.finalize(storage, self._gone, place, size)
+        address, size = storage._cdata, storage.nbytes()
+        if address not in self.known:
+            self.known[address] = weakref.finalize(storage, self._gone, address, size)
             self.now += size
             self.peak = max(self.peak, self.now)
 
-    def _gone(self, place: int, size: int) -> None:
+    def _gone(self, address: int, size: int) -> None:
         self.now -= size
-        self.known.pop(place, None)
+        self.known.pop(address, None)
 
 
 def _on_meta(recipe: Recipe) -> Method:
@@ -123,7 +127,7 @@ def _on_meta(recipe: Recipe) -> Method:
 
 
 def _flops(method: Method, recipe: Recipe) -> tuple[int, int]:
-    """Forward FLOPs of one image, and those of its targets among them."""
+    """Forward FLOPs of one image, and the share of them that computes the targets."""
     with torch.device("meta"), torch.no_grad():
         image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
         views = method.draw(image)
@@ -136,7 +140,7 @@ def _flops(method: Method, recipe: Recipe) -> tuple[int, int]:
 
 
 def _networks(method: Method) -> Iterator[nn.Module]:
-    """The method, and the frozen networks that its targets hold beside it."""
+    """The method, and the frozen networks of its targets, which are not its submodules."""
     yield method
     for target in {module for branch in method.branches for module in branch.target.modules()}:  # type: ignore[attr-defined]
         yield from getattr(target, "networks", ())
@@ -149,16 +153,16 @@ def _owned(method: Method) -> Iterator[Tensor]:
 
 
 def _materialise(method: Method) -> None:
-    """Give every parameter and buffer a (fake) CPU tensor; what was shared stays shared."""
-    made: dict[Tensor, Tensor] = {}
+    """Replace every parameter and buffer by a (fake) CPU tensor; shared ones stay shared."""
+    replaced: dict[Tensor, Tensor] = {}
     for module in (module for network in _networks(method) for module in network.modules()):
         for table in (module._parameters, module._buffers):
             for name, old in table.items():
-                if old is not None and old not in made:
+                if old is not None and old not in replaced:
                     new = torch.empty(old.shape, dtype=old.dtype)
-                    made[old] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                    replaced[old] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
                 if old is not None:
-                    table[name] = made[old]  # type: ignore[assignment]
+                    table[name] = replaced[old]  # type: ignore[assignment]
 
 
 __all__ = ["Anatomy", "PeakMemory", "anatomy", "peak_memory"]

@@ -1,4 +1,4 @@
-"""Data sheets: dense bf16 peaks without sparsity (fp16 where a device has no bf16), and memory as it is sold."""
+"""Data sheets of GPUs: peak of dense bf16 products without sparsity (fp16 if there is no bf16), nominal memory."""
 
 import difflib
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from remask.errors import UserError
 
 
 class Device(NamedTuple):
-    """tflops: dense peak of matrix products, 10¹² FLOP/s     gigabytes: 10⁹ bytes of memory."""
+    """tflops: dense peak of matrix products, 10¹² FLOP/s     gigabytes: memory in 10⁹ bytes."""
 
     name: str
     tflops: float
@@ -15,7 +15,7 @@ class Device(NamedTuple):
 
     @property
     def megabytes(self) -> float:
-        """In MiB, as memory is counted everywhere else."""
+        """Memory in MiB, the unit of all other modules."""
         return self.gigabytes * 1e9 / 2**20
 
 
@@ -34,18 +34,18 @@ DEVICES = {
 }
 
 MFU = 0.35
-"""Share of the peak that training is assumed to reach: an assumption, and printed as one."""
+"""Assumed share of the peak that training reaches (model FLOPs utilisation); printed as an assumption."""
 
 
 def is_this_machine(name: str) -> bool:
-    """Whether a name means the machine at hand, and no data sheet."""
+    """Whether a name means a device of this machine, not a data sheet."""
     return name.partition(":")[0] in ("auto", "cpu", "cuda", "mps")
 
 
 def device(name: str) -> Device:
-    """By name, in any case. Raises UserError for one that is not in the table."""
-    if found := DEVICES.get(name.lower()):
-        return found
+    """The data sheet by name, case-insensitive. Raises UserError for an unknown name."""
+    if sheet := DEVICES.get(name.lower()):
+        return sheet
     near = difflib.get_close_matches(name.lower(), DEVICES, n=1)
     raise UserError(
         f"no data sheet of {name!r}{f'; did you mean {near[0]}?' if near else ''}; known: {', '.join(DEVICES)}, "

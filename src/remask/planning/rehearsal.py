@@ -1,7 +1,7 @@
-"""A recipe rehearsed on this machine: a few real steps in a fresh process, which holds what `remask pretrain` does.
+"""Measures a recipe on this machine: a few real steps in a fresh process that imports what `remask pretrain` does.
 
-Two small batches give a line, of memory and of time, that is then read at the recipe's batch. Pictures that stay in
-memory once they are decoded come with the epoch, not with the batch: they are left out of the line, and added.
+Two small batches give a line for memory and one for time, extrapolated to the recipe's batch. The cache of decoded
+images grows with the epoch, not with the batch: it is off during the steps, and added afterwards.
 """
 
 import json
@@ -21,17 +21,17 @@ from remask.images.sources.opening import open_source
 from remask.recipe import Recipe
 
 STEPS = 5
-"""Of a rehearsal; the first, in which memory is taken and the optimizer makes its state, is not timed."""
+"""Steps of a dry run; the first one, which allocates memory and the optimizer's state, is not timed."""
 
 WORK = 150.0
-"""Training GFLOP that the larger rehearsed batch may have a step: seconds on one core."""
+"""Maximum training GFLOP per step of the larger dry run: a few seconds on one core."""
 
 PHOTOGRAPH = (375, 500)
-"""Height and width of the pictures that stand in for photographs: ImageNet's median, roughly."""
+"""Height and width of the substitute photographs in pixels: roughly ImageNet's median."""
 
 
 class DryRun(NamedTuple):
-    """What steps of a batch took: wall and processor seconds of one (medians), MB at the peak of the process."""
+    """Measurements of a dry run: median wall and CPU seconds of a step, peak memory of the process in MiB."""
 
     batch: int
     seconds: float
@@ -40,9 +40,9 @@ class DryRun(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """The line through two rehearsals, and what a larger batch is then expected to take.
+    """Linear extrapolation from two dry runs to larger batches.
 
-    image_mb   of an image of a batch     kept_mb   of all pictures that stay decoded in memory
+    image_mb   MiB of one uint8 image of a batch     kept_mb   MiB of the cache of decoded images
     """
 
     small: DryRun
@@ -55,28 +55,31 @@ class Forecast(NamedTuple):
         return max(self.large.peak_mb - self.small.peak_mb, 0.0) / (self.large.batch - self.small.batch)
 
     def memory_mb(self, batch: int, micro_batches: int = 1) -> float:
-        """Peak of a process that trains with `batch` images in `micro_batches` slices."""
+        """Peak MiB of a process that trains with `batch` images in `micro_batches`."""
         share = -(-batch // micro_batches)
         beyond = self.large.peak_mb + (share - self.large.batch) * self.mb_per_image
         return beyond + (batch - share) * self.image_mb + self.kept_mb
 
     def seconds(self, batch: int, micro_batches: int = 1) -> float:
-        """Wall time of such a step."""
-        return micro_batches * self._read(batch / micro_batches, self.small.seconds, self.large.seconds)
+        """Wall seconds of a step of `batch` images in `micro_batches`."""
+        return micro_batches * self._extrapolate(batch / micro_batches, self.small.seconds, self.large.seconds)
 
     def cpu_seconds(self, batch: int, micro_batches: int = 1) -> float:
-        """Its processor time."""
-        return micro_batches * self._read(batch / micro_batches, self.small.cpu_seconds, self.large.cpu_seconds)
+        """CPU seconds of a step of `batch` images in `micro_batches`."""
+        return micro_batches * self._extrapolate(batch / micro_batches, self.small.cpu_seconds, self.large.cpu_seconds)
 
-    def _read(self, batch: float, small: float, large: float) -> float:
-        """The line, never below half nor above 1.1 of the larger batch's time an image: timings are noisy."""
+    def _extrapolate(self, batch: float, small: float, large: float) -> float:
+        """Seconds at `batch`; the slope is clipped to 0.5-1.1 of the larger run's time per image (noisy timings)."""
         each = large / self.large.batch
         slope = (large - small) / (self.large.batch - self.small.batch)
         return large + (batch - self.large.batch) * min(max(slope, each / 2), 1.1 * each)
 
 
 def forecast(recipe: Recipe, batch: int, gflops: float) -> Forecast:
-    """Rehearse two batches below `batch`, the larger of at most WORK; `gflops` are those of training an image."""
+    """The forecast from dry runs of two batches below `batch`, the larger of at most `WORK`.
+
+    gflops   training GFLOP of one image. Raises UserError if a dry run fails.
+    """
     large = max(2, min(batch // 2, round(WORK / max(gflops, 1e-9)), 256))
     small = max(1, large // 3)
     data = recipe.data
@@ -85,7 +88,7 @@ def forecast(recipe: Recipe, batch: int, gflops: float) -> Forecast:
 
 
 def kept_mb(recipe: Recipe) -> float:
-    """MiB of the source's decoded pictures, once training on a CPU has seen all, where data.keep keeps them."""
+    """MiB of the cache of decoded images after an epoch on a CPU; 0 if data.keep caches none in memory."""
     data = recipe.data
     if not data.source or data.reduced or not _in_memory(recipe):
         return 0.0
@@ -95,33 +98,33 @@ def kept_mb(recipe: Recipe) -> float:
 
 
 def _in_memory(recipe: Recipe) -> bool:
-    """Whether it is the processor's memory that pictures may be kept in; a device has them before the first step."""
+    """Whether the cache of decoded images is in CPU memory; a cache on a device is filled before the first step."""
     gpu = recipe.runtime.device != "cpu" and torch.cuda.is_available()
     return not gpu and recipe.data.keep in ("auto", "ram")
 
 
 def dry_run(recipe: Recipe, batch: int, micro_batches: int = 1, steps: int = STEPS) -> DryRun:
-    """Train `steps` steps in a fresh process. Raises UserError with what it says where it fails."""
+    """Train `steps` steps in a fresh process and measure them. Raises UserError, with its last line, if it fails."""
     if _in_memory(recipe):
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"keep": "never"})})
     with tempfile.TemporaryDirectory(prefix="remask-plan-") as folder:
         source = images_for(recipe, batch * steps, Path(folder) / "pictures")
         request = {"recipe": recipe.model_dump(mode="json"), "batch": batch, "parts": micro_batches, "steps": steps}
         request |= {"source": source, "run": str(Path(folder) / "run")}
-        # all that a real run holds in memory, and the command line did not import it here
+        # import all modules of a real run, for their memory counts
         code = "import remask.cli.main, remask.commands.pretraining; from remask.planning.steps import main; main()"
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        process = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    if process.returncode:
+        why = (process.stderr.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
         raise UserError(f"a rehearsal with a batch of {batch} failed: {why}")
-    return DryRun(batch, **json.loads(done.stdout.splitlines()[-1]))
+    return DryRun(batch, **json.loads(process.stdout.splitlines()[-1]))
 
 
 def images_for(recipe: Recipe, count: int, folder: Path) -> str:
-    """The recipe's own source where it has enough pictures for an epoch of these steps; else photographs in a folder.
+    """Spec of a source of at least `count` images: the recipe's if large enough, else JPEG photographs in `folder`.
 
-    Pictures for small images are of their size, others of PHOTOGRAPH: decoding is part of a step.
+    Photographs are of `PHOTOGRAPH` size, or of data.image_size if that is below 128: a step includes decoding.
     """
     data = recipe.data
     if data.source and len(open_source(data.source, limit=data.limit, exclude=data.exclude)) >= count:

@@ -1,4 +1,4 @@
-"""The process of a rehearsal: reads what to do from standard input, trains a few steps, prints what they took."""
+"""The process of a dry run: reads a request (JSON) from stdin, trains a few steps, prints their measurements."""
 
 import itertools
 import json
@@ -19,13 +19,13 @@ from remask.training.runtime import resolve
 
 
 class Stopwatch:
-    """A console that notes when it is told of a step."""
+    """A console that records wall and CPU time at every update."""
 
     def __init__(self) -> None:
-        self.told = [(time.perf_counter(), time.process_time())]
+        self.times = [(time.perf_counter(), time.process_time())]
 
     def update(self, step: int, words: str) -> None:
-        self.told.append((time.perf_counter(), time.process_time()))
+        self.times.append((time.perf_counter(), time.process_time()))
 
     def say(self, line: str) -> None: ...
 
@@ -35,13 +35,13 @@ class Stopwatch:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def median(self, clock: int) -> float:
-        """Of the seconds between two steps, the first of all left out: 0 is wall time, 1 the processor's."""
-        times = [moment[clock] for moment in self.told[1:]]
-        return statistics.median(after - before for before, after in itertools.pairwise(times))
+        """Median seconds between steps, without the first; clock 0 is wall time, 1 CPU time."""
+        seconds = [moment[clock] for moment in self.times[1:]]
+        return statistics.median(after - before for before, after in itertools.pairwise(seconds))
 
 
 def main() -> None:
-    """Whatever is wrong is one line on standard error and exit code 2."""
+    """Run the request on stdin; a UserError becomes one line on stderr and exit code 2."""
     try:
         print(json.dumps(dry_run_steps(json.load(sys.stdin))))
     except UserError as error:
@@ -50,7 +50,10 @@ def main() -> None:
 
 
 def dry_run_steps(request: dict[str, Any]) -> dict[str, float]:
-    """{"seconds", "cpu_seconds", "peak_mb"} of what was asked for, in a new run folder."""
+    """{"seconds", "cpu_seconds", "peak_mb"} of a step, trained in a new run folder.
+
+    request   {"recipe": recipe as JSON, "batch", "parts": micro-batches, "steps", "source": spec, "run": folder}
+    """
     recipe = shortened(Recipe.model_validate(request["recipe"]), request)
     settings, run = recipe.runtime, RunFolder(Path(request["run"]))
     runtime = resolve(settings.device, recipe.optim.precision, settings.compile, settings.threads)
@@ -63,7 +66,7 @@ def dry_run_steps(request: dict[str, Any]) -> dict[str, float]:
 
 
 def shortened(recipe: Recipe, request: dict[str, Any]) -> Recipe:
-    """The recipe for a few steps of another batch: nothing else of it changes, and no step saves or probes."""
+    """The recipe with the request's source, batch and steps, without saving and probing; see `dry_run_steps`."""
     changes: dict[str, dict[str, Any]] = {
         "data": {"source": request["source"]},
         "optim": {"batch_size": request["batch"], "max_steps": request["steps"]},

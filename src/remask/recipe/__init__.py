@@ -1,9 +1,9 @@
 """Recipes: a TOML file ⇄ one strict, frozen, typed configuration. Nothing here imports torch.
 
-sections.py, schedule.py and distill.py say which keys there are and what they may hold, schema.py what fits together,
-used.py which keys a recipe leaves without use, load.py and layers.py read and merge (recipe < environment < flags),
-messages.py says what is wrong, write.py writes the resolved recipe back, variants.py derives one recipe from another
-(--method, --smoke).
+sections.py, schedule.py and distill.py define the keys and their values, schema.py checks combinations of keys, used.py
+finds keys that have no effect in a recipe, load.py and layers.py read and merge (recipe < environment < flags),
+messages.py formats errors, write.py writes the resolved recipe, variants.py derives one recipe from another (--method,
+--smoke).
 """
 
 from remask.recipe.load import load_recipe, parse_settings

@@ -29,7 +29,7 @@ class TeacherSection(Section):
     std: list[Deviation] | None = Field(default=None, description="And deviation per channel.")
 
     def stated(self) -> list[str]:
-        """The keys that the recipe sets, as messages name them, in the order of this section."""
+        """Dotted names of the keys that the recipe sets, in the order of this section."""
         return [f"distill.teachers.{key}" for key in type(self).model_fields if key in self.model_fields_set]
 
     @model_validator(mode="after")
@@ -62,7 +62,7 @@ class DistillSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _sources(cls, value: Any) -> Any:
-        """A teacher may be given by its source alone."""
+        """Accept a teacher that is only a source, as text."""
         if isinstance(value, dict) and isinstance(teachers := value.get("teachers"), list):
             return {**value, "teachers": [{"source": t} if isinstance(t, str) else t for t in teachers]}
         return value

@@ -1,4 +1,4 @@
-"""Layers of recipe keys, files first and flags last: how they merge, and what one of them sets in vain."""
+"""Layers of recipe keys, files first and flags last: merging them, and checking for keys without effect."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from remask.recipe.used import complaint
 from remask.recipe.values import SHORTHANDS
 
 Layer = tuple[str, dict[str, Any]]
-"""Where keys come from, as an error names it, and the keys."""
+"""(origin of keys, as errors name it; the keys as nested tables)."""
 
 
 def merge(base: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """`patch` over `base`, key by key. "off" unsets a key or removes a section; "on" keeps a section or adds it."""
+    """`base` updated by `patch`, recursively. "off" unsets a key or removes a section; "on" keeps or adds a section."""
     merged = dict(base)
     for key, value in patch.items():
         if value == "off" or (key in OPTIONAL and value is False):
@@ -24,24 +24,24 @@ def merge(base: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(value, Mapping):
             old = SHORTHANDS.get(old, {}) if isinstance(old, str) else old
-            kept = dict(old) if isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind")) else {}
-            merged[key] = merge(kept, value)  # a target of another kind starts anew
+            inherited = dict(old) if isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind")) else {}
+            merged[key] = merge(inherited, value)  # a target of another kind inherits no keys
         else:
             merged[key] = value
     return merged
 
 
 def warmup_share(layers: Sequence[Layer], files: int) -> list[Layer]:
-    """A run made longer or shorter by a flag warms up for the same share of it, unless the warm-up was given too."""
+    """A layer that keeps the files' share of warm-up if flags change the epochs but not the warm-up; else []."""
 
     def last(key: str, among: Sequence[Layer]) -> Any:
         found = [optim[key] for _, values in among if isinstance(optim := values.get("optim"), dict) and key in optim]
         return found[-1] if found else None
 
     planned, warmup = last("epochs", layers[:files]), last("warmup_epochs", layers[:files])
-    epochs, given = last("epochs", layers[files:]), last("warmup_epochs", layers[files:])
+    epochs, given_warmup = last("epochs", layers[files:]), last("warmup_epochs", layers[files:])
     numbers = all(isinstance(n, int | float) for n in (planned, warmup, epochs))
-    if not numbers or given is not None or not planned:
+    if not numbers or given_warmup is not None or not planned:
         return []
     return [("", {"optim": {"warmup_epochs": round(warmup * epochs / planned, 3)}})]
 
@@ -54,7 +54,7 @@ def nest(path: str, value: Any) -> dict[str, Any]:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of the keys that hold a value; an empty table is one."""
+    """Yields the dotted paths of all values; an empty table counts as a value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -63,28 +63,28 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def refuse_unused(schema: type[Any], recipe: Any, layers: Sequence[Layer], files: int, kept: Container[str]) -> None:
-    """Raise UserError for a key that is set in vain, where it is set.
+    """Raise UserError for a key that has no effect in the layer that sets it.
 
-    A file is judged as it stands, with what it extends: what it says for its own method may be of no use to the method
-    of a child or of a flag, and is then inherited in vain. Variables and flags are judged by the whole recipe.
+    A file is checked together with the files it extends: a key for its own method may have no effect with the method of
+    a child or a flag, and is then silently inherited. Variables and flags are checked against the full recipe.
 
-    files   so many layers are files
-    kept    files that are passed over: what a run keeps of its recipe may hold every key
+    files   number of layers that are files
+    kept    origins that are not checked: the recipe.toml of a run may set every key
     """
-    merged, waiting = {"name": ""}, dict[str, str]()
+    merged, pending = {"name": ""}, dict[str, str]()
     for number, (where, values) in enumerate(layers, 1):
         merged = merge(merged, values)
-        waiting |= {key: where for key in leaves(values) if where not in kept and not _unset(values, key)}
-        judged = _valid(schema, merged) if number <= files else recipe if number == len(layers) else None
-        if judged is None:  # a file that only a child makes whole, or a flag with others behind it
+        pending |= {key: where for key in leaves(values) if where not in kept and not _unset(values, key)}
+        checked = _valid(schema, merged) if number <= files else recipe if number == len(layers) else None
+        if checked is None:  # a file that is valid only with its child, or a flag before the last
             continue
-        if found := complaint(judged, waiting):
-            fail(found[1] + (f" ({waiting[found[0]]})" if waiting[found[0]] else ""))
-        waiting = {}
+        if problem := complaint(checked, pending):
+            fail(problem[1] + (f" ({pending[problem[0]]})" if pending[problem[0]] else ""))
+        pending = {}
 
 
 def _valid(schema: type[Any], values: Mapping[str, Any]) -> Any:
-    """The recipe of these keys; None where they are none yet."""
+    """The recipe of these keys; None if they are not valid."""
     try:
         return schema.model_validate(values)
     except ValidationError:
@@ -92,7 +92,7 @@ def _valid(schema: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def _unset(values: Any, key: str) -> bool:
-    """Whether a dotted key is only taken back."""
+    """Whether the value of a dotted key unsets it."""
     for name in key.split("."):
         values = values[name]
     return values in ("off", None) or (key in OPTIONAL and values is False)

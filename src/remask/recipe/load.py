@@ -1,4 +1,4 @@
-"""Reading recipes: `extends`, environment and flags, merged key by key; every mistake is one line that says where."""
+"""Reading recipes: `extends`, environment and flags, merged key by key; errors are one line and name the origin."""
 
 import os
 import tomllib
@@ -20,7 +20,7 @@ NOT_KEYS = ("REMASK_CACHE", "REMASK_GOLDEN")
 """Environment variables that are not recipe keys."""
 
 ABOUT = ("name", "title", "table", "expected", "command", "cost", "notes")
-"""What a file says of itself: `extends` does not pass it on, for another recipe's number is not this one's."""
+"""Keys that describe a recipe; `extends` does not inherit them, for published numbers belong to one recipe."""
 
 
 def load_recipe(
@@ -32,9 +32,9 @@ def load_recipe(
     """A shipped recipe by name, or a TOML file, with `extends` followed. Recipe < environment < overrides.
 
     overrides    {"optim.epochs": 1, "dm": "off"} with values of the right type, or texts, ["optim.epochs=1"]
-    environment  where REMASK_SECTION__KEY is looked up; the process's own by default, {} for none
-    strict       refuse what a file or a flag sets in vain; a run's own recipe.toml may hold such keys
-    Raises UserError: unknown recipe or key, wrong value, broken or missing file, a circle of `extends`, a key that the
+    environment  variables REMASK_SECTION__KEY; None: those of the process, {}: none
+    strict       refuse keys without effect in files and flags; the recipe.toml of a run may contain them
+    Raises UserError: unknown recipe or key, wrong value, broken or missing file, circular `extends`, a key that the
     chosen method or backbone does not use.
     """
     return load(Recipe, PRETRAIN, name_or_path, overrides, environment, strict)
@@ -48,7 +48,7 @@ def load(
     environment: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> Any:
-    """`load_recipe` for any schema, whose shipped recipes lie in `folder`. Keys without use are at their defaults."""
+    """`load_recipe` for any schema with shipped recipes in `folder`. Keys without effect are reset to defaults."""
     place = locate(str(name_or_path), Path(), folder)
     files = _files(place, (), folder)
     layers = [*files, *_variables(os.environ if environment is None else environment)]
@@ -71,8 +71,8 @@ def load(
     except ValidationError as error:
         fail(first_problem(error, known, origin))
     if strict:
-        kept = {where for where, _ in files if _of_run(Path(where))}
-        refuse_unused(schema, recipe, layers, len(files), kept)
+        of_runs = {where for where, _ in files if _of_run(Path(where))}
+        refuse_unused(schema, recipe, layers, len(files), of_runs)
     recipe = reset(recipe)
     if isinstance(recipe, Recipe):
         recipe = with_paper(with_command(recipe) if place.path.is_relative_to(folder) else recipe)
@@ -80,7 +80,7 @@ def load(
 
 
 def _files(place: Place, children: tuple[Path, ...], folder: Path) -> list[Layer]:
-    """The file and what it extends, parents first."""
+    """Layers of a file and the files it extends, parents first. children: files on the way, to detect circles."""
     path, row = place
     if path.resolve() in [child.resolve() for child in children]:
         fail(f"recipes extend each other in a circle: {' → '.join(file.name for file in (*children, path))}")
@@ -104,7 +104,7 @@ def _files(place: Place, children: tuple[Path, ...], folder: Path) -> list[Layer
 
 
 def _variables(environment: Mapping[str, str]) -> list[Layer]:
-    """REMASK_OPTIM__EPOCHS=1 -> optim.epochs."""
+    """Layers of environment variables: REMASK_OPTIM__EPOCHS=1 -> optim.epochs."""
     names = sorted(name for name in environment if name.startswith("REMASK_") and name not in NOT_KEYS)
     if empty := [name for name in names if not environment[name].strip()]:
         fail(f"{empty[0]} is empty: give it a value, or unset it")
@@ -124,7 +124,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A TOML value where it is one, else the text itself."""
+    """The text parsed as a TOML value, or else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -134,5 +134,5 @@ def _value(text: str) -> Any:
 
 
 def _of_run(path: Path) -> bool:
-    """Whether a file is what a run keeps of its recipe."""
+    """Whether a file is the recipe.toml of a run folder."""
     return path.name == "recipe.toml" and (path.parent / "env.json").is_file()

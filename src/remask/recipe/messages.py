@@ -1,4 +1,4 @@
-"""What is said of a recipe that does not load: one line, which names the key, the wish and the place."""
+"""Error messages for invalid recipes: one line with the key, the expected value and the origin."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from remask.errors import UserError
 
 OPTIONAL = ("dm", "jd", "distill", "progress", "probe")
-"""Sections that "on" and "off" switch."""
+"""Sections that "on" and "off" turn on and off."""
 
 WANTED = {
     "int_type": "a whole number",
@@ -27,39 +27,46 @@ WANTED = {
     "less_than_equal": "at most {le:g}",
     "literal_error": "{expected}",
 }
-"""pydantic's error types as the end of "must be …"."""
+"""pydantic's error type → end of "must be …"."""
 
 
 def nearest_key(key: str, known: Iterable[str], where: str = "") -> str:
-    """What to type instead: the key that is most alike as a whole, or by its last part (`epochs` -> optim.epochs).
+    """A suggestion for an unknown key: the most similar one, in full or by its last part (`epochs` -> optim.epochs).
 
-    where   a file, or the variable REMASK_… in which the key was met
+    where   the origin of the key: a file, or a variable REMASK_…
     """
     variable = where.startswith("REMASK_")
     words = [*known, *(("cache",) if variable else ())]
-    section, _, own = key.rpartition(".")
-    within = [word.rpartition(".")[2] for word in words if section and word.rpartition(".")[0] == section]
+    section, _, name = key.rpartition(".")
+    keys_of_section = [word.rpartition(".")[2] for word in words if section and word.rpartition(".")[0] == section]
 
-    def likeness(candidate: str) -> tuple[float, float]:
+    def score(candidate: str) -> tuple[float, float]:
         inner, _, last = candidate.rpartition(".")
-        same = difflib.SequenceMatcher(None, own, last).ratio()
-        alike = difflib.SequenceMatcher(None, key.replace("_", "."), candidate.replace("_", ".")).ratio()
-        return max(same if inner == section else alike, 0.95 * same), alike
+        last_similarity = difflib.SequenceMatcher(None, name, last).ratio()
+        similarity = difflib.SequenceMatcher(None, key.replace("_", "."), candidate.replace("_", ".")).ratio()
+        return max(last_similarity if inner == section else similarity, 0.95 * last_similarity), similarity
 
-    best = max(words, key=likeness)
-    if likeness(best)[0] < 0.6:
-        return f"[{section}] has {', '.join(within)}" if within else "remask show RECIPE prints the keys"
+    best = max(words, key=score)
+    if score(best)[0] < 0.6:
+        return (
+            f"[{section}] has {', '.join(keys_of_section)}" if keys_of_section else "remask show RECIPE prints the keys"
+        )
     spelt = f"REMASK_{best.upper().replace('.', '__')}"
-    joined = variable and "." not in key and key.startswith(f"{best.partition('.')[0]}_")  # one stroke where two belong
+    joined = (
+        variable and "." not in key and key.startswith(f"{best.partition('.')[0]}_")
+    )  # a single underscore instead of two
     return f"did you mean {spelt if joined or best == 'cache' else best}?"
 
 
 def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapping[str, str]) -> str:
-    """The first problem in one line, and how many more there are."""
+    """A line about the first problem, with the number of further ones.
+
+    known    {key: help}     origin   {key: where it was set}
+    """
     problems: dict[str, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         path = ""
-        for step in details["loc"]:  # what follows the key: an index, or the arm of a union
+        for step in details["loc"]:  # a key may be followed by an index, or the arm of a union
             path = longer if (longer := f"{path}.{step}".lstrip(".")) in known else path
         problems.setdefault(path, []).append(details)
     path, arms = next(iter(problems.items()))
@@ -68,12 +75,14 @@ def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapp
         line = f'{path} is missing: {known[path]} Add it, or start from a recipe with extends = "mae-vit-b"'
     elif first["type"] == "value_error":
         sentence = str(first["ctx"]["error"])
-        own = f"{path}.{sentence.partition(' ')[0].rstrip(',')}" in known  # it begins with a key of its section
-        line = f"{path}.{sentence}" if own else f"{path}: {sentence}" if "." in path else sentence
+        names_key = (
+            f"{path}.{sentence.partition(' ')[0].rstrip(',')}" in known
+        )  # the sentence begins with a key of the section
+        line = f"{path}.{sentence}" if names_key else f"{path}: {sentence}" if "." in path else sentence
     elif all(arm["type"] in WANTED for arm in arms):
-        wanted = " or ".join(dict.fromkeys(WANTED[arm["type"]].format(**arm.get("ctx", {})) for arm in arms))
-        wanted = f"on, off or {wanted}" if path in OPTIONAL else wanted
-        line = f"{path}: must be {wanted}, not {_shown(first['input'])}{_as_list(first)}"
+        expected = " or ".join(dict.fromkeys(WANTED[arm["type"]].format(**arm.get("ctx", {})) for arm in arms))
+        expected = f"on, off or {expected}" if path in OPTIONAL else expected
+        line = f"{path}: must be {expected}, not {_shown(first['input'])}{_as_list(first)}"
     else:
         line = f"{path}: {first['msg']}, not {_shown(first['input'])}"
     more = len(problems) - 1
@@ -81,18 +90,18 @@ def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapp
 
 
 def _as_list(details: ErrorDetails) -> str:
-    """How a list is written, where its items were given alone."""
+    """How to write a list, if the value is its items as text; else empty."""
     text = details["input"]
     return f": write [{text}]" if details["type"] == "list_type" and isinstance(text, str) and "," in text else ""
 
 
 def _shown(value: Any) -> str:
-    """The value as the user wrote it."""
+    """The value as text in TOML's notation."""
     return "off" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def fail(line: str) -> NoReturn:
-    """Raise the UserError that `line` is."""
+    """Raise UserError(line)."""
     raise UserError(line) from None
 
 

@@ -1,4 +1,4 @@
-"""Names of recipes: which file one means, and what to type where it means none."""
+"""Finds the file of a recipe by name or path, and suggests names for unknown ones."""
 
 import difflib
 import os
@@ -11,14 +11,14 @@ from remask.recipe.messages import fail
 from remask.recipe.sections import METHODS
 
 FOLDER = Path(__file__).parent.parent / "recipes"
-"""Of the recipes that come with remask: a folder for each command that trains."""
+"""Folder of the shipped recipes, with a folder for each command that trains."""
 PRETRAIN = FOLDER / "pretrain"
 COMMANDS = ("finetune", "segment", "detect")
 """The commands of downstream tasks."""
 
 
 class Place(NamedTuple):
-    """Where a recipe is written: a file, or one of the rows of a file that holds a table of a paper."""
+    """Location of a recipe: a file, and the name of a row if the file holds a paper's table."""
 
     path: Path
     row: str | None = None
@@ -26,18 +26,21 @@ class Place(NamedTuple):
 
 @cache
 def _rows(folder: Path) -> dict[str, Path]:
-    """The files of tables/ by the recipes in them: `[rows.NAME]` is what one changes of the keys before all rows."""
+    """{recipe name: file} of the files in tables/, in which `[rows.NAME]` overrides the keys common to all rows."""
     files = sorted((folder / "tables").glob("*.toml"))
     return {name: path for path in files for name in read_toml(path, f"recipe file {path}")["rows"]}
 
 
 def recipe_names(folder: Path = PRETRAIN) -> list[str]:
-    """The recipes that come with remask, sorted; those of pre-training unless a task's folder is given."""
+    """Names of the shipped recipes in `folder`, sorted."""
     return sorted([*(path.stem for path in folder.glob("*.toml")), *_rows(folder)])
 
 
 def locate(name: str, beside: Path, folder: Path) -> Place:
-    """A path where it looks like one (relative to `beside`), else the shipped recipe of that name. Raises UserError."""
+    """The recipe at a path (relative to `beside`) if `name` looks like one, else the shipped recipe of that name.
+
+    Raises UserError, with a suggestion, if there is none.
+    """
     if name.endswith(".toml") or "/" in name or os.sep in name:
         path = beside / Path(name).expanduser()
         if not path.exists():
@@ -53,8 +56,8 @@ def locate(name: str, beside: Path, folder: Path) -> Place:
 
 
 def _instead(name: str, folder: Path) -> str:
-    """What to type in place of a name that is none."""
-    here, names = Path(name), recipe_names(folder)
+    """A suggestion for an unknown name."""
+    path, names = Path(name), recipe_names(folder)
     if name in names:
         return f"{name} without a folder is one that needs no file"
     owners = [task for task in COMMANDS if folder != FOLDER / task and name in recipe_names(FOLDER / task)]
@@ -62,14 +65,14 @@ def _instead(name: str, folder: Path) -> str:
         return f"{name} is a recipe of {', '.join(owners)}, as in remask {owners[0]} RUN --recipe {name}"
     if folder != PRETRAIN and name in recipe_names():
         return f"{name} is a recipe of pretrain, as in remask pretrain --recipe {name}; {folder.name} has {_few(names)}"
-    if (here / "recipe.toml").is_file():
+    if (path / "recipe.toml").is_file():
         return f"{name} is a folder with one: did you mean {name}/recipe.toml?"
-    for file in (Path(f"{name}.toml"), here):
+    for file in (Path(f"{name}.toml"), path):
         if file.is_file():
             return f"did you mean the file ./{file}?"
-    near = [own for own in names if f"-{name}-" in f"-{own}-"] or difflib.get_close_matches(name, names, 2)
-    near = near or [own for own in names if name and name in own]
-    near.sort(key=lambda own: (not own.startswith(name), len(own)))
+    near = [known for known in names if f"-{name}-" in f"-{known}-"] or difflib.get_close_matches(name, names, 2)
+    near = near or [known for known in names if name and name in known]
+    near.sort(key=lambda known: (not known.startswith(name), len(known)))
     method = f", or --method {name}" if name in METHODS and folder == PRETRAIN else ""
     return (f"did you mean {_few(near, ' or ')}{method}? " if near else "") + "remask recipes lists them"
 

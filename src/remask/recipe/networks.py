@@ -1,6 +1,6 @@
-"""Networks by a specification, as mae:FILE,heads=12: its kind, its settings, and what certainly names none.
+"""Specifications of networks, like mae:FILE,heads=12: parsing, and checks that need no torch.
 
-`interop` opens what a specification names; the refusals here are its own, and need no torch.
+`interop` opens networks by specification, and raises the same errors.
 """
 
 import json
@@ -13,41 +13,41 @@ from remask.errors import UserError
 FILES = (
     "mae", "dmae", "mocov3", "mocov3-momentum", "dino", "dmjd", "convmae", "beit", "simmim", "maskfeat", "fastmim",
 )  # fmt: skip
-"""Kinds of files that hold an encoder."""
+"""Kinds of files with an encoder."""
 
 ENCODERS = (*(f"{kind}:FILE" for kind in FILES), "timm:NAME", "untrained:NAME", "run:RUN")
 TEACHERS = ("timm:NAME", "untrained:NAME", "torchvision:mobilenet_v2", "clip:NAME_OR_FOLDER", "open_clip:NAME", "tae:")
 """Specifications of encoders, and of teachers by their feature map, as messages list them."""
 
 MAPS = ("torchvision", "clip", "open_clip", "tae")
-"""Kinds of teachers that give a map of features and no tokens."""
+"""Kinds of teachers whose output is a feature map, not tokens."""
 
 SETTING = re.compile(r",(\w+)=")
 SETTINGS = ("heads", "normalise", "mean", "std")
-"""What may follow a specification: mae:FILE,heads=12."""
+"""Settings that may follow a specification: mae:FILE,heads=12."""
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """A specification and the settings behind it: "mae:FILE,heads=12" -> "mae:FILE" and {"heads": 12}.
+    """(specification, settings): "mae:FILE,heads=12" -> "mae:FILE", {"heads": 12}.
 
-    heads, normalise, mean and std may follow, lists in brackets. A name with a comma that is a file is a file. Raises
-    UserError for another setting, or a value that is none of its kind.
+    Settings are heads, normalise, mean and std, lists in brackets. An existing file whose name contains commas is not
+    split. Raises UserError for another setting, or an invalid value.
     """
     kind, _, name = spec.partition(":")
-    found = SETTING.search(name)
-    if found is None or Path(name).expanduser().exists():
+    match = SETTING.search(name)
+    if match is None or Path(name).expanduser().exists():
         return spec, {}
     settings: dict[str, Any] = {}
-    for setting in re.split(r",(?![^\[]*\])", name[found.start() + 1 :]):
+    for setting in re.split(r",(?![^\[]*\])", name[match.start() + 1 :]):
         key, _, value = setting.partition("=")
         if key not in SETTINGS:
             raise UserError(f"{spec}: {key!r} is no setting of a network; known are {', '.join(SETTINGS)}")
         settings[key] = value if key == "normalise" else _number(spec, key, value)
-    return f"{kind}:{name[: found.start()]}", settings
+    return f"{kind}:{name[: match.start()]}", settings
 
 
 def check_encoder(spec: str) -> None:
-    """Raise UserError for a specification that names no encoder, or a file or run that does not exist."""
+    """Raise UserError for a specification of no encoder, or of a file or run that does not exist."""
     kind, _, name = split_spec(spec)[0].partition(":")
     if kind not in (*FILES, "timm", "untrained", "run") or not name:
         raise UserError(f"{spec!r} names no encoder; known are {', '.join(ENCODERS)}")
@@ -65,17 +65,17 @@ def check_teacher(spec: str, weights: str | None = None) -> None:
 
 
 def _number(spec: str, key: str, value: str) -> Any:
-    """A number, or a list of some."""
+    """The value of a setting: a number, or a list of numbers. Raises UserError."""
     try:
         number = json.loads(value)
     except ValueError:
         number = None
-    each = number if isinstance(number, list) else [number]
-    right = int if key == "heads" else int | float
-    if not each or any(isinstance(one, bool) or not isinstance(one, right) for one in each):
-        wanted = "heads=12, or heads=[1,2,5,8] where stages differ" if key == "heads" else f"{key}=[0.5,0.5,0.5]"
-        raise UserError(f"{spec}: {key}={value} is no number: write {wanted}")
-    return number if key == "heads" else each
+    items = number if isinstance(number, list) else [number]
+    allowed = int if key == "heads" else int | float
+    if not items or any(isinstance(item, bool) or not isinstance(item, allowed) for item in items):
+        example = "heads=12, or heads=[1,2,5,8] where stages differ" if key == "heads" else f"{key}=[0.5,0.5,0.5]"
+        raise UserError(f"{spec}: {key}={value} is no number: write {example}")
+    return number if key == "heads" else items
 
 
 __all__ = ["ENCODERS", "FILES", "MAPS", "SETTINGS", "TEACHERS", "check_encoder", "check_teacher", "split_spec"]

@@ -1,4 +1,4 @@
-"""What a recipe need not say of itself, because it follows from the rest: the paper of its method, its command."""
+"""Derives a recipe's paper from its method, and the command of a shipped recipe from its name."""
 
 from remask.recipe.schema import Recipe
 
@@ -12,18 +12,18 @@ PAPERS = {
     "dmae": "Masked Autoencoders Enable Efficient Knowledge Distillers, arXiv 2208.12256",
     "moma": "MOMA: Distill from Self-Supervised Teachers, arXiv 2302.02089",
 }
-"""Title and number, by method."""
+"""Method → title and arXiv number of its paper."""
 DMJD = "Disjoint Masking with Joint Distillation for Efficient Masked Image Modeling, arXiv 2301.00230"
 
 
 def with_paper(recipe: Recipe) -> Recipe:
-    """The recipe with the paper of what it trains, unless it names one: DMJD's wherever DM or JD is on."""
+    """The recipe with the paper of its method (DMJD's if DM or JD is on), unless it names one."""
     paper = DMJD if recipe.dm or recipe.jd else PAPERS[recipe.method.name]
     return recipe if recipe.paper else recipe.model_copy(update={"paper": paper})
 
 
 def with_command(recipe: Recipe) -> Recipe:
-    """A shipped recipe with the command that runs it on ImageNet, unless it names another."""
+    """A shipped recipe with the command that runs it on ImageNet, unless it names one."""
     command = f"remask pretrain --recipe {recipe.name} --data imagenet/train --out runs/{recipe.name}"
     return recipe if recipe.command else recipe.model_copy(update={"command": command})
 

@@ -1,4 +1,4 @@
-"""[optim] and [progress]: how long, how fast, and at which sizes."""
+"""[optim] and [progress]: epochs, learning rate, and image sizes over time."""
 
 import itertools
 from typing import Annotated, Literal
@@ -62,7 +62,7 @@ class ProgressSection(Section):
         return self
 
     def even(self, epochs: int) -> list[int]:
-        """Even shares of so many epochs; what is left over goes to the later sizes."""
+        """Number of epochs at each size, in equal shares; later sizes get the remainder."""
         count = len(self.sizes)
         return [epochs * (i + 1) // count - epochs * i // count for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""A recipe as a whole: its sections, and the checks that single keys cannot make, each with the reason."""
+"""The schema of a pre-training recipe: its sections, and checks of combinations of keys."""
 
 import math
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Recipe(About):
     @model_validator(mode="before")
     @classmethod
     def _teachers(cls, value: Any) -> Any:
-        """Before the keys of [distill] are looked at one by one: whether the method has teachers at all."""
+        """Check that the method has teachers, before the keys of [distill] are validated."""
         method = value.get("method") if isinstance(value, dict) else None
         name = method.get("name") if isinstance(method, dict) else None
         if name in METHODS and name not in DISTILLING and isinstance(value.get("distill"), dict):
@@ -63,7 +63,7 @@ class Recipe(About):
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    """What single keys cannot see, most likely mistake first."""
+    """Yields messages about keys that do not fit together, most likely mistake first."""
     masking, dm, optim, patch = recipe.masking, recipe.dm, recipe.optim, recipe.backbone.patch
     if dm and not dm.independent and dm.prediction < masking.ratio:
         yield (
@@ -89,7 +89,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _method_problems(recipe: Recipe) -> Iterator[str]:
-    """Method, backbone and targets that make no sense together, each with the reason."""
+    """Yields messages about invalid combinations of method, backbone and targets."""
     method, name = recipe.method, recipe.backbone.name
     replacing = name.startswith(("beit", "swin"))
     if method.name == "convmae" and not name.startswith("convvit"):
@@ -127,7 +127,7 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:
-    """Keys of [distill] that do not fit together."""
+    """Yields messages about keys of [distill] that do not fit together."""
     section, moma, data = recipe.distill, recipe.method.name == "moma", recipe.data
     if section and moma and len({*(section.layers or [-1])}) > 1:
         yield f"distill.layers {section.layers}: moma reads one block of the student for all teachers"
@@ -139,13 +139,13 @@ def _distill_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _progress_problems(recipe: Recipe) -> Iterator[str]:
-    """Sizes that end at the recipe's own, epochs that add up."""
+    """Yields messages if the last size is not data.image_size, or the epochs do not add up."""
     if not recipe.progress:
         return
     sizes, epochs = recipe.progress.sizes, recipe.optim.epochs
-    last, own = ("x".join(map(str, size)) for size in (sizes[-1], recipe.data.image_size))
-    if last != own:
-        yield f"progress.sizes end at {last}, and data.image_size is {own}: the last size is the one that is kept"
+    last, final = ("x".join(map(str, size)) for size in (sizes[-1], recipe.data.image_size))
+    if last != final:
+        yield f"progress.sizes end at {last}, and data.image_size is {final}: the last size is the one that is kept"
     elif sum(shares := recipe.progress.epochs or recipe.progress.even(epochs)) != epochs:
         yield f"progress.epochs {shares} add up to {sum(shares)}, and optim.epochs is {epochs}"
     elif min(shares) < 1:
@@ -153,7 +153,7 @@ def _progress_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
-    """Pictures into patches, patches into masking cells, patches into HOG cells: nothing may be left over."""
+    """Yields messages about sizes of image, patch, masking cell and HOG cell that do not divide each other."""
     yield from _cell_problems(recipe, patch)
     height, width = recipe.data.image_size
     cell = recipe.masking.cell_pixels or patch * recipe.masking.cell
@@ -174,8 +174,9 @@ def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
 
 
 def _cell_problems(recipe: Recipe, patch: int) -> Iterator[str]:
-    """Masking cells that are given in pixels: whole patches; in fastmim also whole parts of one, on a Swin in simmim
-    whole patches of its stem, of which only the network knows.
+    """Yields a message unless masking.cell_pixels is a multiple of the patch; fastmim also accepts divisors of it.
+
+    simmim on a Swin accepts multiples of the stem's patch, which only the network knows: not checked here.
     """
     side, method = recipe.masking.cell_pixels, recipe.method.name
     if not side or side % patch == 0 or (method == "simmim" and recipe.backbone.name.startswith("swin")):
@@ -190,7 +191,7 @@ def _cell_problems(recipe: Recipe, patch: int) -> Iterator[str]:
 
 
 def recipe_keys(section: type[Section] = Recipe, prefix: str = "") -> dict[str, str]:
-    """Every key by its dotted path, sections included, with its line of help; in the order of the schema."""
+    """{dotted key: line of help} of all keys, sections included, in the order of the schema."""
     keys: dict[str, str] = {}
     for name, field in section.model_fields.items():
         inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]

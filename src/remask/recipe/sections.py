@@ -1,4 +1,4 @@
-"""The sections of a recipe: keys with their types, ranges, defaults and a line of help each."""
+"""The sections of a recipe: keys with types, ranges, defaults and a line of help."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -11,10 +11,10 @@ METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "m
 """Method names that build/pretraining.py knows."""
 
 DROPPING = ("mae", "convmae", "dmae", "moma")
-"""Methods whose backbone sees visible patches only; the others replace the masked ones."""
+"""Methods whose backbone encodes visible patches only; the others replace the masked ones."""
 
 DISTILLING = ("dmae", "moma")
-"""Methods that learn from frozen teachers."""
+"""Methods with frozen teachers."""
 
 STRIDES = {
     r"vit_micro|beit_micro|convvit_micro": 4,
@@ -23,7 +23,7 @@ STRIDES = {
     r"swin_.*|cmt_.*|pvt_v2_.*": 32,
     r"(?:vit|beit|beitv2|deit3?)_.*patch(\d+).*": None,
 }
-"""Pixels a side of a token, by the network's name; None = the number in it."""
+"""Pattern of a network's name → pixels per side of a token; None: group 1 of the match."""
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 OTHER_CHANNELS = {"mean": [0.5], "std": [0.25]}
@@ -81,13 +81,13 @@ class DataSection(Section):
 
     @property
     def measured(self) -> bool:
-        """Whether mean and deviation are left to the source: neither was given."""
+        """Whether mean and deviation are measured on the source, because the recipe sets neither."""
         return not {"mean", "std"} & self.model_fields_set
 
     @model_validator(mode="before")
     @classmethod
     def _one_for_all(cls, value: Any) -> Any:
-        """One number stands for every channel."""
+        """Repeat a single number for all channels."""
         if not isinstance(value, dict) or not isinstance(channels := value.get("channels", 3), int):
             return value
         given = {key: value[key] for key in ("mean", "std") if value.get(key)}
@@ -97,7 +97,7 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _defaults(self) -> "DataSection":
-        """What stands in for mean and deviation until a source is measured; `model_fields_set` has what was given."""
+        """Set default mean and deviation until a source is measured; `model_fields_set` still excludes them."""
         default = IMAGENET if self.channels == 3 else OTHER_CHANNELS
         for key, numbers in default.items():
             if not getattr(self, key):
@@ -143,11 +143,11 @@ class BackboneSection(Section):
 
     @property
     def patch(self) -> int | None:
-        """Pixels a side of a token where it is stated, here or by the name; None where only the network knows."""
+        """Pixels per side of a token, from patch_size or the name; None if only the network knows."""
         found = ((re.fullmatch(pattern, self.name), stride) for pattern, stride in STRIDES.items())
         match, stride = next(((match, stride) for match, stride in found if match), (None, None))
         if self.patch_size and self.name.startswith("swin"):
-            return None  # the size of a patch of its stem
+            return None  # patch_size is that of the stem
         return self.patch_size or stride or (int(match[1]) if match else None)
 
 
@@ -198,7 +198,7 @@ class MethodSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _stated(cls, value: Any) -> Any:
-        """Every method must state its target but moma, whose students predict their teachers' features: it has none."""
+        """Require a target; remove that of moma, whose students predict their teachers' features."""
         if not isinstance(value, dict) or "name" not in value:
             return value
         if value["name"] == "moma":
@@ -237,7 +237,7 @@ class JDSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _hog(cls, value: Any) -> Any:
-        """A target table that names no kind is HOG, so that `--set jd.target.cell=4` is enough."""
+        """Make a target table without kind HOG, so that `--set jd.target.cell=4` suffices."""
         if isinstance(value, dict) and isinstance(target := value.get("target"), dict):
             return {**value, "target": {"kind": "hog", **target}}
         return value

@@ -1,7 +1,7 @@
-"""Which keys the rest of a recipe leaves without use: one table, from which errors, resets and `dump` are made.
+"""Rules for keys that have no effect in some recipes; errors, resets and `dump` use this table.
 
-A key that nothing reads would be set in vain and without a word. A rule names the keys, the key that decides about
-them, when they are used, and whose they are. Keys that are always used need no rule.
+Without an error, a user would not notice that a key has no effect. A rule names the keys, the deciding key, the
+condition, and the owner of the keys. Keys that always have an effect need no rule.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,19 +14,19 @@ DECODING = ("mae", "convmae", "fastmim", "dmae")
 """Methods with a decoder."""
 
 STARTING = ("simmim", "maskfeat", "beit")
-"""Methods whose first weights can be MAE's too."""
+"""Methods that can also use MAE's initial weights."""
 
 PLAIN = ("vit_", "deit")
-"""How the names of plain ViTs begin: their tables of positions are fixed or learned."""
+"""Prefixes of the names of plain ViTs, whose position tables are fixed or learned."""
 
 
 class Rule(NamedTuple):
-    """Keys that are used by some recipes only.
+    """Keys that have an effect in some recipes only.
 
-    keys    dotted, with blanks between them; a key stands for all below it
-    on      the key that decides
-    used    recipe -> whether the keys have a use in it
-    by      who uses them, for the end of "it belongs to …"
+    keys    dotted keys, separated by spaces; a section includes its keys
+    on      the deciding key
+    used    recipe -> whether the keys have an effect
+    by      owner of the keys, as the end of "it belongs to …"
     """
 
     keys: str
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
 
 
 def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
-    """Keys of a target by its kind, and of its tokenizer by whether it has a `file`."""
+    """Rules for keys of a target by its kind and, with `file`, for keys of a tokenizer by whether it has a file."""
     target = f"{section}.target"
 
     def target_of(recipe: Any) -> Any:
@@ -171,7 +171,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
 }  # fmt: skip
-"""By what the recipe is for."""
+"""Command → rules of its recipes."""
 
 
 def rules_of(recipe: Any) -> tuple[Rule, ...]:
@@ -180,37 +180,40 @@ def rules_of(recipe: Any) -> tuple[Rule, ...]:
 
 
 def unused(recipe: Any) -> dict[str, Rule]:
-    """The keys without use in this recipe, each with the rule that says so."""
+    """{key: rule} of the keys without effect in this recipe."""
     return {key: rule for rule in reversed(rules_of(recipe)) if not rule.used(recipe) for key in rule.keys.split()}
 
 
 def complaint(recipe: Any, given: Iterable[str]) -> tuple[str, str] | None:
-    """The first of the given keys that has no use, and the sentence that says whose it is; None where there is none.
+    """(first of the given keys without effect, error message); None if all have an effect.
 
-    The sentence names the other given keys too that have none for the same reason.
+    The message also names other given keys without effect by the same rule.
     """
-    found = unused(recipe)
-    vain = [
-        (key, rule) for key in given for below, rule in found.items() if key == below or key.startswith(f"{below}.")
+    unused_keys = unused(recipe)
+    matches = [
+        (key, rule)
+        for key in given
+        for below, rule in unused_keys.items()
+        if key == below or key.startswith(f"{below}.")
     ]
-    if not vain:
+    if not matches:
         return None
-    first, rule = vain[0]
-    keys = [key for key, other in vain if other is rule]
+    first, rule = matches[0]
+    keys = [key for key, other in matches if other is rule]
     state = _shown(_value(recipe, rule.on.split(".")))
     have, belong, them = ("has", "it belongs", "it") if len(keys) == 1 else ("have", "they belong", "them")
     return first, f"{', '.join(keys)} {have} no use with {rule.on} {state}: {belong} to {rule.by}; leave {them} out"
 
 
 def reset(recipe: Any) -> Any:
-    """The recipe with every key that has no use at its default: what was inherited in vain."""
+    """The recipe with all keys without effect, which it may inherit, reset to their defaults."""
     for key in unused(recipe):
         recipe = _at_default(recipe, key.split("."))
     return recipe
 
 
 def _at_default(section: Any, path: Sequence[str]) -> Any:
-    """A section with one key at its default; as it is where the key lies in a section that is off, or has none."""
+    """A section with one key reset; unchanged if the key is in a section that is off, or has no default."""
     if section is None:
         return None
     name, *rest = path

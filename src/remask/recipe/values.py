@@ -1,6 +1,6 @@
-"""The values that recipe keys share: sizes, pairs, devices, and Target, the τ of a branch.
+"""Types of values for recipe keys: sizes, pairs, devices, and Target, the τ of a branch.
 
-A validator raises ValueError with the sentence a user should read; load.py turns the first one into a UserError.
+A validator raises ValueError with a sentence for the user; load.py converts the first one to a UserError.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ SHORTHANDS: Mapping[str, Mapping[str, Any]] = {
     "tokens": {"kind": "tokens", "norm": "none"},
     "clip": {"kind": "features", "norm": "layer", "teacher": "timm:vit_base_patch16_clip_224.openai"},
 }
-"""Targets by one word, in TOML and in flags."""
+"""Target in one word, for TOML and flags → its keys."""
 
 NORMS = {
     "pixels": ("none", "patch"),
@@ -33,7 +33,7 @@ KEYS = {
     "vocabulary": ("tokens",), "file": ("tokens",),
     "teacher": ("features", "tokens"), "weights": ("features", "tokens"),
 }  # fmt: skip
-"""Keys of a target that only some kinds have."""
+"""Key of a target → kinds of targets that have it."""
 
 
 Pattern = Annotated[str, Field(min_length=1)]
@@ -66,7 +66,7 @@ def _levels(value: Any) -> Any:
 
 
 def pixel_range(text: str | None) -> Any:
-    """What `--range` says; None where it says nothing. Raises UserError."""
+    """The value of `--range`; None if it is not given. Raises UserError."""
     try:
         return _levels(text) if text is not None else None
     except ValueError as error:
@@ -75,18 +75,18 @@ def pixel_range(text: str | None) -> Any:
 
 def _size(value: Any) -> Any:
     """32, [96, 160] or "96x160" -> (height, width)."""
-    given = value
+    original = value
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+)(?:[x×](\d+))?", value.strip())):
         value = [int(side) for side in match.groups(default=match[1])]
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value, value)
     if isinstance(value, list | tuple) and [type(side) for side in value] == [int, int] and min(value) > 0:
         return tuple(value)
-    raise ValueError(f'must be pixels as in 224, [96, 160] or "96x160" (height, width), not {given}')
+    raise ValueError(f'must be pixels as in 224, [96, 160] or "96x160" (height, width), not {original}')
 
 
 def image_size(text: str | None, flag: str = "--image-size") -> tuple[int, int] | None:
-    """What `--image-size` says, (height, width); None where it says nothing. Raises UserError."""
+    """The value of `--image-size`, (height, width) in pixels; None if it is not given. Raises UserError."""
     try:
         return _size(text) if text is not None else None
     except ValueError as error:
@@ -94,7 +94,7 @@ def image_size(text: str | None, flag: str = "--image-size") -> tuple[int, int] 
 
 
 def _heads(value: Any) -> Any:
-    """12, [1, 2, 5, 8] or "1,2,5,8" -> one number, or one a stage."""
+    """12, [1, 2, 5, 8] or "1,2,5,8" -> one number, or one per stage."""
     if isinstance(value, str) and re.fullmatch(r"\d+(,\d+)*", value.replace(" ", "")):
         value = [int(number) for number in value.split(",")]
     numbers = value if isinstance(value, list | tuple) else [value]
@@ -104,7 +104,7 @@ def _heads(value: Any) -> Any:
 
 
 def heads(text: str | None) -> int | list[int] | None:
-    """What `--heads` says; None where it says nothing. Raises UserError."""
+    """The value of `--heads`; None if it is not given. Raises UserError."""
     try:
         return _heads(text) if text is not None else None
     except ValueError as error:
@@ -163,18 +163,18 @@ class Target(Section):
     weights: str | None = Field(default=None, min_length=1, description="The teacher's weights as a local file.")
 
     def opened(self, section: str) -> list[str]:
-        """The keys, behind `section`, that name a file or network which the target opens."""
+        """Dotted keys of files and networks that the target opens; `section` is its dotted path."""
         return [f"{section}.{key}" for key in ("file", "teacher", "weights") if getattr(self, key)]
 
     @property
     def unfitted(self) -> bool:
-        """A codebook that is still to be fitted."""
+        """Whether the target is a codebook without a file, which must be fitted first."""
         return self.kind == "tokens" and self.tokenizer == "codebook" and self.file is None
 
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:
-        """One word to its table; the paper's norm (patch, layer) where a table names none."""
+        """Expand one word to its table; add the paper's norm (patch, layer) to a table without one."""
         if isinstance(value, str):
             if value not in SHORTHANDS:
                 raise ValueError(f'unknown target "{value}"; {", ".join(SHORTHANDS)}, or a table with kind and norm')

@@ -24,7 +24,7 @@ OWN_TARGETS = {
     "fastmim": "hog-l2",
     "dmae": "pixels",
 }
-"""What each paper's masked patches predict; moma's students predict their teachers' features."""
+"""Method → target of its paper; moma has none, for its students predict their teachers' features."""
 
 TOYS: Mapping[str, dict[str, Any]] = {
     r"swin_": {"name": "swin_micro"},
@@ -32,7 +32,7 @@ TOYS: Mapping[str, dict[str, Any]] = {
     r"pvt_v2_": {"name": "pvt_v2_b0"},
     r"(vit_|beit|deit|convvit)": {"width": 32, "depth": 2, "heads": 2},
 }
-"""What stands for a network in a smoke run, by how its name begins; others stand for themselves."""
+"""Pattern at the beginning of a network's name → overrides of [backbone] in a smoke run; {} for others."""
 
 
 def choose(
@@ -44,20 +44,19 @@ def choose(
     settings: Sequence[str] = (),
     smoke: bool = False,
 ) -> Recipe:
-    """The recipe that the flags of `remask pretrain` ask for. Raises UserError for any mistake in them.
+    """The recipe by the flags of `remask pretrain`. Raises UserError for invalid flags.
 
-    Small numbers of `smoke` give way to those that the flags name; a toy stands for the network even so.
-    A method other than the recipe's brings its paper's target, and a network other than the recipe's its own sizes,
-    unless the flags name them.
+    Flags take precedence over the small numbers of `smoke`, except for the toy network. Another method than the
+    recipe's brings its paper's target, and another network its own sizes, unless flags set them.
     """
     switches = method_overrides(method) if method else {}
     flags = {**(overrides or {}), **parse_settings(settings)}
     if teachers:
         flags["distill.teachers"] = [teacher(text) for text in teachers]
-    own = load_recipe(recipe) if switches or "backbone.name" in flags else None
-    if own and switches.get("method.name", own.method.name) not in (own.method.name, "moma"):
+    base = load_recipe(recipe) if switches or "backbone.name" in flags else None
+    if base and switches.get("method.name", base.method.name) not in (base.method.name, "moma"):
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
-    if own and flags.get("backbone.name", own.backbone.name) != own.backbone.name:
+    if base and flags.get("backbone.name", base.backbone.name) != base.backbone.name:
         switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
     chosen = load_recipe(recipe, {**switches, **flags})
     return (
@@ -66,15 +65,15 @@ def choose(
 
 
 def teacher(text: str) -> dict[str, Any]:
-    """A text of `--teacher` as a table: "mae:FILE,heads=16,layer=17", "dino:FILE,heads=6,std=[0.5,0.5,0.5],…"."""
-    source, *settings = re.split(r",(?![^\[]*\])", text)  # not at the commas of a list
+    """A value of `--teacher` as a table: "mae:FILE,heads=16,layer=17", "dino:FILE,heads=6,std=[0.5,0.5,0.5],…"."""
+    source, *settings = re.split(r",(?![^\[]*\])", text)  # not at commas inside brackets
     return {"source": source, **parse_settings(settings)}
 
 
 def method_overrides(spec: str) -> dict[str, Any]:
     """Overrides for `--method`: "mae", "mae+dm", "mae+jd", "mae+dmjd"; "dmjd" is "mae+dmjd".
 
-    A section that is switched on keeps the settings the recipe has for it. Raises UserError on any other text.
+    A section that is turned on keeps its settings in the recipe. Raises UserError for any other text.
     """
     base, *plugins = (f"{METHODS[0]}+{spec}" if spec in PLUGINS else spec).split("+")
     if base not in METHODS or not set(plugins) <= set(PLUGINS):
@@ -85,21 +84,21 @@ def method_overrides(spec: str) -> dict[str, Any]:
 
 
 def method_label(recipe: Recipe) -> str:
-    """The text that `--method` would take: mae, mae+dm, mae+jd or mae+dmjd."""
+    """The recipe's method as `--method` takes it: mae, mae+dm, mae+jd or mae+dmjd."""
     plugins = f"{'dm' if recipe.dm else ''}{'jd' if recipe.jd else ''}"
     return f"{recipe.method.name}+{plugins}" if plugins else recipe.method.name
 
 
 def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
-    """The recipe in seconds on a CPU, for `--smoke`: same method, masking, targets, DM and JD on a toy network.
+    """A copy for `--smoke` that runs in seconds on a CPU: same method, masking, targets, DM and JD, with a toy network.
 
-    Four steps of 8 pictures from the first 32, on a grid just fine enough for the masking; no probe on the way. No
-    file, no download: an untrained network stands in for a teacher, a codebook of 16 words for a tokenizer.
+    Four steps of 8 images from the first 32, on the smallest grid that fits the masking, without probe. It needs no
+    file and no download: an untrained network replaces a teacher, and a codebook of 16 words a tokenizer.
 
-    keep    dotted keys that stay as they are, for somebody asked for them; all but the network's name
+    keep    dotted keys to leave unchanged, because flags set them; the network's name is always replaced
     """
     toy: dict[str, Any] = next((toy for pattern, toy in TOYS.items() if re.match(pattern, recipe.backbone.name)), {})
-    toy = {"name": recipe.backbone.name.partition(".")[0], **toy}  # a tag of timm's means weights to be fetched
+    toy = {"name": recipe.backbone.name.partition(".")[0], **toy}  # without timm's tag, which would download weights
     named = recipe.backbone.model_copy(update=toy)
     stride = named.patch or 32
     side = _side(recipe) * math.lcm(stride, recipe.masking.cell_pixels or stride * recipe.masking.cell)
@@ -124,35 +123,35 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
             "layers": None,
             "cache": None,
         }
-    if recipe.progress:  # two sizes, six steps: two beyond the switch
-        own = "data.image_size" in keep or "progress.sizes" in keep
-        height, width = recipe.data.image_size if own else (2 * side, 2 * side)
+    if recipe.progress:  # two sizes, six steps: two after the switch
+        keeps_size = "data.image_size" in keep or "progress.sizes" in keep
+        height, width = recipe.data.image_size if keeps_size else (2 * side, 2 * side)
         small["progress"] = {"sizes": [(height // 2, width // 2), (height, width)], "epochs": None}
         small["data"]["image_size"] = (height, width)
         small["optim"] |= {"epochs": 2, "max_steps": 6}
     content = recipe.model_dump()
-    if recipe.data.measured:  # or a stand-in would count as given
+    if recipe.data.measured:  # defaults would count as set
         content["data"] = {key: value for key, value in content["data"].items() if key not in ("mean", "std")}
     return reset(Recipe.model_validate(merge(content, _without(small, keep))))
 
 
 def _without(small: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
-    """What of the small numbers nobody has named another for. Epochs that are named are trained to their end."""
+    """The small numbers without the keys in `named`; if epochs are named, max_steps is left out too."""
     ends = {"optim.epochs": "optim.max_steps"}
-    kept = {*named, *(end for key, end in ends.items() if key in named)} - {"backbone.name"}
+    excluded = {*named, *(end for key, end in ends.items() if key in named)} - {"backbone.name"}
 
     def of(values: Mapping[str, Any], path: str) -> dict[str, Any]:
-        stays = {key: value for key, value in values.items() if f"{path}{key}" not in kept}
+        stays = {key: value for key, value in values.items() if f"{path}{key}" not in excluded}
         return {key: of(v, f"{path}{key}.") if isinstance(v, Mapping) else v for key, v in stays.items()}
 
-    found = of(small, "")
+    remaining = of(small, "")
     if any(key.startswith("probe.") for key in named):
-        found.pop("probe", None)
-    return found
+        remaining.pop("probe", None)
+    return remaining
 
 
 def _toy_target(target: Target) -> dict[str, Any]:
-    """What to change in a target that would need a file or a download."""
+    """Overrides for a target that would need a file or a download; {} for others."""
     if target.kind == "features":
         return {"teacher": "untrained:test_vit", "weights": None}
     if target.kind == "tokens":
@@ -168,7 +167,7 @@ def _toy_target(target: Target) -> dict[str, Any]:
 
 
 def _side(recipe: Recipe) -> int:
-    """Masking cells along a side: the fewest that give every view a cell to see and, under DM, a new one to hide."""
+    """The smallest number of masking cells per side with a visible and, under DM, a newly masked cell in every view."""
     views = recipe.dm.views if recipe.dm else 1
     regulated = recipe.dm and not recipe.dm.independent
     fresh = recipe.dm.prediction - recipe.masking.ratio if recipe.dm and regulated else 1.0

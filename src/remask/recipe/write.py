@@ -1,4 +1,4 @@
-"""A resolved recipe as TOML text that loads back to an equal one; the standard library only reads TOML."""
+"""Writes a resolved recipe as TOML that loads to an equal one; the standard library only reads TOML."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from remask.recipe.values import Section
 
 
 def dump(recipe: Section) -> str:
-    """Every key with its value; what is unset, switched off or without use in this recipe is left out."""
+    """The recipe as TOML text, without keys that are unset, off, or without effect in this recipe."""
     values = recipe.model_dump(exclude_none=True)
     for key in unused(recipe):
         *sections, name = key.split(".")
@@ -23,7 +23,7 @@ def dump(recipe: Section) -> str:
 
 
 def _table(values: Mapping[str, Any], path: str) -> str:
-    """Plain keys first, then the tables inside, as TOML demands."""
+    """A table as TOML text: plain keys first, then nested tables, as TOML requires."""
     lines = [f"[{path}]"] if path else []
     lines += [f"{key} = {literal(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
     tables = {f"{path}.{key}".lstrip("."): value for key, value in values.items() if isinstance(value, Mapping)}

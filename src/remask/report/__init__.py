@@ -1,4 +1,4 @@
-"""What is told about a run: the page with its curves, pictures, probe and cost."""
+"""The report of a run: an HTML page with curves, pictures, evaluations and cost."""
 
 from remask.report.page import write_report
 from remask.report.task import write_task_report

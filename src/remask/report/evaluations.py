@@ -1,4 +1,4 @@
-"""Every evaluation of a run as a row: eval/*.json, of whatever name."""
+"""Table of all evaluations of a run: one row per result file eval/*.json."""
 
 import json
 from collections.abc import Mapping
@@ -12,38 +12,38 @@ KINDS = {
     "probe": "kNN and logistic regression", "layers": "every layer, the best", "linprobe": "linear probe as MAE's",
     "attentive": "attentive probe", "finetune": "fine-tuned", "segment": "segmentation", "detect": "detection",
 }  # fmt: skip
-"""By the first word of a file's name."""
+"""First word of a file's name → kind of evaluation."""
 HEADLINES = {"top1": "top-1", "mIoU": "mIoU", "AP": "AP"}
 NETWORKS = ("top1", "untrained", "pixels")
 SHOWN = 4
-"""Numbers of a result of another making."""
+"""Maximum number of values shown of an unknown kind of result."""
 
 
 class Evaluation(NamedTuple):
-    """Cells under HEADS, and the file's content as it is."""
+    """A row's cells, in the order of HEADS, and the file's text."""
 
     cells: list[str]
     text: str
 
 
 def evaluations(run: Path) -> list[Evaluation]:
-    """A row for each file that holds a result, by name; the latest of a kind, which lies there twice, by its own name.
+    """A row for each result file, sorted by name; the latest of a kind, which has two files, appears once.
 
-    A file that cannot be read is a row that says so; a list, such as that of detections, is no result.
+    An unreadable file gets a row that says so. Files with a list, like detections, are skipped.
     """
-    found, texts = list[Evaluation](), {path.name: read_text(path) for path in sorted((run / "eval").glob("*.json"))}
+    rows, texts = list[Evaluation](), {path.name: read_text(path) for path in sorted((run / "eval").glob("*.json"))}
     for name, text in texts.items():
         try:
             content = json.loads(text)
         except ValueError:
-            found.append(Evaluation([_kind(name), "cannot be read", *[""] * (len(HEADS) - 3), name], text))
+            rows.append(Evaluation([_kind(name), "cannot be read", *[""] * (len(HEADS) - 3), name], text))
             continue
         if not isinstance(content, dict):
             continue
-        kept = section_of(content, "protocol").get("kept_as")
-        if kept == name or not isinstance(kept, str) or texts.get(kept) != text:
-            found.append(Evaluation([*_cells(name, content), name], text))
-    return found
+        unique_name = section_of(content, "protocol").get("kept_as")
+        if unique_name == name or not isinstance(unique_name, str) or texts.get(unique_name) != text:
+            rows.append(Evaluation([*_cells(name, content), name], text))
+    return rows
 
 
 def _cells(name: str, content: Mapping[str, Any]) -> list[str]:
@@ -62,16 +62,16 @@ def _kind(name: str) -> str:
 
 
 def _details(protocol: Mapping[str, Any]) -> str:
-    """The checkpoint and the layer, where they are not the last ones."""
+    """The layer and the checkpoint in brackets, if they are not the last ones."""
     layer, checkpoint = section_of(protocol, "features").get("layer", -1), protocol.get("checkpoint", "last")
-    said = [f"layer {layer}"] * (layer != -1) + [str(checkpoint)] * (checkpoint != "last")
-    return f" ({', '.join(said)})" if said else ""
+    details = [f"layer {layer}"] * (layer != -1) + [str(checkpoint)] * (checkpoint != "last")
+    return f" ({', '.join(details)})" if details else ""
 
 
 def _result(content: Mapping[str, Any], network: str) -> str:
-    """What a network reached; "" where the result has no such number."""
+    """The results of a network as text; "" if there are none."""
     best, shares = section_of(section_of(content, "best"), network), section_of(content, "fractions")
-    found = {
+    values = {
         "linear": section_of(content, "linear").get(network),
         "kNN": section_of(content, "knn").get(network),
         **{f"linear at {percent(share)}": section_of(shares, share).get(network) for share in shares},
@@ -80,16 +80,16 @@ def _result(content: Mapping[str, Any], network: str) -> str:
             for kind in best
         },
     }
-    said = [f"{name} {value:.1f}" for name, value in found.items() if _is_number(value)]
-    if not said and network == "top1":
-        said = [
+    texts = [f"{name} {value:.1f}" for name, value in values.items() if _is_number(value)]
+    if not texts and network == "top1":
+        texts = [
             f"{word} " + (f"{content[key]:.1f}" if _is_number(content[key]) else "–")
             for key, word in HEADLINES.items()
             if key in content and (content[key] is None or _is_number(content[key]))
         ][:1]
-    if not said and _is_number(content.get(network)):
-        said = [f"{content[network]:.1f}"]
-    return ", ".join(said)
+    if not texts and _is_number(content.get(network)):
+        texts = [f"{content[network]:.1f}"]
+    return ", ".join(texts)
 
 
 def percent(share: str) -> str:
@@ -101,21 +101,21 @@ def percent(share: str) -> str:
 
 
 def _numbers(content: Mapping[str, Any]) -> str:
-    """The first numbers of a result that is none of ours."""
+    """The first numbers of an unknown kind of result as text."""
     return ", ".join([f"{key} {number(value)}" for key, value in content.items() if _is_number(value)][:SHOWN])
 
 
 def _images(content: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """How many were learned from, tested on, and could not be used."""
+    """Numbers of training, test and unusable images as text."""
     counts, images = section_of(protocol, "pictures"), section_of(protocol, "images")
     train = counts.get("train", images.get("train", protocol.get("images")))
     test = counts.get("test", images.get("val", content.get("images")))
     bad = section_of(counts, "bad")
-    lost = {role: len(lines) if isinstance(lines, list) else lines for role, lines in bad.items()}
-    lost = lost or {"test": content.get("bad_images")}
-    said = [f"{number(train)} to learn from"] * _is_number(train) + [f"{number(test)} tested"] * _is_number(test)
-    said += [f"{number(count)} of {role} unusable" for role, count in lost.items() if _is_number(count) and count]
-    return ", ".join(said)
+    unusable = {role: len(lines) if isinstance(lines, list) else lines for role, lines in bad.items()}
+    unusable = unusable or {"test": content.get("bad_images")}
+    texts = [f"{number(train)} to learn from"] * _is_number(train) + [f"{number(test)} tested"] * _is_number(test)
+    texts += [f"{number(count)} of {role} unusable" for role, count in unusable.items() if _is_number(count) and count]
+    return ", ".join(texts)
 
 
 def _is_number(value: Any) -> bool:
@@ -123,7 +123,7 @@ def _is_number(value: Any) -> bool:
 
 
 def section_of(content: Any, key: str) -> Mapping[str, Any]:
-    """A part that is a mapping; {} where it is not there, or something else."""
+    """content[key] if that is a mapping, else {}."""
     value = content.get(key) if isinstance(content, Mapping) else None
     return value if isinstance(value, Mapping) else {}
 

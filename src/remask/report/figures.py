@@ -1,4 +1,4 @@
-"""Curves as SVG text to be set inside a page: they take the page's font and its colour, by day and by night."""
+"""Curves as SVG elements for an HTML page, in the page's font and text colour (light and dark)."""
 
 import io
 import re
@@ -9,17 +9,17 @@ from typing import Any
 COLOURS = ("#3f83c8", "#d9822b", "#4c9f70", "#b0567c", "#8a6fc0")
 """Readable on white and on near-black."""
 _INK = "#010203"
-"""Stands for the page's text colour until the SVG is written."""
+"""Placeholder colour, replaced by the page's text colour in the SVG."""
 _POINTS = 600
-"""A curve of more points is averaged down to this many."""
+"""Maximum number of points of a curve; longer ones are averaged."""
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def curves(name: str, series: Mapping[str, Curve], x_label: str, *, markers: bool = False, zero: bool = False) -> str:
-    """An <svg> element with one line a series, and a legend where there are several.
+    """An <svg> element with one line per series {label: (x, y)}, and a legend for several.
 
-    name  what tells its inner ids from those of other figures     zero  the y axis starts at 0
+    name  makes ids inside the SVG unique on the page     zero  start the y axis at 0
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def curves(name: str, series: Mapping[str, Curve], x_label: str, *, markers: boo
 
 
 def averaged(x: Sequence[float], y: Sequence[float]) -> Curve:
-    """Means of consecutive stretches, where there are more points than a curve can show."""
+    """The curve, averaged over consecutive points if it has more than _POINTS."""
     if len(x) <= _POINTS:
         return x, y
     cuts = [round(i * len(x) / _POINTS) for i in range(_POINTS + 1)]
@@ -63,7 +63,7 @@ def averaged(x: Sequence[float], y: Sequence[float]) -> Curve:
 
 
 def inline(svg: str) -> str:
-    """A matplotlib SVG file as an element of a page: no prolog, no metadata, no address, the page's colour."""
+    """A matplotlib SVG file as an element of a page: without prolog, metadata and namespaces, in the page's colour."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)

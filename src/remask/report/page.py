@@ -1,4 +1,4 @@
-"""A run on one page: RUN/report.html is self-contained, opens offline, and says what is missing instead of failing."""
+"""Report of a pre-training run: a self-contained RUN/report.html, which also works if files are missing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ from remask.report.reading import (
 
 
 class Bar(NamedTuple):
-    """One accuracy of the probe, in percent."""
+    """An accuracy of the probe in percent, drawn as a bar."""
 
     who: str
     kind: str
@@ -31,10 +31,10 @@ class Bar(NamedTuple):
 
 
 def write_report(run: Path, recipe_text: str = "", equation: str = "") -> Path:
-    """Write RUN/report.html from what the run folder holds and return its path.
+    """Write RUN/report.html from the files of the run folder and return its path.
 
-    recipe_text  the resolved recipe as TOML; RUN/recipe.toml by default     equation  lines to print above the curves
-    Raises UserError where RUN is no folder.
+    recipe_text  the resolved recipe as TOML; "": RUN/recipe.toml     equation  lines to print above the curves
+    Raises UserError if RUN is no folder.
     """
     if not run.is_dir():
         raise UserError(f"{run} is no run folder: give the folder that --out named")
@@ -42,7 +42,7 @@ def write_report(run: Path, recipe_text: str = "", equation: str = "") -> Path:
 
 
 def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
-    """Everything the template shows."""
+    """The variables of the template."""
     metrics, cost, probe = (
         read_json_lines(run / "metrics.jsonl"),
         read_json(run / "cost.json"),
@@ -69,19 +69,19 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
 
 
 PROBED = {"classes": "What is to be told apart", "neighbours": "What it takes to be alike"}
-"""Pictures that a probe draws, which stand beside its numbers, by their files' names."""
+"""File name of a probe's figure → its title; these stand beside the probe's numbers."""
 
 NAMES = {
     "mae": "MAE", "simmim": "SimMIM", "maskfeat": "MaskFeat", "beit": "BEiT", "convmae": "ConvMAE",
     "fastmim": "FastMIM", "dmae": "DMAE", "moma": "MOMA",
 }  # fmt: skip
-"""Methods as their papers write them."""
+"""Names of methods as in their papers."""
 
 
 def summary(recipe: Mapping[str, Any], cost: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
-    """One sentence: method, backbone, data, cost; what is not known is left out."""
+    """A sentence with method, backbone, data and cost, without unknown ones."""
     section = {key: recipe.get(key) or {} for key in ("method", "backbone", "data", "optim", "dm", "jd")}
-    name = NAMES.get(called := str(section["method"].get("name", "")), called)
+    name = NAMES.get(method_name := str(section["method"].get("name", "")), method_name)
     if section["dm"]:
         name += f" with disjoint masking ({section['dm'].get('views', 2)} views)"
     if section["jd"]:
@@ -101,24 +101,24 @@ def summary(recipe: Mapping[str, Any], cost: Mapping[str, Any], metrics: list[di
 
 
 def _figures(metrics: list[dict[str, Any]]) -> list[Figure]:
-    """Loss, learning rate, throughput and waiting over epochs; of what was logged."""
+    """Curves of loss, learning rate, throughput and waiting over epochs, as far as they were logged."""
     losses = [key for key in (metrics[-1] if metrics else {}) if key.startswith("loss/")]
     losses.sort(key=lambda key: key != "loss/total")
-    if len(losses) == 2:  # a single branch is the total
+    if len(losses) == 2:  # with a single branch both are equal
         losses = ["loss/total"]
-    wanted: list[tuple[str, dict[str, str], float, bool]] = [
+    plots: list[tuple[str, dict[str, str], float, bool]] = [
         ("Loss", {key: key.removeprefix("loss/") for key in losses}, 1, False),
         ("Learning rate", {"lr": "lr"}, 1, True),
         ("Images and views per second", {"images_per_s": "images", "views_per_s": "views"}, 1, True),
         ("Waiting for data, % of the time", {"data_wait": "data wait"}, 100, True),
     ]
-    found = []
-    for title, keys, factor, zero in wanted:
+    figures = []
+    for title, keys, factor, zero in plots:
         lines = {label: series(metrics, key, factor) for key, label in keys.items()}
         lines = {label: curve for label, curve in lines.items() if curve[0]}
         if lines:
-            found.append(Figure(title, curves(title, lines, "epoch", zero=zero)))
-    return found
+            figures.append(Figure(title, curves(title, lines, "epoch", zero=zero)))
+    return figures
 
 
 def _knn(metrics: list[dict[str, Any]]) -> Figure | None:
@@ -128,13 +128,13 @@ def _knn(metrics: list[dict[str, Any]]) -> Figure | None:
 
 
 def probed_on(probe: Mapping[str, Any]) -> str:
-    """What eval/probe.json was tested on; "" where it does not say."""
+    """The test data of eval/probe.json; "" if it is not stated."""
     val, data = (str(section_of(probe, "protocol").get(key) or "") for key in ("val", "data"))
     return f"{val} ({data})" if val.startswith("a fifth of") else val
 
 
 def _bars(probe: Mapping[str, Any]) -> list[tuple[str, list[Bar]]]:
-    """Each protocol's accuracies: trained, untrained, raw pixels."""
+    """Accuracies of each protocol as bars: trained, untrained, raw pixels."""
     few, knn = section_of(probe, "few_labels"), section_of(probe, "knn")
     count, k = few.get("per_class", 10), knn.get("k", 20)
     rows = {
@@ -144,11 +144,17 @@ def _bars(probe: Mapping[str, Any]) -> list[tuple[str, list[Bar]]]:
         f"kNN, {count} labels a class": section_of(few, "knn"),
     }
     for share in (shares := section_of(probe, "fractions")):
-        found = section_of(shares, share)
-        rows |= {f"Linear, {percent(share)}": found, f"kNN, {percent(share)}": section_of(found, "knn")}
-    who = {"top1": "trained", "untrained": "untrained", "pixels": "raw pixels"}
+        scores_of_share = section_of(shares, share)
+        rows |= {
+            f"Linear, {percent(share)}": scores_of_share,
+            f"kNN, {percent(share)}": section_of(scores_of_share, "knn"),
+        }
+    labels = {"top1": "trained", "untrained": "untrained", "pixels": "raw pixels"}
     return [
-        (name, [Bar(who[key], key, float(scores[key])) for key in who if isinstance(scores.get(key), int | float)])
+        (
+            name,
+            [Bar(labels[key], key, float(scores[key])) for key in labels if isinstance(scores.get(key), int | float)],
+        )
         for name, scores in rows.items()
         if scores
     ]

@@ -1,4 +1,4 @@
-"""What a run folder holds, as the pages read it, and how a page is written: whole, and with nothing to be fetched."""
+"""Reads the files of a run folder for reports, and writes a report as one self-contained HTML file."""
 
 import base64
 import json
@@ -16,21 +16,21 @@ from remask.report.figures import Curve
 
 
 class Figure(NamedTuple):
-    """An <svg> element and what it shows."""
+    """An <svg> element and its title."""
 
     title: str
     svg: str
 
 
 class Fact(NamedTuple):
-    """One number of the cost ledger."""
+    """A number for a table, as text."""
 
     name: str
     value: str
 
 
 def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
-    """RUN/report.html from a template of this folder and what it shows."""
+    """Write RUN/report.html from a template in this package and its variables; returns the path."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     def load(name: str) -> str:
@@ -47,7 +47,7 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
 
 
 def shared(run: Path, recipe_text: str) -> dict[str, Any]:
-    """What every page shows: the folder, its state, pictures, cost, recipe, machine, bad pictures, changed data."""
+    """Variables of every template: folder, state, pictures, cost, recipe, machine, unusable images, changed data."""
     figures = sorted((run / "pictures").glob("*.png"))
     return {
         "run": printable(run.name),
@@ -63,23 +63,23 @@ def shared(run: Path, recipe_text: str) -> dict[str, Any]:
 
 
 def changes(data: Mapping[str, Any]) -> list[str]:
-    """Where a run went on with data that had changed, a line each time."""
+    """A line for each time that the run continued with changed data, from data.json."""
     return [
-        f"After step {one.get('step')} (epoch {number(one.get('epoch'))}) the data was another, which was accepted: "
-        f"{'; '.join(map(str, one.get('changes', [])))}."
-        for one in data.get("history", [])
+        f"After step {item.get('step')} (epoch {number(item.get('epoch'))}) the data was another, which was accepted: "
+        f"{'; '.join(map(str, item.get('changes', [])))}."
+        for item in data.get("history", [])
     ]
 
 
 def series(metrics: list[dict[str, Any]], key: str, factor: float = 1) -> Curve:
-    """A metric over epochs, times a factor; lines without it are passed over."""
+    """A metric over epochs, times a factor; lines without it are skipped."""
     points = [(line.get("epoch", line.get("step")), line.get(key)) for line in metrics]
-    kept = [(x, y * factor) for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)]
-    return [x for x, _ in kept], [y for _, y in kept]
+    numeric = [(x, y * factor) for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)]
+    return [x for x, _ in numeric], [y for _, y in numeric]
 
 
 def facts(cost: Mapping[str, Any]) -> list[Fact]:
-    """The numbers of cost.json for a person."""
+    """The numbers of cost.json with their names, for the table of costs."""
     names = {
         "ete": "ETE, views × epochs", "images": "images", "views": "views", "gpu_hours": "GPU-hours",
         "cpu_hours": "CPU-hours", "gflops_forward_per_image": "GFLOP forward, per image",
@@ -90,14 +90,14 @@ def facts(cost: Mapping[str, Any]) -> list[Fact]:
 
 
 def number(value: Any) -> str:
-    """Thousands apart, three or four digits that matter."""
+    """A number as text with thousands separators and three significant digits; "?" for other values."""
     if not isinstance(value, int | float):
         return "?"
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none, or it is damaged."""
+    """A JSON object; {} if the file is missing or damaged."""
     try:
         content = json.loads(read_text(path) or "{}")
     except json.JSONDecodeError:
@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_toml(text: str) -> dict[str, Any]:
-    """A TOML text; {} where it is damaged."""
+    """The content of a TOML text; {} if it is damaged."""
     try:
         content: dict[str, Any] = unmarked(tomllib.loads(text))
     except tomllib.TOMLDecodeError:
@@ -115,22 +115,22 @@ def read_toml(text: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; "" where there is none."""
+    """A file's text; "" if there is no file."""
     if not path.is_file():
         return ""
     try:
         return text_of(path)
-    except UserError:  # a damaged line is shown as well as it can be
+    except UserError:  # damaged bytes are replaced
         return path.read_text(encoding="utf-8", errors="replace")
 
 
 def pretty(content: Mapping[str, Any]) -> str:
-    """Indented JSON; "" for nothing."""
+    """Indented JSON; "" for an empty mapping."""
     return json.dumps(content, indent=2, ensure_ascii=False) if content else ""
 
 
 def embedded(path: Path) -> str:
-    """A PNG as an address that holds it."""
+    """A PNG file as a data: URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 

@@ -1,4 +1,4 @@
-"""A downstream run on one page: what it reaches class by class, its pictures, its curves, its cost and its recipe."""
+"""Report of a downstream run: results per class, pictures, curves, cost and recipe."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,14 +30,14 @@ NAMES = {
     "AP50": "AP50 of boxes, %", "images": "test pictures",
     "bad_images": "test pictures that could not be used",
 }  # fmt: skip
-"""Numbers of eval/TASK.json that stand at the top, in this order."""
+"""Keys of eval/TASK.json that the top of the page lists, in this order, and their names."""
 COUNTS = ("images", "bad_images")
 KINDS = {"bbox": "boxes", "segm": "masks"}
 AREAS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Row(NamedTuple):
-    """Cells of a table, and the length of its bar in percent."""
+    """Cells of a table's row, and the length of its bar in percent."""
 
     cells: list[str]
     share: float = 0.0
@@ -55,7 +55,7 @@ class Table(NamedTuple):
 def write_task_report(run: Path) -> Path:
     """Write RUN/report.html of a fine-tuning, segmentation or detection and return its path.
 
-    Raises UserError where RUN is no folder.
+    Raises UserError if RUN is no folder.
     """
     if not run.is_dir():
         raise UserError(f"{run} is no run folder: give the folder that --out named")
@@ -79,13 +79,13 @@ def write_task_report(run: Path) -> Path:
 
 
 def summary(task: str, recipe: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """One sentence: task, network, pictures, epochs; what is not known is left out."""
+    """A sentence with task, network, data, epochs and number of images, without unknown ones."""
     model, data, optim = (recipe.get(key) or {} for key in ("model", "data", "optim"))
     words = [WORDS.get(task, task)]
     if source := model.get("source"):
         kind, _, name = str(source).partition(":")
-        named = f"{kind}:{Path(name).name}" if "/" in name else source
-        words.append(f"from {printable(named)}" + (", untrained" if model.get("untrained") else ""))
+        network = f"{kind}:{Path(name).name}" if "/" in name else source
+        words.append(f"from {printable(network)}" + (", untrained" if model.get("untrained") else ""))
     if data.get("source"):
         words.append(f"on {printable(data['source'])}")
     if optim.get("epochs"):
@@ -96,15 +96,18 @@ def summary(task: str, recipe: Mapping[str, Any], result: Mapping[str, Any]) -> 
 
 
 def tables(task: str, result: Mapping[str, Any]) -> list[Table]:
-    """Accuracy class by class; for detection also by size."""
+    """Tables of results per class; for detection also per size."""
     if task == "segment" and "IoU" in result:
         rows = [(name, [iou, result["Acc"].get(name)]) for name, iou in result["IoU"].items()]
         return [Table("Class by class, %", ["class", "IoU", "accuracy", ""], _rows(rows))]
     if task == "finetune" and "per_class" in result:
-        found = result["per_class"]
+        per_class = result["per_class"]
         lines = [
-            Row([str(one["class"]), f"{one['top1']:.1f}", str(one["images"]), one["mistaken_for"] or "–"], one["top1"])
-            for one in sorted(found, key=lambda one: one["top1"])
+            Row(
+                [str(entry["class"]), f"{entry['top1']:.1f}", str(entry["images"]), entry["mistaken_for"] or "–"],
+                entry["top1"],
+            )
+            for entry in sorted(per_class, key=lambda entry: entry["top1"])
         ]
         title = "Class by class, the worst first: accuracy in %, and what it is taken for most often"
         return [Table(title, ["class", "top-1", "pictures", "taken for", ""], lines)]
@@ -112,24 +115,24 @@ def tables(task: str, result: Mapping[str, Any]) -> list[Table]:
 
 
 def _of_boxes(result: Mapping[str, Any]) -> list[Table]:
-    """Average precision by size of the instances, and class by class."""
+    """Tables of average precision per size of the instances, and per class."""
     kinds = [kind for kind in KINDS if isinstance(result.get(kind), Mapping)]
     if not kinds:
         return []
     sizes = [Row([KINDS[kind], *(_percent(result[kind].get(name)) for name in AREAS)]) for kind in kinds]
-    found = [
+    result_tables = [
         Table("Average precision, % (s, m, l: instances below 32², below 96², larger)", ["", *AREAS], sizes, False)
     ]
     names = result[kinds[0]].get("per_class") or {}
     titles = result.get("categories") or {}  # by id; older runs have names for keys
     rows = [
-        (str(titles.get(key, key)), [_times(result[kind].get("per_class", {}).get(key)) for kind in kinds])
+        (str(titles.get(key, key)), [_in_percent(result[kind].get("per_class", {}).get(key)) for kind in kinds])
         for key in names
     ]
     if rows:
         heads = ["class", *(f"AP of {KINDS[kind]}" for kind in kinds), ""]
-        found.append(Table("Class by class, %", heads, _rows(rows)))
-    return found
+        result_tables.append(Table("Class by class, %", heads, _rows(rows)))
+    return result_tables
 
 
 def _rows(rows: Sequence[tuple[str, Sequence[float | None]]]) -> list[Row]:
@@ -139,23 +142,25 @@ def _rows(rows: Sequence[tuple[str, Sequence[float | None]]]) -> list[Row]:
     ]
 
 
-def _times(share: float | None) -> float | None:
-    """Percent of a share of 1; None where there is no instance, which older runs say as COCO does, by -1."""
+def _in_percent(share: float | None) -> float | None:
+    """The share in percent; None for no instance, which older runs write as COCO's -1."""
     return None if share is None or share < 0 else 100 * share
 
 
 def _percent(share: float | None) -> str:
-    value = _times(share)
+    value = _in_percent(share)
     return "–" if value is None else f"{value:.1f}"
 
 
 def _results(result: Mapping[str, Any]) -> list[Fact]:
-    """The numbers at the top."""
-    found = [Fact(name, _value(key, result[key])) for key, name in NAMES.items() if _worth(key, result.get(key, ""))]
+    """The numbers at the top of the page."""
+    facts = [
+        Fact(name, _value(key, result[key])) for key, name in NAMES.items() if _is_listed(key, result.get(key, ""))
+    ]
     masks = result.get("segm")
     if isinstance(masks, Mapping):
-        found.insert(2, Fact("AP of masks, %", _percent(masks.get("AP"))))
-    return found
+        facts.insert(2, Fact("AP of masks, %", _percent(masks.get("AP"))))
+    return facts
 
 
 def _value(key: str, value: float | None) -> str:
@@ -164,8 +169,8 @@ def _value(key: str, value: float | None) -> str:
     return number(value) if key in COUNTS else f"{value:.2f}"
 
 
-def _worth(key: str, value: Any) -> bool:
-    """Whether it stands at the top: numbers, an AP where there is nothing to find, bad pictures where there are any."""
+def _is_listed(key: str, value: Any) -> bool:
+    """Whether the top of the page lists a value: numbers, an AP of None, unusable images if there are any."""
     if value is None:
         return key.startswith("AP")
     return isinstance(value, int | float) and (key != "bad_images" or value > 0)
@@ -174,23 +179,26 @@ def _worth(key: str, value: Any) -> bool:
 def _figures(
     task: str, recipe: Mapping[str, Any], metrics: list[dict[str, Any]], result: Mapping[str, Any]
 ) -> list[Figure]:
-    """The headline on test pictures, losses and the rate over epochs."""
-    headline, found = HEADLINES.get(task, "top1"), []
+    """Curves of the headline on test images, losses, learning rate and throughput over epochs."""
+    headline, figures = HEADLINES.get(task, "top1"), []
     x, y = series(metrics, f"val/{headline}")
-    same = result.get("protocol", {}).get("val") in ((recipe.get("data") or {}).get("val"), "a fifth of the source")
-    if same and isinstance(result.get(headline), int | float) and metrics:
-        x, y = [*x, metrics[-1].get("epoch", 0)], [*y, result[headline]]  # the last test comes after training
+    same_data = result.get("protocol", {}).get("val") in (
+        (recipe.get("data") or {}).get("val"),
+        "a fifth of the source",
+    )
+    if same_data and isinstance(result.get(headline), int | float) and metrics:
+        x, y = [*x, metrics[-1].get("epoch", 0)], [*y, result[headline]]  # the final test comes after training
     if x:
         title = f"{NAMES[headline]} on test pictures".replace(", % on", " on") + ", %"
-        found.append(Figure(title, curves(title, {headline: (x, y)}, "epoch", markers=True)))
+        figures.append(Figure(title, curves(title, {headline: (x, y)}, "epoch", markers=True)))
     keys = [key for key in (metrics[-1] if metrics else {}) if key.startswith("loss/")]
     keys = ["loss/total"] if len(keys) == 2 else sorted(keys, key=lambda key: key != "loss/total")
     losses = {key.removeprefix("loss/"): series(metrics, key) for key in keys}
     for title, lines, zero in (("Loss", losses, False), ("Learning rate", {"lr": series(metrics, "lr")}, True),
                                ("Images per second", {"images": series(metrics, "images_per_s")}, True)):  # fmt: skip
         if lines := {label: curve for label, curve in lines.items() if curve[0]}:
-            found.append(Figure(title, curves(title, lines, "epoch", zero=zero)))
-    return found
+            figures.append(Figure(title, curves(title, lines, "epoch", zero=zero)))
+    return figures
 
 
 __all__ = ["summary", "tables", "write_task_report"]

@@ -1,1 +1,1 @@
-"""A recipe trained in a folder, gone on with, and opened again."""
+"""Training a recipe in a run folder, resuming it, and opening its network again."""

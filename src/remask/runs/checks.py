@@ -1,4 +1,4 @@
-"""What a pre-training recipe names that certainly cannot be opened: sources, teachers, weights. Free of torch."""
+"""Checks that the sources, teachers and weights of a pre-training recipe exist. Free of torch."""
 
 from remask.errors import UserError, naming
 from remask.files.paths import check_readable
@@ -8,7 +8,7 @@ from remask.recipe.networks import MAPS, check_encoder, check_teacher, split_spe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise UserError, in the words of who opens it, for a path or network of the recipe that does not exist."""
+    """Raise UserError, with the message of opening it, for a path or network of the recipe that does not exist."""
     require_source(recipe)
     check_source(recipe.data.source, recipe.data.limit, recipe.data.exclude)
     check_second(recipe.probe.source if recipe.probe else None, recipe.data.exclude)
@@ -18,7 +18,7 @@ def check_recipe(recipe: Recipe) -> None:
         with naming(teacher.stated()):
             if not gives_map:
                 check_encoder(teacher.source)
-            elif recipe.method.name != "dmae":  # which refuses such teachers
+            elif recipe.method.name != "dmae":  # building dmae refuses such teachers
                 check_teacher(teacher.source, teacher.weights)
     if recipe.backbone.weights:
         with naming(["backbone.weights"]):
@@ -28,7 +28,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def require_source(recipe: Recipe) -> None:
-    """Raise UserError where the recipe names no images."""
+    """Raise UserError if the recipe names no source of images."""
     if recipe.data.source is None:
         raise UserError("no pictures to train on: give --data DIR, or a built-in set, --data photos or --data digits")
 

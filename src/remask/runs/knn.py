@@ -1,4 +1,4 @@
-"""kNN on the way: how good the features are after every few epochs, of images held out for it."""
+"""kNN probing during pre-training: accuracy of the features every few epochs, on held-out images."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,26 +21,26 @@ from remask.training.trainer import Hook
 
 
 def knn_split(recipe: Recipe, source: Source, older: bool) -> tuple[tuple[Subset, Subset], list[str]]:
-    """The pictures of [probe] that vote and those that are asked, 5,000 at most, and lines for the start.
+    """((bank, queries), lines for the log): at most 5,000 images of [probe], some held out as queries.
 
-    older   a run that was started before classes were looked at
+    older   the run has format 1, whose split ignored classes
     """
     assert recipe.probe
     order = torch.randperm(len(source), generator=generator(0, "probe on the way"))[:5000].tolist()
     held_out = hold_out(order, None if older else source.labels)
     bank, queries = split_source(source, held_out, "another set to --probe")
-    said, k = [*queries.remarks], recipe.probe.k
+    lines, k = [*queries.remarks], recipe.probe.k
     if len(bank) < k:
-        said.append(f"kNN on the way: {len(bank)} pictures of {source.name} vote, not {k}, as there are no more")
-    return (bank, queries), said
+        lines.append(f"kNN on the way: {len(bank)} pictures of {source.name} vote, not {k}, as there are no more")
+    return (bank, queries), lines
 
 
 def knn_hook(
     recipe: Recipe, method: Method, runtime: Runtime, bank: Subset, queries: Subset, report: Callable[[str], None]
 ) -> Hook:
-    """kNN accuracy on [probe].source every few epochs: four fifths vote, one fifth is asked.
+    """Hook that returns {"probe/knn": accuracy of `queries` by the neighbours in `bank`, in %} every few epochs.
 
-    Of many processes the main one asks; where weights are in pieces, of a whole copy.
+    Only the main process evaluates; with sharded weights it does so on a full copy of the method.
     """
     assert recipe.probe
     section = recipe.probe
@@ -51,14 +51,16 @@ def knn_hook(
         full_method = method if runtime.world.alone or runtime.parallel == "ddp" else _copy(recipe, method, runtime)
         if not runtime.world.main:
             return {}
-        known, query = (_features(full_method, subset, recipe, runtime, report) for subset in (bank, queries))
-        return {"probe/knn": weighted_knn(*known, *query, k=min(section.k, len(known[1])))}
+        bank_features, query_features = (
+            _features(full_method, subset, recipe, runtime, report) for subset in (bank, queries)
+        )
+        return {"probe/knn": weighted_knn(*bank_features, *query_features, k=min(section.k, len(bank_features[1])))}
 
     return hook
 
 
 def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
-    """A whole method on the main process's device; the others give their pieces."""
+    """A copy of the method with full weights on the main process; the others only take part in gathering."""
     state, copy = full_state(method.state_dict(), runtime.world.main), build_method(recipe, start=False)
     if runtime.world.main:
         copy.load_state_dict(state)
@@ -76,7 +78,10 @@ def _features(
 def batches(
     recipe: Recipe, source: Source, size: int = 256, report: Callable[[str], None] | None = None
 ) -> Iterator[Batch]:
-    """Centre crops of a source, in order, as a recipe's backbone sees them; `report` gets a line for each bad one."""
+    """Batches of `size` centre crops of a source, in order, scaled for a recipe's backbone.
+
+    report   called with a line for each unusable image
+    """
     data = recipe.data
     return iterate(
         source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01),

@@ -1,4 +1,4 @@
-"""Runs that are there already: the folder and its recipe. Free of torch."""
+"""Opens existing runs: the folder and its recipe. Free of torch."""
 
 import tomllib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from remask.training.run_folder import RunFolder, is_task_run
 
 
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:
-    """A run folder and the recipe it was made with."""
+    """A pre-training run's folder and recipe. Raises UserError for other folders, and runs of downstream tasks."""
     run = RunFolder.open(path)
     if is_task_run(path):
         raise UserError(
@@ -28,7 +28,10 @@ def open_run(path: Path) -> tuple[RunFolder, Recipe]:
 
 
 def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunFolder, Any]:
-    """A downstream run and its recipe."""
+    """A downstream run's folder and recipe, with `overrides` of its keys.
+
+    Raises UserError for other folders, runs of pre-training, and damaged recipes.
+    """
     run = RunFolder.open(path)
     try:
         kind = read_toml(path / "recipe.toml").get("task")
@@ -38,13 +41,17 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
         raise UserError(
             f"{path} is a run of pre-training: train it further with remask finetune {quoted(path)} --data DIR"
         )
-    settled = run.read("task.json").get("range")
-    given = {**rules_of(run.format, "data"), **({"data.range": settled} if settled else {}), **(overrides or {})}
-    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", given, environment={})
+    pixel_range = run.read("task.json").get("range")
+    defaults = {
+        **rules_of(run.format, "data"),
+        **({"data.range": pixel_range} if pixel_range else {}),
+        **(overrides or {}),
+    }
+    return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", defaults, environment={})
 
 
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
-    """A codebook that a run keeps in its own folder is found wherever the folder is moved."""
+    """The recipe with the absolute path of a codebook inside the run's folder, so that the folder can be moved."""
     file = recipe.method.target.file
     if file is None or not (folder / file).is_file():
         return recipe

@@ -1,8 +1,8 @@
-"""FastMIM-P (2212.06593): images that grow during pre-training. One trainer a size; what is learned is handed on.
+"""FastMIM-P (2212.06593): image sizes that increase during pre-training. One trainer per size hands over to the next.
 
-The batch, and with it the learning rate, stays the same in unique images at every size. A size is over at the end of an
-epoch, where a checkpoint is written, and handing over is a function of that checkpoint alone: a run that is killed on
-either side of a switch goes on bit by bit.
+The batch, and with it the learning rate, stays the same in unique images at every size. A size ends with an epoch,
+where a checkpoint is written. The handover is a function of that checkpoint alone, so a run killed on either side of a
+switch continues bit by bit.
 # official: the released code changes the crop and the batch but no table, and stops at the first larger image.
 """
 
@@ -31,7 +31,7 @@ class Phase(NamedTuple):
 
 
 def phases(recipe: Recipe) -> list[Phase]:
-    """The sizes of a recipe one after the other; one phase where it has but one size."""
+    """The phases of a recipe in order, one per image size."""
     if not recipe.progress:
         return [Phase(recipe, recipe.optim.epochs)]
     ends = accumulate(recipe.progress.epochs or recipe.progress.even(recipe.optim.epochs))
@@ -39,20 +39,20 @@ def phases(recipe: Recipe) -> list[Phase]:
 
 
 def phase_of(recipe: Recipe, epoch: float) -> int:
-    """Which phase wrote a checkpoint after `epoch` epochs: a phase still writes the one at its end."""
+    """Index of the phase that wrote a checkpoint after `epoch` epochs; a phase still writes the one at its end."""
     return next(i for i, phase in enumerate(phases(recipe)) if epoch <= phase.end)
 
 
 def at_size(recipe: Recipe, size: Size) -> Recipe:
-    """The recipe for images of `size` pixels, and no other size."""
+    """The recipe for images of `size` pixels (h, w) only."""
     data = recipe.data.model_copy(update={"image_size": size})
     return recipe.model_copy(update={"data": data, "progress": None})
 
 
 def grow(state: Mapping[str, Tensor], method: Method, before: Size, after: Size) -> dict[str, Tensor]:
-    """The state dict of a method for images of `before` pixels as one of `method`, which is built for `after`.
+    """A state dict from images of `before` pixels (h, w), converted for `method`, which is built for `after`.
 
-    The network's tables are resized; a decoder's fixed positions are the new size's own.
+    The network's position tables are resized; fixed buffers (the decoder's positions) are those of `method`.
     """
     inside = {name.removeprefix(NETWORK): value for name, value in state.items() if name.startswith(NETWORK)}
     resized = resize_state(inside, method.backbone.network, before, after, method.backbone.patch)
@@ -63,9 +63,9 @@ def grow(state: Mapping[str, Tensor], method: Method, before: Size, after: Size)
 
 
 def hand_over(old: Trainer, new: Trainer, before: Size, after: Size) -> None:
-    """Weights, the optimizer's moments and the place in the schedule, from one size's trainer to the next one's.
+    """Copy weights, the optimizer's moments and the position in the schedule to the trainer of the next size.
 
-    They are whole on the way, whatever pieces the processes of a run hold.
+    Collective: shards are gathered, resized and sharded again.
     """
     method: Method = new.model  # type: ignore[assignment]
     method.load_state_dict(
@@ -75,7 +75,7 @@ def hand_over(old: Trainer, new: Trainer, before: Size, after: Size) -> None:
     for kind in ("exp_avg", "exp_avg_sq"):
         resized_state = grow({name: state[kind] for name, state in moments.items()}, method, before, after)
         for name, value in resized_state.items():
-            moments[name][kind] = value.clamp(min=0) if kind == "exp_avg_sq" else value  # cubic curves overshoot
+            moments[name][kind] = value.clamp(min=0) if kind == "exp_avg_sq" else value  # bicubic resizing overshoots
     for name, state in moments.items():
         new.optimizer.state[parameters[name]] = {
             key: torch.clone(shard_like(value, parameters[name])) for key, value in state.items()
@@ -89,7 +89,7 @@ def _by_name(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
 
 
 def _moments(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """What AdamW keeps of each parameter, by name."""
+    """AdamW's full state by parameter name."""
     state = trainer.optimizer.state
     return {name: full_state(dict(state[p])) for name, p in _by_name(trainer).items() if p in state}
 

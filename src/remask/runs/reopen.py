@@ -1,4 +1,4 @@
-"""Networks of runs that are there already, at any image size."""
+"""Rebuilds the method of an existing run, at any image size."""
 
 from remask.build.pretraining import build_method
 from remask.method import Method
@@ -10,17 +10,17 @@ from remask.types import Size
 
 
 def untrained(recipe: Recipe, size: Size | None = None) -> Method:
-    """The method with its first weights, drawn at random even where the run started from a model's."""
+    """The method with random initial weights, even if the run started from pre-trained ones."""
     name = recipe.backbone.name.partition(".")[0]  # without the tag of published weights
     backbone = recipe.backbone.model_copy(update={"weights": None, "name": name})
     return build_method(at_size(recipe.model_copy(update={"backbone": backbone}), size or recipe.data.image_size))
 
 
 def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | None = None) -> Method:
-    """The method of a run with the weights of a checkpoint, for images of `size` pixels; the recipe's own by default.
+    """The method of a run with the weights of the checkpoint `name`, for images of `size` pixels (None: the recipe's).
 
-    Tables of positions are resized where the checkpoint was written at another size. Raises UserError where the network
-    does not take the size, or the checkpoint does not fit.
+    Position tables are resized if the checkpoint was written at another size. Raises UserError if the network does not
+    take the size, or the checkpoint does not fit.
     """
     folder = find(run, name)
     written = phases(recipe)[phase_of(recipe, position(run, name)["epoch"]) if recipe.progress else 0].recipe
@@ -29,9 +29,9 @@ def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | Non
     load_weights(folder / "model.safetensors", method)
     if before == after:
         return method
-    other = build_method(at_size(recipe, after), start=False)
-    other.load_state_dict(grow(method.state_dict(), other, before, after))
-    return other
+    resized = build_method(at_size(recipe, after), start=False)
+    resized.load_state_dict(grow(method.state_dict(), resized, before, after))
+    return resized
 
 
 __all__ = ["trained", "untrained"]

@@ -1,4 +1,4 @@
-"""One session of training: a recipe's parts put together, its phases one after the other, bad pictures named."""
+"""One session of training: builds a recipe's objects, runs its phases in order, reports unusable images."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ from remask.training.trainer import Trainer
 
 
 def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
-    """Build everything, make or open the folder, and train to the end of the recipe; many processes do it together."""
+    """Start a new run in `path` (`fresh`) or resume the one there, and train to the end of the recipe. Collective."""
     require_source(recipe)
     session = Session(recipe, path, quiet or not world.main, fresh, world, care)
     session.begin()
@@ -97,7 +97,7 @@ class Session:
             self.console.say(line)
 
     def train(self) -> None:
-        """Train one phase after the other; where images grow, the next size's trainer takes over."""
+        """Train the phases in order; each trainer hands over to that of the next image size."""
         trainer = self.trainer
         trainer.train(self.console)
         for before, after in itertools.pairwise(self.phases):
@@ -125,7 +125,7 @@ class Session:
         return trainer
 
     def _create(self) -> Checked:
-        """Make the folder, with its codebook and the record of its data; returns `checked` with what was added."""
+        """Make the run folder, with its codebook and data record; returns `checked` with the codebook's digest."""
         recipe, words, checked = self.recipe, self.words, self.checked
         stored = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
         RunFolder.create(self.path, dump(stored), {**environment(), "processes": self.world.size})
@@ -146,7 +146,7 @@ def runtime_of(recipe: Recipe, world: World) -> Runtime:
 
 
 def _open_sources(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
-    """The pictures, and the labelled ones of kNN on the way."""
+    """The source of images, and the labelled source of kNN probing."""
     with world.in_turn():
         source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
         exclude = recipe.data.exclude
@@ -155,14 +155,14 @@ def _open_sources(recipe: Recipe, world: World) -> tuple[Source, Source | None]:
 
 
 def _fit_codebook(recipe: Recipe, source: Source, say: Callable[[str], None], world: World) -> codebooks.Words | None:
-    """The codebook that a recipe has none of yet; None where it needs none."""
+    """A new codebook, fitted by the main process; None if the recipe needs none."""
     if not recipe.method.target.unfitted:
         return None
     return world.first(lambda: codebooks.fit(recipe, source, say, recipe.seed))
 
 
 def _first_method(ahead: Sequence[Phase], fresh: bool) -> Method:
-    """The method of the first phase; those of the others are tried without memory, to meet a misfit now."""
+    """The method of the first phase; builds those of later phases on "meta", so that errors show now."""
     for phase in ahead[1:]:
         with torch.device("meta"):
             build_method(phase.recipe)
@@ -170,7 +170,7 @@ def _first_method(ahead: Sequence[Phase], fresh: bool) -> Method:
 
 
 def _remarks(recipe: Recipe, method: Method, runtime: Runtime) -> list[str]:
-    """What a person should know at the beginning: which weights were loaded, and what goes another way than asked."""
+    """Lines for the start of the log: the loaded weights, and a decoder that is unavailable."""
     lines = loaded_lines(method)
     if recipe.data.decode == "cuda" and (why := no_decoder(runtime.device, recipe.data.channels)):
         lines.append(f'data.decode "cuda": {why}, so JPEGs are decoded on the CPU')

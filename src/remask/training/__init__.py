@@ -1,1 +1,1 @@
-"""Any training loop: step, optimizer, checkpoint, cost, processes, what is shown; it knows nothing of masking."""
+"""A training loop for any model: steps, optimizer, checkpoints, cost, processes, progress. Independent of masking."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written completely or not at all, read without executing anything."""
+"""Checkpoints of a run: written atomically, read without executing code."""
 
 import json
 import pickle
@@ -21,9 +21,9 @@ from remask.training.sharding import full_state, shard_like, shard_state
 def save(
     run: RunFolder, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> None:
-    """Write checkpoints/NAME: weights (safetensors), optimizer (tensors only), state (JSON). Complete or absent.
+    """Write checkpoints/NAME atomically: weights (safetensors), optimizer (tensors only), state (JSON).
 
-    Tensors are written whole, whatever pieces the processes of a run hold: all of them call this, and one writes.
+    Collective: shards are gathered to full tensors, and only the process with `run.writes` writes.
     """
     weights, moments = (full_state(owner.state_dict(), run.writes) for owner in (model, optimizer))
     if not run.writes:
@@ -35,7 +35,9 @@ def save(
     save_file({key: value.contiguous() for key, value in weights.items()}, tmp / "model.safetensors")
     torch.save(moments, tmp / "optimizer.pt")
     (tmp / "state.json").write_text(json.dumps(state))
-    if folder.exists():  # else `old`, left by a run killed between the renames, is all there is: keep it until the end
+    if (
+        folder.exists()
+    ):  # else a run was killed between the renames, and `old` is the only checkpoint: keep it until the end
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     tmp.rename(folder)
@@ -43,12 +45,15 @@ def save(
 
 
 def position(run: RunFolder, name: str = "last") -> dict[str, Any]:
-    """Where a run stood when it wrote a checkpoint: "step", "epoch" and the cost so far."""
+    """The saved state of a checkpoint: {"step", "epoch", "ledger", ...}; see `Trainer.state`."""
     return _state(find(run, name))
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Load a checkpoint into a model (strictly) and an optimizer; returns the saved state."""
+    """Load a checkpoint into a model (strictly) and an optimizer; returns its saved state, see `position`.
+
+    Raises UserError for files that are damaged or do not fit.
+    """
     load_weights(folder / "model.safetensors", model)
     if optimizer:
         state = _load_tensors(folder / "optimizer.pt")
@@ -60,7 +65,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """What state.json of a checkpoint says. Raises UserError where it is damaged."""
+    """Content of a checkpoint's state.json. Raises UserError if it is damaged."""
     try:
         return dict(json.loads((folder / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -68,7 +73,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:
-    """A torch file of tensors and plain values; anything else in it is refused, not executed."""
+    """Content of a torch file of tensors and plain values. Raises UserError for objects of other classes."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
@@ -77,7 +82,10 @@ def _load_tensors(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Strictly load a safetensors file. UserError names the first keys or shapes that do not fit, or are not finite."""
+    """Strictly load a safetensors file into a model, sharded or not.
+
+    Raises UserError, which names the first keys, if keys or shapes do not fit, or if values are not finite.
+    """
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -92,11 +100,11 @@ def load_weights(path: Path, model: nn.Module) -> None:
     model.load_state_dict(shard_state(stored, own))
 
 
-def _faults(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    faults = [f"{key} is missing" for key in wanted if key not in stored]
-    faults += [f"{key} is unknown" for key in stored if key not in wanted]
-    shared = [key for key in wanted if key in stored and stored[key].shape != wanted[key].shape]
-    return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(wanted[key].shape)}" for key in shared]
+def _faults(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    faults = [f"{key} is missing" for key in expected if key not in stored]
+    faults += [f"{key} is unknown" for key in stored if key not in expected]
+    misshapen = [key for key in expected if key in stored and stored[key].shape != expected[key].shape]
+    return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(expected[key].shape)}" for key in misshapen]
 
 
 __all__ = ["load_weights", "position", "restore", "save"]

@@ -1,4 +1,4 @@
-"""The cost ledger: what a run has consumed. ETE (effective training epochs, DMJD) counts views: K × epochs."""
+"""The cost ledger of a run: images, hours, FLOPs. ETE (effective training epochs, DMJD) counts views: K × epochs."""
 
 import resource
 import time
@@ -17,9 +17,10 @@ from remask.training.distributed import ALONE, World
 class Ledger:
     """Counts images, views, hours and waiting over all sessions of a run; saved with every checkpoint.
 
-    dataset  images of one epoch     views  masked views per image     devices  GPUs at work, 0 on a CPU
-    others_cpu_hours  of the other processes, as far as they have told
-    epochs_before, images_before  of epochs that had another number of images, where the data changed on the way
+    dataset  images of one epoch     views_per_image  masked views     devices  GPUs in use, 0 on a CPU
+    hours, cpu_hours, wait_hours   wall time, CPU time and wait for data of this process
+    others_cpu_hours               CPU time of the other ranks, as of the last `meet`
+    epochs_before, images_before   epochs done and images used before the data changed to another number of images
     """
 
     dataset: int
@@ -37,13 +38,13 @@ class Ledger:
     _cpu: float = field(default_factory=lambda: _cpu_seconds(), repr=False)
 
     def add(self, images: int, waited: float) -> None:
-        """Book a step: unique images seen, by all processes, and seconds waited for them."""
+        """Add a step: its unique images, over all processes, and the seconds this process waited for them."""
         self.images += images
         self.wait_hours += waited / 3600
         self._book()
 
     def pause(self) -> None:
-        """What happens until `resume` (probing on the way) is not booked as training."""
+        """Stop the clock until `resume`: time between them (e.g. probing) does not count as training."""
         self._book()
 
     def resume(self) -> None:
@@ -56,11 +57,11 @@ class Ledger:
         self._wall, self._cpu = wall, cpu
 
     def meet(self, world: World) -> None:
-        """Let all processes know of one another's hours; they call it together."""
+        """Update others_cpu_hours. Collective."""
         self.others_cpu_hours = world.sums({"cpu": self.cpu_hours})["cpu"] - self.cpu_hours
 
     def cost(self, peak_memory_mb: float) -> dict[str, Any]:
-        """The content of cost.json."""
+        """The content of cost.json, its keys as below; peak_memory_mb in MiB, data_wait_share of the wall time."""
         return {
             "images": self.images,
             "views": self.images * self.views_per_image,
@@ -84,9 +85,9 @@ class Ledger:
         return state | (before if self.images_before else {})
 
     def load(self, state: dict[str, Any], main: bool = True, done: float | None = None) -> None:
-        """Go on from what `state` gave; what was summed over processes is the main one's from here on.
+        """Restore a saved `state`. Its CPU hours, summed over processes, count for the main process from now on.
 
-        done   epochs, where they had another number of images than from here on: ETE counts them as they were
+        done   epochs done, set if the number of images per epoch differs from now on: ETE then counts them separately
         """
         for key, value in state.items():
             setattr(self, key, value)
@@ -98,7 +99,7 @@ class Ledger:
 class Window:
     """Means over the steps since the last log line. Losses stay on the device until the window closes.
 
-    Of many processes each adds its share of a loss, and the sum over them is the loss of the whole batch.
+    With several processes each one adds its share of a loss; the sum over them is the loss of the global batch.
     """
 
     def __init__(self) -> None:
@@ -111,9 +112,9 @@ class Window:
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
 
     def close(self, world: World = ALONE) -> tuple[dict[str, float], float, float]:
-        """(mean losses, images per second, share of the time spent waiting for data); the window starts anew.
+        """(mean losses, images per second, share of the time spent waiting for data); then resets the window.
 
-        All processes call it together; the wait is that of the one that waited longest.
+        Collective; the share is that of the process that waited longest.
         """
         sums = self._sums(world)
         seconds = time.perf_counter() - self.began

@@ -1,7 +1,7 @@
-"""What a run was trained on, kept in its folder: data.json, and data.npz with names, sizes and labels.
+"""Records the data of a run in its folder: data.json, and data.npz with names, sizes and labels.
 
-A run that is resumed on something else is told what changed before anything is written, and goes on only where that is
-accepted. What it went on with stands in the history of data.json, and in the report.
+Before a run is resumed, its sources are compared with the record. Changed data stops it with an error that names the
+changes, unless the user accepts them; accepted changes go into the history in data.json, and into the report.
 """
 
 import time
@@ -25,16 +25,16 @@ from remask.training.run_folder import RunFolder
 from remask.training.trainer import Trainer
 
 FIRST = "first weights"
-"""What a run started from. Its checkpoints hold all of it, so that a change is said and does not stop the run."""
+"""Role of the initial weights. Checkpoints supersede them, so a change is only reported and does not stop the run."""
 NAMES_KEPT = 4_000_000
-"""Names of a source that are kept, some 5 bytes each; of a larger one the digest alone, which cannot name a change."""
+"""Sources of up to this many files are recorded with their names (~5 bytes each), larger ones only with a digest."""
 
 
 class Care(NamedTuple):
     """How careful a run is with its data.
 
-    accept   go on where the data changed
-    verify   hash all contents: kept at the start, compared at a resume
+    accept   resume although the data changed
+    verify   hash all contents: recorded at the start, compared at a resume
     """
 
     accept: bool = False
@@ -45,16 +45,16 @@ CARE = Care()
 
 
 class Sources(NamedTuple):
-    """Inventories of a run's sources by the names that a message gives them, and where each lies."""
+    """Inventories and addresses (spec or path) of a run's sources, by role ("data", "probe", "teacher 1", ...)."""
 
     found: dict[str, Inventory]
     addresses: dict[str, str]
 
 
 class Checked(NamedTuple):
-    """What a look at the data found: changes that were accepted, lines for a person, and a digest of each source.
+    """Result of `DataRecord.check`: accepted changes, lines for the log, and the digest of each source by role.
 
-    known   whether the run says what it was trained on; those of earlier versions do not
+    known   False if the run has no record of its data, like runs of earlier versions
     """
 
     changes: list[str]
@@ -64,109 +64,112 @@ class Checked(NamedTuple):
 
 
 class DataRecord:
-    """The sources of a run as they are now, beside what its folder says of them. Of many processes one has it.
+    """Compares the present sources of a run with the record in its folder, and updates the record.
 
-    say   gets a line before work that may take long
+    say   called with a line before work that may take long. Only the main process uses a record.
     """
 
     def __init__(self, run: RunFolder, say: Callable[[str], None]) -> None:
         self.run, self._say = run, say
         self._now = Sources({}, {})
-        self._kept, self._history = dict[str, Kept](), list[dict[str, Any]]()
+        self._recorded, self._history = dict[str, RecordedSource](), list[dict[str, Any]]()
         self._stale = False
 
     def check(self, now: Sources, care: Care, fresh: bool) -> Checked:
-        """Compare what is there with what the run was trained on. Writes nothing.
+        """Compare the present sources with the run's record. Writes nothing.
 
-        Raises UserError naming what changed, unless that is accepted.
+        fresh   a new run, which has no record yet
+        Raises UserError, which names the changes, unless `care` accepts them.
         """
         if care.verify:
-            total = sum(one.count for one in now.found.values())
+            total = sum(inventory.count for inventory in now.found.values())
             self._say(f"reading {total:,} pictures and files, to verify their contents")
-            now = now._replace(found={role: one.hashed() for role, one in now.found.items()})
+            now = now._replace(found={role: inventory.hashed() for role, inventory in now.found.items()})
         self._now, self._stale = now, fresh
-        digests = {role: one.digest() for role, one in now.found.items()}
+        digests = {role: inventory.digest() for role, inventory in now.found.items()}
         if fresh:
             return Checked([], [], digests)
-        self._kept, self._history = _read(self.run)
-        changes, noted = self._compared(digests)
+        self._recorded, self._history = _read(self.run)
+        changes, reported = self._compared(digests)
         if changes and not care.accept:
             raise refused(self.run.path, changes)
         lines = (
-            [] if self._kept else ["this run has no fingerprint of its data to compare with; it has one from now on"]
+            []
+            if self._recorded
+            else ["this run has no fingerprint of its data to compare with; it has one from now on"]
         )
-        lines += [f"{change}; the run goes on with the weights of its checkpoint" for change in noted]
-        lines += self._verified(changes) if care.verify and self._kept else []
-        bare = care.verify and any(kept.inventory.hashes is None for kept in self._kept.values())
-        self._stale = bool(changes or noted or bare or set(now.found) - set(self._kept))
-        return Checked(changes, lines, digests, known=bool(self._kept))
+        lines += [f"{change}; the run goes on with the weights of its checkpoint" for change in reported]
+        lines += self._verified(changes) if care.verify and self._recorded else []
+        lacks_hashes = care.verify and any(recorded.inventory.hashes is None for recorded in self._recorded.values())
+        self._stale = bool(changes or reported or lacks_hashes or set(now.found) - set(self._recorded))
+        return Checked(changes, lines, digests, known=bool(self._recorded))
 
     def since(self, now: Sources) -> list[str]:
-        """What differs from what the run was trained on, of the sources that are looked at; nothing is refused."""
-        self._now, (self._kept, self._history) = now, _read(self.run)
-        return self._compared({role: one.digest() for role, one in now.found.items()})[0]
+        """Differences between the given sources and the run's record, in words; raises no error for them."""
+        self._now, (self._recorded, self._history) = now, _read(self.run)
+        return self._compared({role: inventory.digest() for role, inventory in now.found.items()})[0]
 
-    def add(self, role: str, one: Inventory, address: str) -> None:
-        """A source that came to be after `check`."""
-        self._now.found[role], self._now.addresses[role] = one, address
+    def add(self, role: str, inventory: Inventory, address: str) -> None:
+        """Add a source that was created after `check`."""
+        self._now.found[role], self._now.addresses[role] = inventory, address
 
     def keep(self, changes: list[str], position: Mapping[str, Any]) -> None:
-        """Write what there is, and that changes were accepted at a position; nothing where all is as it was."""
+        """Write the record, with accepted changes and their position {"step", "epoch"}; no-op if nothing changed."""
         if self._stale or changes:
             self._write(changes, position)
-        self._now, self._kept = Sources({}, {}), {}  # a large source's names take memory
+        self._now, self._recorded = Sources({}, {}), {}  # a large source's names take memory
 
     def _write(self, changes: list[str], position: Mapping[str, Any]) -> None:
-        found = self._now.found
-        for role, one in found.items():
-            kept = self._kept.get(role)
-            if kept and one.hashes is None and kept.digest == one.digest():
-                found[role] = replace(one, hashes=kept.inventory.hashes)
+        inventories = self._now.found
+        for role, inventory in inventories.items():
+            recorded = self._recorded.get(role)
+            if recorded and inventory.hashes is None and recorded.digest == inventory.digest():
+                inventories[role] = replace(inventory, hashes=recorded.inventory.hashes)
         if changes:
-            when = {"step": position["step"], "epoch": position["epoch"], "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-            self._history = [*self._history, {**when, "changes": changes}]
+            entry = {"step": position["step"], "epoch": position["epoch"], "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            self._history = [*self._history, {**entry, "changes": changes}]
         _write(self.run, self._now, self._history)
 
     def _compared(self, digests: Mapping[str, str]) -> tuple[list[str], list[str]]:
-        """Changes that stop a run, and those that are said; sources that the run did not have before are neither."""
-        changes, noted = list[str](), list[str]()
-        for role, kept in self._kept.items():
+        """(Changes that stop a run, changes that are only reported); sources without a record count as neither."""
+        changes, reported = list[str](), list[str]()
+        for role, recorded in self._recorded.items():
             new = self._now.found.get(role)
             if new is None:
                 continue
-            phrases = kept.differences(new, digests[role])
+            phrases = recorded.differences(new, digests[role])
             if phrases:
-                (noted if role == FIRST else changes).append(f"{role}: {', '.join(phrases)}")
-        return changes, noted
+                (reported if role == FIRST else changes).append(f"{role}: {', '.join(phrases)}")
+        return changes, reported
 
     def _verified(self, changes: list[str]) -> list[str]:
-        """What verifying came to, in a line."""
-        if not any(kept.inventory.hashes is not None for kept in self._kept.values()):
+        """A line with the result of verifying hashes; none if there are changes."""
+        if not any(recorded.inventory.hashes is not None for recorded in self._recorded.values()):
             return ["this run has no hashes of contents to compare with; they are kept from now on"]
         return [] if changes else ["the contents of the data are those that the run was trained on"]
 
 
-class Kept(NamedTuple):
-    """A source as a run's folder describes it. `named`: its names are known, where it has any."""
+class RecordedSource(NamedTuple):
+    """A source as a run's folder describes it; `named` unless its file names are missing from the record."""
 
     inventory: Inventory
     digest: str
     named: bool
 
     def differences(self, new: Inventory, digest: str) -> list[str]:
-        """What differs, in words; empty for the same."""
+        """Differences in words; empty if the sources are equal."""
         old = self.inventory
         if digest == self.digest and (old.hashes is None or new.hashes is None):
             return []
-        found = differences(old, new)
-        return found or (["names or sizes differ"] if not self.named and digest != self.digest else [])
+        phrases = differences(old, new)
+        return phrases or (["names or sizes differ"] if not self.named and digest != self.digest else [])
 
 
 def resumed(trainer: Trainer, record: DataRecord, checked: Checked, care: Care) -> list[str]:
-    """Let a trainer go on from its run's last checkpoint, also on data that changed where that is accepted.
+    """Resume a trainer from its run's last checkpoint and update the record; returns lines for the log.
 
-    Returns lines for a person. Raises UserError where a run without a fingerprint had epochs of other lengths, unless
-    that is accepted.
+    A run without a record is checked by the number of steps per epoch. Raises UserError if that changed, unless `care`
+    accepts it.
     """
     before, changes = position(trainer.run), list(checked.changes)
     if not checked.known:
@@ -180,7 +183,7 @@ def resumed(trainer: Trainer, record: DataRecord, checked: Checked, care: Care) 
 
 
 def refused(path: Path, changes: Sequence[str]) -> UserError:
-    """What stops a run whose data changed, in a line."""
+    """The error that stops a run whose data changed."""
     return UserError(
         f"{path} was trained on other data than is there now: {'; '.join(changes)}; put it back, or go on with "
         f"remask resume {quoted(path)} --accept-changed-data"
@@ -188,38 +191,38 @@ def refused(path: Path, changes: Sequence[str]) -> UserError:
 
 
 def _other_steps(before: Mapping[str, Any], steps: int) -> list[str]:
-    """A change that a checkpoint tells by the number of its steps, `steps` being those of an epoch now."""
-    had = epoch_length(before)
-    return [] if had in (None, steps) else [f"data: an epoch had {had:,} steps and has {steps:,} now"]
+    """A line if the checkpoint's epochs had another number of steps than the present `steps`."""
+    steps_before = epoch_length(before)
+    return [] if steps_before in (None, steps) else [f"data: an epoch had {steps_before:,} steps and has {steps:,} now"]
 
 
-def _read(run: RunFolder) -> tuple[dict[str, Kept], list[dict[str, Any]]]:
+def _read(run: RunFolder) -> tuple[dict[str, RecordedSource], list[dict[str, Any]]]:
     try:
-        about = run.read("data.json")
+        record = run.read("data.json")
     except ValueError:
         raise UserError(f"{run.path / 'data.json'} is damaged: remove it to go on without a comparison") from None
     arrays = _arrays(run.path / "data.npz")
-    kept = {}
-    for role, facts in about.get("sources", {}).items():
-        found = {key: arrays.get(f"{role}/{key}") for key in ("names", "sizes", "labels", "hashes", "digest")}
-        named = found["digest"] is not None and found["digest"].tobytes().decode() == facts["digest"]
-        if not named:  # written by a run that was killed between the two files
-            found = dict.fromkeys(found)
-        names = found["names"]
-        texts = (
+    sources = {}
+    for role, facts in record.get("sources", {}).items():
+        columns = {key: arrays.get(f"{role}/{key}") for key in ("names", "sizes", "labels", "hashes", "digest")}
+        named = columns["digest"] is not None and columns["digest"].tobytes().decode() == facts["digest"]
+        if not named:  # a run was killed between writing the two files
+            columns = dict.fromkeys(columns)
+        names = columns["names"]
+        paths = (
             names.tobytes().decode("utf-8", "surrogateescape").split("\0") if names is not None and len(names) else []
         )
-        sizes = found["sizes"] if found["sizes"] is not None else np.empty(0, np.int64)
+        sizes = columns["sizes"] if columns["sizes"] is not None else np.empty(0, np.int64)
         inventory = Inventory(
-            facts["what"], facts["count"], texts, sizes, found["labels"], facts["classes"], facts["facts"],
-            found["hashes"],
+            facts["what"], facts["count"], paths, sizes, columns["labels"], facts["classes"], facts["facts"],
+            columns["hashes"],
         )  # fmt: skip
-        kept[role] = Kept(inventory, facts["digest"], named and facts["named"])
-    return kept, about.get("history", [])
+        sources[role] = RecordedSource(inventory, facts["digest"], named and facts["named"])
+    return sources, record.get("history", [])
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """What data.npz holds; nothing where it is absent or damaged: the digests are in data.json."""
+    """Arrays of data.npz; {} if it is absent or damaged, for data.json holds the digests."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)

@@ -1,4 +1,4 @@
-"""Names of devices, before torch is asked which of them are there; and processors."""
+"""Checks of device names that need no torch, and the number of usable CPU cores."""
 
 import os
 
@@ -9,22 +9,22 @@ KINDS = (
     "fpga", "hip", "hpu", "ideep", "ipu", "lazy", "maia", "meta", "mkldnn", "mtia", "opencl", "opengl", "privateuseone",
     "ve", "vulkan", "xla", "xpu",
 )  # fmt: skip
-"""Kinds that torch knows, after our own auto; whether one of them is there, torch alone can say."""
+"""Our own "auto", and torch's kinds of devices; only torch knows which of them are available."""
 
 
 def check_device(name: str | None) -> None:
-    """Raise UserError for the name of no device; nothing is wrong with None, which leaves the choice."""
+    """Raise UserError for a name of an unknown kind; None (automatic choice) passes."""
     if name is not None and name.partition(":")[0] not in KINDS:
         raise no_device(name)
 
 
 def no_device(name: str) -> UserError:
-    """The error for a name that means no device."""
+    """The error for an unknown device name."""
     return UserError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

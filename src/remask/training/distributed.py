@@ -1,8 +1,8 @@
-"""Many processes as one run: who this one is, what they tell one another, which of them speaks when it goes wrong.
+"""Several processes as one run: rank and size, exchange of plain values, and which process reports an error.
 
-`torchrun` starts the processes and says in the environment who is who. What is exchanged here are plain values over
-gloo, on the CPU, so that a GPU is never waited for; gradients and weights are `parallel`'s business. One process alone
-is the special case in which every exchange returns what it was given.
+`torchrun` starts the processes and sets rank and size in the environment. This module exchanges plain values over gloo
+on the CPU, which never waits for a GPU; `sharding` exchanges gradients and weights. In a single process every exchange
+returns its input.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from remask.training.launcher import count, place
 T = TypeVar("T")
 
 _JOINED = list["World"]()
-"""What this process has been one of: empty until it is joined with others."""
+"""The worlds that this process joined; empty in a single process."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, as one of them sees it.
+    """Rank of this process and number of processes.
 
-    rank, size      its number, and how many there are, over all machines
-    local, locals   the same on its machine: the number of its GPU, and how many share processor and memory
+    rank, size      over all machines
+    local, locals   on this machine; `local` is also the index of this process's GPU
     """
 
     rank: int = 0
@@ -43,7 +43,7 @@ class World:
 
     @classmethod
     def here(cls) -> "World":
-        """What torchrun, or another launcher that sets the same variables, has started."""
+        """The world by the environment variables that torchrun, or a compatible launcher, sets."""
         return cls(*place())
 
     @property
@@ -52,34 +52,34 @@ class World:
 
     @property
     def main(self) -> bool:
-        """The process that writes, prints, probes and draws."""
+        """Whether this is rank 0, which writes files, prints, probes and plots."""
         return self.rank == 0
 
     def share(self, total: int) -> slice:
-        """Its part of `total` things in a row, cut as `Tensor.tensor_split` cuts them: sizes differ by one at most."""
+        """This rank's slice of `total` items, split as by `Tensor.tensor_split`: sizes differ by at most one."""
         size, rest = divmod(total, self.size)
         begin = self.rank * size + min(self.rank, rest)
         return slice(begin, begin + size + (self.rank < rest))
 
     def first(self, act: Callable[[], T]) -> T:
-        """What `act` returns in the main process; a UserError of it is everyone's. The others wait, and do not act."""
+        """Result of `act`, called on rank 0 only and broadcast; its UserError is raised on all ranks. Collective."""
         if self.alone:
             return act()
-        box: list[Any] = [None]
+        message: list[Any] = [None]
         if self.main:
             try:
-                box = [(act(), None)]
+                message = [(act(), None)]
             except UserError as error:
-                box = [(None, str(error))]
-        dist.broadcast_object_list(box, src=0)
-        result, fault = box[0]
-        if fault is not None:
-            raise UserError(fault)
+                message = [(None, str(error))]
+        dist.broadcast_object_list(message, src=0)
+        result, error_text = message[0]
+        if error_text is not None:
+            raise UserError(error_text)
         return result
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The first process of each machine enters, then the others: what one fetches the others find."""
+        """Context that rank 0 of each machine enters first, so that the others find what it downloaded. Collective."""
         if self.local:
             self.wait()
         yield
@@ -87,94 +87,96 @@ class World:
             self.wait()
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Barrier."""
         self.any(False)
 
     def any(self, *flags: bool) -> list[bool]:
-        """Each flag, raised by any of them."""
+        """Logical OR of each flag over all ranks. Collective."""
         return [value > 0 for value in self._reduced([float(flag) for flag in flags], dist.ReduceOp.MAX)]
 
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums by name; all have the same names, in the same order."""
+        """Sum of each value over all ranks, which pass the same names in the same order. Collective."""
         return dict(zip(values, self._reduced([*values.values()], dist.ReduceOp.SUM), strict=True))
 
     def highest(self, value: float) -> float:
-        """The largest of all."""
+        """Maximum over all ranks. Collective."""
         return self._reduced([value], dist.ReduceOp.MAX)[0]
 
     def gathered(self, value: T) -> list[T]:
-        """The values of all processes, by rank."""
+        """The values of all ranks, in order of rank. Collective."""
         if self.alone:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def _reduced(self, values: list[float], how: Any) -> list[float]:
+    def _reduced(self, values: list[float], operation: Any) -> list[float]:
         if self.alone or not values:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, how)
+        dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """The processes that torchrun started, joined while entered: gloo on the CPU, and nccl beside it where CUDA is."""
+    """Context with the process group of torchrun's processes: gloo for the CPU, and nccl if CUDA is available."""
     world = World.here()
     if world.alone or dist.is_initialized():
         yield world
         return
     cuda = torch.cuda.is_available() and device.split(":")[0] in ("auto", "cuda")
     store, rank, size = next(rendezvous("env://"))
-    # torchrun keeps one store over its restarts: without a prefix, the addresses of the dead would be found in it.
+    # torchrun keeps one store over its restarts: the prefix hides the addresses of processes that died before.
     start = f"remask/start-{count('TORCHELASTIC_RESTART_COUNT')}"
     store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
     _JOINED.append(world)
     yield world
     world.wait()
-    dist.destroy_process_group()  # not after an error: it could wait for those that are gone
+    dist.destroy_process_group()  # not after an error: it could wait for processes that died
     gc.collect()  # DistributedDataParallel, kept by reference cycles, keeps gloo's threads alive: see `leave`
 
 
 def launched() -> bool:
-    """Whether torchrun started this process, be it alone."""
+    """Whether torchrun started this process, even as the only one."""
     return bool(os.environ.get("TORCHELASTIC_RUN_ID"))
 
 
 def ended(code: int) -> tuple[bool, int]:
-    """Whether this process, which ends with `code`, is to say why, and the code to end with: those of the first one.
+    """(Whether this process, failing with `code`, prints the error, the exit code of the run).
 
-    Before they have joined, all find the same fault, and rank 0 says it. After that the first to fail says why; the
-    others fail because it is gone. All end together, or torchrun would end the slower ones, with a code of its own; one
-    that is gone without a word is waited for no longer than a second.
+    Before the processes join, all fail alike, and rank 0 prints. Afterwards the first process to fail prints and sets
+    the exit code; the others fail because it died. All exit together, for torchrun kills the slower ones with its own
+    exit code; a process that died silently delays the exit by a second at most.
     """
     world = World.here()
     if world.alone:
         return True, code
     if not dist.is_initialized():
         return world.main, code
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from torchrun, which sees another gone: this one ends by itself
-    if code == 1:  # perhaps only because another has failed, which says so about now
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # torchrun sends it when another process died; this one exits by itself
+    if code == 1:  # perhaps only because another process failed: let that one be first
         time.sleep(1)
-    own = f"{world.rank}:{code}"
+    own_entry = f"{world.rank}:{code}"
     try:
-        store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + 1
-        said = store.compare_set("remask/ended", "", own).decode()
+        store, deadline = dist.distributed_c10d._get_default_store(), time.monotonic() + 1
+        first_entry = store.compare_set("remask/ended", "", own_entry).decode()
         store.add("remask/ending", 1)
-        while store.add("remask/ending", 0) < world.size and time.monotonic() < until:
+        while store.add("remask/ending", 0) < world.size and time.monotonic() < deadline:
             time.sleep(0.02)
-    except RuntimeError:  # the machine that kept the store is gone
-        said = own
-    return said == own, int(said.partition(":")[2])
+    except RuntimeError:  # the machine that hosts the store died
+        first_entry = own_entry
+    return first_entry == own_entry, int(first_entry.partition(":")[2])
 
 
 def leave(code: int) -> NoReturn:
-    """Exit, and at once where this process was joined with others: all that it writes must be closed.
+    """Exit; with `os._exit` if this process joined others, so the caller must have closed its files.
 
-    Gloo's threads outlive the process group (DTensor's caches keep it), or the failure of another process. One that
-    waits for the interpreter's lock while the interpreter ends is unwound through compiled code, which aborts.
+    Gloo's threads outlive the process group (DTensor's caches hold it), or the failure of another process. A thread
+    that waits for the GIL while the interpreter shuts down is unwound through compiled code, which aborts.
     """
     if not _JOINED:
         sys.exit(code)

@@ -1,4 +1,4 @@
-"""Versions and machine: what env.json says of a run, and `remask doctor` of a machine."""
+"""Versions of packages and properties of the machine, for env.json and `remask doctor`."""
 
 import platform
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, the content of env.json."""
+    """The content of env.json, its keys as below; "cores" are torch's threads, "command" the arguments."""
     import torch
 
     names = ("remask", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package, or None where it is missing."""
+    """The version of a package, or None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

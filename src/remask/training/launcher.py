@@ -1,7 +1,7 @@
-"""What torchrun, or another launcher, says in the environment of each process: who it is, of how many. Free of torch.
+"""Reads rank and number of processes from the environment variables of torchrun, or another launcher. Free of torch.
 
-A launcher sets all of NEEDED. Some of them alone are left over from a shell or a job that is gone: they are ignored,
-and `left_over` says so.
+A launcher sets all of NEEDED. If only some are set, they are remnants of another shell or job: they are ignored, and
+`left_over` describes them.
 """
 
 import os
@@ -11,14 +11,14 @@ from typing import NamedTuple
 from remask.errors import UserError
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Without one of them processes cannot find each other."""
+"""Variables that processes need to find each other."""
 
 LOCAL = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""The same on one machine; torchrun sets them too."""
+"""Rank and number of processes on one machine; torchrun sets them too."""
 
 
 class Place(NamedTuple):
-    """A process among those of a run: its number of how many, over all machines and on its own."""
+    """Rank and number of processes, over all machines and on this one."""
 
     rank: int = 0
     size: int = 1
@@ -27,14 +27,14 @@ class Place(NamedTuple):
 
 
 def place(environment: Mapping[str, str] | None = None) -> Place:
-    """Who this process is; one alone where no launcher is there. Raises UserError for numbers that cannot be."""
-    found = os.environ if environment is None else environment
-    if not all(found.get(name) for name in NEEDED):
+    """This process's place; Place() without a launcher. Raises UserError for inconsistent numbers."""
+    variables = os.environ if environment is None else environment
+    if not all(variables.get(name) for name in NEEDED):
         return Place()
-    rank, size, local = (_number(found, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    locals_, size = max(_number(found, "LOCAL_WORLD_SIZE"), 1), max(size, 1)
-    _number(found, "MASTER_PORT")
-    stated = bool(found.get("LOCAL_WORLD_SIZE"))
+    rank, size, local = (_number(variables, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    locals_, size = max(_number(variables, "LOCAL_WORLD_SIZE"), 1), max(size, 1)
+    _number(variables, "MASTER_PORT")
+    stated = bool(variables.get("LOCAL_WORLD_SIZE"))
     if not 0 <= rank < size or not 0 <= local <= rank or (stated and not local < locals_ <= size):
         raise UserError(
             f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local} of LOCAL_WORLD_SIZE={locals_} cannot be: start with "
@@ -44,33 +44,33 @@ def place(environment: Mapping[str, str] | None = None) -> Place:
 
 
 def left_over(environment: Mapping[str, str] | None = None) -> str | None:
-    """The sentence about variables of a launcher that is not there; None where there are none, or it is."""
-    found = os.environ if environment is None else environment
-    names = [name for name in (*NEEDED, *LOCAL) if name in found]
-    missing = [name for name in NEEDED if not found.get(name)]
+    """A sentence that names remnant variables of a launcher; None if there are none, or a launcher set all."""
+    variables = os.environ if environment is None else environment
+    names = [name for name in (*NEEDED, *LOCAL) if name in variables]
+    missing = [name for name in NEEDED if not variables.get(name)]
     if not names or not missing:
         return None
-    stated = ", ".join(f"{name}={found[name]}" for name in names)
+    stated = ", ".join(f"{name}={variables[name]}" for name in names)
     return f"ignored {stated}: no launcher is there, which sets {', '.join(missing)} too; unset {' '.join(names)}"
 
 
 def count(name: str, environment: Mapping[str, str] | None = None) -> int:
-    """A number that torchrun sets; 0 where it did not, or it is empty. Raises UserError where it is no number."""
+    """The number in a variable that torchrun sets; 0 if unset or empty. Raises UserError if it is no number."""
     return _number(os.environ if environment is None else environment, name)
 
 
 def restarted() -> bool:
-    """Whether torchrun started the processes anew, after one of them had died."""
+    """Whether torchrun restarted the processes, after one had died."""
     return count("TORCHELASTIC_RESTART_COUNT") > 0
 
 
 def may_restart() -> bool:
-    """Whether torchrun would start them anew."""
+    """Whether torchrun will restart the processes if one dies."""
     return count("TORCHELASTIC_MAX_RESTARTS") > 0
 
 
-def _number(found: Mapping[str, str], name: str) -> int:
-    text = found.get(name, "").strip()
+def _number(variables: Mapping[str, str], name: str) -> int:
+    text = variables.get(name, "").strip()
     try:
         return int(text) if text else 0
     except ValueError:

@@ -1,4 +1,4 @@
-"""Batches in as many micro-batches as memory asks for: what to do when it runs out, and how to find the fewest."""
+"""Micro-batches by available memory: retry with more after an out-of-memory error, search for the fewest that fit."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def oom_retry(model: nn.Module, attempt: Callable[[int], Result], micro_batches:
 
     attempt   forward and backward of a batch; its random draws must be the same in every call
     most      images of the batch, the largest number of micro-batches
-    A failed attempt leaves no gradient and no running mean behind. Raises UserError where a single image is too much.
+    A failed attempt clears gradients and leaves BatchNorm buffers unchanged. Raises UserError if one image is too much.
     """
     while True:
         with undone_without_memory(model) as failed:
@@ -35,7 +35,7 @@ def oom_retry(model: nn.Module, attempt: Callable[[int], Result], micro_batches:
 def fewest_micro_batches(fits: Callable[[int], bool], most: int) -> int:
     """The smallest number of micro-batches, 1 to `most`, that fits; more of them never need more memory.
 
-    Raises UserError where none does.
+    Raises UserError if none fits.
     """
     low, high = 0, 1  # `low` does not fit
     while not fits(high):
@@ -54,7 +54,7 @@ def fewest_micro_batches(fits: Callable[[int], bool], most: int) -> int:
 def fits_in_memory(
     model: nn.Module, optimizer: torch.optim.Optimizer, attempt: Callable[[int], object], micro_batches: int
 ) -> bool:
-    """Whether an attempt fits beside the optimizer's state, which may not be there yet. Nothing is changed by it."""
+    """Whether attempt(micro_batches) fits in memory beside AdamW's state, allocated or not. Changes nothing."""
     trained = [p for p in model.parameters() if p.requires_grad and not optimizer.state.get(p)]
     with undone_without_memory(model, always=True) as failed:
         moments = [torch.empty_like(p) for p in trained for _ in range(2)]  # AdamW has two
@@ -65,9 +65,9 @@ def fits_in_memory(
 
 @contextmanager
 def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[list[bool]]:
-    """Yield a list of failures. On an OutOfMemoryError True is appended, gradients dropped, BatchNorm means restored.
+    """Yield a list; an OutOfMemoryError appends True, clears gradients and restores BatchNorm buffers.
 
-    always   restore also where nothing failed
+    always   clear and restore after success too
     """
     means = [b for module in model.modules() if isinstance(module, _BatchNorm) for b in module.buffers()]
     before, failed = [mean.clone() for mean in means], list[bool]()

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 def learning_rate(base_lr: float, batch_size: int, gain: float = 1.0) -> float:
     """Peak learning rate for `batch_size` unique images; `gain` is the realised m_pred / m_corr, 1 without DM.
 
-    MAE's linear rule times the gain: what grows with K views is the number of predicted tokens, not of images.
+    MAE's linear rule times the gain: K views multiply the number of predicted tokens, not the number of images.
     """
     return base_lr * batch_size * gain / 256  # DMJD Eq. (4)
 
@@ -26,23 +26,26 @@ def cosine(epoch: float, peak: float, warmup: float, epochs: float, floor: float
 
 
 def step_down(epoch: float, peak: float, warmup: float, drops: Sequence[float]) -> float:
-    """Linear warm-up from 0, then the peak, a tenth of it from each epoch of `drops` on (SimMIM, ViTDet)."""
+    """Linear warm-up from 0, then the peak, divided by 10 at each epoch of `drops` (SimMIM, ViTDet)."""
     if epoch < warmup:
         return peak * epoch / warmup
     return peak / 10 ** sum(epoch >= drop for drop in drops)
 
 
 def polynomial(epoch: float, peak: float, warmup: float, epochs: float, power: float, floor: float = 0.0) -> float:
-    """Linear warm-up from 0, then (1 - share of the rest that is done)^power down to `floor`; 1 for UperNet."""
+    """Linear warm-up from 0, then (remaining share of epochs)^power down to `floor`; UperNet uses power 1."""
     if epoch < warmup:
         return peak * epoch / warmup
-    left = max(0.0, 1 - (epoch - warmup) / max(epochs - warmup, 1e-12))
-    return floor + (peak - floor) * left**power
+    remaining = max(0.0, 1 - (epoch - warmup) / max(epochs - warmup, 1e-12))
+    return floor + (peak - floor) * remaining**power
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how fast and how carefully. Learning rates are peaks; epochs may be fractions of a pass."""
+    """Length, learning rate, clipping, micro-batches, logging and saving of a training.
+
+    lr   peak learning rate     clip   maximum gradient norm     accumulate   initial number of micro-batches
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -56,13 +59,13 @@ class Schedule:
     save_minutes: float = 10.0
     keep_every_epochs: int | None = None
     drops: tuple[float, ...] = ()
-    """Epochs from which on the rate is a tenth of what it was; the rate is constant between them. None: a cosine."""
+    """Epochs at which the rate is divided by 10; it is constant between them. Empty: cosine decay."""
     until_epoch: int | None = None
-    """Where another trainer takes over; None: this one runs to the end."""
+    """Epoch at which another trainer takes over; None: this one runs to the end."""
     power: float | None = None
     """Polynomial decay of this power instead of the cosine."""
     shift: int = 0
-    """Steps taken beyond those that the epochs so far have now: not 0 where the data changed on the way."""
+    """Steps taken minus epochs done × steps_per_epoch; not 0 if steps_per_epoch changed during the run."""
 
     @property
     def steps(self) -> int:
@@ -70,35 +73,37 @@ class Schedule:
 
     @property
     def last_step(self) -> int:
-        """Where this trainer stops."""
+        """Number of steps after which this trainer stops."""
         return min(self.steps, (self.until_epoch or self.epochs) * self.steps_per_epoch + self.shift)
 
     def place(self, step: int) -> tuple[int, int]:
-        """Whole epochs before a step, and steps of its own epoch before it."""
+        """(Complete epochs before a step, steps before it in its epoch)."""
         return divmod(step - self.shift, self.steps_per_epoch)
 
     def epoch_at(self, step: int) -> float:
-        """Epochs done after so many steps."""
+        """Epochs done after `step` steps, a fraction within an epoch."""
         return (step - self.shift) / self.steps_per_epoch
 
     def marks(self) -> dict[str, int]:
-        """What a checkpoint says of the epochs, for `going_on`."""
+        """Entries of a checkpoint's state that `going_on` reads: {"steps_per_epoch", "shift"}."""
         return {"steps_per_epoch": self.steps_per_epoch, "shift": self.shift}
 
     def epochs_unlike(self, state: Mapping[str, Any]) -> float | None:
-        """Epochs done at a checkpoint, where they had another number of steps than here; None where they had not."""
+        """Epochs done at a checkpoint if its steps_per_epoch differed from this schedule's; else None."""
         return None if epoch_length(state) in (None, self.steps_per_epoch) else float(state["epoch"])
 
     def going_on(self, state: Mapping[str, Any]) -> "Schedule":
-        """The schedule for a run that goes on from a checkpoint's state, whose epochs may have had other lengths.
+        """A copy that continues from a checkpoint's state, whose steps_per_epoch may have differed.
 
-        It stands where that one stood: neither the epoch nor the rate jumps, but to the next step of the new epochs.
+        Epoch and rate continue without a jump, except for rounding up to the next step of the new epochs.
         """
-        step, shift, had = state["step"], state.get("shift", 0), epoch_length(state)
-        if had in (None, self.steps_per_epoch):
+        step, shift, steps_before = state["step"], state.get("shift", 0), epoch_length(state)
+        if steps_before in (None, self.steps_per_epoch):
             return replace(self, shift=shift)
-        place = -(-(step - shift) * self.steps_per_epoch // had)  # rounded up, so that no place comes twice
-        return replace(self, shift=step - place)
+        steps_done = -(
+            -(step - shift) * self.steps_per_epoch // steps_before
+        )  # rounded up: no step of an epoch is repeated
+        return replace(self, shift=step - steps_done)
 
     def lr_at(self, step: int) -> float:
         epoch = self.epoch_at(step)
@@ -110,7 +115,7 @@ class Schedule:
 
 
 def epoch_length(state: Mapping[str, Any]) -> int | None:
-    """Steps that an epoch had when a checkpoint was written; None where it does not tell."""
+    """Steps per epoch when a checkpoint's state was written; None if unknown (state of step 0, earlier versions)."""
     if "steps_per_epoch" in state:
         return int(state["steps_per_epoch"])
     return round(state["step"] / state["epoch"]) if state["epoch"] else None  # written by earlier versions
@@ -149,9 +154,9 @@ def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -
 
 
 class Averaged(nn.Module):
-    """A model and the exponential average of its weights, which `follow` lets keep up with an optimizer.
+    """A model and the exponential moving average of its weights, updated after each step once `follow` is called.
 
-    Called, it is the model. Both are in the state dict, so a checkpoint holds both.
+    forward calls the model, not the average. The state dict holds both.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -161,7 +166,7 @@ class Averaged(nn.Module):
         self.average.requires_grad_(False)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update the average after every step."""
+        """Update the average after every step of the optimizer."""
         optimizer.register_step_post_hook(lambda *_: self.average.update_parameters(self.model))
 
     def forward(self, *inputs: Any) -> Any:
@@ -169,7 +174,7 @@ class Averaged(nn.Module):
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of `lr`."""
+    """Set the rate of every group to `lr` × its "lr_scale" (1 if absent)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 

@@ -1,4 +1,4 @@
-"""What a person watches during long work: a live bar on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Display of progress: a live bar on a terminal, plain lines elsewhere, nothing if quiet."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Console(Protocol):
-    """Shows progress through `total` steps. `update` may be called at every step; it draws at its own pace."""
+    """Shows progress through `total` steps. `update` may be called at every step; refreshing is rate-limited."""
 
     def update(self, step: int, words: str) -> None: ...
 
@@ -26,7 +26,7 @@ class Console(Protocol):
 
 
 class Lines:
-    """One line at most every `seconds`, and at the last step; for log files and pipes. Silent when quiet."""
+    """Prints at most one line every `seconds`, and one at the last step; for log files and pipes."""
 
     def __init__(
         self, total: int, title: str, quiet: bool = False, seconds: float = 5.0, out: TextIO | None = None
@@ -51,7 +51,7 @@ class Lines:
 
 
 class Bar:
-    """A rich progress bar with the words beside it."""
+    """A progress bar of rich, with text beside it."""
 
     def __init__(self, total: int, title: str) -> None:
         from rich.console import Console as Rich
@@ -87,10 +87,10 @@ def console(total: int, title: str, quiet: bool = False) -> Console:
 
 
 class Watch:
-    """Progress of work whose length is told on the way: a bar that is opened when it is first told of something.
+    """Progress of work whose total becomes known during the work: a bar that opens at the first update.
 
-    Used as a context it closes what is open at the end. One bar is shown at a time: passes over pictures that happen
-    within longer work are told in its words.
+    As a context manager it closes the bar on exit. Only one bar is shown: passes over images within longer work appear
+    as text beside its bar.
     """
 
     def __init__(self, title: str, quiet: bool = False) -> None:
@@ -99,7 +99,7 @@ class Watch:
         self.done = 0
 
     def __call__(self, done: int, total: int, words: str) -> None:
-        """So much of the work is done."""
+        """Show `done` of `total`, with text beside the bar."""
         if self.screen is None:
             self.screen = console(total, self.title, self.quiet)
             self.screen.__enter__()
@@ -107,14 +107,14 @@ class Watch:
         self.screen.update(done, words)
 
     def say(self, line: str) -> None:
-        """Print a line, above the bar where there is one."""
+        """Print a line, above the bar if one is open."""
         if self.screen is not None:
             self.screen.say(line)
         elif not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
     def over(self, batches: Iterable[T], total: int, title: str = "pictures") -> Iterator[T]:
-        """The batches as they come, and how many of `total` pictures they were."""
+        """Yield the batches, and show how many of `total` images are done."""
         if self.screen is not None:
             yield from self._within(batches, total, title, self.screen)
             return
@@ -133,7 +133,7 @@ class Watch:
             screen.update(self.done, f"{title} {done}/{total}")
 
     def close(self) -> None:
-        """Nothing is shown any longer."""
+        """Close the bar."""
         if self.screen is not None:
             self.screen.__exit__(None, None, None)
             self.screen = None
@@ -146,7 +146,7 @@ class Watch:
 
 
 def clock(hours: float) -> str:
-    """A time that is left, as in 1h05m or 3m20s."""
+    """Hours as text, like 1h05m or 3m20s."""
     minutes, seconds = divmod(round(hours * 3600), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
 

@@ -1,4 +1,4 @@
-"""The run folder: its small files, and what is refused where a folder is none or is there already. Free of torch."""
+"""The run folder: its small files, and errors for folders that are no run or exist already. Free of torch."""
 
 import difflib
 import json
@@ -12,13 +12,13 @@ from remask.files.paths import write_error
 from remask.files.records import atomic_write, read_json_lines
 
 FORMAT = 2
-"""Of run folders, in env.json: 1 is what says none. recipe/formats.py has the rules that each was started with."""
+"""Version of the run folder's format, in env.json (absent: 1). recipe/formats.py has the defaults of each version."""
 
 
 class RunFolder:
     """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended.
 
-    writes   False in all processes of a run but one: nothing is written then
+    writes   whether this process writes; False in all processes but the main one
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -26,7 +26,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, recipe: str, env: Mapping[str, Any]) -> "RunFolder":
-        """A new run. Raises UserError where something is already there."""
+        """Make a new run folder. Raises UserError if `path` is not free or cannot be made."""
         refuse_existing(path)
         run = cls(path)
         try:
@@ -40,7 +40,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """An existing run. Raises UserError where there is none."""
+        """Open an existing run. Raises UserError if `path` is no run, or a later version wrote it."""
         if not (path / "recipe.toml").is_file():
             raise UserError(f"{path} is no run: {why_no_run(path)}")
         run = cls(path)
@@ -52,11 +52,11 @@ class RunFolder:
 
     @property
     def format(self) -> int:
-        """Of the folder, by which the rules of an old run are known."""
+        """Version of the folder's format; old ones have other defaults."""
         return int(self.read("env.json").get("format", 1))
 
     def write(self, name: str, content: Mapping[str, Any] | list[Any]) -> None:
-        """Replace a JSON file. A list has no line breaks: it may be long."""
+        """Write a JSON file, atomically; lists, which may be long, on one line."""
         if not self.writes:
             return
         path = self.path / name
@@ -76,20 +76,20 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; the half line that a killed run may have left is not one."""
+        """The lines of metrics.jsonl, without the incomplete one that a killed run may have left."""
         return read_json_lines(self.path / "metrics.jsonl")
 
     def rewind(self, step: int) -> None:
-        """Forget metrics of steps after `step`: a killed run may have logged beyond its last checkpoint."""
+        """Delete metrics of steps after `step`: a killed run may have logged beyond its last checkpoint."""
         path = self.path / "metrics.jsonl"
         if path.is_file() and self.writes:
-            kept = [line for line in self.metrics() if line["step"] <= step]
+            remaining = [line for line in self.metrics() if line["step"] <= step]
             with atomic_write(path) as tmp:
-                tmp.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                tmp.write_text("".join(json.dumps(line) + "\n" for line in remaining))
 
 
 def why_no_run(path: Path) -> str:
-    """Why a path is no run, and what to give in its place."""
+    """Why a path is no run, and what to give instead, for an error message."""
     runs = [run.parent for run in path.glob("*/recipe.toml")] if path.is_dir() else []
     if (path / "backbone.safetensors").is_file():
         near = f": give its run, {path.parent}" if (path.parent / "recipe.toml").is_file() else ""
@@ -106,7 +106,7 @@ def why_no_run(path: Path) -> str:
 
 
 def refuse_bytes(path: Path) -> None:
-    """Raise UserError for a folder of weights whose path is no UTF-8: the readers of weights do not open it."""
+    """Raise UserError for a path that is not UTF-8, which readers of weights cannot open."""
     if not is_text(str(path)):
         raise UserError(f"{printable(path)} holds bytes that are no UTF-8: choose another --out for weights")
 
@@ -123,7 +123,10 @@ def refuse_existing(path: Path) -> None:
 
 
 def find(run: RunFolder, name: str = "last") -> Path:
-    """The folder of a checkpoint, also when a run was killed between the two renames of `save`."""
+    """The folder of a checkpoint, also if a run was killed between the two renames of `save`.
+
+    Raises UserError, which lists the others, if there is none of this name.
+    """
     folder = run.path / "checkpoints" / name
     for candidate in (folder, folder.with_name(f".{name}.old")):
         if (candidate / "state.json").is_file():
@@ -136,7 +139,7 @@ def find(run: RunFolder, name: str = "last") -> Path:
 
 
 def check_new_run(path: Path | None) -> None:
-    """Raise UserError where a new run cannot be made: the path is taken, or the folder above cannot be written."""
+    """Raise UserError if a new run cannot be made: the path is not free, or not writable. None passes."""
     if path is None:
         return
     refuse_existing(path)
@@ -145,12 +148,12 @@ def check_new_run(path: Path | None) -> None:
 
 
 def cannot_be_made(path: Path, error: OSError) -> UserError:
-    """The error for a folder that the system refuses."""
+    """The error for a folder that the operating system does not create."""
     return UserError(f"{path} cannot be made: {error.strerror}; choose another --out")
 
 
 def is_task_run(path: Path) -> bool:
-    """Whether a folder is a run of a downstream task; one of pre-training has no task.json."""
+    """Whether a folder is a run of a downstream task, which has a task.json, not of pre-training."""
     return (path / "task.json").is_file()
 
 

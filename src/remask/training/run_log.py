@@ -1,4 +1,4 @@
-"""What a run writes about itself while it trains: metrics.jsonl, TensorBoard, status.json, cost.json, the bar."""
+"""Logging of a run: metrics.jsonl, TensorBoard, status.json, cost.json, the progress bar."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 
 GRAD_NORM = "grad_norm"
-"""Name under which the norm of all gradients, before clipping, stands among the losses of a step."""
+"""Key of the norm of all gradients, before clipping, among the losses of a step."""
 
 
 class RunLog:
@@ -33,7 +33,7 @@ class RunLog:
         self._writer: Any = None
 
     def open(self, step: int, schedule: Schedule, ledger: Ledger) -> None:
-        """Begin at a step: what TensorBoard has of later ones, from a run that was killed, is discarded."""
+        """Begin at `step`; TensorBoard entries of later steps, left by a killed run, are discarded."""
         self.schedule, self.ledger = schedule, ledger
         if self._tensorboard and self.runtime.world.main:
             from torch.utils.tensorboard import SummaryWriter
@@ -47,12 +47,12 @@ class RunLog:
             self._writer.close()
 
     def add(self, losses: Mapping[str, Tensor], waited: float, images: int) -> None:
-        """Count a step: its losses, the seconds that it waited for data, and images over all processes."""
+        """Add a step: its losses, seconds waited for data, and number of images over all processes."""
         self.ledger.add(images, waited)
         self.window.add(losses, waited, images)
 
     def line(self, step: int) -> dict[str, Any]:
-        """The means of the window, a line of metrics.jsonl; the window starts anew. All processes call it together."""
+        """A line of metrics.jsonl, its keys as below, with means over the window, which is then reset. Collective."""
         world = self.runtime.world
         self.ledger.meet(world)
         mean, images_per_s, wait = self.window.close(world)
@@ -69,20 +69,20 @@ class RunLog:
         }
 
     def write(self, line: Mapping[str, Any], console: Console) -> None:
-        """A line to metrics.jsonl, TensorBoard and the bar; status and cost as of now."""
+        """Write a line to metrics.jsonl, TensorBoard and the bar; update status.json and cost.json."""
         step = line["step"]
         self.run.log(line)
         self.status("running", step)
         cost = self.ledger.cost(self.runtime.peak_memory_mb())
         self.run.write("cost.json", cost)
-        left = (self.schedule.steps - step) * self.ledger.hours / max(step, 1)
+        hours_left = (self.schedule.steps - step) * self.ledger.hours / max(step, 1)
         hours = f"gpu-h {cost['gpu_hours']:.3f}" if cost["gpu_hours"] else f"cpu-h {cost['cpu_hours']:.3f}"
         probes = "".join(f" | {name} {value:.1f}" for name, value in line.items() if name.startswith("probe/"))
         console.update(
             step,
             f"epoch {line['epoch']:.2f}/{self.schedule.epochs} | loss {line['loss/total']:.4f} | lr {line['lr']:.2e} | "
             f"{line['images_per_s']:.0f} images/s | {line['views_per_s']:.0f} views/s | wait {line['data_wait']:.0%} | "
-            f"eta {clock(left)} | {hours} | ETE {cost['ete']:.2f}{probes}",
+            f"eta {clock(hours_left)} | {hours} | ETE {cost['ete']:.2f}{probes}",
         )
         if self._writer:
             for name, value in line.items():
@@ -90,7 +90,7 @@ class RunLog:
                     self._writer.add_scalar(name, value, step)
 
     def status(self, state: str, step: int, why: str = "") -> None:
-        """status.json: running, finished, interrupted or failed, and how to go on."""
+        """Write status.json: the state (running, finished, interrupted, failed), the step, the command to resume."""
         status = {"state": state, "step": step, "steps": self.schedule.steps}
         command, now = f"remask resume {quoted(self.run.path)}", time.strftime("%Y-%m-%dT%H:%M:%S%z")
         status |= {"resume_command": command, "updated": now}

@@ -1,7 +1,6 @@
-"""Where and how numbers are computed: device, precision, compilation, threads, seeds. No other file knows of them.
+"""The runtime of a training: device, precision, compilation, CUDA graphs, threads, processes.
 
-How several processes do it together is in `processes` and `parallel`, which nothing but this file, the trainer's loop
-and the checkpoints ask.
+Only this file, the trainer and the checkpoints use `distributed` (exchange of values) and `sharding` (DDP, FSDP).
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from remask.training.sharding import Parallel, ShardingPlan, spread
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`: a step can end; a second one interrupts."""
+    """Context in which the first SIGINT or SIGTERM only sets `requested`, so that a step can end; a second raises."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -46,9 +45,10 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the precision of autocast on it (float32 = none), whether the step is compiled; who else is at work.
+    """The device, precision and compilation of a training, and its processes.
 
-    graphs   compiled passes are recorded as CUDA graphs, and replayed in a single launch
+    dtype    of autocast; float32 turns it off
+    graphs   record compiled passes as CUDA graphs, replayed in a single launch
     """
 
     device: torch.device
@@ -63,13 +63,13 @@ class Runtime:
 
     @property
     def gpus(self) -> int:
-        """GPUs at work, over all machines."""
+        """Number of GPUs in use, over all machines; 0 on a CPU."""
         return self.world.size if self.device.type == "cuda" else 0
 
     def prepare(self, model: nn.Module, plan: ShardingPlan | None = None) -> nn.Module:
-        """Move a model, choose its attention kernel, compile its forward where asked; returns what to call for losses.
+        """Move a model to the device, choose its attention kernel, compile and wrap it; returns the module to call.
 
-        plan   what many processes need to know of it. Weights may be cut into pieces: an optimizer is made afterwards
+        plan   for several processes. FSDP shards the weights: make the optimizer afterwards
         """
         model.to(self.device)
         # bf16 attention on a CPU: plain matrix products are 4× faster backward than the fused kernel
@@ -84,14 +84,14 @@ class Runtime:
         return model
 
     def keep_gradients(self, model: nn.Module) -> None:
-        """Between the parts of a batch: what a graph has written is its own, and lost when it is replayed."""
+        """Copy gradients between micro-batches: a CUDA graph overwrites its output buffers when it is replayed."""
         if self.graphs:
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad.clone()
 
     def peak_memory_mb(self) -> float:
-        """Most memory held so far: allocated on a GPU, resident on a CPU."""
+        """Peak memory so far in MiB: allocated by torch on a GPU, resident on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return peak_resident_mb()
@@ -110,7 +110,7 @@ class Runtime:
 
 
 def peak_resident_mb() -> float:
-    """Most MB of memory that this process has held. Linux hands getrusage's number on to children: not read there."""
+    """Peak resident memory of this process in MiB. Children inherit getrusage's number on Linux: not read there."""
     import resource
 
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
@@ -127,28 +127,29 @@ def resolve(
     world: World | None = None,
     parallel: Parallel = "ddp",
 ) -> Runtime:
-    """Turn "auto" into what this machine has. Raises UserError for a device, or CUDA graphs, that are not there.
+    """The runtime, with "auto" resolved for this machine; sets torch's threads.
 
-    world   the processes that work together; None for work that only one can do
+    world   the processes of the run; None for work in a single process
+    Raises UserError for a device or CUDA graphs that are unavailable, or if several processes run work for one.
     """
     if world is None and not World.here().alone:
         raise UserError("only pretrain and resume run in several processes: start this without torchrun")
     world = world or ALONE
     if threads:
         torch.set_num_threads(threads)
-    found = _device(device) if world.alone else _device_of(device, world)
-    if found.type == "cpu":
+    chosen = _device(device) if world.alone else _device_of(device, world)
+    if chosen.type == "cpu":
         keep_freed_memory()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision) or _fast_dtype(found)
-    graphs, gpu = compile == "graphs", found.type == "cuda"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision) or _fast_dtype(chosen)
+    graphs, gpu = compile == "graphs", chosen.type == "cuda"
     if graphs and (not gpu or not world.alone):
-        where = "several processes" if gpu else found.type
+        where = "several processes" if gpu else chosen.type
         raise UserError(f"CUDA graphs are for one process on a GPU, not for {where}: set runtime.compile auto")
-    return Runtime(found, dtype, gpu if compile == "auto" else bool(compile), world, parallel, graphs)
+    return Runtime(chosen, dtype, gpu if compile == "auto" else bool(compile), world, parallel, graphs)
 
 
 def auto_workers(runtime: Runtime) -> int:
-    """Loader processes: as many cores as can be spared on a GPU machine; on a CPU the cores have other work."""
+    """Number of loader processes: the free cores, at most 12, with a GPU; 0 on a CPU, whose cores train."""
     return min(max(cores() // runtime.world.locals - 1, 0), 12) if runtime.device.type == "cuda" else 0
 
 
@@ -156,7 +157,7 @@ def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed tensors instead of returning it to the kernel after every operation.
 
     A step allocates the same sizes again and again; the page faults of fresh memory cost element-wise operations on a
-    CPU up to five times the operation itself. Elsewhere than on glibc nothing happens.
+    CPU up to five times the operation itself. Without glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -165,16 +166,16 @@ def keep_freed_memory() -> None:
 
 
 def _device(name: str) -> torch.device:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
+        return torch.device(next(kind for kind in available if available[kind]))
     try:
         device = torch.device(name)
     except RuntimeError:
         raise no_device(name) from None
-    if not there.get(device.type, False):
+    if not available.get(device.type, False):
         raise UserError(
-            f"device {name} is not there: torch sees {' and '.join(k for k in there if there[k])}{_hidden()}; "
+            f"device {name} is not there: torch sees {' and '.join(k for k in available if available[k])}{_hidden()}; "
             "use --device auto"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -186,13 +187,13 @@ def _device(name: str) -> torch.device:
 
 
 def _hidden() -> str:
-    """The variable that hides GPUs, where it is set: a forgotten one looks like a GPU that is not there."""
+    """CUDA_VISIBLE_DEVICES for an error message, if set: when forgotten, it looks like a missing GPU."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "" if value is None else f" (CUDA_VISIBLE_DEVICES is {value!r})"
 
 
 def _device_of(name: str, world: World) -> torch.device:
-    """The device of one process of many: cuda:LOCAL_RANK, or the processor."""
+    """The device of this rank: cuda:LOCAL_RANK, or the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = _device(name)
@@ -210,7 +211,7 @@ def _device_of(name: str, world: World) -> torch.device:
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it, else fp32."""
+    """bf16 if the hardware multiplies it, else fp32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bf16() else torch.float32

@@ -1,7 +1,7 @@
-"""A model in many processes: DDP, a whole copy in each, or FSDP2, a piece in each (Zhao et al., 2304.11277).
+"""A model over several processes: DDP (a full copy in each) or FSDP2 (a shard in each; Zhao et al., 2304.11277).
 
-Which modules can be kept in pieces, and which parameters a loss does not reach, is not asked of the model but seen: it
-is run once without memory. Checkpoints hold whole tensors whatever the model is kept as.
+A dry run on the "meta" device finds the modules to shard and the parameters without gradient. Checkpoints hold full
+tensors in both modes.
 """
 
 import contextlib
@@ -26,9 +26,8 @@ Parallel = Literal["ddp", "fsdp"]
 class ShardingPlan:
     """Module names to shard (FSDP units) and parameters that receive no gradient, as a dry run shows them.
 
-    blocks   members of module lists that run through their own forward alone: gathered when they run, in pieces before
-             and after. One whose layers are called one by one (the decoder's last) stays with what is around it.
-             Inner ones come first
+    blocks   members of module lists that run by their own forward: gathered while they run, sharded otherwise. A block
+             whose layers are called one by one (the decoder's last) belongs to its parent's unit. Inner blocks first
     silent   trainable parameters that the loss does not reach
     """
 
@@ -37,36 +36,37 @@ class ShardingPlan:
 
 
 def trace_plan(model: nn.Module, loss: Callable[[], Tensor]) -> ShardingPlan:
-    """Run a model on the "meta" device, forward and backward, and see what is used and how."""
+    """The plan of a model on the "meta" device, from a forward and backward of `loss`."""
     names = {module: name for name, module in model.named_modules()}
-    listed = {
+    list_members = {
         member
         for layer in names
         if isinstance(layer, nn.ModuleList | nn.Sequential) and len(layer) > 1
         for member in layer
     }
-    ran = dict[nn.Module, None]()
-    hooks = [module.register_forward_pre_hook(lambda it, _: ran.setdefault(it)) for module in names]
+    called = dict[nn.Module, None]()
+    hooks = [module.register_forward_pre_hook(lambda it, _: called.setdefault(it)) for module in names]
     try:
         loss().backward()
     finally:
         for hook in hooks:
             hook.remove()
-    blocks = [names[module] for module in ran if module in listed and _is_block(module)]
+    blocks = [names[module] for module in called if module in list_members and _is_block(module)]
     inner_first = tuple(sorted(blocks, key=lambda name: -name.count(".")))
     silent = frozenset(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
     return ShardingPlan(inner_first, silent)
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Several layers with parameters, not one layer in a row of them."""
+    """Whether a module has several layers with parameters, and is not a single layer."""
     return sum(1 for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None) > 1
 
 
 def spread(model: nn.Module, plan: ShardingPlan, world: World, parallel: Parallel, compiled: bool) -> nn.Module:
-    """Share a model out, which is on its device, and return what to call for losses. Before the optimizer is made.
+    """Wrap a model, which is on its device, in DDP or FSDP; returns the module to call. Make the optimizer afterwards.
 
-    Compiled is the whole forward in DDP, and in FSDP each block. Raises UserError for what cannot be cut.
+    compiled   compile the full forward (DDP) or each block (FSDP)
+    Raises UserError for scalar parameters, which FSDP cannot shard.
     """
     device = next(model.parameters()).device
     if device.type == "cuda" and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
@@ -74,8 +74,8 @@ def spread(model: nn.Module, plan: ShardingPlan, world: World, parallel: Paralle
     if parallel == "ddp":
         if compiled:
             model.forward = torch.compile(model.forward)
-        left_alone = [*plan.silent, *(name for name, _ in model.named_buffers())]  # tables, which none of them changes
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
+        ignored = [*plan.silent, *(name for name, _ in model.named_buffers())]  # buffers are constant tables
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     if any(not p.ndim for p in model.parameters()):
@@ -92,7 +92,7 @@ def spread(model: nn.Module, plan: ShardingPlan, world: World, parallel: Paralle
 
 @contextlib.contextmanager
 def exchanging(model: nn.Module, now: bool) -> Iterator[None]:
-    """Gradients of what is entered are exchanged, or left for a later layer of the batch."""
+    """Context in which backward reduces gradients over ranks only if `now`; else they accumulate locally."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not now else contextlib.nullcontext():
@@ -100,9 +100,10 @@ def exchanging(model: nn.Module, now: bool) -> Iterator[None]:
 
 
 def full_state(state: Any, keep: bool = True) -> Any:
-    """Nested state with every tensor whole; all processes call it together. Without `keep` the tensors are dropped.
+    """Nested state with every DTensor gathered to a full CPU tensor. Collective.
 
-    Cut tensors come to the CPU one by one, so that the whole is never on a GPU.
+    keep   False: take part in the collective, but return None for tensors
+    Tensors are gathered one by one, so that the full state is never on a GPU.
     """
     if isinstance(state, Mapping):
         return {key: full_state(value, keep) for key, value in state.items()}
@@ -115,12 +116,12 @@ def full_state(state: Any, keep: bool = True) -> Any:
 
 
 def shard_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors as the model of the state dict `own` keeps its own: each process cuts out its piece."""
+    """Full tensors, sharded like those of the state dict `own`; each process keeps its shard."""
     return {key: shard_like(value, own[key]) for key, value in state.items()}
 
 
 def shard_like(value: Tensor, own: Tensor) -> Tensor:
-    """A whole tensor, cut as `own` is where it has its shape."""
+    """A full tensor, sharded like `own` if that is sharded and of the same shape."""
     if not isinstance(own, DTensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

@@ -1,8 +1,8 @@
 """The loop: draw, forward, backward, check, clip, step, log. It knows nothing of masked image modeling.
 
-Whatever is random in a step is a function of (seed, step), and whatever the loader yields is one of (seed, epoch,
-position), so a run that was killed continues from its last checkpoint bit by bit. All ranks draw the same for the
-global batch and each takes its rows, so that many processes do what one would do.
+The random draws of a step are a function of (seed, step), and the loader's batches one of (seed, epoch, position), so
+a killed run continues from its last checkpoint bit by bit. All ranks draw the same for the global batch and each takes
+its rows, so that several processes compute the same as one.
 """
 
 import math
@@ -30,17 +30,17 @@ from remask.training.sharding import exchanging
 
 
 class Draws(Protocol):
-    """What is random in a step, for the rows at hand."""
+    """The random draws of a step, for this rank's rows; `split` cuts them like `Tensor.tensor_split`."""
 
     def split(self, chunks: int) -> Sequence[Any]: ...
 
 
 Drawer = Callable[[Any, Generator], Draws]
-"""(batch, generator) -> what is random in a step, and the labels where there are any."""
+"""(batch, generator) -> the random draws of a step, and the labels if there are any."""
 
 
 class Batches(Protocol):
-    """Batches of an epoch from any position on; `len` is batches per epoch."""
+    """Batches of an epoch, from the batch `start` on; `len` is batches per epoch."""
 
     def __len__(self) -> int: ...
 
@@ -48,11 +48,11 @@ class Batches(Protocol):
 
 
 Hook = Callable[[int], Mapping[str, float]]
-"""Called with the number of epochs done, in every process; what it returns is logged. Its time is no training."""
+"""Called with the number of epochs done, in every process; returns values to log. Its time is not in the cost."""
 
 
 class Trainer:
-    """Trains `model` in `run`. `train` starts at the step that `resume` found, or at 0.
+    """Trains `model` in `run`. `train` starts at step 0, or after `resume` at the checkpoint's step.
 
     model               model(images, draws) -> {"total": loss, name: loss}. The draws come from
                         model.draw(images, generator, rows), where rows are this rank's of the global batch, unless
@@ -84,24 +84,27 @@ class Trainer:
         self.log = RunLog(run, runtime, tensorboard)
         self.guard, self._draw = FiniteGuard(), draw
         self.global_step, self.micro_batches, self.saved = 0, schedule.accumulate, time.monotonic()
-        self.notes: dict[str, Any] = {}  # they go into the state.json of every checkpoint
+        self.notes: dict[str, Any] = {}  # saved in the state.json of every checkpoint
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
         self.place(restore(find(self.run), self.model, self.optimizer))
         self.run.rewind(self.global_step)
-        self.world.wait()  # none saves while another reads
+        self.world.wait()  # no process saves while another reads
 
     def place(self, state: Mapping[str, Any]) -> None:
-        """Restore step, cost and log window, also where epochs had another number of steps when `state` was written."""
+        """Restore step, cost and log window from `state`, whose epochs may have had another number of steps."""
         self.global_step, self.schedule = state["step"], self.schedule.going_on(state)
         self.ledger.load(state["ledger"], self.world.main, self.schedule.epochs_unlike(state))
         self.log.window.load(state["window"], self.world.main)
-        if self.log.window.steps:  # versions before 2026-12 summed no norm: this window has none
+        if self.log.window.steps:  # versions before 2026-12 did not sum the norm
             self.log.window.losses.setdefault(GRAD_NORM, math.nan)
 
     def train(self, console: Console, then: Callable[[], object] = lambda: None) -> None:
-        """Run to the end, or `until_epoch`, then do `then`. Asked to stop (Ctrl-C): save, KeyboardInterrupt."""
+        """Train to the end, or to `until_epoch`, then call `then`.
+
+        SIGINT or SIGTERM saves a checkpoint and raises KeyboardInterrupt; a non-finite loss raises UserError.
+        """
         self.log.open(self.global_step, self.schedule, self.ledger)
         if self.global_step == 0:
             self._save()
@@ -162,12 +165,12 @@ class Trainer:
         return {**losses, GRAD_NORM: norm / self.world.size}
 
     def _refuse_unnormalised(self, images: Tensor) -> None:
-        """Look at float images before the forward pass, which may be compiled and cannot look."""
+        """Check float images before the forward pass, which may be compiled and cannot raise."""
         if images.is_floating_point() and (backbone := getattr(self.model, "backbone", None)):
             backbone.normalise.refuse_unnormalised(images)
 
     def _draws(self, batch: Any) -> Draws:
-        """What is random in this step, for this rank's rows of the global batch."""
+        """The random draws of this step, for this rank's rows of the global batch."""
         random = generator(self.seed, "draw", self.global_step)
         if self._draw:
             return self._draw(batch, random)
@@ -179,7 +182,7 @@ class Trainer:
     def _forward_backward(self, images: Tensor, draws: Draws, micro_batches: int) -> dict[str, Tensor]:
         """Losses of the batch; gradients accumulate over the micro-batches.
 
-        The mean over the global batch is the sum of each micro-batch's mean times its share, of gradients as of losses.
+        For losses and gradients, the mean over the global batch is the sum of each micro-batch's mean times its share.
         """
         totals = dict[str, Tensor]()
         rank = [] if self.world.main else [self.world.rank]  # drop path is each rank's own
@@ -200,7 +203,7 @@ class Trainer:
         return totals
 
     def _clipped(self) -> Tensor:
-        """The norm of all gradients, which are then cut to `clip` where the schedule has one."""
+        """The norm of all gradients before clipping; clips them if the schedule says so."""
         if self.schedule.clip:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
         else:
@@ -208,7 +211,7 @@ class Trainer:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def choose_micro_batches(self, batch: Any) -> int:
-        """Find the fewest micro-batches in which such a batch fits, by trying, and use them. Changes nothing else."""
+        """Find, by trying, the fewest micro-batches in which such a batch fits; set and return the number."""
         images = batch.images.to(self.runtime.device)
         draws = self._draws(batch._replace(images=images))
         forward_backward = partial(self._forward_backward, images, draws)
@@ -218,17 +221,17 @@ class Trainer:
         return self.micro_batches
 
     def _after_step(self, stop: StopRequest, console: Console) -> None:
-        """Log where a window of steps or an epoch ends, save there or when it is time, stop where it is asked for."""
-        (epoch, beyond), every = self.schedule.place(self.global_step), self.schedule.keep_every_epochs
-        end_of_epoch = beyond == 0
+        """Log at the end of a window or an epoch; save at the end of an epoch or when due; stop on request."""
+        (epoch, steps_into_epoch), every = self.schedule.place(self.global_step), self.schedule.keep_every_epochs
+        end_of_epoch = steps_into_epoch == 0
         logs = self.global_step % self.schedule.log_every == 0 or self.global_step == self.schedule.steps
         if logs or end_of_epoch:
             self._log(end_of_epoch, console)
-        late = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
-        # many processes agree where they meet anyway: a clock or a signal is one's own
-        meets = logs or end_of_epoch or self.world.alone
-        stops, late = self.world.any(stop.requested, late) if meets else (False, False)
-        if end_of_epoch or late:
+        due = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
+        # clocks and signals differ between processes: they agree only at steps at which they synchronise anyway
+        synchronises = logs or end_of_epoch or self.world.alone
+        stops, due = self.world.any(stop.requested, due) if synchronises else (False, False)
+        if end_of_epoch or due:
             self._save()
         if end_of_epoch and every and epoch % every == 0:
             self._save(f"epoch-{epoch:04d}")
@@ -267,10 +270,14 @@ class Trainer:
         self.saved = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        """Where the run stands, beside weights and optimizer; all processes call it together."""
+        """A checkpoint's state beside weights and optimizer: {"step", "epoch", "ledger", "window", ...}. Collective."""
         self.ledger.meet(self.world)
-        marks = {"step": self.global_step, "epoch": self.schedule.epoch_at(self.global_step), **self.schedule.marks()}
-        return {**marks, **self.notes, "ledger": self.ledger.state(), "window": self.log.window.state(self.world)}
+        position = {
+            "step": self.global_step,
+            "epoch": self.schedule.epoch_at(self.global_step),
+            **self.schedule.marks(),
+        }
+        return {**position, **self.notes, "ledger": self.ledger.state(), "window": self.log.window.state(self.world)}
 
     def _status(self, state: str, why: str = "") -> None:
         self.log.status(state, self.global_step, why)

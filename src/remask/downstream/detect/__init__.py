@@ -1,1 +1,1 @@
-"""`remask detect`: images and boxes, from an annotation file to AP."""
+"""`remask detect`: object detection, from images and an annotation file to average precision."""

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks (1405.0312, section 5), counted by faster-coco-eval."""
+"""COCO's average precision of boxes and masks (1405.0312, section 5), computed by faster-coco-eval."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ NAMES = {
     "APm": "AP_medium",
     "APl": "AP_large",
 }
-"""COCO's names in papers and those of faster-coco-eval."""
+"""Name in papers → name in faster-coco-eval."""
 
 
 def detections(
@@ -32,22 +32,22 @@ def detections(
     progress: Progress | None = None,
     total: int = 0,
 ) -> list[dict[str, Any]]:
-    """What the detector finds, in the form of a COCO results file, on the original pictures.
+    """The detections on the original images, as the entries of a COCO results file (see `coco_results`).
 
-    batches      of a `BoxLoader` with `Fit`: their labels say which picture an image shows, and at what size
-    categories   COCO's id of label 1, of label 2, …
-    device       where the images go; None = where the backbone is
-    dtype        of autocast; None = none
-    total        pictures that progress is told of
+    batches      of a `BoxLoader` with `Letterbox`, whose labels hold the original size and the place of each image
+    categories   COCO's ids of labels 1, 2, …
+    device       of the images; None: the detector's
+    dtype        of autocast; None: no autocast
+    progress     called as progress(done, total, text) after each batch
     """
-    where = torch.device(device) if device is not None else next(detector.parameters()).device
+    target_device = torch.device(device) if device is not None else next(detector.parameters()).device
     results: list[dict[str, Any]] = []
     done = 0
     for batch in batches:
-        with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
-            found = detector.detect(batch.images.to(where))
-        for one, label in zip(found, batch.labels, strict=True):
-            results += coco_results(on_image(one, label["size"], label["shown"]), label["image_id"], categories)
+        with torch.autocast(target_device.type, dtype=dtype) if dtype else nullcontext():
+            found = detector.detect(batch.images.to(target_device))
+        for instances, label in zip(found, batch.labels, strict=True):
+            results += coco_results(on_image(instances, label["size"], label["shown"]), label["image_id"], categories)
         done += len(found)
         if progress:
             progress(done, total, "pictures searched")
@@ -55,7 +55,10 @@ def detections(
 
 
 def coco_results(found: Found, image_id: Any, categories: Sequence[Any]) -> list[dict[str, Any]]:
-    """Instances on an original picture as COCO's results format has them: x y w h, and compressed run lengths."""
+    """Instances on an original image as COCO results: {"image_id", "category_id", "bbox", "score", "segmentation"}.
+
+    Boxes are x y w h in pixels; "segmentation", in compressed run lengths, is absent without masks.
+    """
     boxes = found["boxes"].cpu().double()
     boxes[:, 2:] -= boxes[:, :2]
     results: list[dict[str, Any]] = [
@@ -76,58 +79,62 @@ def average_precision(
     *,
     per_class: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl"}, "segm": …}, as shares of 1; None where no instance counts.
+    """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl"}, "segm": …}, in 0..1; None without any true instance.
 
-
-    truth     a COCO instances file, crowds and all: `CocoSource.truth`
-    results   of these pictures, as a COCO results file
-    per_class   under this name also the AP of every category, by its id: two may be of one name
-    Mean over IoUs of .50 to .95, classes and 101 recalls; at most 100 instances a picture. Classes of which there is
-    nothing to find are left out of the mean. Small is below 32² pixels, large from 96² on.
+    truth       content of a COCO instances file, with crowds: `CocoSource.truth`
+    results     of the same images, as in a COCO results file
+    per_class   add "per_class", {category id: AP}
+    Mean over IoUs of .50 to .95, classes and 101 recalls; at most 100 instances per image. Classes without true
+    instances are left out of the mean. Small is below 32² pixels, large from 96² on.
+    Raises UserError if faster-coco-eval is not installed.
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise UserError("average precision needs the package faster-coco-eval: pip install 'remask[dense]'") from None
     numbers = _numbers(truth)
-    plain = _numbered({key: truth.get(key, []) for key in ("images", "categories", "annotations")}, numbers)
-    told = [_renamed(r, numbers) for r in results]
+    numbered_truth = _numbered({key: truth.get(key, []) for key in ("images", "categories", "annotations")}, numbers)
+    numbered_results = [_renamed(r, numbers) for r in results]
     scores: dict[str, dict[str, Any]] = {}
     for kind in kinds:
-        # a mask's size is that of its own area, not of its box's, which COCO's loader would take if it saw one
-        leave = "bbox" if kind == "segm" else "segmentation"
-        known = COCO(plain, use_deepcopy=True)
-        found = known.loadRes([{key: value for key, value in r.items() if key != leave} for r in told])
-        counted = COCOeval_faster(known, found, kind, rle_iou_max_workers=1)
-        counted.run()
-        stats = counted.stats_as_dict
+        # sizes of masks are by their own area; COCO's loader would take the box's area if there were a box
+        excluded = "bbox" if kind == "segm" else "segmentation"
+        expected = COCO(numbered_truth, use_deepcopy=True)
+        detected = expected.loadRes(
+            [{key: value for key, value in r.items() if key != excluded} for r in numbered_results]
+        )
+        evaluation = COCOeval_faster(expected, detected, kind, rle_iou_max_workers=1)
+        evaluation.run()
+        stats = evaluation.stats_as_dict
         scores[kind] = {name: _or_none(float(stats[theirs])) for name, theirs in NAMES.items()}
         if per_class:
-            back = {number: own for own, number in numbers["category_id"].items()}
-            scores[kind]["per_class"] = {back.get(i, i): value for i, value in _per_class(counted)}
+            original = {number: original_id for original_id, number in numbers["category_id"].items()}
+            scores[kind]["per_class"] = {original.get(i, i): value for i, value in _per_class(evaluation)}
     return scores
 
 
-def _per_class(counted: Any) -> Iterator[tuple[int, float | None]]:
-    """AP of every category by its id: the mean over IoUs and recalls, of all areas, at most 100 instances a picture."""
-    precision = counted.eval["precision"]  # IoU, recall, category, area, number of instances
-    for place, number in enumerate(counted.params.catIds):
-        own = precision[:, :, place, 0, -1]
-        yield int(number), float(own[own > -1].mean()) if (own > -1).any() else None
+def _per_class(evaluation: Any) -> Iterator[tuple[int, float | None]]:
+    """(category id, AP): the mean over IoUs and recalls, for all areas and at most 100 instances per image."""
+    precision = evaluation.eval["precision"]  # IoU, recall, category, area, number of instances
+    for index, number in enumerate(evaluation.params.catIds):
+        values = precision[:, :, index, 0, -1]
+        yield int(number), float(values[values > -1].mean()) if (values > -1).any() else None
 
 
 def _or_none(value: float) -> float | None:
-    """None for COCO's -1: there is nothing to find."""
+    """The value, or None for COCO's -1, which means no true instance."""
     return value if value > -1 else None
 
 
 def _numbers(truth: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
-    """A number for each id of pictures and categories where some are text, which COCO's counting does not take."""
-    found = {}
+    """{"image_id", "category_id": {id: number}}; {} unless some ids are text, which faster-coco-eval does not take."""
+    numbers = {}
     for what, key in (("images", "image_id"), ("categories", "category_id")):
         ids = [entry["id"] for entry in truth.get(what, ())]
-        found[key] = {} if all(type(i) is int for i in ids) else {own: n for n, own in enumerate(ids, 1)}
-    return found
+        numbers[key] = (
+            {} if all(type(i) is int for i in ids) else {original_id: n for n, original_id in enumerate(ids, 1)}
+        )
+    return numbers
 
 
 def _numbered(truth: dict[str, list[dict[str, Any]]], numbers: Mapping[str, Mapping[Any, int]]) -> dict[str, Any]:
@@ -140,8 +147,8 @@ def _numbered(truth: dict[str, list[dict[str, Any]]], numbers: Mapping[str, Mapp
 
 
 def _renamed(entry: dict[str, Any], numbers: Mapping[str, Mapping[Any, int]]) -> dict[str, Any]:
-    """An annotation or a result with numbers for ids."""
-    return {**entry, **{key: own.get(entry[key], entry[key]) for key, own in numbers.items()}}
+    """An annotation or a result with its ids replaced by numbers."""
+    return {**entry, **{key: table.get(entry[key], entry[key]) for key, table in numbers.items()}}
 
 
 __all__ = ["average_precision", "coco_results", "detections"]

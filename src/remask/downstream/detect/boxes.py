@@ -1,6 +1,6 @@
-"""Pictures with boxes and masks as batches of one size, and the next usable picture in the place of a broken one.
+"""Batches of images of one size, with boxes and masks; the next usable image replaces an unusable one.
 
-`BatchLoader` says in which order, by which processes, and what becomes of pictures that cannot be used.
+`BatchLoader` determines the order, the worker processes, and the treatment of unusable images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,28 +20,28 @@ from remask.images.loading.loader import BatchLoader
 
 
 class BoxBatch(NamedTuple):
-    """Pictures of one size, what is on each in its pixels, and their numbers in the source.
+    """Images of one size, their targets in pixels of these images, and their numbers in the source.
 
-    A label also says "shown", rows and columns of the part that is picture and no padding; it starts at the top left.
+    A target also has "shown", rows and columns of the image without padding, which is at the top left.
     """
 
     images: Num[Tensor, "B C H W"]
     labels: list[Target]
-    index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # replaces the tuple's method
 
 
 class BoxLoader:
-    """Batches of a COCO source, epoch by epoch, in full batches; a small source is gone through again to fill one.
+    """Full batches of a COCO source, epoch by epoch; a source smaller than a batch is repeated to fill it.
 
-    shuffle   another order each epoch, for training, and the next usable picture in the place of one that is not.
-              Without it every usable picture once, in the source's order; the last batch may be short
-    empty     pictures without an instance too; training leaves them out (as detectron2 does) unless told otherwise
-    workers   processes that decode; 0: a thread of this process
-    max_bad   share of pictures that may be unusable before `epoch` raises TooManyBad; up to 3 are, unless it is 0
-    pin       page-locked memory, for copies to a GPU that do not wait
-    scaling   how pictures deeper than 8 bits are read and normalised; None: all become uint8
-    report    gets a line for each unusable picture, once
-    Raises UserError if there is nothing to train on.
+    shuffle   a new order each epoch, for training; the next usable image replaces an unusable one. False: each usable
+              image once, in the source's order; the last batch may be smaller
+    empty     include images without an instance; None: only without shuffle (training omits them, like detectron2)
+    workers   number of processes that decode; 0: a thread of this process
+    max_bad   share of images that may be unusable before `epoch` raises TooManyBad; 3 always may, unless it is 0
+    pin       use page-locked memory, for asynchronous copies to a GPU
+    scaling   of images deeper than 8 bits; None: all become uint8
+    report    called once with a line for each unusable image
+    Raises UserError if no image has an instance to train on.
     """
 
     def __init__(
@@ -72,28 +72,28 @@ class BoxLoader:
         )  # fmt: skip
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(self._loader)
 
     @property
     def bad(self) -> dict[str, str]:
-        """Pictures that could not be used, and why."""
+        """Address → reason of unusable images."""
         return self._loader.bad
 
     @property
     def unusable(self) -> set[int]:
-        """Their numbers in the source."""
+        """Numbers of unusable images in the source."""
         return {self._numbers[place] for place in self._loader.unusable}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BoxBatch]:
-        """The batches of one epoch from number `start` on. Raises TooManyBad."""
+        """Yields the batches of one epoch from number `start` on. Raises TooManyBad."""
         for built in self._loader.batches(epoch, start):
             batch: BoxBatch = built.images
             yield batch._replace(images=batch.images.pin_memory()) if self._pin else batch
 
 
 class _Boxed:
-    """Pictures with what is on them, by their place among `numbers`, as a `BatchLoader` takes them."""
+    """Decoded images with targets by index into `numbers`: the images of a `BatchLoader`."""
 
     def __init__(
         self, source: CocoSource, numbers: Sequence[int], channels: int, scaling: Scaling | None = None
@@ -105,10 +105,10 @@ class _Boxed:
         return len(self._numbers)
 
     def ahead(self, numbers: Sequence[int]) -> None:
-        """Nothing to prepare."""
+        """Does nothing: images need no preparation."""
 
     def get(self, place: int, reduction: Reduction | None = None) -> tuple[Num[Tensor, "C H W"], Target, int]:
-        """A decoded picture, its target and its number. Raises BadImage."""
+        """(decoded image, target, number in the source). Raises BadImage."""
         number = self._numbers[place]
         try:
             data, target = self._source.read(number)
@@ -121,14 +121,14 @@ class _Boxed:
 
 
 class _Placed:
-    """The batch of some pictures, each placed by its own seed."""
+    """The `BoxBatch` of images, each transformed with its own seed."""
 
     def __init__(self, transform: BoxTransform, scaling: Scaling | None = None) -> None:
         self._transform, self._scaling = transform, scaling
 
     def __call__(self, images: Sequence[tuple[Tensor, Target, int]], seeds: Sequence[int]) -> BoxBatch:
         pairs = zip(images, seeds, strict=True)
-        placed = [self._transform(one[0], one[1], Generator().manual_seed(seed)) for one, seed in pairs]
+        placed = [self._transform(item[0], item[1], Generator().manual_seed(seed)) for item, seed in pairs]
         numbers = torch.tensor([number for *_, number in images])
         stacked = torch.stack([image for image, _ in placed])
         ready = self._scaling.of_shades(stacked) if self._scaling else stacked

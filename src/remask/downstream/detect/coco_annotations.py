@@ -1,4 +1,4 @@
-"""The annotations of a COCO instances file, every one checked against its picture: what can be used, and why not."""
+"""Checks every annotation of a COCO instances file against its image, and names the unusable ones."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from remask.downstream.detect.coco_masks import FAR, Place, fault_of_mask, fault
 from remask.images.sources.files import printable
 
 _CROWD = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "none": 0, "null": 0, "": 0}
-"""What exporters write for iscrowd as text."""
+"""Values of iscrowd that exporters write as text."""
 
 
 class Known(NamedTuple):
-    """What annotations refer to, by `key_of` their ids.
+    """The images and categories to which annotations refer, by `key_of` their ids.
 
-    listed      all pictures of the file that are told of
-    pictures    those among them that are used
+    listed      all images of the file
+    images      the entries of those that are used
     categories  ids as the file writes them
     """
 
@@ -26,31 +26,32 @@ class Known(NamedTuple):
 
 
 def annotations_of(entries: Sequence[Any], known: Known, path: str, faults: Faults) -> tuple[list[list[Entry]], bool]:
-    """The annotations of each picture, crowds among them, and whether they have masks.
+    """(usable annotations of each image, with crowds; whether they have masks).
 
-    image_id, category_id, iscrowd and area are then as `CocoSource` has them.
+    Normalises image_id, category_id, iscrowd and area in place, for `CocoSource`. Unusable annotations go to `faults`,
+    which raises UserError unless they may be skipped. path: the file, for errors.
     """
-    sound = [a for a in entries if _is_annotation(a)]
-    if len(sound) < len(entries):
+    valid = [a for a in entries if _is_annotation(a)]
+    if len(valid) < len(entries):
         bad = [f"number {n}" for n, a in enumerate(entries) if not _is_annotation(a)]
         faults.lacking(bad, len(entries), "annotations", path)
     for key, what, ids in (("images", "image_id", known.listed), ("categories", "category_id", known.categories)):
-        sound = _referring(sound, key, what, ids, path, faults)
-    used = [a for a in sound if a["image_id"] in known.images]
+        valid = _referring(valid, key, what, ids, path, faults)
+    used = [a for a in valid if a["image_id"] in known.images]
     masks = any(a.get("segmentation") for a in used)
-    wrong = _faults_of(used, known, masks)
-    lines = [_line(used[n], n, known, wrong[n]) for n in sorted(wrong)]
+    reasons = _faults_of(used, known, masks)
+    lines = [_line(used[n], n, known, reasons[n]) for n in sorted(reasons)]
     faults.add(lines, len(used), f"annotations of {printable(path)} cannot be used")
     by_image: dict[Any, list[Entry]] = {key: [] for key in known.images}
     for n, a in enumerate(used):
-        if n not in wrong:
+        if n not in reasons:
             by_image[a["image_id"]].append(a)
             a["image_id"], a["category_id"] = known.images[a["image_id"]]["id"], known.categories[a["category_id"]]
     return list(by_image.values()), masks
 
 
 def _is_annotation(entry: Any) -> bool:
-    """Whether it has what it needs; its ids are then those that `key_of` gives."""
+    """Whether an entry has all required keys; replaces its ids by `key_of` them."""
     if not isinstance(entry, dict):
         return False
     box = entry.get("bbox")
@@ -66,18 +67,18 @@ def _is_annotation(entry: Any) -> bool:
 
 
 def _referring(entries: list[Entry], key: str, what: str, ids: Any, path: str, faults: Faults) -> list[Entry]:
-    """Those whose `what` is among the ids of the list `key`."""
-    lost = [f"annotation {_shown_id(a, n)}: {what} {printable(str(a[what]))}" for n, a in enumerate(entries)
+    """The annotations whose id `what` is in the list `key`; the others go to `faults`."""
+    dangling = [f"annotation {_shown_id(a, n)}: {what} {printable(str(a[what]))}" for n, a in enumerate(entries)
             if a[what] not in ids]  # fmt: skip
-    words = f"annotations of {printable(path)} name {key} that the file does not list"
-    faults.add(lost, len(entries), words)
-    return [a for a in entries if a[what] in ids] if lost else entries
+    description = f"annotations of {printable(path)} name {key} that the file does not list"
+    faults.add(dangling, len(entries), description)
+    return [a for a in entries if a[what] in ids] if dangling else entries
 
 
 def _shown_id(annotation: Entry, place: int) -> str:
-    """The id of an annotation for a person, or its place in the list."""
-    found = annotation.get("id")
-    return printable(str(found)) if isinstance(found, int | float | str) else f"number {place}"
+    """The id of an annotation for messages, or else its index in the list."""
+    value = annotation.get("id")
+    return printable(str(value)) if isinstance(value, int | float | str) else f"number {place}"
 
 
 def _line(annotation: Entry, place: int, known: Known, fault: str) -> str:
@@ -86,8 +87,8 @@ def _line(annotation: Entry, place: int, known: Known, fault: str) -> str:
 
 
 def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[int, str]:
-    """Why annotations cannot be used, by their place; iscrowd and area are made numbers on the way."""
-    found, known_ids = dict[int, str](), set[Any]()
+    """{index: reason} of unusable annotations; converts iscrowd and area to numbers in place."""
+    faults, known_ids = dict[int, str](), set[Any]()
     packed, strings, pixels, places = list[int](), list[str](), list[int](), list[Place]()
     for n, a in enumerate(annotations):
         image = known.images[a["image_id"]]
@@ -102,22 +103,22 @@ def _faults_of(annotations: Sequence[Entry], known: Known, masks: bool) -> dict[
                 pixels.append(size[0] * size[1])
                 places.append((size[0], a["bbox"]))
         if fault is not None:
-            found[n] = fault
+            faults[n] = fault
     for place, fault in faults_of_strings(strings, pixels, places):
-        found[packed[place]] = fault
-    return found
+        faults[packed[place]] = fault
+    return faults
 
 
 def _fault_of_number(annotation: Entry, known_ids: set[Any]) -> str | None:
-    """Whether it is a crowd, its area and its id. An area that is not told is that of the mask, and 0 is told."""
+    """The fault in iscrowd, area or id, None if there is none; sets iscrowd and area (None if missing) in place."""
     crowd = annotation.get("iscrowd")
     if crowd is None or type(crowd) is str:
-        told = 0 if crowd is None else _CROWD.get(crowd.strip().lower())
+        value = 0 if crowd is None else _CROWD.get(crowd.strip().lower())
     else:
-        told = int(crowd) if isinstance(crowd, int | float) and crowd in (0, 1) else None
-    if told is None:
+        value = int(crowd) if isinstance(crowd, int | float) and crowd in (0, 1) else None
+    if value is None:
         return f"iscrowd is {printable(repr(crowd)[:40])}, and not 0 or 1"
-    annotation["iscrowd"], annotation["area"] = told, _area(annotation.get("area"))
+    annotation["iscrowd"], annotation["area"] = value, _area(annotation.get("area"))
     if annotation["area"] == 0:
         return "an area of 0 pixels"
     number = annotation.get("id")
@@ -132,7 +133,7 @@ def _fault_of_number(annotation: Entry, known_ids: set[Any]) -> str | None:
 
 
 def _area(value: Any) -> float | int | None:
-    """A number of pixels; None where the file has none, or something that is none."""
+    """An area in pixels; None if missing or no valid number."""
     try:
         area = value if type(value) is float or type(value) is int else float(value)
         return area if math.isfinite(area) and area >= 0 and not isinstance(value, bool) else None

@@ -1,7 +1,7 @@
-"""The lists of a COCO instances file, its categories and its pictures; `coco_annotations` has the third list.
+"""Reads a COCO instances file, and checks its categories and images; `coco_annotations` checks the annotations.
 
-Exporters write ids as text and sizes as floats: what has one meaning is taken by it. What is damaged is named: pictures
-and annotations may be left out (`skip_bad`), a file whose ids contradict one another may not be used at all.
+Some exporters write ids as text and sizes as floats: unambiguous values are accepted. Errors name damaged entries:
+unusable images and annotations can be skipped (`skip_bad`), contradictory ids cannot.
 """
 
 import gc
@@ -23,39 +23,39 @@ _LISTS = {
     "categories": ("id", "name"),
     "annotations": ("image_id", "category_id", "bbox"),
 }
-"""What an instances file must say."""
+"""Required lists of an instances file, and required keys of their entries."""
 LONGEST = 1 << 20
-"""Pixels of a side that no picture has more of."""
+"""Maximum plausible side of an image in pixels."""
 
 
 class Faults:
-    """Lines about entries that cannot be used, in groups; the first group ends the opening unless they may be skipped.
+    """Collects lines about unusable entries, or raises UserError for the first ones if they may not be skipped.
 
-    lines   of all groups, in the order of the groups
+    lines   all lines, in the order of `add`
     """
 
     def __init__(self, skip: bool) -> None:
         self._skip, self.lines = skip, list[str]()
 
     def add(self, lines: Sequence[str], total: int, words: str, cure: str = CURE, opening: str = "") -> None:
-        """Raises UserError "opening 3 of `total` `words` (the first lines): cure", unless they may be skipped."""
+        """Add lines. Raises UserError "`opening`3 of `total` `words` (lines): `cure`" unless they may be skipped."""
         if lines and not self._skip:
             raise UserError(f"{opening}{len(lines)} of {total} {words} ({first(lines)}): {cure}")
         self.lines += lines
 
     def lacking(self, lines: Sequence[str], total: int, what: str, path: str) -> None:
-        """Entries of the list `what` that do not say what they must."""
+        """Add entries of the list `what` that lack a required key."""
         words = f"{what} lack one of {', '.join(_LISTS[what])}, or have it of another type"
         cure = "export the file anew" if what == "categories" else CURE
         self.add(lines, total, words, cure, f"{printable(path)} is no COCO instances file: ")
 
 
 def load(path: str) -> dict[str, Any]:
-    """The file's lists. Raises UserError in one line: no file, no JSON, other lists, no pictures or categories."""
+    """The file's content. Raises UserError, in one line: no file, no JSON, missing lists, no images or categories."""
     shown = printable(path)
     try:
-        with open(os.path.expanduser(path), "rb") as file, _uncollected():
-            data = json.loads(file.read())  # which finds out UTF-8, 16 or 32, with a byte order mark or without
+        with open(os.path.expanduser(path), "rb") as file, _without_gc():
+            data = json.loads(file.read())  # json detects UTF-8, 16 or 32, with or without a byte order mark
     except OSError as error:
         raise unreadable_annotations(path, error) from None
     except (ValueError, RecursionError) as error:
@@ -73,21 +73,21 @@ def load(path: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without looks for garbage: among millions of new lists they take longer than reading the file."""
-    collects = gc.isenabled()
+def _without_gc() -> Iterator[None]:
+    """Context without garbage collection, which with millions of new lists takes longer than reading the file."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
 def categories_of(entries: Sequence[Any], path: str) -> tuple[dict[Any, Any], list[str]]:
-    """The id of each category by `key_of` it, in the order of the ids, and their names, all different.
+    """({`key_of` id: id} of the categories, in the order of ids; their names, made unique).
 
-    Two categories of one name stay two: each gets its id behind the name.
+    The id is appended to the names of categories with equal names.
     """
     bad = [f"number {n}" for n, entry in enumerate(entries) if not _is_category(entry)]
     Faults(skip=False).lacking(bad, len(entries), "categories", path)
@@ -95,8 +95,8 @@ def categories_of(entries: Sequence[Any], path: str) -> tuple[dict[Any, Any], li
     ordered = sorted(entries, key=lambda entry: (isinstance(key_of(entry["id"]), str), key_of(entry["id"])))
     ids = {key_of(entry["id"]): _id(entry["id"]) for entry in ordered}
     names = [printable(str(entry["name"])) for entry in ordered]
-    while twice := {name for name, times in Counter(names).items() if times > 1}:
-        names = [f"{name} ({i})" if name in twice else name for name, i in zip(names, ids.values(), strict=True)]
+    while duplicates := {name for name, times in Counter(names).items() if times > 1}:
+        names = [f"{name} ({i})" if name in duplicates else name for name, i in zip(names, ids.values(), strict=True)]
     return ids, names
 
 
@@ -106,14 +106,14 @@ def _is_category(entry: Any) -> bool:
 
 
 def images_of(entries: Sequence[Any], path: str, faults: Faults) -> list[Entry]:
-    """The pictures that are told of completely, with their sizes as whole numbers; `id` as `_id` has it."""
+    """The complete entries of images, with integer sizes and ids by `_id`; the others go to `faults`."""
     bad = [f"number {n}" for n, entry in enumerate(entries) if not _is_image(entry)]
     faults.lacking(bad, len(entries), "images", path)
-    sound = [entry for entry in entries if _is_image(entry)] if bad else list(entries)
-    _check_twice([key_of(entry["id"]) for entry in sound], "images", path)
+    complete = [entry for entry in entries if _is_image(entry)] if bad else list(entries)
+    _check_twice([key_of(entry["id"]) for entry in complete], "images", path)
     return [
         {**entry, "id": _id(entry["id"]), "height": int(entry["height"]), "width": int(entry["width"])}
-        for entry in sound
+        for entry in complete
     ]
 
 
@@ -135,7 +135,7 @@ def _check_twice(keys: Sequence[Any], what: str, path: str) -> None:
 
 
 def key_of(value: Any) -> int | str | None:
-    """What an id is matched by: numbers by value, also where they are written as text or floats; None: it is no id."""
+    """The key by which an id is compared: numbers, also as text or floats, by value; None if it is no id."""
     if type(value) is int:
         return value
     if type(value) is float and value.is_integer():
@@ -147,12 +147,12 @@ def key_of(value: Any) -> int | str | None:
 
 
 def _id(value: Any) -> int | str:
-    """An id as the file writes it, but for floats."""
+    """An id as the file writes it; floats as integers."""
     return int(value) if isinstance(value, float) else value
 
 
 def first(lines: Sequence[str]) -> str:
-    """Three of them, for a line."""
+    """The first three lines as text for a message."""
     return "; ".join(lines[:3]) + ("; …" if len(lines) > 3 else "")
 
 

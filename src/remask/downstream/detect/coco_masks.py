@@ -1,4 +1,4 @@
-"""Segmentations of COCO's files: polygons and run lengths, checked against their picture, read, written and turned."""
+"""Segmentations in COCO files (polygons, run lengths): checks against the image, decoding, encoding, rotation."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,19 +14,20 @@ from remask.images.orientation import turned_mask, turned_points
 from remask.types import Size
 
 FAR = 10
-"""What lies further than so many of the picture's longer side beyond it was not drawn on it."""
+"""Annotations further outside an image than this multiple of its longer side do not belong to it."""
 _TOGETHER = 1 << 22
-"""Characters of compressed run lengths that are looked at in one go."""
+"""Maximum number of characters of compressed run lengths that are decoded together."""
 _LONGEST = 7
-"""Characters of one run length: 5 bits each, enough for 2^34 pixels."""
+"""Maximum number of characters of one run length: 5 bits each, enough for 2^34 pixels."""
 _SLACK = 1.0
-"""Pixels by which a mask and its box may miss each other: exporters round one of them, and count from 0 or 1."""
+"""Tolerated gap in pixels between a mask and its box: exporters round one of them, and count from 0 or 1."""
 EMPTY, ELSEWHERE = "a mask without a pixel", "a mask that lies elsewhere than its box"
 
 
 def fault_of_mask(segmentation: Any, size: Size, box: Sequence[float]) -> str | None:
-    """Why a segmentation cannot be used on a picture of this height and width, with a box x y w h; compressed strings
-    are not looked at.
+    """Why a segmentation does not fit an image of `size` (h, w) and a box x y w h; None if it fits.
+
+    Does not decode compressed strings: see `faults_of_strings`.
     """
     if not segmentation:
         return "no mask, where others have one"
@@ -34,12 +35,12 @@ def fault_of_mask(segmentation: Any, size: Size, box: Sequence[float]) -> str | 
         return _fault_of_polygons(segmentation, size) or _fault_of_place(segmentation, box)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "a mask that is neither polygons nor run lengths"
-    own, counts = segmentation["size"], segmentation["counts"]
-    if not isinstance(own, list) or len(own) != 2 or not all(isinstance(n, int | float) for n in own):
+    mask_size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(mask_size, list) or len(mask_size) != 2 or not all(isinstance(n, int | float) for n in mask_size):
         return "a mask of no size"
-    if own != [*size]:
-        return f"a mask of {own[1]}x{own[0]}, where the picture has {size[1]}x{size[0]}"
-    segmentation["size"] = [*size]  # whole numbers, where a file has 64.0
+    if mask_size != [*size]:
+        return f"a mask of {mask_size[1]}x{mask_size[0]}, where the picture has {size[1]}x{size[0]}"
+    segmentation["size"] = [*size]  # integers, for files with 64.0
     return None if isinstance(counts, str) else _fault_of_runs(segmentation, math.prod(size), box)
 
 
@@ -57,7 +58,7 @@ def _fault_of_polygons(polygons: list[Any], size: Size) -> str | None:
             return "a polygon with something else than numbers"
         if not sound:
             return "a polygon with numbers that are not finite"
-        if inside or (low >= 0 and high <= min(size)):  # nearly all are, and need no closer look
+        if inside or (low >= 0 and high <= min(size)):  # true for nearly all, a fast test
             inside = True
         beyond = FAR * max(size)
         if low < -beyond or high > max(size) + beyond:
@@ -69,15 +70,15 @@ def _fault_of_polygons(polygons: list[Any], size: Size) -> str | None:
 
 
 def _fault_of_place(polygons: list[list[float]], box: Sequence[float]) -> str | None:
-    """Whether all polygons are lines without an area, or none of them comes near the box."""
+    """A fault if all polygons are without an area, or none of them is near the box; else None."""
     if not any(map(_has_area, polygons)):
         return "polygons without an area"
     x, y, w, h = box
     for polygon in polygons:
-        if x <= polygon[0] <= x + w and y <= polygon[1] <= y + h:  # nearly all are, and need no closer look
+        if x <= polygon[0] <= x + w and y <= polygon[1] <= y + h:  # true for nearly all, a fast test
             return None
-        across, down = polygon[0::2], polygon[1::2]
-        if _meet(min(across), max(across), x, w) and _meet(min(down), max(down), y, h):
+        xs, ys = polygon[0::2], polygon[1::2]
+        if _meet(min(xs), max(xs), x, w) and _meet(min(ys), max(ys), y, h):
             return None
     return ELSEWHERE
 
@@ -87,41 +88,42 @@ def _meet(low: float, high: float, begin: float, length: float) -> bool:
 
 
 def _has_area(polygon: list[float]) -> bool:
-    """Whether not all points lie on one line."""
+    """Whether the points are not all on one line."""
     x, y = polygon[0], polygon[1]
-    far = next((at for at in range(2, len(polygon), 2) if (polygon[at], polygon[at + 1]) != (x, y)), None)
+    far = next((i for i in range(2, len(polygon), 2) if (polygon[i], polygon[i + 1]) != (x, y)), None)
     if far is None:
         return False
     dx, dy = polygon[far] - x, polygon[far + 1] - y
-    return any(dx * (polygon[at + 1] - y) != dy * (polygon[at] - x) for at in range(far + 2, len(polygon), 2))
+    return any(dx * (polygon[i + 1] - y) != dy * (polygon[i] - x) for i in range(far + 2, len(polygon), 2))
 
 
 def _fault_of_runs(segmentation: dict[str, Any], pixels: int, box: Sequence[float]) -> str | None:
     counts = segmentation["counts"]
     try:
-        runs_given = [int(n) for n in counts] if isinstance(counts, list) else None
-        if runs_given is None or runs_given != counts:
+        lengths = [int(n) for n in counts] if isinstance(counts, list) else None
+        if lengths is None or lengths != counts:
             return "run lengths that are no whole numbers"
     except (TypeError, ValueError, OverflowError):
         return "run lengths that are no whole numbers"
-    if min(runs_given, default=0) < 0:
+    if min(lengths, default=0) < 0:
         return "run lengths below 0"
-    if sum(runs_given) != pixels:
-        return f"a mask of {sum(runs_given)} pixels, where the picture has {pixels}"
-    segmentation["counts"] = runs_given
-    runs = np.array(runs_given, np.int64)
-    return _fault_of_drawn(runs, np.zeros(len(runs), np.int64), [(segmentation["size"][0], box)])[0]
+    if sum(lengths) != pixels:
+        return f"a mask of {sum(lengths)} pixels, where the picture has {pixels}"
+    segmentation["counts"] = lengths
+    runs = np.array(lengths, np.int64)
+    return _faults_of_position(runs, np.zeros(len(runs), np.int64), [(segmentation["size"][0], box)])[0]
 
 
 Place = tuple[int, Sequence[float]]
-"""The height of a mask, and the box x y w h that it should lie in."""
+"""Height of a mask in pixels, and its box x y w h."""
 
 
 def faults_of_strings(
     strings: Sequence[str], pixels: Sequence[int], places: Sequence[Place] | None = None
 ) -> Iterator[tuple[int, str]]:
-    """(number, fault) of the compressed run lengths that are damaged or do not make `pixels` of their picture; with
-    `places` also of those that have no pixel, or none near their box.
+    """Yields (index, fault) of compressed run lengths that are damaged or do not sum to `pixels` of their image.
+
+    places   adds faults of masks that have no pixel, or none near their box
     """
     first = 0
     while first < len(strings):
@@ -130,51 +132,51 @@ def faults_of_strings(
             characters += len(strings[last])
             last += 1
         damaged, sums, runs, owner = _decoded(strings[first:last])
-        drawn = _fault_of_drawn(runs, owner, places[first:last]) if places else [None] * (last - first)
-        for n, wanted in enumerate(pixels[first:last]):
+        drawn = _faults_of_position(runs, owner, places[first:last]) if places else [None] * (last - first)
+        for n, expected in enumerate(pixels[first:last]):
             if damaged[n]:
                 yield first + n, "damaged run lengths"
-            elif sums[n] != wanted:
-                yield first + n, f"a mask of {sums[n]} pixels, where the picture has {wanted}"
+            elif sums[n] != expected:
+                yield first + n, f"a mask of {sums[n]} pixels, where the picture has {expected}"
             elif (fault := drawn[n]) is not None:
                 yield first + n, fault
         first = last
 
 
-def _fault_of_drawn(
+def _faults_of_position(
     runs: Int[np.ndarray, "m"], owner: Int[np.ndarray, "m"], places: Sequence[Place]
 ) -> list[str | None]:  # fmt: skip
-    """What is wrong with where masks lie; run m is one of mask `owner[m]`, and they begin with one of background.
+    """The fault of each mask's position, None if it has none; run m belongs to mask `owner[m]`, background first.
 
-    A run goes down a column and on at the top of the next one: of one that does, all rows count.
+    Runs go down columns; a run over several columns counts as covering all rows.
     """
     total = len(places)
     begin = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=total))[:-1]]).astype(np.int64)
     ends = np.cumsum(runs)
-    ends -= np.concatenate([[0], ends])[begin[owner]]  # from the first pixel of each mask on
+    ends -= np.concatenate([[0], ends])[begin[owner]]  # relative to the first pixel of each mask
     drawn = ((np.arange(len(runs)) - begin[owner]) % 2 == 1) & (runs > 0)
-    of, last = owner[drawn], ends[drawn] - 1
+    mask_of, last = owner[drawn], ends[drawn] - 1
     first = last + 1 - runs[drawn]
-    height = np.array([max(1, high) for high, _ in places], np.int64)[of]
-    x, y, w, h = np.array([box for _, box in places], np.float64).reshape(-1, 4).T[:, of]
+    height = np.array([max(1, high) for high, _ in places], np.int64)[mask_of]
+    x, y, w, h = np.array([box for _, box in places], np.float64).reshape(-1, 4).T[:, mask_of]
     left, right = first // height, last // height + 1
-    several = right - left > 1
-    top, bottom = np.where(several, 0, first % height), np.where(several, height, last % height + 1)
+    many_columns = right - left > 1
+    top, bottom = np.where(many_columns, 0, first % height), np.where(many_columns, height, last % height + 1)
     near = (left < x + w + _SLACK) & (right > x - _SLACK) & (top < y + h + _SLACK) & (bottom > y - _SLACK)
-    filled, met = np.zeros(total, bool), np.zeros(total, bool)
-    filled[of] = True
-    met[of[near]] = True
-    return [None if ok else ELSEWHERE if some else EMPTY for ok, some in zip(met, filled, strict=True)]
+    has_pixels, has_near = np.zeros(total, bool), np.zeros(total, bool)
+    has_pixels[mask_of] = True
+    has_near[mask_of[near]] = True
+    return [None if ok else ELSEWHERE if filled else EMPTY for ok, filled in zip(has_near, has_pixels, strict=True)]
 
 
 _Runs = tuple[Bool[np.ndarray, "n"], Int[np.ndarray, "n"], Int[np.ndarray, "m"], Int[np.ndarray, "m"]]
 
 
 def _decoded(strings: Sequence[str]) -> _Runs:
-    """Which strings cannot be run lengths, the sum of the others' runs, the runs and whose each is, all at once.
+    """Decode strings, vectorised: (which are damaged, sums of runs per string, runs, index of each run's string).
 
-    A number is 5 bits a character, the lowest first, with a bit that says that more follow and the sign in the last;
-    from the fourth on it is the difference from the last but one (COCO's rleToString).
+    A number has 5 bits per character, lowest first, one bit that says whether more follow, and the sign in the last;
+    from the fourth number on it is the difference from the last but one (COCO's rleToString).
     """
     encoded = [text.encode("latin-1", "replace") for text in strings]
     lengths = np.array([len(text) for text in encoded])
@@ -186,15 +188,15 @@ def _decoded(strings: Sequence[str]) -> _Runs:
     value &= 63
     last = (value & 32) == 0
     filled = ends[lengths > 0] - 1
-    damaged[owner[filled[~last[filled]]]] = True  # a number goes on behind the end
+    damaged[owner[filled[~last[filled]]]] = True  # the string ends within a number
     last[filled] = True
     stops = np.flatnonzero(last)
     starts = np.concatenate([[0], stops[:-1] + 1]) if len(stops) else stops
-    place = np.arange(len(value)) - np.repeat(starts, stops - starts + 1)
-    long = owner[place >= _LONGEST]
-    damaged[long] = True
-    place = np.minimum(place, _LONGEST)
-    numbers = np.add.reduceat((value & 31) << 5 * place, starts) if len(stops) else value
+    digit = np.arange(len(value)) - np.repeat(starts, stops - starts + 1)
+    too_long = owner[digit >= _LONGEST]
+    damaged[too_long] = True
+    digit = np.minimum(digit, _LONGEST)
+    numbers = np.add.reduceat((value & 31) << 5 * digit, starts) if len(stops) else value
     digits = np.minimum(stops - starts + 1, _LONGEST + 1)
     numbers -= np.where(value[stops] & 16, np.int64(1) << 5 * digits, 0)
     return damaged, *_summed(numbers, owner[stops], damaged), owner[stops]
@@ -203,7 +205,7 @@ def _decoded(strings: Sequence[str]) -> _Runs:
 def _summed(
     numbers: Int[np.ndarray, "m"], owner: Int[np.ndarray, "m"], damaged: Bool[np.ndarray, "n"]
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]]:
-    """The sum of each string's runs, and the runs, from differences; strings with a run below 0 become damaged."""
+    """(sum of each string's runs, runs), from differences; marks strings with a negative run as damaged."""
     total = len(damaged)
     numbers = np.where(damaged[owner], 0, numbers)
     counts = np.bincount(owner, minlength=total)
@@ -223,30 +225,30 @@ def _summed(
 
 
 def decode_mask(segmentation: Any, size: Size) -> UInt8[Tensor, "H W"]:
-    """0 and 1 of the polygons or run lengths of one instance."""
+    """The mask, 0 and 1, of an instance's polygons or run lengths on an image of `size` (h, w)."""
     return torch.from_numpy(coco().decode(as_runs(segmentation, size)))
 
 
 def as_runs(segmentation: Any, size: Size) -> Any:
-    """Compressed run lengths of any segmentation."""
+    """Compressed run lengths of any segmentation on an image of `size` (h, w)."""
     packed = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str | bytes)
     return segmentation if packed else coco().segmToRle(segmentation, size[1], size[0])
 
 
 def area_of(segmentation: Any, size: Size) -> float:
-    """Pixels of a segmentation."""
+    """Area of a segmentation in pixels."""
     return float(coco().area(as_runs(segmentation, size)))
 
 
 def encode_mask(mask: UInt8[Tensor, "H W"]) -> dict[str, Any]:
-    """Compressed run lengths, as a JSON file holds them."""
-    rle = coco().encode(mask.cpu().t().contiguous().t().numpy())  # columns first: COCO's order
+    """Compressed run lengths of a mask for JSON: {"size": [H, W], "counts"}."""
+    rle = coco().encode(mask.cpu().t().contiguous().t().numpy())  # column-major, COCO's order
     counts = rle["counts"]
     return {"size": [int(n) for n in mask.shape], "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def turned_segmentation(segmentation: Any, size: Size, orientation: int) -> Any:
-    """Polygons or run lengths on a picture of height and width `size`, as they lie on the turned one."""
+    """Polygons or run lengths on an image of `size` (h, w), turned by the EXIF orientation."""
     if isinstance(segmentation, list):
         return [turned_points(polygon, size, orientation) for polygon in segmentation]
     if not segmentation:
@@ -256,7 +258,7 @@ def turned_segmentation(segmentation: Any, size: Size, orientation: int) -> Any:
 
 
 def coco() -> Any:
-    """The counting of faster-coco-eval. Raises UserError where it is not installed."""
+    """The module of faster-coco-eval for masks. Raises UserError if it is not installed."""
     try:
         from faster_coco_eval.core import mask
     except ImportError:

@@ -1,8 +1,8 @@
 """Detection and instance segmentation: Mask R-CNN (1703.06870) on a backbone's feature pyramid, as ViTDet (2203.16527).
 
-Proposals, regions and their losses are torchvision's; its resizing and normalising are not used, for the loader makes
-images of one size and the backbone normalises. Heads are ViTDet's: two convolutions for proposals, four and a linear
-layer for boxes, four for masks, with LayerNorm (appendix A.2).
+Proposals, regions and their losses are torchvision's, without its resizing and normalising: the loader makes images of
+one size, and the backbone normalises. Heads are ViTDet's: two convolutions for proposals, four and a linear layer for
+boxes, four for masks, with LayerNorm (appendix A.2).
 """
 
 from collections import OrderedDict
@@ -22,7 +22,8 @@ from remask.evaluation.probing.features import evaluating
 from remask.types import Images, Size
 
 Found: TypeAlias = dict[str, Tensor]
-"""Instances of one picture, best first: boxes Float[n, 4], labels Int[n] from 1, scores Float[n], perhaps masks."""
+"""Detected instances of one image, best first: boxes Float[n, 4] x0 y0 x1 y1 in pixels, labels Int[n] from 1,
+scores Float[n], and masks if the detector has them."""
 
 LOSSES = {
     "loss_objectness": "objectness",
@@ -31,11 +32,11 @@ LOSSES = {
     "loss_box_reg": "boxes",
     "loss_mask": "masks",
 }
-"""torchvision's names and ours."""
+"""torchvision's name → ours."""
 
 
 class Boxed(Protocol):
-    """A batch: uint8 pictures of one size, and for each what is on it."""
+    """A batch: images of one size, and the target of each."""
 
     @property
     def images(self) -> Tensor: ...
@@ -45,29 +46,30 @@ class Boxed(Protocol):
 
 
 class Targets(NamedTuple):
-    """What is on the pictures of a step. Nothing is drawn here: torchvision samples anchors and regions from the global
+    """The targets of the images of a step. There are no draws: torchvision samples anchors and regions from the global
     generator, which the trainer seeds."""
 
     images: list[dict[str, Tensor]]
 
     def split(self, chunks: int) -> list["Targets"]:
-        """In batch order, in the sizes of Tensor.tensor_split."""
+        """Consecutive chunks, in the sizes of `Tensor.tensor_split`."""
         numbers = torch.arange(len(self.images)).tensor_split(chunks)
         return [Targets([self.images[i] for i in chunk.tolist()]) for chunk in numbers]
 
 
 class Detector(nn.Module):
-    """A backbone, its pyramid and Mask R-CNN, trained from end to end. The backbone is changed in place (`prepared`).
+    """A backbone, its pyramid and Mask R-CNN, trained end to end. Changes the backbone in place (`prepared`).
 
-    classes      without background; labels are 1 to `classes`
-    size         pixels of the images that it will see, multiples of 32
+    classes      number without background; labels are 1 to `classes`
+    size         pixels (h, w) of the images, multiples of 32
     channels     of the pyramid and of all heads; the box head's linear layer is 4 times as wide
-    masks        False: boxes alone, for sets without masks
+    masks        False: boxes only, for data without masks
     anchor       side of an anchor in cells of its map; None: 8, which is 32 to 512 pixels on strides 4 to 64, and
-                 proportionally less for images below 512 pixels, whose things are smaller
-    regions      regions a picture that the box head learns from, a quarter of them on objects; None: 2 · channels
-    score        least score of a detection
-    detections   most of them in a picture
+                 proportionally less for images below 512 pixels, whose objects are smaller
+    regions      regions per image that train the box head, a quarter of them on objects; None: 2 · channels
+    score        minimum score of a detection
+    detections   maximum number of detections per image
+    Raises UserError for no class, and for a backbone or size that no pyramid fits.
     """
 
     def __init__(
@@ -95,15 +97,15 @@ class Detector(nn.Module):
         self.roi_heads.score_thresh, self.roi_heads.detections_per_img = score, detections
 
     def draw(self, batch: Boxed, generator: Generator) -> Targets:
-        """What is on the pictures, on their device."""
-        where = batch.images.device
+        """The targets of a batch, on the device of its images. Raises UserError for missing masks."""
+        device = batch.images.device
         names = ("boxes", "labels", "masks") if self.masks else ("boxes", "labels")
         if self.masks and any("masks" not in label for label in batch.labels):
             raise UserError("the annotations have no masks, which Mask R-CNN learns from: give boxes alone a detector")
-        return Targets([{n: label[n].to(where, non_blocking=True) for n in names} for label in batch.labels])
+        return Targets([{n: label[n].to(device, non_blocking=True) for n in names} for label in batch.labels])
 
     def forward(self, images: Images, draw: Targets) -> dict[str, Float[Tensor, ""]]:
-        """The losses of Mask R-CNN and their sum, in training mode."""
+        """The losses of Mask R-CNN by the names in LOSSES, and their sum "total"; in training mode."""
         features, shapes = self._features(images)
         proposals, losses = self.rpn(shapes, features, draw.images)
         losses |= self.roi_heads(features, proposals, shapes.image_sizes, draw.images)[1]
@@ -111,9 +113,9 @@ class Detector(nn.Module):
         return {**named, "total": torch.stack(list(named.values())).sum()}
 
     def detect(self, images: Images, normalised: bool = False) -> list[Found]:
-        """Instances on images of one size, in their pixels; masks are probabilities [n, 1, 28, 28] inside the boxes.
+        """Detected instances of each image, in its pixels; masks are probabilities [n, 1, 28, 28] inside the boxes.
 
-        normalised   floats in 0..1 are meant, see `Normalise.look`
+        normalised   float images with values in 0..1 are normalised, see `Classifier.logits`
         """
         self.backbone.normalise.refuse_unnormalised(images, normalised)
         with torch.no_grad(), evaluating([self]):
@@ -123,12 +125,12 @@ class Detector(nn.Module):
         return found
 
     def param_depth(self, name: str) -> int:
-        """`name` as in `named_parameters()`: the backbone's depth of it, and depth + 1 for pyramid and heads."""
+        """Depth of a parameter `name` of `named_parameters()`: the backbone's, and depth + 1 for pyramid and heads."""
         network = "backbone.network."
         return self.backbone.param_depth(name.removeprefix(network)) if name.startswith(network) else self.depth + 1
 
     def _features(self, images: Images) -> tuple[dict[str, Float[Tensor, "B F _ _"]], Any]:
-        """Maps by level with a last one for large proposals, and torchvision's list of images with their sizes."""
+        """Maps by level, with an extra coarsest one for large proposals, and torchvision's ImageList."""
         from torchvision.models.detection.image_list import ImageList
 
         # float32: autocast would round anchors and boxes to 4 pixels in a thousand, for they take the maps' precision
@@ -139,9 +141,10 @@ class Detector(nn.Module):
 
 
 def on_image(found: Found, size: Size, shown: Size) -> Found:
-    """What was found on an image that shows a picture of `size` pixels at `shown`, in the picture's own pixels.
+    """Detections on a letterboxed image, converted to pixels of the original image.
 
-    Boxes are cut to the picture, those beside it left out; masks become Bool[n, H, W] of the whole picture.
+    size    of the original image (h, w)     shown   rows and columns that it fills of the letterboxed one
+    Boxes are clipped to the image, those outside removed; masks become Bool[n, H, W] of the full image.
     """
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -158,7 +161,7 @@ def on_image(found: Found, size: Size, shown: Size) -> Found:
 
 
 class Exact(nn.Module):
-    """A head whose numbers leave in float32, whatever the precision inside: boxes and losses are computed from them."""
+    """A head with outputs converted to float32 under autocast, for boxes and losses are computed from them."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -173,7 +176,7 @@ def _exact(x: Any) -> Any:
 
 
 class _Width(nn.Module):
-    """Stands for a backbone where torchvision asks for its width."""
+    """Placeholder for a backbone, for torchvision's constructors read only `out_channels`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

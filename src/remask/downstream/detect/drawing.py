@@ -1,4 +1,4 @@
-"""Pictures with what was found on them: boxes, masks, names, scores, several to a sheet. No global plotting state."""
+"""Figure of images with detected boxes, masks, names and scores. Uses no global plotting state."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from remask.errors import UserError
 from remask.evaluation.figures.lettering import png, shown
 
 CAPTION = 48
-"""Characters of a picture's name that fit above it."""
+"""Maximum number of characters of an image's caption."""
 _INK, _PAPER, _BLEND = "#1f2328", "white", 0.45
 
 
 class Drawing(NamedTuple):
-    """A picture, instances in its pixels (scores and masks Bool[n, H, W] or none), and a caption."""
+    """An image, instances in its pixels (scores and masks Bool[n, H, W] are optional), and a caption."""
 
     image: UInt8[Tensor, "3 H W"]
     found: Found
@@ -34,10 +34,10 @@ def sheet_of_boxes(
     width: float = 3.2,
     dpi: int = 120,
 ) -> bytes:
-    """A PNG of rows of `columns` pictures, each `width` inches wide. Instances below `score` are left out.
+    """A PNG of images with instances of at least `score`, `columns` images per row, each `width` inches wide.
 
-    classes   names of labels 1, 2, …; a class has the same colour on every picture
-    Raises UserError for no picture.
+    classes   names of labels 1, 2, …; a class has the same colour in every image
+    Raises UserError for no images.
     """
     if not drawings:
         raise UserError("there is no picture to draw boxes on: the source gave none")
@@ -58,14 +58,14 @@ def sheet_of_boxes(
 def _draw(axes: Any, drawing: Drawing, classes: Sequence[str], score: float) -> None:
     from matplotlib.patches import Rectangle
 
-    found = drawing.found
-    keep = found["scores"] >= score if "scores" in found else found["labels"] > 0
-    found = {key: value[keep].cpu() for key, value in found.items() if isinstance(value, Tensor)}
-    colours = [_colour(label) for label in found["labels"].tolist()]
-    axes.imshow(blended(drawing.image, found.get("masks"), colours))
-    scores: list[float | None] = found["scores"].tolist() if "scores" in found else [None] * len(colours)
+    instances = drawing.found
+    keep = instances["scores"] >= score if "scores" in instances else instances["labels"] > 0
+    instances = {key: value[keep].cpu() for key, value in instances.items() if isinstance(value, Tensor)}
+    colours = [_colour(label) for label in instances["labels"].tolist()]
+    axes.imshow(blended(drawing.image, instances.get("masks"), colours))
+    scores: list[float | None] = instances["scores"].tolist() if "scores" in instances else [None] * len(colours)
     for box, label, colour, value in zip(
-        found["boxes"].tolist(), found["labels"].tolist(), colours, scores, strict=True
+        instances["boxes"].tolist(), instances["labels"].tolist(), colours, scores, strict=True
     ):
         x, y, right, bottom = box
         axes.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=colour, linewidth=1.2))
@@ -80,7 +80,7 @@ def _draw(axes: Any, drawing: Drawing, classes: Sequence[str], score: float) -> 
 def blended(
     image: UInt8[Tensor, "3 H W"], masks: Tensor | None, colours: Sequence[tuple[float, float, float]]
 ) -> Float[np.ndarray, "H W 3"]:
-    """The picture as 0..1 with each mask tinted in its colour, the first on top."""
+    """The image as 0..1 with each mask tinted in its colour, the first on top."""
     pixels = image.permute(1, 2, 0).cpu().double().numpy() / 255
     for mask, colour in reversed(list(zip(masks if masks is not None else (), colours, strict=False))):
         lit = mask.numpy().astype(bool)
@@ -89,7 +89,7 @@ def blended(
 
 
 def _colour(label: int) -> tuple[float, float, float]:
-    """Far apart for labels that are close: hues at the golden ratio, dark enough for white words."""
+    """A colour of a label: hues at the golden ratio, distinct for close labels, dark enough for white text."""
     from matplotlib.colors import hsv_to_rgb
 
     red, green, blue = hsv_to_rgb((label * 0.618034 % 1.0, 0.85, 0.75))

@@ -1,4 +1,5 @@
-"""Pictures with boxes and masks at the size of a batch: jittered in scale for training, whole for evaluation.
+"""Transforms of images with boxes and masks to the size of a batch: large-scale jitter for training, letterbox for
+evaluation.
 
 Large-scale jitter is Ghiasi et al.'s (2012.07177, section 3), as ViTDet uses it (2203.16527, appendix A.2).
 """
@@ -18,19 +19,19 @@ from remask.images.transforms import resize
 from remask.types import Size
 
 PAD = 128
-"""Level of the pixels beside a picture that is smaller than its batch (as detectron2's FixedSizeCrop)."""
+"""Value of padding pixels (as in detectron2's FixedSizeCrop)."""
 
 
 BoxTransform: TypeAlias = Callable[[Tensor, Target, Generator], tuple[Tensor, Target]]
-"""Picture and target to the size of the batch; all that is random comes from the generator."""
+"""(image, target, generator) -> image and target at the size of the batch."""
 
 
 @dataclass(frozen=True)
 class LargeScaleJitter:
-    """Large-scale jitter: the picture as large as fits in a drawn multiple of `size`, a random crop or padding, a flip.
+    """Large-scale jitter: fits the image into a random multiple of `size`, then random crop or padding, and flip.
 
-    size    pixels of the batch, multiples of 32
-    scale   the multiple, drawn uniformly
+    size    pixels (h, w) of the batch, multiples of 32
+    scale   range of the uniform multiple
     """
 
     size: Size
@@ -56,7 +57,7 @@ class LargeScaleJitter:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """The whole picture, as large as fits in `size` pixels, then padded: for evaluation."""
+    """Resizes the full image to fit in `size` pixels (h, w), then pads it; for evaluation."""
 
     size: Size
 
@@ -71,7 +72,7 @@ class Letterbox:
 
 
 class Placed(NamedTuple):
-    """Where a picture of `size` pixels stands on a canvas: resized to `resized`, then cut from `corner` on."""
+    """Placement of an image of `size` pixels on a canvas: resized to `resized`, then cropped from `corner` on."""
 
     size: Size
     resized: Size
@@ -92,7 +93,7 @@ class Placed(NamedTuple):
             masks = masks[inside]
         boxes, cut = boxes[keep], cut[keep]
         if masks is not None and cut.any():
-            # official: boxes are drawn anew round all masks; here round those that the crop cuts, the others stay exact
+            # official: boxes are recomputed from all masks; here only from masks that the crop cuts, others stay exact
             boxes[cut] = around(masks[cut])
         if flip:
             crop = crop.flip(-1)
@@ -104,12 +105,12 @@ class Placed(NamedTuple):
 
     @property
     def shown(self) -> Size:
-        """Rows and columns of the canvas that are picture."""
+        """Rows and columns of the canvas that the image fills."""
         (rows, columns), (top, left) = self.resized, self.corner
         return min(rows - top, self.canvas[0]), min(columns - left, self.canvas[1])
 
     def _boxes(self, boxes: Float[Tensor, "n 4"]) -> tuple[Float[Tensor, "n 4"], Bool[Tensor, "n"]]:
-        """Boxes on the canvas, and which of them it cuts."""
+        """Boxes on the canvas, clipped, and which of them were clipped."""
         (height, width), (rows, columns), (top, left) = self.size, self.resized, self.corner
         scale = torch.tensor([columns / width, rows / height] * 2)
         moved = boxes * scale - torch.tensor([left, top] * 2)
@@ -118,9 +119,9 @@ class Placed(NamedTuple):
         return inside, ((moved - inside).abs() > 1e-3).any(1)
 
     def _under(self, axis: int) -> Int[Tensor, "n"]:
-        """Row or column of the picture that lies under the middle of each of the canvas's."""
-        places = torch.arange(self.shown[axis], dtype=torch.float64) + self.corner[axis] + 0.5
-        return (places * self.size[axis] / self.resized[axis]).long().clamp_(max=self.size[axis] - 1)
+        """Row (axis 0) or column (1) of the image at the centre of each row or column of the canvas."""
+        centres = torch.arange(self.shown[axis], dtype=torch.float64) + self.corner[axis] + 0.5
+        return (centres * self.size[axis] / self.resized[axis]).long().clamp_(max=self.size[axis] - 1)
 
     def _padded(self, image: Num[Tensor, "_ _ _"], value: int) -> Num[Tensor, "_ _ _"]:
         (rows, columns), (height, width) = image.shape[-2:], self.canvas
@@ -128,7 +129,7 @@ class Placed(NamedTuple):
 
 
 def around(masks: Num[Tensor, "n H W"]) -> Float[Tensor, "n 4"]:
-    """The tightest boxes x0 y0 x1 y1, in pixels, round masks that are not empty."""
+    """The tightest boxes x0 y0 x1 y1, in pixels, around masks that are not empty."""
     sides = []
     for lit in (masks.amax(1), masks.amax(2)):
         sides += [lit.argmax(1), lit.shape[1] - lit.flip(1).argmax(1)]
@@ -136,7 +137,7 @@ def around(masks: Num[Tensor, "n H W"]) -> Float[Tensor, "n 4"]:
 
 
 def fitting(size: Size, room: tuple[float, float]) -> Size:
-    """The largest height and width of the same shape as `size` that fit, at least 1 pixel each."""
+    """The largest size (h, w) with the aspect ratio of `size` that fits in `room`, at least 1 pixel each."""
     scale = min(room[0] / size[0], room[1] / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 

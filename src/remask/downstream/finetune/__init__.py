@@ -1,1 +1,1 @@
-"""`remask finetune`: images and classes, from files to top-1 accuracy."""
+"""`remask finetune`: fine-tuning for classification, from image files to top-1 accuracy."""

@@ -1,4 +1,4 @@
-"""What a fine-tuned classifier gets right: top-1 and top-5, by class, and what it takes for what (confusion matrix)."""
+"""Accuracy of a fine-tuned classifier: top-1, top-5, per class, and the confusion matrix."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,19 +16,19 @@ from remask.evaluation.figures.lettering import labels, png
 from remask.evaluation.probing.features import Labelled, evaluating
 
 CONFUSION_CLASSES = 100
-"""Most classes with which the whole confusion matrix goes into a JSON file; beyond, its largest entries do."""
+"""Maximum number of classes with which a JSON file holds the full confusion matrix; else only its largest entries."""
 LISTED = 20
-"""How many confusions are listed."""
+"""Maximum number of listed confusions."""
 _INK, _PAPER = "#1f2328", "#ffffff"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was predicted for the images of a source.
+    """Counts of predictions for the images of a source.
 
-    confusion   images by true class (rows) and predicted class (columns)
-    top5        images whose class is among the five most likely, or among all where there are fewer
-    loss        mean cross-entropy, labels not smoothed, in nats
+    confusion   numbers of images by true class (rows) and predicted class (columns)
+    top5        number of images whose class is among the five most likely (among all if there are fewer)
+    loss        mean cross-entropy without label smoothing, in nats
     """
 
     confusion: Int[Tensor, "classes classes"]
@@ -45,7 +45,7 @@ class Scores:
         return 100 * int(self.confusion.diagonal().sum()) / self.images
 
     def summary(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Numbers for a JSON file; accuracies in percent. `names` of the classes, by number."""
+        """Scores for a JSON file, its keys as below; accuracies in percent. names: of the classes, by number."""
         classes = len(self.confusion)
         content = {
             "top1": self.top1,
@@ -59,20 +59,22 @@ class Scores:
         return content | ({"confusion": self.confusion.tolist()} if classes <= CONFUSION_CLASSES else {})
 
     def per_class(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """A row a class that has images: its accuracy in percent, and what it is taken for most often."""
-        rows, wrong = [], self.confusion.clone().fill_diagonal_(0)
-        for number, (row, counts) in enumerate(zip(self.confusion, wrong, strict=True)):
+        """{"class", "images", "top1" in percent, "mistaken_for": most often, or None} for each class with images."""
+        rows, errors = [], self.confusion.clone().fill_diagonal_(0)
+        for number, (row, counts) in enumerate(zip(self.confusion, errors, strict=True)):
             if images := int(row.sum()):
-                mistaken = _name(int(counts.argmax()), names) if counts.any() else None
+                mistaken_for = _name(int(counts.argmax()), names) if counts.any() else None
                 top1 = 100 * int(row[number]) / images
-                rows.append({"class": _name(number, names), "images": images, "top1": top1, "mistaken_for": mistaken})
+                rows.append(
+                    {"class": _name(number, names), "images": images, "top1": top1, "mistaken_for": mistaken_for}
+                )
         return rows
 
     def confusions(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The commonest mistakes, most frequent first."""
-        wrong = self.confusion.clone().fill_diagonal_(0).flatten()
-        order = wrong.argsort(descending=True, stable=True)[:LISTED].tolist()
-        pairs = [(*divmod(at, len(self.confusion)), int(wrong[at])) for at in order if wrong[at]]
+        """The most frequent errors, sorted: {"class", "taken_for", "images"}."""
+        errors = self.confusion.clone().fill_diagonal_(0).flatten()
+        order = errors.argsort(descending=True, stable=True)[:LISTED].tolist()
+        pairs = [(*divmod(index, len(self.confusion)), int(errors[index])) for index in order if errors[index]]
         return [{"class": _name(i, names), "taken_for": _name(j, names), "images": n} for i, j, n in pairs]
 
 
@@ -82,19 +84,19 @@ def score(
     device: torch.device | str | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Scores:
-    """Classify every image of `batches`; the classifier is in evaluation mode meanwhile.
+    """The scores of a classifier, in evaluation mode, on all images of `batches`.
 
-    device     where the images go; None = where the classifier is
-    autocast   makes the context of the forward passes; losses are taken in float32
-    Raises UserError for no image, images without labels, or a label that the head has no class for.
+    device     of the images; None: the classifier's
+    autocast   returns the context of the forward passes; losses are computed in float32
+    Raises UserError for no images, images without labels, or a label outside the head's classes.
     """
-    where, classes = device or next(classifier.parameters()).device, classifier.classes
+    target_device, classes = device or next(classifier.parameters()).device, classifier.classes
     confusion, top5, loss = torch.zeros(classes, classes, dtype=torch.long), 0, 0.0
     with torch.inference_mode(), evaluating([classifier]):
         for batch in batches:
             labels = _checked(batch.labels, classes)
             with autocast():
-                logits = classifier.logits(batch.images.to(where))
+                logits = classifier.logits(batch.images.to(target_device))
             logits = logits.float().cpu()
             best = logits.topk(min(5, classes), dim=1).indices
             confusion += torch.bincount(labels * classes + best[:, 0], minlength=classes**2).view(classes, classes)
@@ -112,12 +114,12 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """`score`, as numbers for a JSON file; `names` of the classes, by number."""
+    """`Scores.summary` of `score`; names: of the classes, by number."""
     return score(classifier, batches, device, autocast).summary(names)
 
 
 def confusion_figure(confusion: Int[Tensor, "classes classes"], names: Sequence[str] | None = None) -> bytes:
-    """A PNG: rows are true classes, columns predictions, in percent of the row's images. Names where there is room."""
+    """A PNG: rows are true classes, columns predictions, in percent of the row's images; names up to 30 classes."""
     from matplotlib.figure import Figure
 
     classes, shares = len(confusion), _shares(confusion)
@@ -142,7 +144,7 @@ def confusion_figure(confusion: Int[Tensor, "classes classes"], names: Sequence[
 
 
 def _shares(confusion: Int[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
-    """Percent of each row; 0 where a class has no image."""
+    """Percent of each row; 0 for a class without images."""
     return 100 * confusion.float() / confusion.sum(1, keepdim=True).clamp(min=1)
 
 

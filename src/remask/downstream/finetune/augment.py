@@ -1,7 +1,7 @@
 """Augmentation for fine-tuning: timm's RandAugment (arXiv 1909.13719) and random erasing (1708.04896), colour jitter.
 
 MAE, ConvMAE, DMJD, SimMIM and FastMIM fine-tune with timm's policy "rand-m9-mstd0.5-inc1". timm draws from
-generators that the process shares; here it gets some of each picture's own seed, so that results depend on that alone.
+generators that the process shares; here it gets generators seeded per image, so that results depend on that seed alone.
 """
 
 import random
@@ -31,20 +31,20 @@ Image: TypeAlias = Num[Tensor, "C H W"]
 POLICY = "rand-m9-mstd0.5-inc1"
 OFF = ("off", "none", "")
 KNOWN = r"rand(-(m(\d|10)|mstd\d+(\.\d+)?|n[1-9]|p(0(\.\d+)?|1(\.0+)?)|inc1))*"
-"""Policies that are read. timm would pass over a number that is missing, and clip a magnitude beyond 10."""
+"""Pattern of valid policies. timm ignores a missing number and clips a magnitude above 10 without an error."""
 STRONGEST = 9.99
-"""Magnitudes are clipped here.
-# official: clipped to 10, where "posterize" keeps no bit; here just below, because Pillow 13 refuses to keep none.
+"""Upper limit of magnitudes.
+# official: 10, at which "posterize" keeps 0 bits; here just below, because Pillow 13 refuses 0 bits.
 """
 _TIMM = threading.Lock()
 
 
 @contextmanager
 def timm_draws(seed: int) -> Iterator[None]:
-    """What timm's augmentations draw from `random` comes from a generator of this seed meanwhile.
+    """Context in which timm's augmentations draw from a generator with this seed.
 
-    Python's own generator belongs to all threads of the process, of which another one may draw in between. So it is not
-    seeded: timm's two modules get another one under the name `random`, a thread at a time.
+    All threads share Python's global generator, and another one may draw in between. So it is not seeded: timm's two
+    modules get another generator under the name `random`, one thread at a time.
     """
     with _TIMM:
         auto_augment.random = random_erasing.random = random.Random(seed)
@@ -55,18 +55,18 @@ def timm_draws(seed: int) -> Iterator[None]:
 
 
 def drawn_seed(generator: Generator) -> int:
-    """A seed for generators of Python and NumPy."""
+    """A random seed, 0 to 2^32 - 1, for generators of Python and NumPy."""
     return int(torch.randint(1 << 32, (), generator=generator))
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """timm's RandAugment of a picture of 1 or 3 channels; a deeper one among those of 8 bits becomes 8 bits.
+    """timm's RandAugment of an image of 1 or 3 channels; images of more than 8 bits are converted to 8 bits.
 
-    policy   timm's text: m magnitude 0..10 · mstd deviation of it · n operations · p chance of each · inc1, which must
-             be there: all operations grow with the magnitude
-    fill     colour of what a warp uncovers, 0..255 per channel
-    Raises UserError for other texts.
+    policy   timm's text: m magnitude 0..10 · mstd deviation of it · n operations · p chance of each · inc1, which is
+             required: the effect of all operations increases with the magnitude
+    fill     colour of the pixels that a warp uncovers, 0..255 per channel
+    Raises UserError for other policies.
     """
 
     policy: str
@@ -82,7 +82,7 @@ class RandAugment:
 
     @cached_property
     def transform(self) -> Any:
-        """timm's, of Pillow's pictures, as MAE's fine-tuning sets it up: warps interpolate bicubically."""
+        """timm's transform of Pillow images, configured as in MAE's fine-tuning: warps interpolate bicubically."""
         hparams = {"img_mean": self.fill, "interpolation": Pillow.Resampling.BICUBIC, "magnitude_max": STRONGEST}
         return auto_augment.rand_augment_transform(self.policy, hparams)
 
@@ -90,7 +90,7 @@ class RandAugment:
         if image.dtype != torch.uint8:
             image = (self.levels.unit(image) * 255).round().clamp(0, 255).to(torch.uint8)
         pil_image, seed = tv.to_pil_image(image), drawn_seed(generator)
-        # timm chooses in this line too, but from NumPy's generator for the process
+        # the same choice as in timm, which draws from NumPy's global generator
         operations = np.random.RandomState(seed).choice(self.transform.ops, self.transform.num_layers)
         with timm_draws(seed):
             for operation in operations:
@@ -102,7 +102,7 @@ class RandAugment:
 class ColorJitter:
     """Brightness, contrast and saturation, in random order, each by a factor of 1 - amount to 1 + amount.
 
-    torchvision's own ColorJitter draws from torch's global generator, as the network in another thread does.
+    torchvision's ColorJitter draws from torch's global generator, from which the network in another thread draws too.
     """
 
     amount: float
@@ -118,10 +118,10 @@ class ColorJitter:
 
 @dataclass(frozen=True)
 class Erasing:
-    """timm's random erasing in its "pixel" mode: with `chance` one box of a picture becomes noise.
+    """timm's random erasing in its "pixel" mode: with probability `chance` one box of an image becomes noise.
 
-    mean, std   of the noise, per channel, of values 0..1: those that pictures are normalised by
-    # official: standard normal noise per pixel and channel, after pictures are normalised; here the same noise before
+    mean, std   of the noise, per channel, for values 0..1: those that normalise images
+    # official: standard normal noise per pixel and channel, after normalisation; here the same noise before
     # it, so rounded to a level and clipped to 0..255, which with ImageNet's numbers clips 3 % of it.
     """
 
@@ -131,7 +131,7 @@ class Erasing:
     levels: Levels = FULL
 
     def __call__(self, image: Image, generator: Generator) -> Image:
-        with timm_draws(drawn_seed(generator)):  # it erases a picture of ones with zeros, which shows the box
+        with timm_draws(drawn_seed(generator)):  # erasing an image of ones with zeros shows the box
             box = random_erasing.RandomErasing(self.chance, device="cpu")(torch.ones(1, *image.shape[-2:]))[0] == 0
         low, high = self.levels.bounds(image.dtype)
         mean, std = (torch.tensor(values)[:, None] for values in (self.mean, self.std))
@@ -139,7 +139,7 @@ class Erasing:
         noise = noise * (high - low) + low
         if not image.dtype.is_floating_point:
             noise = noise.round().clamp(0, torch.iinfo(image.dtype).max)
-        erased = image.to(torch.float32, copy=True)  # exact for every type; torch assigns little in uint16
+        erased = image.to(torch.float32, copy=True)  # exact for every type; torch supports few assignments in uint16
         erased[:, box] = noise
         return erased.to(image.dtype)
 
@@ -148,10 +148,11 @@ class Erasing:
 class TrainAugment:
     """Random crop and flip, RandAugment, colour jitter, random erasing, in this order; the defaults are MAE's.
 
-    mean, std    the pictures' own, 0..1: warps fill with the mean, erasing draws its noise from both
-    randaugment  timm's text; "off" or None: none
-    jitter       amount of colour jitter, which RandAugment replaces, as in timm
-    erasing      chance of it
+    size         pixels (h, w) of the crop
+    mean, std    of the images, 0..1: warps fill with the mean, erasing draws its noise from both
+    randaugment  timm's policy; "off" or None: none
+    jitter       amount of colour jitter; ignored with RandAugment, as in timm
+    erasing      probability of random erasing
     Raises UserError for numbers out of range, and for RandAugment or jitter of other than 1 or 3 channels.
     """
 
@@ -171,7 +172,7 @@ class TrainAugment:
         object.__setattr__(self, "crop", RandomCropFlip(self.size, self.scale, self.ratio, self.flip))
         if not (self.jitter >= 0 and 0 <= self.erasing <= 1):
             raise UserError(f"jitter {self.jitter:g}, erasing {self.erasing:g}: need 0 or more, and 0 to 1")
-        coloured = any(not isinstance(step, Erasing) for step in self.steps)  # a policy not known is met here
+        coloured = any(not isinstance(step, Erasing) for step in self.steps)  # raises for an unknown policy
         if coloured and len(self.mean) not in (1, 3):
             raise UserError(
                 f"pictures of {len(self.mean)} channels: RandAugment and jitter know 1 or 3; "
@@ -180,7 +181,7 @@ class TrainAugment:
 
     @cached_property
     def steps(self) -> list[Callable[[Tensor, Generator], Tensor]]:
-        """What follows the crop."""
+        """The operations after the crop."""
         fill = tuple(min(255, round(255 * value)) for value in self.mean)
         off = (self.randaugment or "").lower() in OFF
         policy = None if off else RandAugment(self.randaugment or "", fill, self.levels)
@@ -197,9 +198,9 @@ class TrainAugment:
 
 @dataclass(frozen=True)
 class EvalCrop:
-    """The centre that is evaluated: `CentreCrop`, with MAE's choice of how much of a picture that is.
+    """The centre crop for evaluation: `CentreCrop`, with MAE's default share of the image.
 
-    crop_pct   share of the picture's tighter side; None = 224 / 256, and all of it where `size` is larger than 224
+    crop_pct   share of the image's tighter side; None: 224 / 256, or 1 if `size` is larger than 224
     """
 
     size: Size

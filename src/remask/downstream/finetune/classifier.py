@@ -1,7 +1,7 @@
-"""Fine-tuning: the whole backbone and a linear head learn classes, as in MAE (arXiv 2111.06377, A.1).
+"""Fine-tuning: the backbone and a linear head are trained to classify, as in MAE (arXiv 2111.06377, A.1).
 
-What is pooled is each paper's choice: MAE, BEiT, SimMIM's ViT and ConvMAE average the tokens of the last block and norm
-the mean by a LayerNorm of its own (`fc_norm`, new); Swin and other maps are normed, then averaged.
+Pooling follows the papers: MAE, BEiT, SimMIM's ViT and ConvMAE average the tokens of the last block and apply a new
+LayerNorm (`fc_norm`) to the mean; for Swin and other maps the final norm comes first, then the average.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ from remask.interop.beit import classifier_state
 from remask.types import Images
 
 UNDECAYED = ("cls_token", "reg_token", "pos_embed", "relative_position_bias_table")
-"""Ends of the names without weight decay, beside vectors and biases (MAE, SimMIM)."""
+"""Ends of the parameter names without weight decay, besides vectors and biases (MAE, SimMIM)."""
 
 
 @dataclass(frozen=True)
 class MixedLabels:
-    """What is random in a step of fine-tuning, and its labels.
+    """The random draws of a step of fine-tuning, and its labels.
 
-    targets    probabilities where pictures are mixed, else class numbers
-    partners   what each picture is mixed with: a slice of a batch need not hold a picture's partner
-    weights    the share of each pixel that is the picture's own
+    targets    probabilities if images are mixed, else class numbers
+    partners   the image to mix with each image, which another micro-batch may hold; None without mixing
+    weights    weight of each pixel of the image itself; its partner has the rest
     """
 
     targets: Float[Tensor, "B classes"] | Int[Tensor, "B"]
@@ -41,7 +41,7 @@ class MixedLabels:
     weights: Float[Tensor, "H W"] | None = None
 
     def split(self, chunks: int) -> list["MixedLabels"]:
-        """In batch order, in the sizes of Tensor.tensor_split."""
+        """Consecutive chunks, in the sizes of `Tensor.tensor_split`."""
         none = (None,) * chunks
         partners = none if self.partners is None else self.partners.tensor_split(chunks)
         pairs = zip(self.targets.tensor_split(chunks), partners, strict=True)
@@ -49,16 +49,16 @@ class MixedLabels:
 
 
 class Classifier(nn.Module):
-    """A backbone with a linear classifier, trained from end to end. The backbone is changed in place (see `prepared`).
+    """A backbone with a linear classifier, trained end to end. Changes the backbone in place (see `prepared`).
 
     pool        "mean" of the patch tokens, or "cls": the first prefix token after the final norm. A ConvViT has none
-                and takes its top left token then, as ConvMAE's code does
-    dropout     before the head
-    smoothing   of the labels: share of their weight that goes evenly to all classes
-    mixing      of pictures and labels; None: only smoothing
-    init_scale  of the head's first weights, truncated normal of deviation .02 · init_scale: 2e-5 (MAE, BEiT, SimMIM's
+                and uses its top left token instead, as ConvMAE's code does
+    dropout     probability, before the head
+    smoothing   of the labels: share of their weight that is spread evenly over all classes
+    mixing      of images and labels; None: only smoothing
+    init_scale  of the head's initial weights, truncated normal of deviation .02 · init_scale: 2e-5 (MAE, BEiT, SimMIM's
                 ViT) by default, .02 (Swin) at 1
-    Raises UserError for "cls" where the backbone has no such token, or fewer than 2 classes.
+    Raises UserError for "cls" if the backbone has no such token, and for fewer than 2 classes.
 
     # official: FastMIM fine-tunes ViT and Swin with a new norm behind the mean, CMT with a wide 1×1 convolution before
     # it; here Swin keeps its final norm, as SimMIM's does, and so do CMT and all other maps, for one rule.
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
             self.head.weight.mul_(init_scale)
 
     def features(self, images: Images) -> Float[Tensor, "B D"]:
-        """What the head sees, before dropout."""
+        """The pooled features, before dropout and head."""
         layer = -1 if self.fc_norm is None else self.depth - 1  # the last block, not yet normed
         prefix, tokens = self.backbone.encode(self.backbone.embed(images), layers=(layer,))[layer]
         if self.pool == "cls":
@@ -101,7 +101,7 @@ class Classifier(nn.Module):
         return tokens.mean(1) if self.fc_norm is None else self.fc_norm(tokens.mean(1))
 
     def logits(self, images: Images, normalised: bool = False) -> Float[Tensor, "B classes"]:
-        """Of integers, or of floats that are normalised already; those in 0..1 have to be said to be `normalised`."""
+        """Logits of integer images, or of normalised float images; set `normalised` for those with values in 0..1."""
         self.backbone.normalise.refuse_unnormalised(images, normalised)
         return self._scores(images)
 
@@ -109,9 +109,9 @@ class Classifier(nn.Module):
         return self.head(self.dropout(self.features(images)))
 
     def draw(self, batch: Labelled, generator: Generator) -> MixedLabels:
-        """Labels of a batch and how its pictures are mixed, on the pictures' device. Raises UserError without labels.
+        """The labels of a batch and its draw of mixing, on the device of the images. Raises UserError without labels.
 
-        Partners stay the pictures that they are; `forward` mixes them slice by slice.
+        Partners are the unmixed images; `forward` mixes each micro-batch.
         """
         labels = self._checked(batch.labels).to(batch.images.device)
         if self.mixing is None:
@@ -124,9 +124,9 @@ class Classifier(nn.Module):
         return MixedLabels(targets, batch.images.flip(0), mix.weights(size).to(batch.images.device))
 
     def forward(self, images: Images, draw: MixedLabels) -> dict[str, Float[Tensor, ""]]:
-        """Cross-entropy with the drawn targets, which hold the smoothing already where they are probabilities.
+        """{"total": cross-entropy with the drawn targets}; targets that are probabilities include the smoothing.
 
-        Pictures are mixed once they are normalised, as in official code: mixed integers would have to be rounded.
+        Images are mixed after normalisation, as in official code: mixed integers would have to be rounded.
         """
         if draw.partners is not None and draw.weights is not None:
             normalise = self.backbone.normalise
@@ -135,12 +135,12 @@ class Classifier(nn.Module):
         return {"total": F.cross_entropy(self._scores(images).float(), draw.targets, label_smoothing=smoothing)}
 
     def param_depth(self, name: str) -> int:
-        """`name` as in `named_parameters()`: the backbone's depth of it, and depth + 1 for `fc_norm` and head."""
+        """Depth of a parameter `name` of `named_parameters()`: the backbone's, and depth + 1 for `fc_norm` and head."""
         network = "backbone.network."
         return self.backbone.param_depth(name.removeprefix(network)) if name.startswith(network) else self.depth + 1
 
     def no_decay(self) -> list[str]:
-        """Names of parameters without weight decay, beside vectors and biases."""
+        """Names of parameters without weight decay, besides vectors and biases."""
         return [name for name, _ in self.named_parameters() if name.endswith(UNDECAYED)]
 
     def _checked(self, labels: Int[Tensor, "B"] | None) -> Int[Tensor, "B"]:
@@ -152,11 +152,11 @@ class Classifier(nn.Module):
 
 
 def prepared(backbone: Backbone, final_norm: bool) -> Backbone:
-    """The backbone, ready to be fine-tuned, in place.
+    """The backbone, prepared for fine-tuning in place.
 
-    Frozen sin-cos positions are trained (MAE, ConvMAE). Frozen instead is what a classifier has no use for: parts of
-    pre-training beside the network, and the final norm where a mean has a norm of its own. BEiT's shared table of
-    position biases is copied into every block (BEiT, SimMIM).
+    Frozen sin-cos positions become trainable (MAE, ConvMAE). Parameters that a classifier does not use become frozen:
+    those of pre-training outside the network, and the final norm without `final_norm`. BEiT's shared table of position
+    biases is copied into every block (BEiT, SimMIM).
     """
     if isinstance(backbone, BeitViT):
         _unshare_tables(backbone)
@@ -169,7 +169,7 @@ def prepared(backbone: Backbone, final_norm: bool) -> Backbone:
 
 
 def _unshare_tables(backbone: BeitViT) -> None:
-    """Rebuild the network with a table in every block, each a copy of the shared one; nothing else changes."""
+    """Rebuild the network with a position bias table in every block, each a copy of the shared one."""
     before = backbone.network
     if before.rel_pos_bias is None or backbone.origin is None:
         return

@@ -1,7 +1,7 @@
-"""Mixing pictures in fine-tuning: Mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899).
+"""Mixing images in fine-tuning: Mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899).
 
-One draw a batch, as MAE, ConvMAE, DMJD and SimMIM fine-tune (timm's "batch" mode): picture i is mixed with picture
-B - 1 - i, all of them with the same share and the same box, and the labels are mixed by the same share.
+One draw per batch, as MAE, ConvMAE, DMJD and SimMIM fine-tune (timm's "batch" mode): image i is mixed with image
+B - 1 - i, all with the same share and the same box, and the labels are mixed with the same share.
 """
 
 import math
@@ -19,7 +19,7 @@ from remask.types import Size
 
 
 class Box(NamedTuple):
-    """Pixels cut out: rows top..bottom - 1, columns left..right - 1."""
+    """A box of pixels: rows top..bottom - 1, columns left..right - 1."""
 
     top: int
     bottom: int
@@ -28,30 +28,31 @@ class Box(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """How much of a picture's label is its own (1: nothing is mixed), and the box that is the partner's (CutMix)."""
+    """The share of an image's own label (1: no mixing), and the box that comes from the partner (CutMix)."""
 
     share: float
     box: Box | None = None
 
     def weights(self, size: Size) -> Float[Tensor, "H W"]:
-        """The share of each pixel that is the picture's own: the same everywhere (Mixup), or 0 in the box, 1 outside.
+        """Weight of each pixel of the image itself: the same everywhere (Mixup), or 0 in the box, 1 outside (CutMix).
 
-        A tensor, so that a compiled step is not compiled anew for every box and share.
+        A tensor, so that a compiled step is not recompiled for every box and share.
         """
         if self.box is None:
             return torch.full(size, self.share)
-        own, (top, bottom, left, right) = torch.ones(size), self.box
-        own[top:bottom, left:right] = 0
-        return own
+        weights, (top, bottom, left, right) = torch.ones(size), self.box
+        weights[top:bottom, left:right] = 0
+        return weights
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """What is drawn for a batch. The defaults are MAE's.
+    """Distribution of a batch's mix. The defaults are MAE's.
 
-    mixup, cutmix   α of Beta(α, α), from which the share is drawn; 0 = never
-    prob            of mixing a batch at all
-    switch_prob     of CutMix rather than Mixup, where both are on
+    mixup, cutmix   α of Beta(α, α), the distribution of the share; 0 turns it off
+    prob            probability of mixing a batch at all
+    switch_prob     probability of CutMix rather than Mixup, if both are on
+    Raises UserError for values out of range.
     """
 
     mixup: float = 0.8
@@ -66,26 +67,26 @@ class Mixing:
             raise UserError(f"mix_prob {self.prob:g} and switch_prob {self.switch_prob:g}: each needs 0 to 1")
 
     def draw(self, size: Size, generator: Generator) -> Mix:
-        """A batch's mix for pictures of `size` pixels. As many numbers are drawn whatever comes of them."""
+        """A batch's mix for images of `size` pixels. Every outcome consumes the same number of random numbers."""
         mixes, switches, row, column = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
         if mixes >= self.prob:
             return Mix(1.0)
         cuts = self.cutmix > 0 and (self.mixup == 0 or switches < self.switch_prob)
         alpha = self.cutmix if cuts else self.mixup
-        # torch's Beta takes no generator, so numpy draws, from a seed of ours
+        # torch's Beta takes no generator, so numpy draws, with our seed
         share = float(np.random.default_rng(seed).beta(alpha, alpha))
         return cut(size, share, (row, column)) if cuts else Mix(share)
 
 
 def cut(size: Size, share: float, centre: tuple[float, float]) -> Mix:
-    """A box of 1 - share of the area, shaped as the picture, round `centre` (0..1 of each side), clipped at the edges.
+    """A mix with a box of 1 - share of the area and the image's shape at `centre` (0..1 of each side), clipped.
 
-    The label's share follows from what is left after clipping (CutMix, Eq. 1 and 2; timm's `correct_lam`).
+    The label's share is recomputed from the area after clipping (CutMix, Eq. 1 and 2; timm's `correct_lam`).
     """
     spans, side = [], math.sqrt(1 - share)
-    for pixels, at in zip(size, centre, strict=True):
-        length, middle = int(pixels * side), int(pixels * at)
+    for pixels, position in zip(size, centre, strict=True):
+        length, middle = int(pixels * side), int(pixels * position)
         spans += [max(middle - length // 2, 0), min(middle + (length + 1) // 2, pixels)]
     box = Box(*spans)
     covered = (box.bottom - box.top) * (box.right - box.left)
@@ -102,9 +103,9 @@ def mixed(
 def soft_targets(
     labels: Int[Tensor, "B"], classes: int, smoothing: float = 0.0, share: float = 1.0
 ) -> Float[Tensor, "B classes"]:
-    """Probabilities: `smoothing` is spread evenly over all classes, then each row is mixed with its partner's."""
-    certain = F.one_hot(labels.long(), classes).float() * (1 - smoothing) + smoothing / classes
-    return certain if share == 1 else share * certain + (1 - share) * certain.flip(0)
+    """Target probabilities: smoothed one-hot labels, each row mixed with that of its partner, image B - 1 - i."""
+    unmixed = F.one_hot(labels.long(), classes).float() * (1 - smoothing) + smoothing / classes
+    return unmixed if share == 1 else share * unmixed + (1 - share) * unmixed.flip(0)
 
 
 __all__ = ["Box", "Mix", "Mixing", "cut", "mixed", "soft_targets"]

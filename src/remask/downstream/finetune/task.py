@@ -1,4 +1,4 @@
-"""Fine-tuning: [data] → pictures of classes, [model] → Classifier, top-1 and a confusion matrix."""
+"""Fine-tuning as a `Task`: labelled images of [data], a Classifier of [model], top-1 and a confusion matrix."""
 
 import math
 from collections import Counter
@@ -35,13 +35,13 @@ def build_finetune(
     recipe: Finetune, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
     begun: Any = None,
 ) -> Task:  # fmt: skip
-    """See `build_task`."""
+    """The task of fine-tuning; arguments and errors as in `build_task`."""
     data = recipe.data
     source, val = labelled(data, recipe.seed, facts, begun)
     names = source.classes or []
     classifier, size = classifier_of(recipe, names)
     backbone = classifier.backbone
-    pixels, said = fix_pixel_range(backbone, source, data, facts or begun)
+    pixels, range_lines = fix_pixel_range(backbone, source, data, facts or begun)
     scaling = backbone.normalise.scaling
     crop = _crop(recipe, backbone, size)
     train = None if facts else Loader(
@@ -56,10 +56,10 @@ def build_finetune(
             scaling=scaling, report=report,
         )  # fmt: skip
 
-    found: dict[str, Any] = {}
+    last: dict[str, Any] = {}
 
     def test(tested: Classifier, watch: Watch) -> dict[str, Any]:
-        found["scores"] = scores = score(
+        last["scores"] = scores = score(
             tested, watch.over(batches(), len(val), "test"), runtime.device, runtime.autocast
         )
         summary = scores.summary(names)
@@ -69,16 +69,19 @@ def build_finetune(
         return summary | {"protocol": protocol}
 
     def show(tested: Classifier, folder: Path) -> None:
-        (folder / "confusion.png").write_bytes(confusion_figure(found["scores"].confusion, names))
+        (folder / "confusion.png").write_bytes(confusion_figure(last["scores"].confusion, names))
 
-    told = facts or {**_facts(source, begun), **pixels}
-    lines, cost = [*said, *dict.fromkeys([*notes(source), *notes(val)])], gflops(classifier, classifier.logits, size)
+    stored_facts = facts or {**_facts(source, begun), **pixels}
+    lines, cost = (
+        [*range_lines, *dict.fromkeys([*notes(source), *notes(val)])],
+        gflops(classifier, classifier.logits, size),
+    )
     opened = opened_of(data, source, val, facts)
-    return Task(classifier, train, len(source), test, "top1", cost, show, told, lines, (), opened)
+    return Task(classifier, train, len(source), test, "top1", cost, show, stored_facts, lines, (), opened)
 
 
 def _crop(recipe: Finetune, backbone: Any, size: Size) -> TrainAugment:
-    """[augment] and the crops of [data]. Raises UserError for what knows 8 bits alone, where pictures are deeper."""
+    """The augmentation of [augment] and [data]. Raises UserError for steps that need 8 bits if images are deeper."""
     data, augment = recipe.data, recipe.augment
     if backbone.normalise.deep_set and ((augment.randaugment or "off") != "off" or augment.jitter):
         raise UserError(
@@ -92,23 +95,23 @@ def _crop(recipe: Finetune, backbone: Any, size: Size) -> TrainAugment:
 
 
 def _facts(source: Source, begun: Any) -> dict[str, Any]:
-    """What a later test must know; a run that goes on holds out what it held out before."""
+    """Content of task.json: {"classes", "pictures": images per class, "held_out"}; a resumed run keeps "held_out"."""
     held_out = {"held_out": BY_CLASS} if begun is None else {key: begun[key] for key in begun if key == "held_out"}
     return {"classes": source.classes or [], "pictures": counted(source)} | held_out
 
 
 def _protocol(data: ClassesData, tested: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
-    """What the numbers are of; `tested` are the test pictures of each class, of which some may have none."""
+    """The "protocol" of eval/finetune.json; `tested` counts the test images of each class, which may be 0."""
     protocol = {"data": data.source, "val": data.val or "a fifth of the source", "share": data.share or 1.0}
     untested = [name for name, images in zip(names, tested, strict=True) if not images]
     return protocol | ({"untested": untested} if untested else {})
 
 
 def classifier_of(recipe: Finetune, names: Sequence[str]) -> tuple[Classifier, Size]:
-    """[model] → the network with a head of these classes, and the size of its pictures."""
+    """The Classifier of [model] for classes `names`, and its image size in pixels (h, w)."""
     model, augment = recipe.model, recipe.augment
     backbone, size = network(model, recipe.data.image_size)
-    mixes = augment.mixup or augment.cutmix  # 0 and 0, the defaults, are no mixing
+    mixes = augment.mixup or augment.cutmix  # both 0, the default: no mixing
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob) if mixes else None
     classifier = Classifier(
         backbone, len(names), pool=model.pool, dropout=model.dropout, smoothing=model.smoothing,
@@ -119,11 +122,11 @@ def classifier_of(recipe: Finetune, names: Sequence[str]) -> tuple[Classifier, S
 
 
 def labelled(data: ClassesData, seed: int, facts: Any = None, begun: Any = None) -> tuple[Source, Source]:
-    """Pictures to learn from and to test on, by the same classes; a random fifth is held out where no test pictures are
-    given.
+    """Training and test images, labelled by the same classes; a random fifth is held out if data.val is not set.
 
-    facts   of a run that is only tested: its classes are those of the test pictures
-    begun   of a run that goes on: its classes are those of the pictures to learn from, which must have them all
+    facts   task.json of a run that is only tested: its classes number the test images
+    begun   task.json of a run that is resumed: its classes number the training images, which must have them all
+    Raises UserError for sources that do not have these classes, or do not exist.
     """
     if facts and data.val is not None:
         val = of_run(open_second(data.val, labelled=True, exclude=data.exclude, one_class=True), facts)
@@ -145,10 +148,10 @@ def labelled(data: ClassesData, seed: int, facts: Any = None, begun: Any = None)
 def split(
     source: Source, val: str | None, seed: int, exclude: Sequence[str] = (), *, older: bool = False
 ) -> tuple[Source, Source]:
-    """Training and test pictures by the same classes; without a test source, a random fifth is held out.
+    """Training and test images, labelled by the same classes; without a test source, a random fifth is held out.
 
-    older   as runs of older versions did, whatever the classes
-    Raises UserError for a class of the test source that has no picture to learn from, or nothing that can be held out.
+    older   hold out regardless of classes, like runs of older versions
+    Raises UserError for a class of the test source without training images, or too few images to hold out any.
     """
     if val is not None:
         test = open_second(val, labelled=True, exclude=exclude, one_class=True)
@@ -158,34 +161,34 @@ def split(
 
 
 def some_of(source: Source, share: float, seed: int) -> Source:
-    """A share of each class, at least one picture; the same for the same seed."""
-    labels, kept = torch.tensor(source.labels), []
+    """A random subset with `share` of each class, at least one image per class; the same for the same seed."""
+    labels, chosen = torch.tensor(source.labels), []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator(seed, "share", label))
-        kept += members[order[: max(1, math.ceil(share * len(members)))]].tolist()
-    return Subset(source, sorted(kept))
+        chosen += members[order[: max(1, math.ceil(share * len(members)))]].tolist()
+    return Subset(source, sorted(chosen))
 
 
 def of_run(source: Source, facts: Mapping[str, Any]) -> Source:
-    """A source by the classes of a run. Raises UserError for one that the run has not learned."""
+    """A source labelled by the classes of a run's task.json. Raises UserError for a class that the run lacks."""
     classes, images = facts["classes"], facts.get("pictures")
     trained = None if images is None else [number for number, count in enumerate(images) if count]
     return by_classes(source, classes, "the run", trained)
 
 
 def counted(source: Source) -> list[int]:
-    """Pictures of each class."""
+    """Number of images of each class."""
     counts = Counter(source.labels)
     return [counts[number] for number in range(len(source.classes or []))]
 
 
 def check_classes(source: Source, begun: Any) -> None:
-    """Raise UserError for pictures of one class only, or without one that a run has begun to learn."""
+    """Raise UserError for images of a single class, or if a class of the resumed run (`begun`) has none."""
     counts = counted(source)
     if sum(map(bool, counts)) < 2:
         raise UserError(f"all {len(source)} pictures of {source.name} are of one class: at least two are needed")
-    before = (begun or {}).get("pictures", [])  # runs of older versions do not say it
+    before = (begun or {}).get("pictures", [])  # absent in runs of older versions
     learned = [name for name, images in zip(source.classes or [], before, strict=False) if images]
     check_all(learned, [name for name, images in zip(source.classes or [], counts, strict=True) if images], source.name)
 

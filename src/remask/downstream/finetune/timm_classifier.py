@@ -1,11 +1,11 @@
-"""A fine-tuned classifier as timm has it: the same network with `num_classes`, its pool and its norm, and its weights.
+"""Converts a fine-tuned classifier to timm's network with `num_classes`, the same pool and norm, and its weights.
 
 ours                              timm
 the mean of patch tokens, normed  global_pool="avg" with fc_norm (ViT, BEiT), no final norm
 the class token                   global_pool="token"
 the normed map, averaged          the network's own head (Swin, ResNet, PVTv2 …)
 
-Whether both say the same is not argued, but tried out on pictures of noise.
+The equality of both is tested on images of noise, and not assumed.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from remask.evaluation.probing.features import evaluating
 from remask.types import Size
 
 TOLERANCE = 1e-4
-"""Of the largest logit, between timm's numbers and ours."""
+"""Maximum difference between timm's logits and ours, relative to the largest logit."""
 
 
 class TimmClassifier(NamedTuple):
@@ -34,7 +34,7 @@ class TimmClassifier(NamedTuple):
 
 
 def as_timm(classifier: Classifier, size: Size) -> TimmClassifier | None:
-    """The classifier for images of `size` pixels; None where timm has no such network or computes something else."""
+    """The timm classifier for images of `size` pixels (h, w); None if timm lacks the network or its logits differ."""
     origin = getattr(classifier.backbone, "origin", None)
     if origin is None or not timm.is_model(origin[0]):
         return None
@@ -42,22 +42,24 @@ def as_timm(classifier: Classifier, size: Size) -> TimmClassifier | None:
     images = torch.randn(2, classifier.backbone.channels, *size, generator=generator)  # floats: normalised already
     classifier = classifier.cpu()
     with torch.no_grad(), evaluating([classifier]):
-        wanted = classifier.logits(images)
+        expected = classifier.logits(images)
     for arguments in _candidates(classifier, origin[1]):
-        model = _made(origin[0], arguments)
+        model = _create_or_none(origin[0], arguments)
         state = None if model is None else _state(classifier, model)
         if model is None or state is None:
             continue
         model.load_state_dict(state)
         with torch.no_grad():
-            found = model.eval()(images)
-        if found.shape == wanted.shape and torch.allclose(found, wanted, atol=TOLERANCE * float(wanted.abs().max())):
+            logits = model.eval()(images)
+        if logits.shape == expected.shape and torch.allclose(
+            logits, expected, atol=TOLERANCE * float(expected.abs().max())
+        ):
             return TimmClassifier(origin[0], arguments, state)
     return None
 
 
 def _candidates(classifier: Classifier, own: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Arguments of timm's model, the likeliest first."""
+    """Yields candidate arguments of timm's model, the most likely first."""
     known = {**own, "num_classes": classifier.classes}
     plain = {key: value for key, value in known.items() if key not in ("global_pool", "fc_norm")}
     pool = {"global_pool": "token" if classifier.pool == "cls" else "avg"}
@@ -70,8 +72,8 @@ def _candidates(classifier: Classifier, own: dict[str, Any]) -> Iterator[dict[st
         yield plain
 
 
-def _made(name: str, arguments: dict[str, Any]) -> Any:
-    """timm's model; None where it does not take the arguments."""
+def _create_or_none(name: str, arguments: dict[str, Any]) -> Any:
+    """timm's model; None if it does not take the arguments."""
     try:
         return timm.create_model(name, pretrained=False, **arguments)
     except (TypeError, AssertionError, RuntimeError, ValueError):
@@ -79,17 +81,19 @@ def _made(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def _state(classifier: Classifier, model: Any) -> dict[str, Tensor] | None:
-    """The weights under timm's names; None where they are not all of timm's."""
+    """The weights under timm's names; None if they do not cover timm's state dict with equal shapes."""
     head = next((name for name, module in model.named_modules() if module is model.get_classifier()), None)
     if head is None or not isinstance(model.get_classifier(), nn.Linear):
         return None
-    wanted, state = model.state_dict(), dict(classifier.backbone.network.state_dict())
+    expected, state = model.state_dict(), dict(classifier.backbone.network.state_dict())
     state |= {f"{head}.{name}": tensor for name, tensor in classifier.head.state_dict().items()}
     if classifier.fc_norm is not None:
         state |= {f"fc_norm.{name}": tensor for name, tensor in classifier.fc_norm.state_dict().items()}
-    kept = {name: tensor.detach().contiguous() for name, tensor in state.items() if name in wanted}
-    matches = kept.keys() == wanted.keys() and all(kept[name].shape == wanted[name].shape for name in wanted)
-    return kept if matches else None
+    selected = {name: tensor.detach().contiguous() for name, tensor in state.items() if name in expected}
+    matches = selected.keys() == expected.keys() and all(
+        selected[name].shape == expected[name].shape for name in expected
+    )
+    return selected if matches else None
 
 
 __all__ = ["TimmClassifier", "as_timm"]

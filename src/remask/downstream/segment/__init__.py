@@ -1,1 +1,1 @@
-"""`remask segment`: images and masks of classes, from files to mIoU."""
+"""`remask segment`: semantic segmentation, from files of images and masks to mIoU."""

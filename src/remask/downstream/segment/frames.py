@@ -1,4 +1,4 @@
-"""A picture a person looks at: image, true classes and predicted classes side by side, with a legend."""
+"""Figure of segmentations: image, true classes and predicted classes side by side, with a legend."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _NONE = (40, 40, 40)
 """The colour of pixels without a label."""
 _HEADINGS = ("image", "truth", "prediction")
 _WIDTH, _GAP, _EDGE, _HEAD, _LINE = 2.6, 0.06, 0.12, 0.24, 0.2
-"""Inches: of a panel, between panels, around, above, of a line of the legend."""
+"""Inches: width of a panel, gap between panels, margin, height of the heading, height of a line of the legend."""
 
 
 def frames(
@@ -28,10 +28,11 @@ def frames(
     ignore: int = IGNORE,
     dpi: int = 110,
 ) -> bytes:
-    """A PNG with a row an image: the image, its mask (black where it has none), the prediction.
+    """A PNG with one row per image: the image, its mask (dark where it has no label), the prediction.
 
-    palette, classes   a colour and a name for every class number; the legend names those that occur
-    truths             None where nobody knows
+    palette, classes   a colour (r, g, b) of 0..255 and a name for every class number; the legend lists those that occur
+    truths             masks; None for an image without one
+    ignore             the number in masks that is no class
     """
     from matplotlib.figure import Figure
 
@@ -68,7 +69,7 @@ def frames(
 def painted(
     mask: Integer[Tensor, "H W"], palette: Sequence[Sequence[int]], ignore: int = IGNORE
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A mask in the colours of its classes."""
+    """A mask as RGB, each pixel in the colour of its class."""
     table = np.tile(np.array(_NONE, np.uint8), (max(ignore, len(palette)) + 1, 1))
     table[: len(palette)] = np.array(palette, np.uint8)
     table[ignore] = _NONE
@@ -76,7 +77,7 @@ def painted(
 
 
 def _image(image: UInt8[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Three channels as colours, any other number as their mean in gray."""
+    """An image as RGB; for other than three channels their mean in gray."""
     pixels = image.cpu().permute(1, 2, 0).numpy()
     if pixels.shape[-1] == 3:
         return pixels
@@ -84,14 +85,14 @@ def _image(image: UInt8[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _occurring(masks: Sequence[Tensor], ignore: int) -> list[int]:
-    found = {int(number) for mask in masks for number in mask.unique()}
-    return sorted(found - {ignore})
+    numbers = {int(number) for mask in masks for number in mask.unique()}
+    return sorted(numbers - {ignore})
 
 
 def _legend(
     figure: Any, named: Sequence[tuple[Sequence[int], str]], columns: int, top: float, size: tuple[float, float]
 ) -> None:
-    """Squares of colour with names, `columns` a line; inches from the bottom."""
+    """Draw squares of colour with names, `columns` per line; `top` and `size` in inches from the bottom left."""
     from matplotlib.patches import Rectangle
 
     across, down = size
@@ -104,8 +105,8 @@ def _legend(
             (left / across, (base + 0.03) / down), 0.14 / across, 0.14 / down, color=shade, transform=figure.transFigure
         )
         figure.add_artist(square)
-        at = (left + 0.2) / across, (base + 0.1) / down
-        figure.text(*at, text, va="center", fontsize=7.5, color=_INK, parse_math=False)
+        position = (left + 0.2) / across, (base + 0.1) / down
+        figure.text(*position, text, va="center", fontsize=7.5, color=_INK, parse_math=False)
 
 
 __all__ = ["frames", "painted"]

@@ -1,4 +1,4 @@
-"""Which number or colour in a mask is which class: what the files hold becomes classes 0..C-1, and 255 for none."""
+"""Maps the numbers or colours in mask files to classes 0..C-1, and 255 for pixels without a class."""
 
 import io
 import os
@@ -19,31 +19,31 @@ from remask.images.sources.labels import repeated
 IGNORE = 255
 """The class number of pixels without a label."""
 COLOUR = 1 << 24
-"""Added to R + 256 G + 65536 B, so that no colour is taken for a gray level."""
+"""The id of a colour is COLOUR + R + 256 G + 65536 B, so that no colour has the id of a gray level."""
 MAX_PIXELS = 100_000_000
 
 Colour: TypeAlias = tuple[int, int, int]
 
 
 class Table(NamedTuple):
-    """Which class an id in a file stands for. `ids` ascend; 255 among `numbers` is no class."""
+    """Map from ids in files (ascending) to class numbers; the number 255 means no class."""
 
     ids: Int32[np.ndarray, "n"]
     numbers: Int32[np.ndarray, "n"]
 
     def apply(self, ids: Int32[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-        """Class numbers. Raises BadImage for an id that the table lacks."""
+        """The class numbers of `ids`. Raises BadImage for an id that the table lacks."""
         top = int(self.ids[-1]) + 1
         if top < 1 << 16:
             dense = np.full(top + 1, -1, np.int32)
             dense[self.ids] = self.numbers
-            found = dense[np.clip(ids, -1, top)]  # -1 and top are the last entry, which is none
+            numbers = dense[np.clip(ids, -1, top)]  # -1 and top index the last entry, which is -1
         else:
-            at = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
-            found = np.where(self.ids[at] == ids, self.numbers[at], -1)
-        if (found < 0).any():
-            raise BadImage(f"its mask holds {listed(np.unique(ids[found < 0]))}, which is no declared class")
-        return found.astype(np.uint8)
+            position = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+            numbers = np.where(self.ids[position] == ids, self.numbers[position], -1)
+        if (numbers < 0).any():
+            raise BadImage(f"its mask holds {listed(np.unique(ids[numbers < 0]))}, which is no declared class")
+        return numbers.astype(np.uint8)
 
 
 def table(ids: dict[int, int]) -> Table:
@@ -53,10 +53,12 @@ def table(ids: dict[int, int]) -> Table:
 
 
 class Declared(NamedTuple):
-    """What is known of the classes before a mask is read.
+    """Declaration of the classes, independent of the masks' content.
 
-    palette   a colour for each: where masks have colours or palettes, these decide
-    numbers   whether entries of a palette count by their numbers, whatever their colours
+    names     of the classes; None if unknown
+    ignore    the id that is no class, besides 255
+    palette   a colour for each class, by which masks with colours or palettes are read
+    numbers   read masks with palettes by the numbers of entries, whatever their colours
     """
 
     names: list[str] | None
@@ -66,12 +68,12 @@ class Declared(NamedTuple):
 
     @property
     def decides(self) -> bool:
-        """Whether colours decide in masks with palettes."""
+        """Whether masks with palettes are read by colour."""
         return self.palette is not None and not self.numbers
 
 
 class Classes(NamedTuple):
-    """The classes of a source, their colours, which id is which, and the names before any is struck."""
+    """The classes of a source: names, colours, table of ids, and all declared names, ignored classes included."""
 
     names: list[str]
     palette: list[Colour]
@@ -82,38 +84,41 @@ class Classes(NamedTuple):
 def declared(
     masks: str, classes: Sequence[str] | int | None, ignore: int | None, otherwise: Declared | None = None
 ) -> Declared:
-    """What the user says, then what a file says in the folder of masks or up to two above it, then `otherwise`."""
-    said = otherwise or Declared(None)
+    """The declaration in the folder of masks or up to two above, else `otherwise`; `classes` and `ignore` override it.
+
+    Raises UserError for a classes.json that cannot be read as one.
+    """
+    result = otherwise or Declared(None)
     for folder in (masks, os.path.dirname(masks), os.path.dirname(os.path.dirname(masks))):
         if os.path.isfile(path := os.path.join(folder, "classes.json")):
-            said = _from_json(path)
+            result = _from_json(path)
             break
         if os.path.isfile(path := os.path.join(folder, "objectInfo150.txt")):  # ADE20K: tabs, and a line of headings
             lines = [line for line in read_text(path, printable(path)).split("\n") if line.strip()]
-            said = Declared([printable(line.split("\t")[-1].split(",")[0].strip()) for line in lines][1:])
+            result = Declared([printable(line.split("\t")[-1].split(",")[0].strip()) for line in lines][1:])
             break
     if classes is not None:
-        said = said._replace(names=_generic(classes) if isinstance(classes, int) else list(classes))
-    return said if ignore is None else said._replace(ignore=ignore)
+        result = result._replace(names=_generic(classes) if isinstance(classes, int) else list(classes))
+    return result if ignore is None else result._replace(ignore=ignore)
 
 
 def _from_json(path: str) -> Declared:
     try:
-        found = read_json(path, printable(path))
-        fields = found if isinstance(found, dict) else {"classes": found}
+        content = read_json(path, printable(path))
+        fields = content if isinstance(content, dict) else {"classes": content}
         names, palette = [printable(str(name)) for name in fields["classes"]], fields.get("palette")
         colour = None if palette is None else [_colour(entry) for entry in palette]
-        said = Declared(names, fields.get("ignore_index"), colour, numbers="palette" in fields and palette is None)
+        result = Declared(names, fields.get("ignore_index"), colour, numbers="palette" in fields and palette is None)
     except (OSError, ValueError, TypeError, KeyError) as error:
         shape = '{"classes": [names], "ignore_index": id, "palette": [[r, g, b]]}'
         raise UserError(f"{printable(path)} cannot be read as {shape}: {error}") from None
-    if twice := repeated(names):
-        raise UserError(f"{printable(path)} names two classes {twice!r}: give each its own name")
-    return said
+    if duplicate := repeated(names):
+        raise UserError(f"{printable(path)} names two classes {duplicate!r}: give each its own name")
+    return result
 
 
 def _colour(entry: Any) -> Colour:
-    """Red, green and blue; an alpha behind them says nothing of the class. Raises ValueError for what is no colour."""
+    """Red, green and blue, without an alpha after them. Raises ValueError for an entry that is no colour."""
     if (
         not isinstance(entry, list)
         or len(entry) not in (3, 4)
@@ -127,15 +132,15 @@ def _generic(count: int) -> list[str]:
     return [f"class {number}" for number in range(count)]
 
 
-def numbered(said: Declared, ids: Iterable[int], reduce_zero: bool, where: str) -> Classes:
-    """The classes of masks that hold `ids`; undeclared ones are as many as the highest id says.
+def numbered(declaration: Declared, ids: Iterable[int], reduce_zero: bool, where: str) -> Classes:
+    """The classes of masks that hold `ids`; the highest id determines the number of undeclared classes.
 
-    A class that is ignored is struck, and those behind it move up. Raises UserError for fewer than 2 or more than 255.
+    Ignored classes are removed, and later ones move up. Raises UserError for fewer than 2 or more than 255 classes.
     """
     ids, first = set(ids), int(reduce_zero)
-    none = {IGNORE, *([] if said.ignore is None else [said.ignore]), *([0] if reduce_zero else [])}
-    names, coloured = said.names, any(number >= COLOUR for number in ids)
-    if coloured and (names is None or said.palette is None):
+    none = {IGNORE, *([] if declaration.ignore is None else [declaration.ignore]), *([0] if reduce_zero else [])}
+    names, coloured = declaration.names, any(number >= COLOUR for number in ids)
+    if coloured and (names is None or declaration.palette is None):
         raise UserError(f"the masks of {where} are coloured: give classes and palette in a classes.json beside them")
     if names is None:
         names = _generic(max(ids - none, default=first - 1) + 1 - first)
@@ -145,17 +150,17 @@ def numbered(said: Declared, ids: Iterable[int], reduce_zero: bool, where: str) 
             f"the masks of {where} have {len(kept)} class{'es' * (len(kept) != 1)}, and segmentation needs 2 to 255: "
             "declare them in a classes.json (255 in a mask is no class: save a foreground as 1)"
         )
-    given = said.palette or []
-    palette = [*given, *colours(len(names))[len(given) :]]
+    declared_palette = declaration.palette or []
+    palette = [*declared_palette, *colours(len(names))[len(declared_palette) :]]
     if coloured:
-        known = _by_colour(given, names, kept, where)
+        known = _by_colour(declared_palette, names, kept, where)
     else:
         known = {k + first: n for n, k in enumerate(kept)} | dict.fromkeys(none, IGNORE)
     return Classes([names[k] for k in kept], [palette[k] for k in kept], table(known), names)
 
 
 def _by_colour(palette: Sequence[Colour], names: Sequence[str], kept: Sequence[int], where: str) -> dict[int, int]:
-    """Class numbers of the colours of a palette; those of a struck class and those beyond the classes are none."""
+    """Colour id → class number; IGNORE for colours of ignored classes and those beyond the classes."""
     if kept[-1] >= len(palette):
         lacking = next(k for k in kept if k >= len(palette))
         raise UserError(
@@ -170,24 +175,22 @@ def _by_colour(palette: Sequence[Colour], names: Sequence[str], kept: Sequence[i
     return known
 
 
-def by_colour(said: Declared, ids: Iterable[int]) -> bool:
-    """Whether colours decide in masks that hold `ids`, gray levels or colours: some mask has a colour, or all gray
-    levels are colours of the palette.
-    """
-    found = set(ids)
-    if any(number >= COLOUR for number in found):
+def by_colour(declaration: Declared, ids: Iterable[int]) -> bool:
+    """Whether masks with these ids are read by colour: some id is a colour, or all gray levels are palette colours."""
+    distinct = set(ids)
+    if any(number >= COLOUR for number in distinct):
         return True
-    known = {colour_id(colour) for colour in said.palette or () if said.decides}
-    return bool(found - {0}) and all(gray_colour(number) in known for number in found)
+    known = {colour_id(colour) for colour in declaration.palette or () if declaration.decides}
+    return bool(distinct - {0}) and all(gray_colour(number) in known for number in distinct)
 
 
 def gray_colour(level: Any) -> Any:
-    """The id of the colour that a gray level of 8 bits has, or those of an array of levels."""
+    """The colour id of an 8-bit gray level, or of an array of levels."""
     return COLOUR + 0x010101 * level
 
 
 class Ids(NamedTuple):
-    """Numbers in a mask, and the ids of the colours of its palette's entries where it counts by these."""
+    """Ids in a mask, and the colour ids of its palette's entries if the ids are numbers of these; else None."""
 
     ids: Int32[np.ndarray, "*shape"]
     entries: Int32[np.ndarray, "n"] | None = None
@@ -199,11 +202,11 @@ def read_ids(data: bytes, coloured: bool = False) -> Int32[np.ndarray, "H W"]:
 
 
 def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Ids:
-    """The numbers in a mask as they are: gray levels of 1, 8 or 16 bits, entries of a palette, or ids of colours.
+    """The ids in a mask file: gray levels of 1, 8 or 16 bits, numbers of palette entries, or colour ids.
 
-    coloured   colours throughout; otherwise a colour picture whose channels agree everywhere is gray
-    palettes   an entry of a palette is the colour that it has, unless all are gray and of the level of their number
-    Raises BadImage.
+    coloured   read colour ids throughout; else an RGB mask whose channels are equal everywhere is gray
+    palettes   read palette entries as colours, unless every used entry is gray and of the level of its number
+    Raises BadImage for files that cannot be read, and kinds of images that are no masks.
     """
     try:
         with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
@@ -214,7 +217,7 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
             if image.mode not in ("1", "L", "P", "LA", "PA", "I", "RGB", "RGBA") and not image.mode.startswith("I;16"):
                 raise BadImage(f"its mask has pixels of mode {image.mode}: integers and RGB are read")
             tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
-            if tags.get(262) == 0 and image.mode != "1":  # Pillow turns round 8 bits, and not 16
+            if tags.get(262) == 0 and image.mode != "1":  # Pillow inverts 8 bits, but not 16
                 raise BadImage("its mask is a TIFF whose lowest value is white, which turns ids round: save it as PNG")
             if image.mode in ("P", "PA"):
                 return _indexed(image, coloured, palettes)
@@ -231,9 +234,9 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
 
 
 def _indexed(image: Image.Image, coloured: bool, palettes: bool) -> Ids:
-    """A mask with a palette, by number or by colour. What is transparent has its colour all the same."""
+    """The ids of a mask with a palette, by number or by colour; transparency is ignored."""
     numbers = np.array(image).astype(np.int32)
-    numbers = numbers[..., 0] if numbers.ndim == 3 else numbers  # beside alpha
+    numbers = numbers[..., 0] if numbers.ndim == 3 else numbers  # without alpha
     colour = np.array(image.getpalette("RGB") or (), np.int32).reshape(-1, 3)
     entries = (COLOUR + colour @ np.array([1, 256, 65536])).astype(np.int32)
     if not (coloured or palettes):
@@ -241,24 +244,24 @@ def _indexed(image: Image.Image, coloured: bool, palettes: bool) -> Ids:
     used = np.unique(numbers)
     if used[-1] >= len(entries):
         raise BadImage(f"its mask has entry {used[-1]} of a palette of {len(entries)} colours")
-    own = not coloured and (colour[used] == used[:, None]).all()
-    return Ids(numbers if own else entries[numbers])
+    gray_by_number = not coloured and (colour[used] == used[:, None]).all()
+    return Ids(numbers if gray_by_number else entries[numbers])
 
 
 def colour_id(colour: Sequence[int]) -> int:
-    """The id of a colour, as `read_ids` gives it."""
+    """The id of a colour (r, g, b), as in `read_ids`."""
     return COLOUR + colour[0] + 256 * colour[1] + 65536 * colour[2]
 
 
 def listed(ids: Int32[np.ndarray, "n"]) -> str:
-    """The first ids as a person reads them; colours as (r, g, b)."""
-    some = [int(number) for number in ids]
-    shown = [str((n & 255, n >> 8 & 255, n >> 16 & 255)) if n >= COLOUR else str(n) for n in some[:3]]
-    return ", ".join(shown) + (", …" if len(some) > 3 else "")
+    """The first three ids as text for a message; colours as (r, g, b)."""
+    numbers = [int(number) for number in ids]
+    shown = [str((n & 255, n >> 8 & 255, n >> 16 & 255)) if n >= COLOUR else str(n) for n in numbers[:3]]
+    return ", ".join(shown) + (", …" if len(numbers) > 3 else "")
 
 
 def colours(count: int) -> list[Colour]:
-    """Distinct colours for classes that have none: PASCAL VOC's colour map without its black."""
+    """`count` distinct colours, for classes without a palette: PASCAL VOC's colour map without its black."""
     return [_voc(number) for number in range(1, count + 1)]
 
 

@@ -1,6 +1,6 @@
-"""Pictures with masks of class numbers, for semantic segmentation: two folders, ADE20K's layout, or COCO panoptic.
+"""Images with masks of class numbers, for semantic segmentation: two folders, ADE20K's layout, or COCO panoptic.
 
-Whatever the files hold, `read` gives classes 0..C-1 without gaps, and 255 where nothing is to be learned.
+For all formats `read` returns classes 0..C-1 without gaps, and 255 for pixels without a class.
 """
 
 import os
@@ -56,40 +56,43 @@ from remask.images.sources.files import files_under, printable, sorted_out
 from remask.images.sources.labels import match, repeated
 from remask.images.sources.left_out import UNNAMED, Patterns
 
-NOTHING_SAID = Declared(None)
+UNDECLARED = Declared(None)
 _BESIDE = ("masks", "annotations", "labels")
 
 
 class MaskSource(Protocol):
-    """Numbered pictures with their masks. Pickles, and may be read in any order by any number of processes."""
+    """Numbered images with their masks. Can be pickled, and read in any order by several processes."""
 
     name: str
-    """What the user typed."""
+    """The folder of images as the user wrote it."""
     classes: list[str]
     palette: list[Colour]
-    """A colour for every class, for pictures of it."""
+    """A colour for every class, for figures."""
     ignore: int
     """The number in masks that is no class."""
 
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> tuple[bytes | np.ndarray, UInt8[np.ndarray, "H W"]]:
-        """An encoded picture and its mask. Raises OSError where a file is gone, BadImage where a mask is unusable."""
+        """An encoded image and its mask. Raises OSError for a missing file, BadImage for an unusable mask."""
         ...
 
     def where(self, i: int) -> str:
-        """The picture's address for a person, on one line."""
+        """The image's address for messages, on one line."""
         ...
 
 
 @dataclass
 class MaskFiles:
-    """Pairs of files. `tables` is one table for all masks, or one for each; `coloured` as `read_mask` has it.
+    """Pairs of files.
 
-    exif      "stored" or "upright": what was drawn on where EXIF turns a picture and sizes do not tell
-    none      the id in the files that is no class, beside 255
-    said      what the classes are where nothing else says it: for the masks that a model is tested on
-    entries   the colour of each number, where palettes are read by number: another one may be another order
+    tables    one table for all masks, or one per mask
+    coloured  read masks by colour, see `read_mask`
+    none      the id in the files that is no class, besides 255
+    exif      "stored" or "upright": the image to which masks belong, if EXIF turns it and sizes do not decide
+    said      declaration of the classes, also for test masks without one
+    entries   {number: colour id} if palettes are read by number: a mask with another palette is unusable
+    left_out  numbers of files that were left out, by reason
     """
 
     name: str
@@ -101,7 +104,7 @@ class MaskFiles:
     ignore: int = IGNORE
     none: int | None = None
     exif: Exif | None = None
-    said: Declared = NOTHING_SAID
+    said: Declared = UNDECLARED
     entries: dict[int, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -125,9 +128,9 @@ class MaskFiles:
         return replace(self, pairs=[self.pairs[i] for i in numbers], tables=tables)
 
     def by_classes(self, classes: Sequence[str], other: str) -> "MaskFiles":
-        """The pairs with their masks as numbers of `classes`, those of `other`, matched by name.
+        """The pairs with masks renumbered to `classes`, matched by name.
 
-        Raises UserError for a class that is none of these.
+        other   owner of `classes`, for the error. Raises UserError for a class that is not among them.
         """
         if self.classes == list(classes):
             return self
@@ -154,62 +157,66 @@ def open_masks(
     numbers: bool = False,
     exclude: Sequence[str] = (),
 ) -> MaskFiles:
-    """Pictures below the folder `images`, each with the mask of the same name below `masks`.
+    """Images below the folder `images`, each with the mask of the same name below `masks`.
 
-    masks        None: where "images" in the path of the pictures is "masks", "annotations" or "labels" (ADE20K; CamVid
-                 as images/ and masks/). A .json, or a folder beside one of its name: COCO panoptic
+    masks        a folder; or a .json, or a folder beside one of its name: COCO panoptic. None: the path of the images
+                 with "images" replaced by "masks", "annotations" or "labels" (ADE20K; CamVid as images/ and masks/)
     classes      names or their number. None: those of classes.json ({"classes", "ignore_index", "palette"}) or of
-                 ADE20K's objectInfo150.txt in the folder of masks or up to two above, or of `otherwise`; else every
-                 mask is read, and the highest id says how many there are
-    ignore       the id that is no class, beside 255; a class of that number is struck from the list
-    reduce_zero  0 is no class and 1 is the first (ADE20K)
-    limit        the first N pairs in the order of their names
-    exif         "stored" or "upright": what was drawn on where EXIF turns a picture and the mask's size does not tell
-    numbers      entries of palettes count by number, whatever classes.json says
-    exclude      shell-style patterns of paths below the folders that are left out
-    Up to 2000 pairs are looked at here; a fault in another one makes that pair unusable when it is read.
-    Raises UserError with the first offenders: no pairs, pictures without masks or masks without pictures, a mask of
-    another size than its picture, ids beyond the classes, palettes that differ where none is declared, fewer than two
+                 ADE20K's objectInfo150.txt in the folder of masks or up to two above, or of `otherwise`; else all
+                 masks are read, and the highest id determines the number of classes
+    ignore       the id that is no class, besides 255; a class of that number is removed
+    reduce_zero  0 is no class, and 1 is the first class (ADE20K)
+    limit        use the first N pairs by name
+    exif         "stored" or "upright": the image to which masks belong, if EXIF turns it and sizes do not decide
+    numbers      read palettes by the numbers of their entries, whatever classes.json says
+    exclude      shell-style patterns of paths below the folders to leave out
+    At most 2000 pairs are checked here; a fault in another pair makes it unusable when it is read.
+    Raises UserError with the first offenders: no pairs, images without masks or masks without images, a mask of
+    another size than its image, ids beyond the classes, different palettes without a declared one, fewer than two
     classes or more than 255.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images leaves nothing: give 1 or more")
     root = masked_folder(images, "images")
-    beside = _beside(root, images) if masks is None else os.path.expanduser(masks).rstrip("/")
-    for path in (beside, beside + ".json"):
+    masks_path = _masks_beside(root, images) if masks is None else os.path.expanduser(masks).rstrip("/")
+    for path in (masks_path, masks_path + ".json"):
         if path.endswith(".json") and os.path.isfile(path):
             return _open_panoptic(images, root, path, limit, exif, Patterns(exclude, root))
     patterns, left_out = Patterns(exclude, root), Counter[str]()
-    pairs = paired(images, root, masked_folder(beside, "masks"), patterns, left_out)[:limit]
-    said = declared(beside, classes, ignore, otherwise)
-    said, where = said._replace(numbers=said.numbers or numbers), printable(beside)
-    facts, coloured, entries = _looked_at(pairs, said, where, exif)
-    found = numbered(said, (int(i) for pair in facts for i in pair.ids), reduce_zero, where)
-    check_ids(facts, found.table, len(found.names), two=said.ignore is None)
-    said = said._replace(names=found.every)
+    pairs = paired(images, root, masked_folder(masks_path, "masks"), patterns, left_out)[:limit]
+    stated = declared(masks_path, classes, ignore, otherwise)
+    stated, where = stated._replace(numbers=stated.numbers or numbers), printable(masks_path)
+    facts, coloured, entries = _examined(pairs, stated, where, exif)
+    known = numbered(stated, (int(i) for pair in facts for i in pair.ids), reduce_zero, where)
+    check_ids(facts, known.table, len(known.names), two=stated.ignore is None)
+    stated = stated._replace(names=known.every)
     return MaskFiles(
-        images, pairs, [found.table], coloured, found.names, found.palette, none=said.ignore, said=said,
+        images, pairs, [known.table], coloured, known.names, known.palette, none=stated.ignore, said=stated,
         entries=entries, exif=exif, left_out={**left_out, **patterns.counts},
     )  # fmt: skip
 
 
-def _looked_at(
-    pairs: Sequence[Pair], said: Declared, where: str, exif: Exif | None
+def _examined(
+    pairs: Sequence[Pair], declaration: Declared, where: str, exif: Exif | None
 ) -> tuple[list[PairFacts], bool, dict[int, int]]:
-    """What masks hold, whether their colours decide, and else the colours of their palettes' entries."""
-    facts = examine_pairs(pairs, partial(ids_of, palettes=said.decides), everything=said.names is None, exif=exif)
-    entries = {} if said.palette or said.numbers else common_palette(facts, where)
-    if coloured := by_colour(said, (int(i) for pair in facts for i in pair.ids)):  # then a gray mask is of that colour
+    """(Facts of the pairs, whether masks are read by colour, {number: colour id} if they are not)."""
+    facts = examine_pairs(
+        pairs, partial(ids_of, palettes=declaration.decides), everything=declaration.names is None, exif=exif
+    )
+    entries = {} if declaration.palette or declaration.numbers else common_palette(facts, where)
+    if coloured := by_colour(
+        declaration, (int(i) for pair in facts for i in pair.ids)
+    ):  # then gray levels are colours too
         facts = [s._replace(ids=np.where(s.ids < COLOUR, gray_colour(s.ids), s.ids)) for s in facts]
     return facts, coloured, entries
 
 
-def _beside(root: str, typed: str) -> str:
-    """The folder of masks that belongs to one of pictures."""
+def _masks_beside(root: str, typed: str) -> str:
+    """The folder of masks for a folder of images, see `open_masks`. Raises UserError if there is none."""
     folders = os.path.abspath(root).split(os.sep)
-    for at in (number for number in reversed(range(len(folders))) if folders[number] == "images"):
+    for i in (number for number in reversed(range(len(folders))) if folders[number] == "images"):
         for name in _BESIDE:
-            path = os.sep.join([*folders[:at], name, *folders[at + 1 :]])
+            path = os.sep.join([*folders[:i], name, *folders[i + 1 :]])
             if os.path.isdir(path):
                 return path
     raise UserError(
@@ -220,9 +227,9 @@ def _beside(root: str, typed: str) -> str:
 def _open_panoptic(
     typed: str, root: str, path: str, limit: int | None, exif: Exif | None, patterns: Patterns
 ) -> MaskFiles:
-    """COCO panoptic (format "panoptic segmentation" of cocodataset.org): RGB ids of segments, each of one category.
+    """A COCO panoptic source (format "panoptic segmentation" of cocodataset.org): RGB ids of segments with categories.
 
-    Classes are the categories in the order of the file; void and what no segment names is 255.
+    Classes are the categories in the order of the file; void is 255.
     """
     try:
         content = read_json(path, printable(path))
@@ -233,17 +240,19 @@ def _open_panoptic(
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{printable(path)} is no COCO panoptic file: {type(error).__name__} {error}") from None
     masks = masked_folder(path.removesuffix(".json"), "masks")
-    kept = [not patterns.exclude(entry[0]) for entry in entries]
-    entries, tables = list(compress(entries, kept)), list(compress(tables, kept))
+    included = [not patterns.exclude(entry[0]) for entry in entries]
+    entries, tables = list(compress(entries, included)), list(compress(tables, included))
     left_out, excluded = Counter[str](), list(patterns.patterns)
-    there, drawn = files_under(root, Patterns(excluded), left_out), files_under(masks, Patterns(excluded))
+    image_files, mask_files = files_under(root, Patterns(excluded), left_out), files_under(masks, Patterns(excluded))
     named = {entry[0] for entry in entries}
-    check_alone(sorted(named - set(there)), path, "entries", "picture")
-    check_alone(sorted({entry[1] for entry in entries} - set(drawn)), path, "entries", "mask")
-    if unnamed := len(sorted_out([name for name in there if name not in named], left_out)):
+    check_alone(sorted(named - set(image_files)), path, "entries", "picture")
+    check_alone(sorted({entry[1] for entry in entries} - set(mask_files)), path, "entries", "mask")
+    if unnamed := len(sorted_out([name for name in image_files if name not in named], left_out)):
         left_out[UNNAMED] = unnamed
-    at, masks_at = os.path.abspath(root), os.path.abspath(masks)
-    pairs = [Pair(os.path.join(at, i), os.path.join(masks_at, m), os.path.join(root, i)) for i, m, _ in entries][:limit]
+    root_path, masks_path = os.path.abspath(root), os.path.abspath(masks)
+    pairs = [
+        Pair(os.path.join(root_path, i), os.path.join(masks_path, m), os.path.join(root, i)) for i, m, _ in entries
+    ][:limit]
     if not pairs or not 2 <= len(categories) <= IGNORE:
         raise UserError(
             f"{printable(path)} has {len(pairs)} pictures and {len(categories)} classes; 1 and 2 are needed"
@@ -252,23 +261,23 @@ def _open_panoptic(
     palette = [c.get("color") for c in content["categories"]]
     chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
     titles = [printable(str(c["name"])) for c in content["categories"]]
-    if twice := repeated(titles):
-        raise UserError(f"{printable(path)} has two categories of the name {twice!r}: give each its own")
-    found = {**left_out, **patterns.counts}
-    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, exif=exif, left_out=found)
+    if duplicate := repeated(titles):
+        raise UserError(f"{printable(path)} has two categories of the name {duplicate!r}: give each its own")
+    counts = {**left_out, **patterns.counts}
+    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, exif=exif, left_out=counts)
 
 
 def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, exif: Exif | None) -> None:
-    """Raise UserError for masks of another size than their pictures, or with segments that the file does not name."""
+    """Raise UserError for masks of another size than their images, or with segments that the file does not name."""
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
     def unknown(pair: Pair) -> Ids:
         return Ids(np.setdiff1d(np.unique(read_ids(Path(pair.mask).read_bytes(), True)), by_mask[pair.mask].ids))
 
     facts = examine_pairs(pairs, unknown, exif=exif)
-    if wrong := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:
+    if faulty := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:
         raise UserError(
-            f"{len(wrong)} of {len(facts)} masks hold ids that {printable(path)} does not name: {first_of(wrong)}; "
+            f"{len(faulty)} of {len(facts)} masks hold ids that {printable(path)} does not name: {first_of(faulty)}; "
             "give the file and the masks that belong together"
         )
 

@@ -1,4 +1,4 @@
-"""Mean intersection over union: how well masks agree, class by class."""
+"""Mean intersection over union (mIoU) and pixel accuracies of predicted masks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from remask.downstream.segment.mask_source import IGNORE
 
 
 class Confusion:
-    """Pixels counted by true and by predicted class; pixels whose truth is `ignore` are not.
+    """Numbers of pixels by true and predicted class, without pixels whose truth is `ignore`.
 
-    counts   int64 [C, C] on the CPU, rows are the truth; those of several processes may be summed
+    counts   int64 [C, C] on the CPU, rows are the truth; counts of several processes can be added
     """
 
     def __init__(self, classes: int, ignore: int = IGNORE) -> None:
@@ -21,17 +21,17 @@ class Confusion:
         self.counts: Int[Tensor, "C C"] = torch.zeros(classes, classes, dtype=torch.int64)
 
     def add(self, truth: Integer[Tensor, "*pixels"], prediction: Integer[Tensor, "*pixels"]) -> None:
-        """Class numbers 0..C-1 of the same pixels, on any device; a prediction is never `ignore`."""
-        kept = truth != self.ignore
-        pairs = truth[kept].long() * self.classes + prediction[kept].long()
-        found = torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
-        self.counts += found.cpu()
+        """Count pixels: class numbers 0..C-1 of the same shape, on one device; predictions are never `ignore`."""
+        labelled = truth != self.ignore
+        pairs = truth[labelled].long() * self.classes + prediction[labelled].long()
+        counts = torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
+        self.counts += counts.cpu()
 
     def scores(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Percent: "mIoU" and "mAcc" (means over classes), "aAcc" (all pixels), "IoU" and "Acc" by class name.
+        """In percent: "mIoU" and "mAcc" (means over classes), "aAcc" (all pixels), "IoU" and "Acc" by class name.
 
-        A class that occurs neither in truth nor in prediction has no IoU (None), one that is not in truth no accuracy;
-        the means leave them out, as those of mmsegmentation do and scikit-learn's jaccard_score.
+        The IoU of a class in neither truth nor prediction is None, and so is the accuracy of one not in the truth; the
+        means leave them out, as in mmsegmentation and scikit-learn's jaccard_score.
         """
         right, truth = self.counts.diagonal().double(), self.counts.sum(1).double()
         union = truth + self.counts.sum(0).double() - right

@@ -1,6 +1,7 @@
-"""Pictures and their masks, cut and scaled alike: batches that depend on (seed, epoch, position) alone.
+"""Batches of images and masks with the same crop and scale; they depend on (seed, epoch, position) alone.
 
-The `Loader` carries each mask as one more channel of its picture, so order, resume, workers and unusable pairs are its.
+Each mask travels through the `Loader` as the last channel of its image, which leaves order, resuming, workers and
+unusable pairs to the `Loader`.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,30 +26,30 @@ from remask.images.transforms import resize
 from remask.types import Size
 
 TRIES = 10
-"""Crops drawn until one is not filled by a single class."""
+"""Maximum number of crops drawn until no single class dominates one."""
 MEAN = (124, 116, 104)
-"""Pixel values of padding: ImageNet's mean, which is 0 to a network that is used to it."""
+"""Pixel values of padding: ImageNet's mean, which is 0 after its normalisation."""
 
 Pair: TypeAlias = tuple[Num[Tensor, "C y x"], UInt8[Tensor, "y x"]]
 
 
 class PairBatch(NamedTuple):
-    """Pictures, their masks (255: no class), and their numbers in the source."""
+    """Images, their masks (255: no class), and their numbers in the source."""
 
     images: Num[Tensor, "B C H W"]
     labels: UInt8[Tensor, "B H W"]
-    index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # replaces the tuple's method
 
 
 class PairTransform(Protocol):
-    """What the loader does to each pair; all that is random comes from the generator."""
+    """A transform of a pair of image and mask; its random numbers come from the generator."""
 
     def __call__(self, image: Num[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair: ...
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The pair as it is, for evaluation."""
+    """Returns the pair unchanged, for evaluation."""
 
     def __call__(self, image: Num[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
         return image, mask
@@ -58,11 +59,11 @@ class Identity:
 class ScaleCropFlip:
     """The augmentation with which MAE, BEiT and ConvMAE train UperNet: scale, crop, flip, colours, padding.
 
-    size           of the crop, and of what is padded to it at the right and below
-    scale          drawn uniformly; 1 is the picture just covering the crop (`covering`)
-    cat_max_ratio  a crop in which one class has more of the labelled pixels is drawn again, up to 10 in all; 1: never
-    fill           pixel value of padding, a channel each; the mask is 255 there
-    # official: the whole picture is scaled, then cut; here the box is cut first, which is the same but for its border
+    size           pixels (h, w) of the crop; smaller images are padded at the right and bottom
+    scale          range of the uniform scale, relative to an image that just covers the crop (`covering`)
+    cat_max_ratio  a crop in which one class has more of the labelled pixels is redrawn, at most TRIES in all; 1: never
+    fill           pixel value of padding, one per channel; the mask is 255 there
+    # official: the whole image is scaled, then cropped; here the crop comes first, which differs only at its border
     """
 
     size: Size
@@ -81,7 +82,7 @@ class ScaleCropFlip:
             raise UserError(f"cat_max_ratio {self.cat_max_ratio:g}: needs 0 < ratio <= 1")
 
     def __call__(self, image: Num[Tensor, "C H W"], mask: UInt8[Tensor, "H W"], generator: Generator) -> Pair:
-        # one call, and as many numbers whatever the picture: see RandomCropFlip
+        # one call, and always the same number of random numbers: see RandomCropFlip
         draws = torch.rand(2 + 2 * TRIES + COLOURS, generator=generator, dtype=torch.float64).tolist()
         low, high = self.scale
         rows, columns = mask.shape
@@ -99,7 +100,7 @@ class ScaleCropFlip:
         return self._padded(image, mask)
 
     def _corner(self, mask: UInt8[Tensor, "H W"], box: Size, draws: list[float]) -> tuple[int, int]:
-        """Top and left of the first box drawn in which no class has too much; the last where all have."""
+        """Top and left of the first drawn box that satisfies cat_max_ratio, or else of the last one."""
         (rows, columns), (height, width) = mask.shape, box
         top = left = 0
         for down, right in zip(draws[::2], draws[1::2], strict=True):
@@ -124,33 +125,32 @@ class ScaleCropFlip:
 
 
 def covering(image: Size, crop: Size) -> float:
-    """By how much a picture is scaled to just cover a crop; its longer side stays within 4 times the crop's.
+    """Scale factor at which an image just covers a crop; its longer side is limited to 4 times the crop's.
 
-    For a crop of 512x512 that is a shorter side of 512 and a longer one of 2048 at most, as ADE20K is trained and
-    tested on.
+    For a crop of 512x512 the shorter side becomes 512 and the longer one at most 2048, as usual for ADE20K.
     """
     cover = max(crop[0] / image[0], crop[1] / image[1])
     return min(cover, 4 * max(crop) / max(image))
 
 
 def nearest(mask: UInt8[Tensor, "H W"], size: Size) -> UInt8[Tensor, "h w"]:
-    """A mask at another size, every pixel that under its centre."""
+    """The mask resized by nearest neighbour (pixel centres)."""
     if tuple(mask.shape) == tuple(size):
         return mask
     return F.interpolate(mask[None, None], size=size, mode="nearest-exact")[0, 0]
 
 
 def _extent(side: int, crop: int, times: float) -> tuple[int, int]:
-    """Along one axis: pixels of the picture that a crop covers, and pixels that they become."""
-    wanted = max(1, round(crop / times))
-    return (wanted, crop) if wanted <= side else (side, max(1, min(crop, round(side * times))))
+    """Along one axis: number of image pixels that a crop covers, and their number after scaling by `times`."""
+    covered = max(1, round(crop / times))
+    return (covered, crop) if covered <= side else (side, max(1, min(crop, round(side * times))))
 
 
 class PairLoader:
-    """Batches of pairs, epoch by epoch; `Loader` says what the arguments mean, and when TooManyBad is raised.
+    """Batches of pairs, epoch by epoch. Arguments and TooManyBad as in `Loader`.
 
-    With drop_last a pair that cannot be used gives its place to the next one, without it is left out. The transform
-    has to make all pairs of one size.
+    An unusable pair is replaced by the next one with drop_last, and left out without. The transform must return pairs
+    of one size.
     """
 
     def __init__(
@@ -171,23 +171,23 @@ class PairLoader:
     ) -> None:
         self.source = source
         self._loader = Loader(
-            _Joined(source.name, source, channels, scaling), _Apart(transform, scaling), batch_size, seed=seed,
+            _WithMask(source.name, source, channels, scaling), _SplitMask(transform, scaling), batch_size, seed=seed,
             shuffle=shuffle, drop_last=drop_last, workers=workers, channels=channels + 1, max_bad=max_bad,
             skip=not drop_last,
             pin=pin, cache_mb=0, scaling=scaling and Ready(RAW, (), ()), report=report,
         )  # fmt: skip
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(self._loader)
 
     @property
     def bad(self) -> dict[str, str]:
-        """Pairs that could not be used, and why."""
+        """Address → reason of unusable pairs."""
         return self._loader.bad
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
-        """The batches of one epoch from number `start` on. Raises TooManyBad."""
+        """Yields the batches of one epoch from number `start` on. Raises TooManyBad."""
         for batch in self._loader.epoch(epoch, start):
             yield PairBatch(batch.images[:, :-1], batch.images[:, -1].to(torch.uint8), batch.index)
 
@@ -202,28 +202,28 @@ def full_pairs(
     scaling: Scaling | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Iterator[PairBatch]:
-    """Every usable pair once, whole and in the source's order, for evaluation; a batch holds pictures of one size."""
+    """Yields each usable pair once, uncropped and in the source's order; a batch holds images of one size."""
     loader = PairLoader(
         source, Identity(), 1, shuffle=False, drop_last=False, workers=workers, channels=channels, max_bad=max_bad,
         scaling=scaling, report=report,
     )  # fmt: skip
-    waiting: list[PairBatch] = []
-    for one in loader.epoch(0):
-        if waiting and (len(waiting) == batch_size or one.images.shape != waiting[0].images.shape):
-            yield _together(waiting)
-            waiting = []
-        waiting.append(one)
-    if waiting:
-        yield _together(waiting)
+    pending: list[PairBatch] = []
+    for pair in loader.epoch(0):
+        if pending and (len(pending) == batch_size or pair.images.shape != pending[0].images.shape):
+            yield _concatenated(pending)
+            pending = []
+        pending.append(pair)
+    if pending:
+        yield _concatenated(pending)
 
 
-def _together(batches: list[PairBatch]) -> PairBatch:
+def _concatenated(batches: list[PairBatch]) -> PairBatch:
     return PairBatch(*(torch.cat(columns) for columns in zip(*batches, strict=True)))
 
 
 @dataclass
-class _Joined:
-    """A source of pictures with the mask as the last channel."""
+class _WithMask:
+    """A source of images with the mask as the last channel."""
 
     name: str
     source: MaskSource
@@ -249,8 +249,8 @@ class _Joined:
 
 
 @dataclass(frozen=True)
-class _Apart:
-    """A transform of pairs for a loader of pictures that carry their masks."""
+class _SplitMask:
+    """A transform of pairs, applied to images whose last channel is the mask."""
 
     transform: PairTransform
     scaling: Scaling | None = None

@@ -1,20 +1,20 @@
-"""SSD's photometric distortion of one picture, from numbers that are drawn beforehand."""
+"""SSD's photometric distortion of one image, with random numbers from the caller."""
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
 COLOURS = 9
-"""Numbers that `distorted` takes."""
+"""Number of random numbers that `distorted` takes."""
 
 
 def distorted(image: Num[Tensor, "C H W"], draws: list[float]) -> Num[Tensor, "C H W"]:
-    """SSD's photometric distortion (1512.02325), each part with probability one half.
+    """SSD's photometric distortion (1512.02325), each operation with probability one half.
 
-    Brightness by up to ±32 levels, contrast by .5 to 1.5 (before the others or after, at even odds), saturation by
-    .5 to 1.5 and hue by up to ±18 of 180; the last two on 3 channels only.
-    draws   nine numbers in 0..1: whether and how much of each, and when contrast comes
-    # official: rounded down to integers after each part, here once at the end
+    Brightness by up to ±32 levels, contrast by .5 to 1.5 (before or after saturation and hue, with equal probability),
+    saturation by .5 to 1.5 and hue by up to ±18 of 180; the last two on 3 channels only.
+    draws   nine numbers in 0..1: whether and how much of each operation, and when contrast is applied
+    # official: rounded down to integers after each operation, here rounded once at the end
     """
     x, contrast = image.float(), 0.5 + draws[3] if draws[2] < 0.5 else 1.0
     if draws[0] < 0.5:

@@ -1,4 +1,4 @@
-"""Semantic segmentation on any backbone: maps, a head, cross-entropy of every pixel; windows and mIoU for testing."""
+"""Semantic segmentation on any backbone: maps, a head, cross-entropy per pixel; sliding windows and mIoU for tests."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ from remask.types import Images, Size
 
 
 class Pixels(Protocol):
-    """A batch of pictures with the classes of their pixels."""
+    """A batch of images with the classes of their pixels."""
 
     @property
     def images(self) -> Tensor: ...
@@ -32,24 +32,24 @@ class Pixels(Protocol):
 
 
 class PixelLabels(NamedTuple):
-    """The classes of a batch, on its device. Nothing else of a step is drawn here: dropout has the global generator."""
+    """The labels of a batch, on its device. A step has no other draws: dropout uses the global generator."""
 
     labels: Int[Tensor, "B H W"]
 
     def split(self, chunks: int) -> list["PixelLabels"]:
-        """In batch order, with the sizes of `Tensor.tensor_split`."""
+        """Consecutive chunks, in the sizes of `Tensor.tensor_split`."""
         return [PixelLabels(chunk) for chunk in self.labels.tensor_split(chunks)]
 
 
 class Segmenter(nn.Module):
-    """A backbone and a head that says the class of every pixel.
+    """A backbone and a head that classifies every pixel.
 
-    head     "upernet" on four maps, or "linear" on one: a plain network's end, a pyramid's last but one
-    width    of UperNet: 512, or the backbone's where None
+    head     "upernet" on four maps, or "linear" on one: a plain network's last, a pyramid's last but one
+    width    channels of UperNet; None: the backbone's width
     ignore   the label that is no class
-    aux      weight of the auxiliary FCN head on the last map but one; 0 is none. UperNet only
-    norm     of neck and head: "batch", or "group", which also learns from one image at a time
-    Images may have any size. The parameters that the maps do not depend on are frozen (`Maps`).
+    aux      weight of the auxiliary FCN head on the last map but one; 0: no such head. UperNet only
+    norm     of neck and head: "batch", or "group", which also trains with one image at a time
+    Images may have any size. Parameters on which the maps do not depend are frozen (`Maps`).
     """
 
     backbone: Backbone
@@ -81,11 +81,11 @@ class Segmenter(nn.Module):
         self.auxiliary = FcnHead(second, classes, norm=norm) if head == "upernet" and aux else None
 
     def draw(self, batch: Pixels, generator: Generator) -> PixelLabels:
-        """The labels of a batch, where its images are."""
+        """The labels of a batch, on the device of its images."""
         return PixelLabels(batch.labels.to(batch.images.device, non_blocking=True).long())
 
     def forward(self, images: Images, draw: PixelLabels) -> dict[str, Float[Tensor, ""]]:
-        """Cross-entropy of the labelled pixels, of the head ("pixels") and of the auxiliary one, and their "total"."""
+        """Mean cross-entropy over labelled pixels: {"pixels": head, "auxiliary": other head, "total": weighted sum}."""
         if self.training and self.norm == "batch" and len(images) < 2:
             raise UserError(
                 "batch norm cannot learn from one image at a time: raise optim.batch_size, or use group norm"
@@ -99,11 +99,11 @@ class Segmenter(nn.Module):
         return losses
 
     def logits(self, images: Images) -> Float[Tensor, "B classes H W"]:
-        """Scores of every class at every pixel."""
+        """Logits of every class at every pixel."""
         return self._full(self._scores(self.maps(self.backbone, images)), images)
 
     def slide(self, images: Images, crop: Size, stride: Size) -> Float[Tensor, "B classes H W"]:
-        """Mean scores of windows of `crop` pixels, `stride` apart, the last ones moved inwards to end at the border."""
+        """Mean logits over windows of `crop` pixels, `stride` apart; the last ones are moved inwards to the border."""
         rows, columns = images.shape[-2:]
         if rows <= crop[0] and columns <= crop[1]:
             return self.logits(images)
@@ -126,32 +126,32 @@ class Segmenter(nn.Module):
         flip: bool = False,
         normalised: bool = False,
     ) -> Int[Tensor, "B H W"]:
-        """The most likely class of every pixel of pictures of one size.
+        """The most likely class of every pixel.
 
-        size     of a training crop: pictures are resized to just cover it first, as in training at scale 1; None: as
-                 they are. Scores are brought back to the pictures' own size
-        window, stride   see `slide`; no window: the whole picture at once; no stride: two thirds of the window
-        flip     average the probabilities with those of the mirrored picture
-        normalised   floats in 0..1 are meant, see `Normalise.look`
+        size     of a training crop: images are first resized to just cover it, as in training at scale 1, and scores
+                 are resized back; None: no resizing
+        window, stride   see `slide`; None: the whole image at once, and two thirds of the window
+        flip     average the probabilities with those of the mirrored image
+        normalised   float images with values in 0..1 are normalised, see `Classifier.logits`
         """
         self.backbone.normalise.refuse_unnormalised(images, normalised)
-        own = images.shape[-2:]
-        times = 1.0 if size is None else covering((own[0], own[1]), size)
-        target = max(1, round(own[0] * times)), max(1, round(own[1] * times))
-        labelled = torch.stack([resize(image, target) for image in images.cpu()]).to(images.device) if size else images
+        original = images.shape[-2:]
+        times = 1.0 if size is None else covering((original[0], original[1]), size)
+        target = max(1, round(original[0] * times)), max(1, round(original[1] * times))
+        resized = torch.stack([resize(image, target) for image in images.cpu()]).to(images.device) if size else images
         step = stride or (window and two_thirds(window))
 
         def scores(view: Tensor) -> Tensor:
-            found = self.slide(view, window, step) if window and step else self.logits(view)
-            return scaled(found, own)
+            result = self.slide(view, window, step) if window and step else self.logits(view)
+            return scaled(result, original)
 
-        found = scores(labelled)
+        result = scores(resized)
         if flip:
-            found = found.softmax(1) + scores(labelled.flip(-1)).flip(-1).softmax(1)
-        return found.argmax(1)
+            result = result.softmax(1) + scores(resized.flip(-1)).flip(-1).softmax(1)
+        return result.argmax(1)
 
     def param_depth(self, name: str) -> int:
-        """`name` as in `named_parameters()`: the backbone's own count, and depth + 1 for neck and heads."""
+        """Depth of a parameter `name` of `named_parameters()`: the backbone's, and depth + 1 for neck and heads."""
         inner = name.removeprefix("backbone.network.")
         return self.backbone.param_depth(inner) if inner != name else self.backbone.depth + 1
 
@@ -159,24 +159,24 @@ class Segmenter(nn.Module):
         return self.head(maps[0] if isinstance(self.head, LinearHead) else maps)
 
     def _full(self, scores: Float[Tensor, "B classes h w"], images: Images) -> Float[Tensor, "B classes H W"]:
-        """Scores at the size of the padded images, without the padding."""
+        """Scores resized to the padded images, then cropped to the images."""
         height, width = images.shape[-2:]
         return scaled(scores.float(), padded(self.backbone, (height, width)))[..., :height, :width]
 
     def _loss(self, scores: Float[Tensor, "B classes h w"], images: Images, draw: PixelLabels) -> Float[Tensor, ""]:
         # official: the mean is over all pixels, ignored ones count as 0; here over the labelled ones
-        labelled = (draw.labels != self.ignore).sum().clamp(min=1)  # a crop may have none
+        labelled = (draw.labels != self.ignore).sum().clamp(min=1)  # a crop may have no labelled pixel
         total = F.cross_entropy(self._full(scores, images), draw.labels, ignore_index=self.ignore, reduction="sum")
         return total / labelled
 
 
 def two_thirds(window: Size) -> Size:
-    """The step of a window, as ADE20K is tested: 341 of 512."""
+    """The default stride of a window, as in tests on ADE20K: 341 for 512."""
     return max(1, 2 * window[0] // 3), max(1, 2 * window[1] // 3)
 
 
 def _starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin along an axis."""
+    """Start positions of windows along an axis."""
     count = -(-max(length - crop, 0) // stride) + 1
     return [max(0, min(number * stride, length - crop)) for number in range(count)]
 
@@ -196,19 +196,24 @@ def evaluate(
 ) -> dict[str, Any]:
     """mIoU, mAcc and aAcc in percent, IoU and accuracy of every class, and how they were measured.
 
-    batches   whole pictures and masks, those of a batch of one size (`full_pairs`); compared at that size
+    batches   uncropped images and masks, a batch of one size (`full_pairs`); compared at that size
+    names     of the classes
     size, window, stride, flip   see `Segmenter.predict`
-    device    None: where the backbone is; dtype of autocast, None: none
-    progress  is told the number of pictures done after every batch
-    The model is in evaluation mode meanwhile. Raises UserError where there is no picture.
+    device    of the images; None: the model's
+    dtype     of autocast; None: no autocast
+    progress  called with the number of images done after every batch
+    Returns `Confusion.scores` | {"images", "pixels": labelled ones, "protocol"}; the model is in evaluation mode during
+    the test. Raises UserError if there is no image.
     """
-    where = torch.device(device) if device is not None else next(segmenter.parameters()).device
+    target_device = torch.device(device) if device is not None else next(segmenter.parameters()).device
     confusion, images = Confusion(segmenter.classes, segmenter.ignore), 0
     with torch.inference_mode(), evaluating([segmenter]):
         for batch in batches:
-            with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
-                found = segmenter.predict(batch.images.to(where), size=size, window=window, stride=stride, flip=flip)
-            confusion.add(batch.labels.to(where), found)
+            with torch.autocast(target_device.type, dtype=dtype) if dtype else nullcontext():
+                prediction = segmenter.predict(
+                    batch.images.to(target_device), size=size, window=window, stride=stride, flip=flip
+                )
+            confusion.add(batch.labels.to(target_device), prediction)
             images += len(batch.images)
             if progress:
                 progress(images)

@@ -1,4 +1,4 @@
-"""Segmentation: [data] → pictures with masks, [model] → Segmenter, mIoU and painted frames."""
+"""Segmentation as a `Task`: images and masks of [data], a Segmenter of [model], mIoU and figures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,20 +28,20 @@ from remask.training.runtime import Runtime
 from remask.types import Size
 
 SHOWN = 6
-"""Test pictures that are painted."""
+"""Number of test images in the figure."""
 
 
 def build_segment(
     recipe: Segment, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None,
     begun: Any = None,
 ) -> Task:  # fmt: skip
-    """See `build_task`."""
+    """The task of segmentation; arguments and errors as in `build_task`."""
     data = recipe.data
     source, val = pairs(data, recipe.seed, facts, begun)
     names, palette = source.classes, source.palette
     segmenter, size = segmenter_of(recipe, names, source.ignore)
     backbone = segmenter.backbone
-    pixels, told_pixels = fix_pixel_range(backbone, FirstOf(source), data, facts or begun)
+    pixels, about = fix_pixel_range(backbone, FirstOf(source), data, facts or begun)
     scaling = backbone.normalise.scaling
     fill = tuple(round(255 * value) for value in constants(backbone)[0])
     crop = ScaleCropFlip(size, data.scale, fill=fill, flip=data.flip, photometric=data.photometric)
@@ -57,7 +57,7 @@ def build_segment(
 
     def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
         usable.clear()
-        batches = watch.over(_noted(val, backbone, data.max_bad, report, usable), len(val), "test")
+        batches = watch.over(_test_batches(val, backbone, data.max_bad, report, usable), len(val), "test")
         result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **sliding)
         result["bad_images"] = len(val) - result["images"]
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
@@ -65,9 +65,9 @@ def build_segment(
 
     def show(tested: Segmenter, folder: Path) -> None:
         shown = min(SHOWN, len(usable))
-        some = val.subset([usable[i * len(usable) // shown] for i in range(shown)])
+        subset = val.subset([usable[i * len(usable) // shown] for i in range(shown)])
         images, truths, guesses = list[Tensor](), list[Tensor](), list[Tensor]()
-        for batch in full_pairs(some, channels=backbone.channels, scaling=scaling):
+        for batch in full_pairs(subset, channels=backbone.channels, scaling=scaling):
             with torch.inference_mode():
                 guess = tested.predict(batch.images.to(runtime.device), **sliding).cpu()
             shown_ids = backbone.normalise.shown(batch.images.to(runtime.device)).cpu()
@@ -75,18 +75,18 @@ def build_segment(
         (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
-    said = source.said._asdict() if source.said.names else None
-    told = facts or {"classes": names, "none": source.none, "masks": said, **pixels}
-    lines = told_pixels + list(dict.fromkeys([*notes(source), *notes(val)]))
+    masks = source.said._asdict() if source.said.names else None
+    stored = facts or {"classes": names, "none": source.none, "masks": masks, **pixels}
+    lines = about + list(dict.fromkeys([*notes(source), *notes(val)]))
     return Task(
-        segmenter, train, len(source), test, "mIoU", cost, show, told, lines, (), opened_of(data, source, val, facts)
+        segmenter, train, len(source), test, "mIoU", cost, show, stored, lines, (), opened_of(data, source, val, facts)
     )
 
 
-def _noted(
+def _test_batches(
     val: MaskFiles, backbone: Any, max_bad: float, report: Callable[[str], None] | None, usable: list[int]
 ) -> Iterator[PairBatch]:
-    """Whole test pairs; the numbers of those that can be used are added to `usable`."""
+    """Yields batches of uncropped test pairs, and appends the numbers of usable ones to `usable`."""
     scaling = backbone.normalise.scaling
     for batch in full_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
         usable.extend(batch.index.tolist())
@@ -94,7 +94,7 @@ def _noted(
 
 
 def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) -> tuple[Segmenter, Size]:
-    """[model] → the network with a head of these classes, and the size of a training crop."""
+    """The Segmenter of [model] for classes `names`, and the size (h, w) of a training crop."""
     model = recipe.model
     backbone, size = network(model, recipe.data.image_size)
     segmenter = Segmenter(
@@ -105,22 +105,24 @@ def segmenter_of(recipe: Segment, names: Sequence[str], ignore: int = IGNORE) ->
 
 
 def pairs(data: MasksData, seed: int, facts: Any, begun: Any = None) -> tuple[MaskFiles, MaskFiles]:
-    """Pairs to learn from and to test on, by the same classes; of one folder alone a random fifth is held out.
+    """Training and test pairs with the same classes; a random fifth is held out if data.val is not set.
 
-    facts, begun   as `build_task` has them
-    Test masks that declare nothing are read as those to learn from.
+    facts, begun   see `build_task`
+    Test masks without a declaration of classes are read like the training masks.
     """
     if data.source is None and not (facts and data.val):
         raise UserError(NO_IMAGES["segment"])
-    given: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
-    given |= {"exif": data.exif, "exclude": data.exclude}
+    arguments: dict[str, Any] = {"classes": data.classes, "ignore": data.ignore, "reduce_zero": data.reduce_zero}
+    arguments |= {"exif": data.exif, "exclude": data.exclude}
     run = facts or begun
-    given["numbers"] = bool(begun) and "masks" not in begun  # as runs of older versions read palettes
-    said = said_by(run, data) if run else None
+    arguments["numbers"] = bool(begun) and "masks" not in begun  # runs of older versions read palettes by number
+    declaration = said_by(run, data) if run else None
     if facts and data.val:
-        val = open_masks(data.val, data.val_masks, otherwise=said, **given).by_classes(facts["classes"], "the run")
+        val = open_masks(data.val, data.val_masks, otherwise=declaration, **arguments).by_classes(
+            facts["classes"], "the run"
+        )
         return val, val
-    source = open_masks(str(data.source), data.masks, limit=data.limit, otherwise=said, **given)
+    source = open_masks(str(data.source), data.masks, limit=data.limit, otherwise=declaration, **arguments)
     if begun:
         check_all(begun["classes"], source.classes, source.name)
     if run:
@@ -134,19 +136,19 @@ def pairs(data: MasksData, seed: int, facts: Any, begun: Any = None) -> tuple[Ma
                 "more pictures, or test pictures with --val and --val-masks"
             )
         return source.subset(held_out.train), source.subset(held_out.test)
-    val = open_masks(data.val, data.val_masks, otherwise=source.said, **given)
+    val = open_masks(data.val, data.val_masks, otherwise=source.said, **arguments)
     return source, val.by_classes(source.classes, printable(source.name))
 
 
 def said_by(run: Mapping[str, Any], data: MasksData) -> Declared | None:
-    """What the masks that a run has learned from said of their classes, from its task.json."""
+    """The declaration of classes of a run's training masks, from its task.json; None if they had none."""
     if "masks" in run:
-        said = run["masks"]
-        palette = said and said["palette"] and [(red, green, blue) for red, green, blue in said["palette"]]
-        return said and Declared(said["names"], said["ignore"], palette, said["numbers"])
+        stored = run["masks"]
+        palette = stored and stored["palette"] and [(red, green, blue) for red, green, blue in stored["palette"]]
+        return stored and Declared(stored["names"], stored["ignore"], palette, stored["numbers"])
     none, names = data.ignore if data.ignore is not None else run.get("none"), list(run["classes"])
     place = None if none is None else none - int(data.reduce_zero)
-    if place is not None and 0 <= place <= len(names):  # it was struck from the list, and is struck again
+    if place is not None and 0 <= place <= len(names):  # an ignored class, which is removed again
         names.insert(place, "no class")
     return Declared(names, none)
 

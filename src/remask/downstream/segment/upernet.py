@@ -1,8 +1,8 @@
 """Heads that turn maps into class scores: UperNet (1807.10221) as MAE, BEiT and ConvMAE use it, and a linear one.
 
-Own, and not segmentation-models-pytorch's: its decoder takes the maps of a foreign encoder only behind one at the size
-of the image, and it lacks the 3x3 convolutions of the levels and the auxiliary head with which the published numbers
-were made (decoders/upernet/decoder.py). It would also be a dependency for a hundred lines.
+Why not segmentation-models-pytorch: its decoder requires a first map at the size of the image, and lacks the 3x3
+convolutions of the levels and the auxiliary head of the published results (decoders/upernet/decoder.py). It would also
+be a dependency for a hundred lines.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ FeatureMaps: TypeAlias = Sequence[Float[Tensor, "B _ _ _"]]
 class UperNet(nn.Module):
     """Pyramid pooling of the coarsest map, a feature pyramid over all, their fusion at the finest (section 3.1).
 
-    channels   of the maps, finest first
-    width      of every level: 512 in the paper, the width of the ViT in BEiT and MAE
+    channels   of each map, finest first
+    width      channels of every level: 512 in the paper, the width of the ViT in BEiT and MAE
     """
 
     def __init__(self, channels: Sequence[int], classes: int, width: int = 512, norm: Norm = "batch") -> None:
@@ -45,13 +45,13 @@ class UperNet(nn.Module):
         tops = [self._pooled(coarse)]
         for lateral, next_map in zip(reversed(self.laterals), reversed(fine), strict=True):
             tops.append(lateral(next_map) + scaled(tops[-1], next_map.shape[-2:]))
-        context, *rest = tops  # the pooled map has had its convolution
+        context, *rest = tops  # the pooled map has no level convolution
         levels = [level(x) for level, x in zip(self.levels, reversed(rest), strict=True)]
         size = maps[0].shape[-2:]
         return self.classify(self.fusion(torch.cat([scaled(x, size) for x in (*levels, context)], dim=1)))
 
     def _pooled(self, coarse: Float[Tensor, "B D h w"]) -> Float[Tensor, "B width h w"]:
-        """Pyramid pooling (PSPNet, 1612.01105): averages over 1, 2², 3² and 6² parts of the map, beside the map."""
+        """Pyramid pooling (PSPNet, 1612.01105): averages over 1, 2², 3² and 6² bins, concatenated with the map."""
         size = coarse.shape[-2:]
         pooled = [
             scaled(conv(F.adaptive_avg_pool2d(coarse, pool)), size)
@@ -72,7 +72,7 @@ class FcnHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Norm and a linear classifier of each position: the quick answer (DINOv2, 2304.07193, section 7.4)."""
+    """Norm and a linear classifier of each position, a fast evaluation (DINOv2, 2304.07193, section 7.4)."""
 
     def __init__(self, channels: int, classes: int, norm: Norm = "batch") -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class LinearHead(nn.Module):
 
 
 def scaled(x: Float[Tensor, "B D h w"], size: Size | torch.Size) -> Float[Tensor, "B D H W"]:
-    """Bilinear, corners not aligned."""
+    """`x` resized to `size` (h, w), bilinear, corners not aligned."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,1 +1,1 @@
-"""Figures of what a network has learned: attention, reconstruction, embedding, t-SNE."""
+"""Figures and files about a network's features: attention, reconstruction, embedding, neighbours, t-SNE."""

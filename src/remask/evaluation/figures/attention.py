@@ -1,8 +1,7 @@
-"""Attention maps: where a block of a vision transformer looks, head by head, laid over the pictures.
+"""Attention maps of a block of a vision transformer, per head, drawn over the images.
 
-From the class token to the patches, as DINO draws them (2104.14294, figure 1); without a class token the mean over all
-patches, so what is looked at rather than who looks. The block's queries and keys are computed again from its input, so
-that fused attention, which keeps no weights, makes no difference.
+Attention of the class token on the patches, as in DINO (2104.14294, figure 1); without a class token the mean over the
+queries of all patches. Queries and keys are recomputed from the block's input, for fused attention stores no weights.
 """
 
 from collections.abc import Sequence
@@ -25,13 +24,13 @@ from remask.evaluation.probing.features import evaluating
 from remask.types import Images
 
 _HEAT = 0.6
-"""Share of the colours of attention in a picture."""
+"""Opacity of the attention over the image."""
 
 
 def attention_maps(backbone: Backbone, images: Images, block: int = -1) -> Float[Tensor, "B heads h w"]:
-    """Attention on every patch of the grid, per head; a map sums to at most 1, the rest is on prefix tokens.
+    """Attention on every patch of the grid, per head; a map sums to at most 1, for the rest is on prefix tokens.
 
-    block   its number; -1 is the last
+    block   index of the block; -1 is the last
     Raises UserError for a network without attention over all tokens (Swin, PVT, convolutions), or without that block.
     """
     attention, number = _attention(backbone, block)
@@ -39,13 +38,13 @@ def attention_maps(backbone: Backbone, images: Images, block: int = -1) -> Float
     with torch.inference_mode():
         weights = _weights(attention, x, _bias(backbone, attention, images))
     prefix, grid = backbone.prefix, backbone.grid((images.shape[-2], images.shape[-1]))
-    asks_one = getattr(backbone.network, "cls_token", None) is not None
-    on_patches = weights[:, :, 0, prefix:] if asks_one else weights[:, :, prefix:, prefix:].mean(2)
+    has_class_token = getattr(backbone.network, "cls_token", None) is not None
+    on_patches = weights[:, :, 0, prefix:] if has_class_token else weights[:, :, prefix:, prefix:].mean(2)
     return on_patches.unflatten(-1, grid).clone().cpu()
 
 
 def _attention(backbone: Backbone, block: int) -> tuple[Any, int]:
-    """The attention of a block, and the block's number."""
+    """The attention module of a block, and the block's index from 0. Raises UserError."""
     network: Any = backbone.network
     blocks: Any = network.blocks3 if isinstance(backbone, ConvViT) else getattr(network, "blocks", ())
     known = isinstance(backbone, ViT | BeitViT | ConvViT)
@@ -60,23 +59,23 @@ def _attention(backbone: Backbone, block: int) -> tuple[Any, int]:
 
 
 def _input(backbone: Backbone, attention: Any, number: int, images: Images) -> Float[Tensor, "B T D"]:
-    """What the attention of a block is given."""
+    """The input of a block's attention module."""
     network: Any = backbone.network
-    over_image: list[Tensor] = []
-    if isinstance(attention, BeitAttention):  # whose attention is computed without calling it
-        hook = network.blocks[number].norm1.register_forward_hook(lambda module, given, out: over_image.append(out))
+    captured: list[Tensor] = []
+    if isinstance(attention, BeitAttention):  # computed without calling the module, so hook the norm before it
+        hook = network.blocks[number].norm1.register_forward_hook(lambda module, arguments, out: captured.append(out))
     else:
-        hook = attention.register_forward_pre_hook(lambda module, given: over_image.append(given[0]))
+        hook = attention.register_forward_pre_hook(lambda module, arguments: captured.append(arguments[0]))
     try:
         with torch.inference_mode(), evaluating([backbone]):
             backbone.encode(backbone.embed(images.to(next(network.parameters()).device)), layers=(number,))
     finally:
         hook.remove()
-    return over_image[0].float()
+    return captured[0].float()
 
 
 def _bias(backbone: Backbone, attention: Any, images: Images) -> Float[Tensor, "heads T T"] | None:
-    """What BEiT's tables of relative positions add, the shared one and the block's own."""
+    """The sum of BEiT's relative position biases, shared and of the block; None for other networks."""
     if not isinstance(backbone, BeitViT):
         return None
     grid = backbone.grid((images.shape[-2], images.shape[-1]))
@@ -102,7 +101,7 @@ def _weights(
 def attention_sheet(
     images: UInt8[Tensor, "B C H W"], maps: Float[Tensor, "B heads h w"], notes: Sequence[str] = ()
 ) -> bytes:
-    """A PNG with a row per image: itself, the mean over the heads, and each head; brightest where attention is most."""
+    """A PNG with a row per image: the image, the mean over the heads, and each head; bright means high attention."""
     rows = []
     for image, heads in zip(images, maps, strict=True):
         enlarged = rgb(image)
@@ -113,7 +112,7 @@ def attention_sheet(
 
 
 def overlay(image: UInt8[Tensor, "Y X 3"], attention: Float[Tensor, "h w"]) -> UInt8[Tensor, "Y X 3"]:
-    """The image in grey under the colours of attention, one colour a patch."""
+    """The image in grey blended with the colours of attention, one colour per patch."""
     import matplotlib
 
     rows, columns = attention.shape

@@ -1,4 +1,4 @@
-"""Features of a source as a file: one row an image, parquet (by pyarrow) or npz (by numpy), whole or not at all."""
+"""Writes features of a source to a file, one row per image: parquet (by pyarrow) or npz (by numpy), atomically."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ from remask.files.records import atomic_write
 from remask.images.sources.opening import Source
 
 UNKNOWN = -1
-"""The label in an npz file of an image that has none; in parquet it is null."""
+"""Label of an unlabelled image in an npz file; in parquet it is null."""
 
 
 class IndexedImages(Protocol):
-    """A batch: uint8 pictures, their class numbers where the source has any, and their numbers in the source."""
+    """A batch: images, their class numbers if the source has any, and their numbers in the source."""
 
     @property
     def images(self) -> Tensor: ...
@@ -36,9 +36,9 @@ class IndexedImages(Protocol):
 
 
 class Rows(NamedTuple):
-    """The columns of some images."""
+    """The columns of the file for a batch of images."""
 
-    index: Int[Tensor, "B"]  # type: ignore[assignment]  # the tuple method of this name is not missed
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # replaces the tuple's method
     path: list[str]
     label: Int[Tensor, "B"] | None
     name: list[str | None]
@@ -57,14 +57,15 @@ def embed(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write `file` and return its number of rows: index, path, label, class, feature [D] float32, as `batches` go.
+    """Write `file` and return its number of rows, which are in the order of `batches`.
 
-    label is the place of the class among the "classes" of the metadata, class its name, such as the number in a list.
-
-    source   tells where an image lies, and the names of the classes
-    about    what else goes into the metadata, JSON under the key "remask": model, image size, checkpoint …
-    A parquet file is written batch by batch, an npz file is gathered in memory first. A file that is there is replaced
-    when the new one is complete. Raises UserError for another suffix, no image, a layer or pool that is not there.
+    Columns: index, path, label, class, feature [D] float32; label is an index into "classes" of the metadata, class the
+    name of the class.
+    layer, pool, dtype   see `extract`
+    source   gives the paths of images and the names of classes
+    about    further entries of the metadata, JSON under the key "remask": model, image size, checkpoint …
+    Parquet is written batch by batch, npz collected in memory first. An existing file is replaced when the new one is
+    complete. Raises UserError for another suffix, no image, a layer or pool that does not exist.
     """
     check_file(file)
     describe = reader(backbone, layer=layer, pool=pool, dtype=dtype)
@@ -95,7 +96,7 @@ def _rows(
 
 
 def _named(labels: Int[Tensor, "B"] | None, count: int, classes: Sequence[str] | None) -> list[str | None]:
-    """The class of each image by name, where it has one."""
+    """The class name of each image, None without a class."""
     return [None] * count if labels is None or classes is None else [classes[label] for label in labels.tolist()]
 
 
@@ -135,21 +136,21 @@ def _parquet(file: Path, rows: Iterator[Rows], metadata: str) -> int:
 
 
 def _npz(file: Path, rows: Iterator[Rows], metadata: str) -> int:
-    found = list(rows)
-    if not found:
+    batches = list(rows)
+    if not batches:
         return 0
-    unknown = [torch.full_like(row.index, UNKNOWN) if row.label is None else row.label for row in found]
+    unknown = [torch.full_like(row.index, UNKNOWN) if row.label is None else row.label for row in batches]
     columns: dict[str, Any] = {
-        "index": torch.cat([row.index for row in found]).numpy(),
-        "path": np.array([path for row in found for path in row.path]),
+        "index": torch.cat([row.index for row in batches]).numpy(),
+        "path": np.array([path for row in batches for path in row.path]),
         "label": torch.cat(unknown).numpy(),
-        "class": np.array([name or "" for row in found for name in row.name]),
-        "feature": torch.cat([row.feature for row in found]).numpy(),
+        "class": np.array([name or "" for row in batches for name in row.name]),
+        "feature": torch.cat([row.feature for row in batches]).numpy(),
         "remask": np.array(metadata),
     }
     with open(file, "wb") as stream:
         np.savez(stream, **columns)
-    return sum(len(row.path) for row in found)
+    return sum(len(row.path) for row in batches)
 
 
 __all__ = ["UNKNOWN", "embed"]

@@ -1,4 +1,4 @@
-"""The file that features are written to: what it may be called. Free of torch."""
+"""Checks of the name of a file for features. Free of torch."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ KINDS = (".parquet", ".npz")
 
 
 def check_name(file: Path) -> None:
-    """Raise UserError for another suffix, and for a folder."""
+    """Raise UserError for a suffix not in KINDS, and for a folder."""
     if file.suffix not in KINDS:
         raise UserError(f"{file}: features are written to {' or '.join(KINDS)}; choose a file name that ends so")
     if file.is_dir():
@@ -16,7 +16,7 @@ def check_name(file: Path) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Raise UserError unless the file can be written: its name, and the library that writes it."""
+    """Raise UserError for an invalid name, or if the library that writes the file is not installed."""
     check_name(file)
     if file.suffix == ".parquet":
         try:

@@ -1,6 +1,6 @@
-"""Histograms of oriented gradients as pictures: in every cell a star of strokes along the edges that it holds.
+"""Draws histograms of oriented gradients: in every cell a star of strokes along the edges.
 
-A stroke's length and brightness are the magnitude in its bin (Dalal and Triggs 2005, figure 6).
+Length and brightness of a stroke show the magnitude in its bin (Dalal and Triggs 2005, figure 6).
 """
 
 import math
@@ -14,7 +14,7 @@ from remask.types import Grid
 
 
 def cells(hog: Hog, tokens: Float[Tensor, "B N P"], grid: Grid) -> Float[Tensor, "B C bins h w"]:
-    """Token vectors back to histograms per channel and cell: the inverse of the order in which `Hog` writes them."""
+    """Histograms per channel and cell from token vectors: inverts the order in which `Hog` writes them."""
     (rows, cols), a, z = grid, hog.patch[0] // hog.cell, hog.patch[1] // hog.cell
     c = hog.width // (hog.bins * a * z)
     if hog.flavour == "central":
@@ -25,20 +25,22 @@ def cells(hog: Hog, tokens: Float[Tensor, "B N P"], grid: Grid) -> Float[Tensor,
 
 
 def magnitudes(hog: Hog, tokens: Float[Tensor, "B N P"], grid: Grid) -> Float[Tensor, "B bins h w"]:
-    """What is drawn: positive parts (a normalised histogram has negative ones), averaged over channels."""
+    """Magnitudes to draw: positive parts (normalised histograms have negative values), averaged over channels."""
     return cells(hog, tokens.float(), grid).relu().mean(1)
 
 
 def stars(
     magnitude: Float[Tensor, "B bins h w"], full: Float[Tensor, "B"], side: int, flavour: str = "central"
 ) -> Float[Tensor, "B Y X"]:
-    """Brightness 0..1 of a picture with `side` pixels a cell, Y = h · side, X = w · side; `full` is the magnitude of a
-    stroke of full length in each image.
+    """Brightness 0..1 of an image with `side` pixels per cell, Y = h · side, X = w · side.
+
+    full      magnitude of a stroke of full length, per image
+    flavour   of `Hog`, which defines the angle of a bin
     """
     b, bins, h, w = magnitude.shape
     share = (magnitude / full.clamp(min=1e-12).view(-1, 1, 1, 1)).clamp(0, 1)
-    at = (torch.arange(side, device=magnitude.device) + 0.5) - side / 2
-    row, col = torch.meshgrid(at, at, indexing="ij")
+    offset = (torch.arange(side, device=magnitude.device) + 0.5) - side / 2
+    row, col = torch.meshgrid(offset, offset, indexing="ij")
     image = magnitude.new_zeros(b, h, w, side, side)
     for number in range(bins):
         down, right = edge_direction((number + 0.5) * math.pi / bins, flavour)
@@ -46,7 +48,7 @@ def stars(
         stroke = (max(0.5, side / 24) + 0.5 - away).clamp(0, 1)
         share_of_bin = share[:, number, :, :, None, None]
         reach = (share_of_bin.sqrt() * (side / 2) + 0.5 - along).clamp(0, 1)
-        # weak strokes are short rather than dim: a regression's predictions are weaker than their targets
+        # weak strokes are short rather than dim, for predictions of a regression are weaker than targets
         image = torch.maximum(image, stroke * reach * share_of_bin.pow(0.25))
     return image.permute(0, 1, 3, 2, 4).reshape(b, h * side, w * side)
 

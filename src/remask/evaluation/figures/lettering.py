@@ -1,4 +1,4 @@
-"""Users' names in figures: on one line, without odd characters, short enough. They are drawn with parse_math=False."""
+"""Prepares names for figures: one line, printable, shortened. Draw them with parse_math=False."""
 
 import io
 import warnings
@@ -9,25 +9,25 @@ from typing import Any
 from remask.files.escaping import on_one_line
 
 SHORT = 18
-"""Characters of a class's name that a legend has room for."""
+"""Maximum number of characters of a class's name in a legend."""
 
 
 def shown(name: str, most: int = SHORT) -> str:
-    """A name as it is drawn: its begin and its end where it is longer than `most` characters."""
+    """A name on one line; if longer than `most` characters, its beginning and end with an ellipsis."""
     name = on_one_line(name)
     end = (most - 1) // 3
     return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """The names as `shown`, and their number behind those that look alike once they are short."""
+    """The names by `shown`; names that become equal get their index appended."""
     short = [shown(name) for name in names]
     count = Counter(short)
     return [text if count[text] == 1 else f"{text} ({number})" for number, text in enumerate(short)]
 
 
 def png(figure: Any) -> bytes:
-    """A figure as a PNG. Characters that the font lacks are boxes, without a warning for each."""
+    """A matplotlib figure as a PNG, without warnings for characters that the font lacks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

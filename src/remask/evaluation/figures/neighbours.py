@@ -1,4 +1,4 @@
-"""The nearest training pictures of some test pictures, by features and by pixels: what a network takes to be alike."""
+"""Figure of the nearest training images of some test images, by features and by pixels."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from remask.evaluation.figures.sheet import canvas, place
 
 RIGHT, _INK, _FAINT = "#2f9e5b", "#1f2328", "#59636e"
 _CHUNK = 2**24
-"""Similarities held at once, 64 MB."""
+"""Maximum number of similarities computed at once, 64 MB."""
 
 
 class Near(NamedTuple):
-    """A test picture's nearest training pictures, the nearest first, and the names of their classes."""
+    """The nearest training images of a test image, nearest first, and the names of their classes."""
 
     images: Sequence[UInt8[Tensor, "Y X 3"]]
     classes: Sequence[str]
 
 
 class Query(NamedTuple):
-    """A test picture, the name of its class, and its nearest ones in each group."""
+    """A test image, the name of its class, and its nearest training images in each group."""
 
     image: UInt8[Tensor, "Y X 3"]
     name: str
@@ -33,24 +33,24 @@ class Query(NamedTuple):
 
 
 def nearest(train: Float[Tensor, "n D"], test: Float[Tensor, "m D"], k: int) -> Int[Tensor, "m k"]:
-    """Numbers of the `k` training rows of largest cosine similarity, the nearest first; as kNN finds them."""
-    known, queries = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    rows = max(1, _CHUNK // len(known))
-    return torch.cat([(column @ known.T).topk(k, dim=1).indices for column in queries.split(rows)])
+    """Numbers of the `k` training rows of largest cosine similarity, nearest first; the same as in kNN."""
+    bank, queries = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    rows = max(1, _CHUNK // len(bank))
+    return torch.cat([(column @ bank.T).topk(k, dim=1).indices for column in queries.split(rows)])
 
 
 def agreement(near: Int[Tensor, "m k"], train_y: Int[Tensor, "n"], test_y: Int[Tensor, "m"]) -> float:
-    """Precision at k: the share of the nearest pictures that are of the test picture's own class, in percent."""
+    """Precision at k in percent: the share of nearest images of the test image's class."""
     return 100 * float((train_y[near] == test_y[:, None]).double().mean())
 
 
 def choose(labels: Int[Tensor, "m"], count: int, seed: int) -> Int[Tensor, "_"]:
-    """Random test pictures, of as many classes as there are; in the order of their classes."""
+    """Numbers of `count` random test images from as many classes as possible, sorted by class."""
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
-    known, first, later = set[int](), list[int](), list[int]()
+    used, first, later = set[int](), list[int](), list[int]()
     for number, label in zip(order.tolist(), labels[order].tolist(), strict=True):
-        (later if label in known else first).append(number)
-        known.add(label)
+        (later if label in used else first).append(number)
+        used.add(label)
     chosen = torch.tensor([*first, *later][:count], dtype=torch.int64)
     return chosen[labels[chosen].argsort(stable=True)]
 
@@ -58,9 +58,9 @@ def choose(labels: Int[Tensor, "m"], count: int, seed: int) -> Int[Tensor, "_"]:
 def neighbours_figure(
     rows: Sequence[Query], titles: Sequence[str], notes: Sequence[str] = (), side: float = 0.82, dpi: int = 150
 ) -> bytes:
-    """A PNG with a row a test picture: the picture, then its nearest ones in each group; of its own class framed.
+    """A PNG with a row per test image: the image, then its nearest ones in each group, framed if of its class.
 
-    titles   of the groups     side   inches of a picture
+    titles   of the groups     notes   lines below     side   inches of an image's side
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -79,10 +79,10 @@ def neighbours_figure(
         x, y, wide, high = place(axes, image, (left, bottom, side, side))
         if frame:
             axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=frame, linewidth=2.6))
-        own = {**words, "color": frame or _FAINT}
+        style = {**words, "color": frame or _FAINT}
         figure.text(
             (left + side / 2) / total_x, (bottom - 0.05) / total_y, shown(name, 13), ha="center", va="top",
-            fontsize=6.8, fontweight="bold" if frame else "normal", **own,
+            fontsize=6.8, fontweight="bold" if frame else "normal", **style,
         )  # fmt: skip
 
     top = (total_y - edge - head + 0.1) / total_y

@@ -1,6 +1,6 @@
-"""Pictures of the equation at work: what each view sees, what the branches predict there, what the views cover.
+"""Figure of a method's predictions: each view's masked image, the predictions of the branches, the union of the views.
 
-Pixels are drawn as pixels (MAE, figure 2), HOG as stars; other targets have no picture and are left out.
+Pixel targets are drawn as images (MAE, figure 2), HOG targets as stars; other targets are not drawn.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,23 +29,23 @@ class _Group(NamedTuple):
 
     target: Hog | Pixels
     predicted: Float[Tensor, "V B N P"]
-    """Targets, and in their place whatever a branch predicts."""
+    """Predictions where a branch has them, else targets."""
     regions: tuple[str, ...]
 
 
 def reconstruct(method: Method, images: Images, views: Views) -> bytes:
-    """A PNG with a row an image: original, each masked view and what is predicted there, the union of the views."""
+    """A PNG with a row per image: original, each masked view and its predictions, the union of the views."""
     return sheet(panels(method, images, views))
 
 
 def panels(method: Method, images: Images, views: Views) -> Reconstruction:
-    """The pictures of `reconstruct` and what to say about them, not yet arranged. The method's mode is kept."""
+    """The panels of `reconstruct` and notes about them. The method is in evaluation mode during the pass."""
     with torch.inference_mode(), evaluating([method]):
-        where = next(method.parameters()).device
-        on_device, placed = method.backbone.normalise.deep(images.to(where)), views.to(where)
+        device = next(method.parameters()).device
+        on_device, placed = method.backbone.normalise.deep(images.to(device)), views.to(device)
         pairs = method.pairs(on_device, placed)
         groups = [_group(target, method.branches, pairs, on_device, placed) for target in _drawable(method.branches)]
-    images = method.backbone.normalise.shown(images.to(where)).cpu()
+    images = method.backbone.normalise.shown(images.to(device)).cpu()
     views, patch = views.to(torch.device("cpu")), method.mask_unit
     columns = [_original(images), *_targets(groups, images, views)]
     for v in range(len(views.mask)):
@@ -56,9 +56,9 @@ def panels(method: Method, images: Images, views: Views) -> Reconstruction:
 
 
 def _drawable(branches: Iterable[Branch]) -> list[Hog | Pixels]:
-    """Each distinct target that has a picture, in the order of the branches."""
-    found = {branch.target: None for branch in branches if isinstance(branch.target, Hog | Pixels)}
-    return [target for target in found if isinstance(target, Hog | Pixels)]
+    """The distinct targets that can be drawn, in the order of the branches."""
+    targets = {branch.target: None for branch in branches if isinstance(branch.target, Hog | Pixels)}
+    return [target for target in targets if isinstance(target, Hog | Pixels)]
 
 
 def _group(
@@ -78,7 +78,7 @@ def _original(images: Tensor) -> list[Panel]:
 
 
 def _visible(images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
-    """The image with the view's masked patches grey."""
+    """The images with the masked patches of view `v` in grey."""
     hidden = _pixels_of(views.mask[v], views.grid, patch)
     grey = torch.where(hidden.unsqueeze(1), torch.tensor(_GREY, dtype=torch.uint8), images)
     heading = f"view {v + 1}\n{100 * views.corruption_rate:.3g} % hidden"
@@ -92,7 +92,7 @@ def _prediction(group: _Group, images: Tensor, views: Views, patch: Size, v: int
 
 
 def _pixel_prediction(target: Pixels, group: _Group, images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
-    """Predicted patches among those of the image; a branch on visible patches alone leaves the masked ones grey."""
+    """Images with predictions at masked patches; without a masked branch, predictions at visible ones, others grey."""
     predicted, hidden = group.predicted[v], _pixels_of(views.mask[v], views.grid, patch).unsqueeze(1)
     mean, std = target.mean.cpu(), target.std.cpu()
     if target.per_patch:
@@ -119,7 +119,7 @@ def _targets(groups: Sequence[_Group], images: Tensor, views: Views) -> list[lis
 
 
 def _hog_prediction(hog: Hog, group: _Group, images: Tensor, views: Views, v: int) -> list[Panel]:
-    """Stars at every patch that a branch predicts, coloured by region; where none does, the target, dimmed."""
+    """Stars of predictions, coloured by region; for a region without prediction the target, dimmed."""
     _, full, side = _magnitudes(hog, images, views)
     strokes = stars(magnitudes(hog, group.predicted[v], views.grid), full, side, hog.flavour)
     hidden = _pixels_of(views.mask[v], views.grid, (side * hog.patch[0] // hog.cell, side * hog.patch[1] // hog.cell))
@@ -130,7 +130,7 @@ def _hog_prediction(hog: Hog, group: _Group, images: Tensor, views: Views, v: in
 
 
 def _magnitudes(hog: Hog, images: Tensor, views: Views) -> tuple[Tensor, Tensor, int]:
-    """The target's magnitudes [B, bins, h, w], that of a full stroke [B], pixels a cell. The same for a prediction."""
+    """The target's magnitudes [B, bins, h, w], the magnitude of a full stroke [B], and the pixels per cell."""
     magnitude = magnitudes(hog, hog(images.to(hog.mean.device), views).cpu(), views.grid)
     full = magnitude.flatten(1).quantile(0.99, dim=1)
     return magnitude, full, max(8, -(-SHORT_SIDE // min(magnitude.shape[-2:])))
@@ -142,7 +142,7 @@ def _painted(brightness: Float[Tensor, "B Y X"], colours: Tensor) -> UInt8[Tenso
 
 
 def _union(images: Tensor, views: Views, patch: Size) -> list[Panel]:
-    """The image where some view hides it, hatched where none does."""
+    """The image at patches that some view masks; hatched elsewhere."""
     covered = views.mask.any(0)
     shown = _pixels_of(covered, views.grid, patch)
     result = []
@@ -166,20 +166,22 @@ def _pixels_of(tokens: Bool[Tensor, "B N"], grid: Grid, patch: Size) -> Bool[Ten
 
 
 def _notes(groups: Sequence[_Group]) -> list[str]:
-    """What the pictures do not say themselves."""
+    """Notes that explain the panels, one per target."""
     notes = []
     for group in groups:
         masked, visible = "masked" in group.regions, "visible" in group.regions
         if isinstance(group.target, Pixels):
-            told = ["Prediction: masked patches are predicted, visible ones are the image's own."] if masked else []
+            sentences = (
+                ["Prediction: masked patches are predicted, visible ones are the image's own."] if masked else []
+            )
             if group.target.per_patch:
-                told.append("Targets are normalised per patch: each patch is drawn with its true mean and spread.")
+                sentences.append("Targets are normalised per patch: each patch is drawn with its true mean and spread.")
         else:
-            told = ["HOG: strokes lie along the edges of a cell, as long and bright as they are strong."]
-            told += ["Orange: predicted at masked patches."] if masked else []
-            told += ["Blue: predicted at visible patches."] if visible else []
-            told += ["Grey: not predicted, the target."] if not (masked and visible) else []
-        notes.append(" ".join(told))
+            sentences = ["HOG: strokes lie along the edges of a cell, as long and bright as they are strong."]
+            sentences += ["Orange: predicted at masked patches."] if masked else []
+            sentences += ["Blue: predicted at visible patches."] if visible else []
+            sentences += ["Grey: not predicted, the target."] if not (masked and visible) else []
+        notes.append(" ".join(sentences))
     return notes
 
 

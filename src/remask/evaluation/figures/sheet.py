@@ -1,4 +1,4 @@
-"""A sheet of labelled pictures as a PNG: a row an image, a heading a column, notes below. No global plotting state."""
+"""A sheet of labelled panels as a PNG: rows of images, headings of columns, notes below. No global plotting state."""
 
 import textwrap
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ from torch import Tensor
 from remask.evaluation.figures.lettering import png
 
 SHORT_SIDE = 224
-"""Pictures are enlarged by a whole factor to at least this many pixels a side."""
+"""Images are enlarged by an integer factor to at least this many pixels on the shorter side."""
 _INK, _FAINT = "#1f2328", "#59636e"
 _PLAIN: dict[str, Any] = {"color": _INK, "parse_math": False}
 
 
 class Panel(NamedTuple):
-    """A picture, the heading of its column, and a caption of its own."""
+    """An image, the heading of its column, and a caption."""
 
     heading: str
     image: UInt8[Tensor, "Y X 3"]
@@ -24,14 +24,14 @@ class Panel(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Rows of panels, all of the same columns, and the notes that go with them."""
+    """Rows of panels, all with the same columns, and notes below."""
 
     rows: list[list[Panel]]
     notes: list[str]
 
 
 def rgb(image: UInt8[Tensor, "C H W"], side: int = SHORT_SIDE) -> UInt8[Tensor, "Y X 3"]:
-    """Three channels as colours, others as their mean in grey; enlarged by a whole factor to `side` pixels."""
+    """The image as RGB (other than 3 channels: their mean in grey), enlarged by an integer factor to `side` pixels."""
     if image.shape[0] != 3:
         image = image.float().mean(0, keepdim=True).round().to(torch.uint8).expand(3, -1, -1)
     factor = max(1, -(-side // min(image.shape[1:])))
@@ -39,7 +39,7 @@ def rgb(image: UInt8[Tensor, "C H W"], side: int = SHORT_SIDE) -> UInt8[Tensor, 
 
 
 def canvas(figure: Any) -> Any:
-    """Axes over a whole figure, in inches, for many pictures: axes of its own for each take ten times as long."""
+    """Axes over the full figure, in inches, to place many images: separate axes for each take ten times as long."""
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, figure.get_figwidth()), ylim=(0, figure.get_figheight()), autoscale_on=False)
@@ -49,8 +49,9 @@ def canvas(figure: Any) -> Any:
 def place(
     axes: Any, image: UInt8[Tensor, "Y X 3"], box: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
-    """Draw a picture as large as it fits into the middle of a box on a `canvas`: left, bottom, width, height; its own
-    box is returned.
+    """Draw an image centred and as large as fits in a box on a `canvas`; returns the image's box.
+
+    box   left, bottom, width, height in inches
     """
     left, bottom, wide, high = box
     rows, columns = image.shape[:2]
@@ -61,7 +62,7 @@ def place(
 
 
 def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) -> bytes:
-    """A PNG. `width` of a panel in inches; its height follows from the picture."""
+    """A PNG of the panels, each `width` inches wide; the height follows from the first image."""
     from matplotlib.figure import Figure
 
     rows = reconstruction.rows

@@ -1,7 +1,8 @@
 """t-SNE of the same images in several networks, side by side (DMJD, 2301.00230, figure 7), by scikit-learn.
 
-Features are divided by their length, so that distances are those of the cosine as in kNN, and reduced to at most 50
-principal components; the map starts from the first two (van der Maaten and Hinton 2008; Kobak and Berens 2019).
+Features are normalised to length 1, so that distances correspond to the cosine similarity of kNN, and reduced to at
+most 50 principal components; the map is initialised by the first two (van der Maaten and Hinton 2008; Kobak and Berens
+2019).
 """
 
 import csv
@@ -21,26 +22,27 @@ from remask.evaluation.figures.lettering import png, shown
 
 COMPONENTS = 50
 LEGEND = 20
-"""Most classes that a legend names, and that have colours of their own."""
+"""Maximum number of classes with distinct colours and a legend."""
 COLUMNS = 3
-"""Columns of the legend below each panel."""
+"""Columns of the legend per panel."""
 TITLE = 40
-"""Characters of a network's name that fit above its panel."""
+"""Maximum number of characters of a panel's title."""
 
 
 class Map(NamedTuple):
-    """One network's map, and how many of its images have neighbours of their own class."""
+    """The map of a network, and kNN accuracies that show how well its classes are separated."""
 
     points: Float[Tensor, "n 2"]
     knn_features: float
     """Leave-one-out accuracy of the majority among the k nearest by features, in percent."""
     knn_map: float
-    """The same by distance in the map."""
+    """The same accuracy by distance in the map."""
 
 
 def choose_images(labels: Sequence[int] | None, classes: int, per_class: int, seed: int) -> list[int]:
-    """Numbers of images for a map: `per_class` random ones of `classes` random classes, or of all where there are
-    fewer; ascending. Raises UserError where there are no labels, or one class.
+    """Numbers of up to `per_class` random images of up to `classes` random classes, ascending.
+
+    Raises UserError for missing labels or a single class.
     """
     y = _checked(None if labels is None else torch.tensor(labels, dtype=torch.int64))
     generator = Generator().manual_seed(seed)
@@ -63,10 +65,12 @@ def tsne_maps(
     iterations: int = 1000,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Map]:
-    """A map for each network, by name; the same maps for the same seed.
+    """The map of each network by name; the same maps for the same seed.
 
-    features   of the same images in the same order, whatever the width
-    k          neighbours whose majority names the class, in the features and in the map
+    features   by network, of the same images in the same order; widths may differ
+    k          neighbours whose majority predicts the class, in the features and in the map
+    iterations of t-SNE
+    progress   called with a line before each map
     Raises UserError for labels that are missing or of one class, features of another number of images, or no more
     images than neighbours.
     """
@@ -92,7 +96,7 @@ def tsne_maps(
 
 
 def principal(x: Float[Tensor, "n D"], components: int = COMPONENTS) -> Float[Tensor, "n d"]:
-    """The first principal components, at most as many as there are; the same signs on every machine."""
+    """The first principal components; unchanged but centred if x has no more. Signs are deterministic."""
     centred = x - x.mean(0)
     if min(x.shape) <= components:
         return centred
@@ -103,22 +107,24 @@ def principal(x: Float[Tensor, "n D"], components: int = COMPONENTS) -> Float[Te
 
 
 def separation(x: Float[Tensor, "n D"], y: Int[Tensor, "n"], k: int) -> float:
-    """Share in percent of the images whose k nearest others are mostly of their class (ties: the smaller number)."""
+    """Leave-one-out accuracy in percent of the majority class among the k nearest (ties: the smaller number)."""
     from sklearn.neighbors import NearestNeighbors
 
     near = NearestNeighbors(n_neighbors=k).fit(x.numpy()).kneighbors(return_distance=False)  # without the image itself
-    y = y.unique(return_inverse=True)[1]  # numbers of classes may be ids of any size
+    y = y.unique(return_inverse=True)[1]  # class numbers may be arbitrary integers
     votes = F.one_hot(y[torch.from_numpy(near)]).sum(1)
     return round(100 * float((votes.argmax(1) == y).double().mean()), 2)
 
 
 def summary(maps: Mapping[str, Map], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of eval/tsne.json; `settings` are those of the call."""
-    how = "leave-one-out accuracy of the majority of the k nearest, percent, by cosine in the features and in the map"
+    """The content of eval/tsne.json: {"separation": {name: {"features", "map"}}, "protocol"}; settings: added to it."""
+    description = (
+        "leave-one-out accuracy of the majority of the k nearest, percent, by cosine in the features and in the map"
+    )
     return {
-        "separation": {name: {"features": found.knn_features, "map": found.knn_map} for name, found in maps.items()},
+        "separation": {name: {"features": result.knn_features, "map": result.knn_map} for name, result in maps.items()},
         "protocol": {
-            "separation": how,
+            "separation": description,
             "tsne": f"scikit-learn, features of length 1, {COMPONENTS} principal components, PCA start",
             **settings,
         },
@@ -128,9 +134,9 @@ def summary(maps: Mapping[str, Map], settings: Mapping[str, Any]) -> dict[str, A
 def tsne_figure(
     maps: Mapping[str, Map], labels: Int[Tensor, "n"], names: Sequence[str] | None = None, columns: int = 4
 ) -> bytes:
-    """A PNG with a panel a network, every class in the same colour everywhere, and a legend.
+    """A PNG with a panel per network, each class in the same colour in all panels, and a legend.
 
-    names   of the class numbers
+    names   of the classes, by number
     """
     from matplotlib.figure import Figure
 
@@ -139,13 +145,13 @@ def tsne_figure(
     down = -(-len(maps) // across)
     figure = Figure(figsize=(3.2 * across + 0.2, 3.5 * down + 0.8), dpi=150, facecolor="white", layout="constrained")
     colours = _colours(len(classes))
-    for number, (name, found) in enumerate(maps.items()):
+    for number, (name, result) in enumerate(maps.items()):
         axes = figure.add_subplot(down, across, number + 1)
-        points, size = found.points.numpy(), max(2.0, min(18.0, 9000 / len(y)))
+        points, size = result.points.numpy(), max(2.0, min(18.0, 9000 / len(y)))
         for label, colour in zip(classes, colours, strict=True):
-            of = y == label
-            axes.scatter(points[of, 0], points[of, 1], s=size, color=colour, linewidths=0, alpha=0.8)
-        numbers = f"kNN {found.knn_features:.1f} % in features, {found.knn_map:.1f} % in map"
+            members = y == label
+            axes.scatter(points[members, 0], points[members, 1], s=size, color=colour, linewidths=0, alpha=0.8)
+        numbers = f"kNN {result.knn_features:.1f} % in features, {result.knn_map:.1f} % in map"
         axes.set_title(f"{shown(name, TITLE)}\n{numbers}", fontsize=9, parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -156,7 +162,9 @@ def tsne_figure(
             ncols=min(len(classes), COLUMNS * across), frameon=False, fontsize=8, markerscale=2,
         )  # fmt: skip
         texts = short([named(label, names) for label in classes])
-        for text, label in zip(legend.get_texts(), texts, strict=True):  # a legend would drop names that begin with _
+        for text, label in zip(
+            legend.get_texts(), texts, strict=True
+        ):  # matplotlib omits legend entries that begin with _
             text.set_parse_math(False)
             text.set_text(label)
     else:
@@ -174,7 +182,7 @@ def _colours(count: int) -> list[Any]:
 
 
 def named(label: int, names: Sequence[str] | None) -> str:
-    """The name of a class, or its number."""
+    """The name of a class, or its number as text."""
     return names[label] if names is not None and label < len(names) else str(label)
 
 
@@ -185,12 +193,12 @@ def table(
     paths: Sequence[str],
     names: Sequence[str] | None = None,
 ) -> str:
-    """Coordinates as CSV: run, index, path, label, class, x, y; a line an image and a network."""
+    """Coordinates as CSV: run, index, path, label, class, x, y; one line per image and network."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("run", "index", "path", "label", "class", "x", "y"))
-    for run, found in maps.items():
-        for i, path, label, (x, y) in zip(index, paths, labels.tolist(), found.points.tolist(), strict=True):
+    for run, result in maps.items():
+        for i, path, label, (x, y) in zip(index, paths, labels.tolist(), result.points.tolist(), strict=True):
             writer.writerow((run, i, path, label, named(label, names), f"{x:.6g}", f"{y:.6g}"))
     return text.getvalue()
 

@@ -1,1 +1,1 @@
-"""Frozen features and what is learned from them: kNN, linear and attentive probes."""
+"""Frozen features and probes on them: kNN, linear, attentive."""

@@ -1,8 +1,8 @@
-"""Attentive probe: a learned query attends to the frozen patch tokens of an image, and a linear layer names its class.
+"""Attentive probe: a learned query attends to the frozen patch tokens of an image, and a linear layer classifies it.
 
 As CAE introduced it for masked image modeling (2202.03026), and as AIM (2401.08541) and V-JEPA (2404.08471) use it:
 cross-attention with several heads, BatchNorm without affine, a linear classifier. A mean over tokens undervalues
-networks that keep what they know in their patches (Psomas et al., 2506.10178). Rate and decay are chosen on a held-out
+networks whose information is in their patch tokens (Psomas et al., 2506.10178). Rate and decay are chosen on a held-out
 part of the TRAINING images, never on the test images.
 """
 
@@ -33,12 +33,15 @@ from remask.training.optim import Schedule, adamw, parameter_groups, set_lr
 
 @dataclass(frozen=True)
 class Settings:
-    """heads: None is width / 64, at least 4, as far as they divide the width. rates, decays: the grid of AdamW.
+    """Settings of the attentive probe.
 
-    batch      images a step; fewer where an epoch would have less than 20 steps
-    held_out   share of each class's training images on which rate and decay are chosen; the last fit has them all
-    ram_gb     half-precision tokens up to this size are kept in memory, beyond it in a file of `folder` that is deleted
-    disk_gb    in the end, and beyond this nowhere
+    layer      block whose tokens are read; -1: the end, after the final norm
+    heads      None: width / 64, at least 4, reduced until it divides the width
+    batch      images per step; fewer if an epoch would have less than 20 steps
+    rates, decays   the grid of AdamW's learning rates and weight decays
+    held_out   share of each class's training images that selects from the grid; the final fit uses all images
+    ram_gb     size in GB up to which half-precision tokens are in memory; larger ones are in a temporary file
+    disk_gb    maximum size in GB of that file, in `folder` (None: the system's)
     """
 
     layer: int = -1
@@ -77,10 +80,11 @@ def attentive_probe(
 ) -> dict[str, Any]:
     """Test accuracy in percent for each backbone, {"top1": trained, "untrained": …}, and the protocol.
 
-    counts     of training and test images, from which the memory is reckoned; unusable ones may be missing in the end
-    progress   told (fits done, of how many, words)
-    memory     what fits of an earlier, killed call reached, by name, to which those of this call are added: each
-               depends on its settings alone, so that nothing else changes. `told` of it after every fit
+    counts     numbers of training and test images, to allocate tokens; unusable images may reduce them
+    dtype      of autocast; None: no autocast
+    progress   called as progress(fits done, total, text)
+    memory     scores of an earlier, killed call, which are not computed again; each depends on its settings alone.
+               Scores of this call are added
     Raises UserError for labels that are missing or unknown, one class, or tokens that exceed memory and disk.
     """
     say = progress or (lambda done, total, words: None)
@@ -95,18 +99,18 @@ def attentive_probe(
             known = checked(train.y)
             test = cache(backbone, val_batches(), counts[1], settings, folder / "val", 1 - share, dtype)
             train_y, test_y = numbered(known, test.y)
-            told = _Steps(say, done, total, name)
+            steps = _Steps(say, done, total, name)
             device = next(backbone.network.parameters()).device
-            known_so_far = memory or Memory({})
-            both = Tokens(train.x, train_y), Tokens(test.x, test_y)
-            results[name] = _chosen(*both, settings, device, told, known_so_far.of(name))
+            scores = memory or Memory({})
+            pair = Tokens(train.x, train_y), Tokens(test.x, test_y)
+            results[name] = _chosen(*pair, settings, device, steps, scores.of(name))
     shape = {"images": {"train": len(train_y), "val": len(test_y)}, "classes": len(train_y.unique())}
     accuracies = {name: result.pop("accuracy") for name, result in results.items()}
     return {**accuracies, "protocol": {**_protocol(settings), **shape, "chosen": results}}
 
 
 class _Steps:
-    """Counts fits for `progress`."""
+    """Counts fits, and reports each one to `progress`."""
 
     def __init__(self, say: Progress, done: int, total: int, name: str) -> None:
         self.say, self.done, self.total, self.name = say, done, total, name
@@ -117,31 +121,34 @@ class _Steps:
 
 
 def _chosen(
-    train: Tokens, test: Tokens, settings: Settings, device: torch.device, told: _Steps, memory: Memory
+    train: Tokens, test: Tokens, settings: Settings, device: torch.device, steps: _Steps, memory: Memory
 ) -> dict[str, Any]:
-    """The test accuracy of the rate and decay that are best on the held-out training images, and all of these."""
+    """Test result of the rate and decay that are best on held-out training images: an entry of protocol "chosen".
+
+    {"accuracy": in percent, "lr", "weight_decay", "held_out_accuracy": of the grid, "held_out", "heads", "tokens"}
+    """
     assert train.y is not None
     assert test.y is not None
-    away = stratified(train.y, settings.held_out, settings.seed)
-    known, queries = (~away).nonzero().flatten(), away.nonzero().flatten()
+    held_out = stratified(train.y, settings.held_out, settings.seed)
+    fit_rows, queries = (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
     grid = [(rate, decay) for rate in settings.rates for decay in settings.decays]
-    best, tried = grid[len(grid) // 2], dict[str, float]()
+    best, accuracies = grid[len(grid) // 2], dict[str, float]()
     if len(queries):
         scores = {}
         for rate, decay in grid:
-            told(f"rate {rate:g}, decay {decay:g}")
-            tried_out = partial(_scored, train, known, train, queries, rate, decay, settings, device)
-            scores[rate, decay] = memory.recall(f"{rate:g} {decay:g}", tried_out)
-            tried[f"lr {rate:g}, weight decay {decay:g}"] = round(scores[rate, decay][0], 2)
+            steps(f"rate {rate:g}, decay {decay:g}")
+            fit_and_score = partial(_scored, train, fit_rows, train, queries, rate, decay, settings, device)
+            scores[rate, decay] = memory.recall(f"{rate:g} {decay:g}", fit_and_score)
+            accuracies[f"lr {rate:g}, weight decay {decay:g}"] = round(scores[rate, decay][0], 2)
         best = max(grid, key=lambda pair: scores[pair])
-    told(f"all training images, rate {best[0]:g}, decay {best[1]:g}")
+    steps(f"all training images, rate {best[0]:g}, decay {best[1]:g}")
     everything = torch.arange(len(train.y)), test, torch.arange(len(test.y))
     accuracy, _ = memory.recall("all", partial(_scored, train, *everything, *best, settings, device))
     return {
         "accuracy": round(accuracy, 2),
         "lr": best[0],
         "weight_decay": best[1],
-        "held_out_accuracy": tried,
+        "held_out_accuracy": accuracies,
         "held_out": len(queries),
         "heads": heads_of(train.x.shape[-1], settings.heads),
         "tokens": list(train.x.shape[1:]),
@@ -152,14 +159,17 @@ def _scored(
     train: Tokens, known: Int[Tensor, "k"], queries: Tokens, rows: Int[Tensor, "m"], rate: float, decay: float,
     settings: Settings, device: torch.device,
 ) -> tuple[float, float]:  # fmt: skip
-    """What a head that learned `known` of the training images says of `rows` of other ones."""
+    """`score`, on rows of `queries`, of a head trained on the rows `known` of `train`."""
     return score(fit(train, known, rate, decay, settings, device), queries, rows)
 
 
 def fit(
     tokens: Tokens, rows: Int[Tensor, "k"], rate: float, decay: float, settings: Settings, device: torch.device
 ) -> AttentiveHead:
-    """A head trained on these images by AdamW: a tenth of the epochs warms up, then a cosine to 0."""
+    """A head trained on `rows` of the tokens by AdamW: warm-up for a tenth of the epochs, then a cosine to 0.
+
+    rate, decay   peak learning rate and weight decay
+    """
     assert tokens.y is not None
     width, classes = tokens.x.shape[-1], int(tokens.y.max()) + 1
     with seeded(settings.seed, "attentive probe"):
@@ -172,7 +182,7 @@ def fit(
             order = torch.randperm(len(rows), generator=generator(settings.seed, "order", step))
             steps = iter(rows[order].split(size))
         batch = next(steps)
-        loss = F.cross_entropy(head(_taken(tokens, batch, device)), tokens.y[batch].to(device))
+        loss = F.cross_entropy(head(_batch_of(tokens, batch, device)), tokens.y[batch].to(device))
         set_lr(optimizer, schedule.lr_at(step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -182,21 +192,21 @@ def fit(
 
 @torch.no_grad()
 def score(head: AttentiveHead, tokens: Tokens, rows: Int[Tensor, "k"]) -> tuple[float, float]:
-    """Accuracy in percent, and minus the cross-entropy: both the larger the better."""
+    """(accuracy in percent, negative cross-entropy) on `rows` of the tokens; higher is better for both."""
     assert tokens.y is not None
     device = head.query.device
-    logits = torch.cat([head(_taken(tokens, chunk, device)).cpu() for chunk in rows.split(512)])
+    logits = torch.cat([head(_batch_of(tokens, chunk, device)).cpu() for chunk in rows.split(512)])
     y = tokens.y[rows]
     return 100 * float((logits.argmax(1) == y).double().mean()), -float(F.cross_entropy(logits, y))
 
 
-def _taken(tokens: Tokens, rows: Int[Tensor, "k"], device: torch.device) -> Float[Tensor, "k N D"]:
+def _batch_of(tokens: Tokens, rows: Int[Tensor, "k"], device: torch.device) -> Float[Tensor, "k N D"]:
     return tokens.x[rows].to(device).float()
 
 
 @contextmanager
 def room(folder: Path | None) -> Iterator[Path]:
-    """A folder for files of tokens that is deleted in the end."""
+    """Context with a temporary folder for files of tokens."""
     with tempfile.TemporaryDirectory(prefix="remask-tokens-", dir=folder) as path:
         yield Path(path)
 
@@ -210,29 +220,31 @@ def cache(
     share: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> Tokens:
-    """The patch tokens of up to `count` images at a layer, layer-normed, in half precision; `share` of the budget.
+    """The layer-normed patch tokens of up to `count` images at settings.layer, in half precision.
 
-    In `file` where they exceed the memory. Raises UserError where they exceed that too, or there is no image.
+    file    holds the tokens if they exceed settings.ram_gb
+    share   of the budgets settings.ram_gb and settings.disk_gb
+    Raises UserError if they exceed the budget on disk, or for no images.
     """
-    see, kept, at = frozen(backbone, (settings.layer,), dtype=dtype), torch.empty(0), 0
+    see, cached, start = frozen(backbone, (settings.layer,), dtype=dtype), torch.empty(0), 0
     labels: list[Tensor | None] = []
     with torch.inference_mode(), evaluating([backbone]):
         for batch in batches:
             tokens = see(batch.images)[settings.layer].tokens.float()
             tokens = F.layer_norm(tokens, tokens.shape[-1:]).half().cpu()
             if not labels:
-                kept = _space((count, *tokens.shape[1:]), settings, file, share)
-            kept[at : at + len(tokens)] = tokens
-            at += len(tokens)
+                cached = _allocate((count, *tokens.shape[1:]), settings, file, share)
+            cached[start : start + len(tokens)] = tokens
+            start += len(tokens)
             labels.append(batch.labels)
     if not labels:
         raise UserError("there is no image to take tokens of: the source gave no batch")
     known = [chunk.cpu().long() for chunk in labels if chunk is not None]
-    return Tokens(kept[:at], torch.cat(known) if len(known) == len(labels) else None)
+    return Tokens(cached[:start], torch.cat(known) if len(known) == len(labels) else None)
 
 
-def _space(shape: tuple[int, ...], settings: Settings, file: Path, share: float) -> Float[Tensor, "n N D"]:
-    """Room for half-precision numbers: in memory, in a file, or not at all. Made outside of inference mode."""
+def _allocate(shape: tuple[int, ...], settings: Settings, file: Path, share: float) -> Float[Tensor, "n N D"]:
+    """An empty float16 tensor, in memory or mapped from a file; allocated outside inference mode. Raises UserError."""
     size = math.prod(shape)
     gb = 2 * size / 1e9
     with torch.inference_mode(False):

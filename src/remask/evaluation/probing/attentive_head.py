@@ -12,8 +12,8 @@ from remask.errors import UserError
 class AttentiveHead(nn.Module):
     """One cross-attention with a learned query, without output projection, then BatchNorm without affine and linear.
 
-    Attention is computed the short way: the query goes through the keys' matrix once, and what is attended to through
-    the values' matrix once, instead of every token through both. The numbers are those of multi-head attention.
+    The computation is reordered: the query is multiplied by the keys' matrix once, and the attended mean by the values'
+    matrix once, instead of every token by both. The result equals that of multi-head attention.
     """
 
     def __init__(self, width: int, classes: int, heads: int) -> None:
@@ -34,13 +34,16 @@ class AttentiveHead(nn.Module):
 
     def pool(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
         queries = torch.einsum("hd,hdD->hD", self.query, self.key) / math.sqrt(self.query.shape[1])
-        weights = (tokens @ queries.T).softmax(1)  # a bias of the keys would change nothing
+        weights = (tokens @ queries.T).softmax(1)  # softmax cancels a bias of the keys
         attended = weights.transpose(1, 2) @ tokens
         return torch.einsum("bhD,hdD->bhd", attended, self.value).flatten(1) + self.value_bias
 
 
 def heads_of(width: int, heads: int | None = None) -> int:
-    """Heads of the attention. Raises UserError for a number that does not divide the width."""
+    """Number of heads; None: the largest up to max(4, width / 64) that divides the width.
+
+    Raises UserError for a number that does not divide the width.
+    """
     if heads is None:
         return next(count for count in range(max(4, width // 64), 0, -1) if width % count == 0)
     if heads < 1 or width % heads:

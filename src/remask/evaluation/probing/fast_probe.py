@@ -1,7 +1,6 @@
-"""The probe: does the backbone know more than before it was trained, and more than the pixels it was shown?
+"""The fast probe: weighted kNN and a linear classifier on frozen features, with all labels and with few per class.
 
-Weighted kNN and a linear classifier on frozen features, with all labels and with few a class, each for the trained
-network, for the same network untrained, and for raw pixels.
+Each is evaluated for the trained network, for the same network untrained, and for raw pixels.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +19,12 @@ from remask.evaluation.probing.logistic_regression import LinearResult, linear_p
 
 Factory = Callable[[], Iterable[Labelled]]
 DRAWS = 5
-"""Few labels are drawn this many times, and accuracies averaged: a single draw says more about luck."""
+"""Number of random draws of few labels, whose accuracies are averaged: a single draw has a large variance."""
 TEMPERATURE = 0.07
 
 
 class Split(NamedTuple):
-    """Every kind of features of the same images, and their class numbers."""
+    """Features of the same images by name of the describer, and their class numbers."""
 
     x: Mapping[str, Float[Tensor, "n D"]]
     y: Int[Tensor, "n"]
@@ -53,14 +52,15 @@ def probe(
     """The content of eval/probe.json; accuracies in percent.
 
     backbones   {"top1": trained, "untrained": the same network untrained}; "pixels" is added here
-    few         labels a class in the second half of the table, as many shots; all where a class has fewer
+    few         labels per class (shots) for "few_labels"; all labels of a class that has fewer
     fractions   shares of every class's labels, such as .01 and .1; each adds a table under "fractions"
-    k           neighbours that vote; fewer where there are fewer training images, which `progress` and the protocol say
-    progress    gets a line before each longer step
-    on_fit      told (classifiers done, of how many, words)
-    on_features given the training and the validation images' features, when everything else is done
-    Raises UserError for a source without labels or with one class, no neighbour, features that are not finite, or
-    where a class of the validation images is not among the training images.
+    k           neighbours that vote; reduced to the number of training images, which `progress` and the protocol note
+    progress    called with a line before each longer step
+    on_fit      called as on_fit(classifiers done, total, text)
+    on_features called at the end with the features of the training and the validation images
+    layer, pool, dtype   see `extract`
+    Raises UserError for a source without labels or with one class, no neighbour, features that are not finite, or a
+    class of the validation images that is not among the training images.
     """
     say = progress or (lambda line: None)
     check_shots(few, fractions)
@@ -78,13 +78,13 @@ def probe(
     result = _scores(*splits, few, fractions, bank, seed, say, fit_counter)
     if on_features:
         on_features(*splits)
-    about = _protocol(*splits, {"layer": layer, "pool": pool}, seed)
-    result["protocol"] = {**about, **result["protocol"], **({"k_wanted": k} if bank < k else {})}
+    settings = _protocol(*splits, {"layer": layer, "pool": pool}, seed)
+    result["protocol"] = {**settings, **result["protocol"], **({"k_wanted": k} if bank < k else {})}
     return result
 
 
 def _protocol(train: Split, val: Split, features: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The part of the protocol that is about features and images."""
+    """The entries of the protocol about features and images."""
     return {
         "features": {**features, "widths": {name: x.shape[1] for name, x in train.x.items()}},
         "pixels": "values of 0..1, averaged over areas to at most 3072 values an image",
@@ -104,7 +104,7 @@ def _scores(
     say: Callable[[str], None],
     fit_counter: "_FitCounter",
 ) -> dict[str, Any]:
-    """All accuracies, and the part of the protocol that is about classifiers."""
+    """All accuracies, and the entries of the protocol about classifiers."""
     say(f"kNN and linear classifiers ({len(val.y)} validation images)")
     knn = {name: round(_knn(train, val, name, k), 2) for name in train.x}
     linear = {name: fit_counter(name, train, val, seed) for name in train.x}
@@ -130,22 +130,22 @@ def _scores(
 
 
 class _FitCounter:
-    """Linear classifiers, counted for `on_fit`."""
+    """Fits linear classifiers, and reports their number to `on_fit`."""
 
-    def __init__(self, told: Progress | None, total: int) -> None:
-        self.told, self.done, self.total = told or (lambda done, total, words: None), 0, total
+    def __init__(self, report: Progress | None, total: int) -> None:
+        self.report, self.done, self.total = report or (lambda done, total, words: None), 0, total
 
     def __call__(self, name: str, train: Split, val: Split, seed: int) -> LinearResult:
-        self.told(self.done, self.total, f"{len(train.y)} labels, {name}")
+        self.report(self.done, self.total, f"{len(train.y)} labels, {name}")
         result = linear_probe(train.x[name], train.y, val.x[name], val.y, seed=seed)
         self.done += 1
         if self.done == self.total:
-            self.told(self.done, self.total, "")
+            self.report(self.done, self.total, "")
         return result
 
 
 def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
-    """What the regressions have in common, and what differs between the kinds of features."""
+    """Protocol entries that the regressions share, and {features: value} for those that differ."""
     common = {key: value for key, value in results["pixels"].protocol.items() if key != "held_out_accuracy"}
     return {
         **common,
@@ -155,8 +155,11 @@ def _linear_protocol(results: Mapping[str, LinearResult]) -> dict[str, Any]:
 
 
 def _few_labels(train: Split, val: Split, few: int, k: int, seed: int, fit_counter: "_FitCounter") -> dict[str, Any]:
-    """Mean accuracies over draws of `few` labels a class."""
-    return {"per_class": few, **_drawn(train, val, lambda number: draw_few(train.y, few, number), k, seed, fit_counter)}
+    """Mean accuracies over draws of `few` labels per class."""
+    return {
+        "per_class": few,
+        **_mean_over_draws(train, val, lambda number: draw_few(train.y, few, number), k, seed, fit_counter),
+    }
 
 
 def _fraction(
@@ -164,13 +167,13 @@ def _fraction(
 ) -> dict[str, Any]:
     """Mean accuracies over draws of a share of every class's labels."""
     say(f"the same with {fraction:.3g} of the labels, {DRAWS} draws")
-    return _drawn(train, val, lambda number: draw_fraction(train.y, fraction, number), k, seed, fit_counter)
+    return _mean_over_draws(train, val, lambda number: draw_fraction(train.y, fraction, number), k, seed, fit_counter)
 
 
-def _drawn(
+def _mean_over_draws(
     train: Split, val: Split, draw: Callable[[int], Int[Tensor, "_"]], k: int, seed: int, fit_counter: "_FitCounter"
 ) -> dict[str, Any]:
-    """Mean accuracies over draws of training images; every kind of features sees the same draws."""
+    """Mean accuracies over draws of training images; all kinds of features use the same draws."""
     seeds = [seed + number for number in range(DRAWS)]
     draws = [train.take(draw(number)) for number in seeds]
     k = min(k, len(draws[0].y))
@@ -192,21 +195,21 @@ def _drawn(
 
 
 def draw_few(labels: Int[Tensor, "n"], few: int, seed: int) -> Int[Tensor, "few"]:
-    """Numbers of `few` random images of each class, or of all where a class has fewer; ascending."""
+    """Numbers of `few` random images per class, all images of a class that has fewer; ascending."""
     return _draw(labels, lambda count: few, seed)
 
 
 def draw_fraction(labels: Int[Tensor, "n"], fraction: float, seed: int) -> Int[Tensor, "few"]:
     """Numbers of a share of each class's images, drawn at random, at least one; ascending. 0 < fraction <= 1.
 
-    The first images of `draw_few` with the same seed: what one draw of a seed has, a larger one has too.
+    Draws with the same seed are nested, also with those of `draw_few`: a larger one contains the smaller.
     """
     check_fraction(fraction)
     return _draw(labels, lambda count: max(1, round(fraction * count)), seed)
 
 
 def check_shots(few: int, fractions: Sequence[float]) -> None:
-    """Raise UserError below one label a class, and for a share that is none."""
+    """Raise UserError for less than one label per class, and for invalid shares."""
     if few < 1:
         raise UserError(f"{few} labels a class leave nothing to learn from: give --shots 1 or more")
     for fraction in fractions:
@@ -220,7 +223,7 @@ def check_fraction(fraction: float) -> None:
 
 
 def _draw(labels: Int[Tensor, "n"], of: Callable[[int], int], seed: int) -> Int[Tensor, "few"]:
-    """`of(count)` random images of each class, where it has `count`."""
+    """Numbers of `of(count)` random images of each class, `count` being its number of images; ascending."""
     generator = Generator().manual_seed(seed)
     chosen = []
     for label in labels.unique().tolist():
@@ -234,7 +237,7 @@ def _knn(train: Split, val: Split, name: str, k: int) -> float:
 
 
 def neighbours(k: int, images: int, say: Callable[[str], None]) -> int:
-    """How many can vote: `k`, or all training images where there are fewer, which `say` is told. UserError below 1."""
+    """`k`, or the number of training images if smaller, in which case `say` gets a line. Raises UserError for k < 1."""
     if k < 1:
         raise UserError(f"kNN with k = {k}: at least one neighbour votes; give --k 1 or more")
     if images < k:
@@ -243,7 +246,7 @@ def neighbours(k: int, images: int, say: Callable[[str], None]) -> int:
 
 
 def checked(labels: Int[Tensor, "n"] | None) -> Int[Tensor, "n"]:
-    """Labels that a probe can learn from. Raises UserError."""
+    """The labels of training images. Raises UserError if they are missing or of a single class."""
     labels = labelled(labels)
     if len(labels.unique()) < 2:
         raise UserError(f"all {len(labels)} training images are of one class: a probe needs at least two to tell apart")
@@ -251,7 +254,7 @@ def checked(labels: Int[Tensor, "n"] | None) -> Int[Tensor, "n"]:
 
 
 def labelled(labels: Int[Tensor, "n"] | None, images: str = "training") -> Int[Tensor, "n"]:
-    """The labels. Raises UserError where there are none."""
+    """The labels. Raises UserError, which names `images`, if they are missing."""
     if labels is None:
         raise UserError(
             f"the {images} images have no labels: a probe needs class folders, .cls members or a label column"
@@ -260,7 +263,7 @@ def labelled(labels: Int[Tensor, "n"] | None, images: str = "training") -> Int[T
 
 
 def numbered(train: Int[Tensor, "n"], val: Int[Tensor, "m"] | None) -> tuple[Int[Tensor, "n"], Int[Tensor, "m"]]:
-    """Class numbers without gaps, the same for both. Raises UserError for a class of `val` that `train` lacks."""
+    """(train, val) as class numbers without gaps. Raises UserError for a class of `val` that `train` lacks."""
     val = labelled(val, "validation")
     classes, renumbered = train.unique(return_inverse=True)
     unknown = sorted(set(val.tolist()) - set(classes.tolist()))

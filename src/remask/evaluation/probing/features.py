@@ -1,4 +1,4 @@
-"""Frozen features: what a backbone, or no backbone at all, says about each image of a source, one vector an image."""
+"""Frozen features: one vector per image, from a backbone or from raw pixels."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ from remask.types import Features, Images
 Pool = Literal["mean", "cls"]
 UNITS = {torch.uint8: 255, torch.uint16: 65535}
 PIXEL_VALUES = 3072
-"""The most values of an image that stand in for features: a CIFAR picture whole."""
+"""Maximum number of pixel values per image used as features: those of a CIFAR image."""
 
 
 class Labelled(Protocol):
-    """A batch: uint8 pictures, and their class numbers where the source has any."""
+    """A batch: images, and their class numbers if the source has any."""
 
     @property
     def images(self) -> Tensor: ...
@@ -32,7 +32,7 @@ class Labelled(Protocol):
 
 Describe = Callable[[Images], Float[Tensor, "B D"]]
 Progress = Callable[[int, int, str], None]
-"""Told (done, of how many, words) as long work goes on."""
+"""Called as progress(done, total, text) during long work."""
 Collected = tuple[dict[str, Float[Tensor, "n D"]], Int[Tensor, "n"] | None]
 
 
@@ -47,11 +47,11 @@ def extract(
 ) -> tuple[Float[Tensor, "n D"], Int[Tensor, "n"] | None]:
     """Features [n, D] of whole images, float32 on the CPU, and their labels if every batch has them.
 
-    layer   block to read; -1 is the end, after the final norm
-    pool    "mean" over the patch tokens, prefix tokens excluded, or the first prefix token ("cls")
-    device  where the images go; None = where the backbone is
-    dtype   of autocast; None = none
-    The backbone is in evaluation mode meanwhile. Raises UserError for "cls" without such a token, or no image.
+    layer   index of the block; -1 is the end, after the final norm
+    pool    "mean" over the patch tokens, without prefix tokens, or the first prefix token ("cls")
+    device  of the images; None: the backbone's
+    dtype   of autocast; None: no autocast
+    The backbone is in evaluation mode during the pass. Raises UserError for "cls" without such a token, or no image.
     """
     describe = reader(backbone, layer=layer, pool=pool, device=device, dtype=dtype)
     features, labels = collect({"backbone": describe}, {"backbone": backbone}, batches)
@@ -61,7 +61,7 @@ def extract(
 def pixels(
     batches: Iterable[Labelled], side: int | None = None
 ) -> tuple[Float[Tensor, "n D"], Int[Tensor, "n"] | None]:
-    """Raw pixels of 0..1 as features, averaged down to at most 3072 values, or `side` pixels a side if less."""
+    """Raw pixels of 0..1 as features [n, D], and labels; see `flat`."""
     features, labels = collect({"pixels": lambda images: flat(images, side)}, {}, batches)
     return features["pixels"], labels
 
@@ -76,8 +76,8 @@ def reader(
 ) -> Describe:
     """The function images -> features that `extract` applies to every batch."""
     check_pool(backbone, pool)
-    see = frozen(backbone, (layer,), device=device, dtype=dtype)
-    return lambda images: pooled(see(images)[layer], pool).cpu()
+    encode = frozen(backbone, (layer,), device=device, dtype=dtype)
+    return lambda images: pooled(encode(images)[layer], pool).cpu()
 
 
 def frozen(
@@ -87,21 +87,21 @@ def frozen(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Callable[[Images], dict[int, Features]]:
-    """The function images -> what the backbone returns of whole images at the named depths, on its device."""
+    """The function images -> {layer: features of the unmasked images}, on the backbone's device."""
     for layer in layers:
         if not -1 <= layer < backbone.depth:
             raise UserError(f"layer {layer} does not exist: blocks are 0 to {backbone.depth - 1}, and -1 is the end")
-    where = torch.device(device) if device is not None else next(backbone.network.parameters()).device
+    target_device = torch.device(device) if device is not None else next(backbone.network.parameters()).device
 
-    def see(images: Images) -> dict[int, Features]:
-        with torch.autocast(where.type, dtype=dtype) if dtype else nullcontext():
-            return backbone.encode(backbone.embed(images.to(where)), layers=tuple(layers))
+    def encode(images: Images) -> dict[int, Features]:
+        with torch.autocast(target_device.type, dtype=dtype) if dtype else nullcontext():
+            return backbone.encode(backbone.embed(images.to(target_device)), layers=tuple(layers))
 
-    return see
+    return encode
 
 
 def pooled(features: Features, pool: Pool) -> Float[Tensor, "R D"]:
-    """One float32 vector an image: the mean of its patch tokens, or its first prefix token."""
+    """One float32 vector per image: the mean of its patch tokens, or its first prefix token."""
     return features.tokens.float().mean(1) if pool == "mean" else features.prefix[:, 0].float()
 
 
@@ -112,7 +112,7 @@ def check_pool(backbone: Backbone, pool: Pool) -> None:
 
 
 def flat(images: Images, side: int | None = None) -> Float[Tensor, "B D"]:
-    """Pixel values of 0..1, averaged over areas until an image is at most 3072 values (and `side` pixels a side)."""
+    """Pixel values of 0..1, area-averaged to at most 3072 values per image (and at most `side` pixels per side)."""
     (c, h, w), values = images.shape[1:], images.float() / UNITS.get(images.dtype, 1)
     shrink = min(1.0, math.sqrt(PIXEL_VALUES / (c * h * w)), (side or max(h, w)) / max(h, w))
     if shrink < 1:
@@ -123,7 +123,7 @@ def flat(images: Images, side: int | None = None) -> Float[Tensor, "B D"]:
 def collect(
     describers: Mapping[str, Describe], backbones: Mapping[str, object], batches: Iterable[Labelled]
 ) -> Collected:
-    """Several kinds of features in one pass over the images: they are decoded once. Raises UserError for no image."""
+    """({name: features}, labels) of several describers in one pass over the images. Raises UserError for no image."""
     rows: dict[str, list[Tensor]] = {name: [] for name in describers}
     labels: list[Tensor | None] = []
     with torch.inference_mode(), evaluating(backbones.values()):
@@ -134,14 +134,14 @@ def collect(
     if not labels:
         raise UserError("there is no image to extract features of: the source gave no batch")
     known = [chunk.cpu().long() for chunk in labels if chunk is not None]
-    # clones, for tensors made in inference mode could not be used in a regression
+    # clone: autograd does not accept inference tensors
     features = {name: torch.cat(chunks).clone() for name, chunks in rows.items()}
     return features, torch.cat(known) if len(known) == len(labels) else None
 
 
 @contextmanager
 def evaluating(chunks: Iterable[object]) -> Iterator[None]:
-    """Evaluation mode for every module inside; each goes back to the mode it had, frozen parts included."""
+    """Context in which all modules are in evaluation mode; each is restored to its own mode afterwards."""
     roots = [chunk if isinstance(chunk, nn.Module) else getattr(chunk, "network", None) for chunk in chunks]
     modes = {module: module.training for root in roots if isinstance(root, nn.Module) for module in root.modules()}
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from remask.errors import UserError
 
 _CHUNK = 2**24
-"""Similarities held at once, 64 MB."""
+"""Maximum number of similarities computed at once, 64 MB."""
 
 
 def weighted_knn(
@@ -22,7 +22,7 @@ def weighted_knn(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy in percent. Raises UserError where there are fewer training images than neighbours."""
+    """Accuracy in percent. Raises UserError if there are fewer training images than neighbours."""
     predicted = knn_classes(train_x, train_y, test_x, k, temperature)
     return 100 * float((predicted == test_y).double().mean())
 
@@ -34,30 +34,30 @@ def knn_classes(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Int[Tensor, "m"]:
-    """The class each test image is given; classes may be numbers of any size.
+    """The predicted class of each test image; classes may be arbitrary integers.
 
-    Raises UserError where there are fewer training images than neighbours.
+    Raises UserError if there are fewer training images than neighbours.
     """
     if not 0 < k <= len(train_x):
         raise UserError(
             f"kNN with k = {k} needs at least as many labelled training images, and there are {len(train_x)}; "
             "lower k or give more images"
         )
-    known, queries = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
+    bank, queries = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
     classes, numbers = train_y.unique(return_inverse=True)
-    rows = max(1, _CHUNK // len(known))
-    return classes[torch.cat([_vote(known, numbers, x, k, temperature, len(classes)) for x in queries.split(rows)])]
+    rows = max(1, _CHUNK // len(bank))
+    return classes[torch.cat([_vote(bank, numbers, x, k, temperature, len(classes)) for x in queries.split(rows)])]
 
 
 def _vote(
-    known: Float[Tensor, "n D"],
+    bank: Float[Tensor, "n D"],
     labels: Int[Tensor, "n"],
     queries: Float[Tensor, "m D"],
     k: int,
     temperature: float,
     classes: int,
 ) -> Int[Tensor, "m"]:
-    similarity, nearest = (queries @ known.T).topk(k, dim=1)
+    similarity, nearest = (queries @ bank.T).topk(k, dim=1)
     votes = queries.new_zeros(len(queries), classes)
     return votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp()).argmax(1)
 

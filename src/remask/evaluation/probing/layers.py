@@ -1,7 +1,7 @@
-"""The probe at every depth: which block knows most of the classes, of the trained network and of the untrained one.
+"""Linear probe and kNN at every layer, of the trained network and of the untrained one.
 
-One pass over the images reads all layers. The best layer is chosen on a held-out part of the TRAINING images; the test
-accuracies of all are told beside it. SimMIM's best lies in the middle (its repository's issue 14).
+One pass over the images extracts all layers. The best layer is chosen on a held-out part of the TRAINING images; the
+result has the test accuracies of all layers. SimMIM's best layer is in the middle (its repository's issue 14).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,14 +20,14 @@ from remask.evaluation.probing.knn import weighted_knn
 from remask.evaluation.probing.logistic_regression import linear_probe, stratified
 
 HELD_OUT = 0.2
-"""Share of each class's training images on which the best layer is chosen."""
+"""Share of each class's training images that selects the best layer."""
 TITLE = 64
-"""Characters of a title that fit above the picture."""
+"""Maximum number of characters of the figure's title."""
 _COLOURS = {"linear": "#3f83c8", "knn": "#d9822b"}
 _LABELS = {"linear": "linear", "knn": "kNN"}
 
 Depths = dict[int, Float[Tensor, "n D"]]
-"""Features by layer, in half precision. Widths differ where a network has stages."""
+"""Features by layer, in half precision. Widths differ between the stages of a hierarchical network."""
 
 
 class Layered(NamedTuple):
@@ -38,7 +38,7 @@ class Layered(NamedTuple):
 
 
 def every_layer(backbone: Backbone) -> list[int]:
-    """All blocks from the first, and -1: the end, after the final norm."""
+    """Indices of all blocks, and -1: the end, after the final norm."""
     return [*range(backbone.depth), -1]
 
 
@@ -59,43 +59,45 @@ def probe_layers(
     """The content of eval/layers.json: linear probe and kNN of each layer, accuracies in percent, and the best ones.
 
     backbones   {"top1": trained, "untrained": the same network untrained}, of the same depth
-    layers      blocks, and -1 for the end; all by default
-    memory_gb   of features, images · widths · layers · networks · 2 bytes, that may be held
-    progress    gets a line before each longer step
-    fitted      told (layers done, of how many, words)
-    Raises UserError for a layer that is not there, too many features, and as `probe`.
+    layers      indices of blocks, and -1 for the end; None: all
+    memory_gb   maximum size of features in GB: images · widths · layers · networks · 2 bytes
+    progress    called with a line before each longer step
+    on_fit      called as on_fit(layers done, total, text)
+    Raises UserError for a layer that does not exist, too many features, and like `probe`.
     """
-    say, told = progress or (lambda line: None), on_fit or (lambda done, total, words: None)
+    say, report = progress or (lambda line: None), on_fit or (lambda done, total, words: None)
     chosen = list(layers if layers is not None else every_layer(next(iter(backbones.values()))))
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"layers {chosen}: name each layer once, at least one, or all of them")
     say(f"features of the training images at {len(chosen)} layers")
     train = collect_layers(backbones, train_batches(), chosen, pool, memory_gb, dtype)
     known = checked(train.y)
-    k, wanted = neighbours(k, len(known), say), k
+    k, requested_k = neighbours(k, len(known), say), k
     say(f"features of the validation images ({len(known)} training images)")
     val = collect_layers(backbones, val_batches(), chosen, pool, memory_gb, dtype)
     train_y, val_y = numbered(known, val.y)
-    away, tables = stratified(train_y, HELD_OUT, seed), dict[str, list[dict[str, Any]]]()
+    held_out, tables = stratified(train_y, HELD_OUT, seed), dict[str, list[dict[str, Any]]]()
     for name in backbones:
         say(f"classifiers of {len(chosen)} layers, {name}")
         tables[name] = []
         for layer in chosen:
             done = len(chosen) * (len(tables) - 1) + len(tables[name])
-            told(done, len(chosen) * len(backbones), f"layer {layer}, {name}")
-            row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, away, k, seed)
+            report(done, len(chosen) * len(backbones), f"layer {layer}, {name}")
+            row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, held_out, k, seed)
             tables[name].append(row)
-    protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, away, seed)}
-    protocol |= {"k_wanted": wanted} if k < wanted else {}
+    protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, held_out, seed)}
+    protocol |= {"k_wanted": requested_k} if k < requested_k else {}
     return {"layers": tables, "best": {name: _best(table) for name, table in tables.items()}, "protocol": protocol}
 
 
-def _protocol(train_y: Int[Tensor, "n"], val_y: Int[Tensor, "m"], away: Bool[Tensor, "n"], seed: int) -> dict[str, Any]:
+def _protocol(
+    train_y: Int[Tensor, "n"], val_y: Int[Tensor, "m"], held_out: Bool[Tensor, "n"], seed: int
+) -> dict[str, Any]:
     return {
         "temperature": TEMPERATURE,
         "images": {"train": len(train_y), "val": len(val_y)},
         "classes": len(train_y.unique()),
-        "held_out": int(away.sum()),
+        "held_out": int(held_out.sum()),
         "best": f"the layer of the highest accuracy on {HELD_OUT:g} of each class's training images, held out",
         "seed": seed,
     }
@@ -109,17 +111,20 @@ def collect_layers(
     memory_gb: float = 8.0,
     dtype: torch.dtype | None = None,
 ) -> Layered:
-    """Features of all layers of all networks in one pass: an image is decoded once, a network run once."""
+    """Features of all layers of all networks, in one pass over the images.
+
+    Raises UserError for features of more than `memory_gb` GB, no image, or a pool or layer that does not exist.
+    """
     for backbone in backbones.values():
         check_pool(backbone, pool)
-    seers = {name: frozen(backbone, layers, dtype=dtype) for name, backbone in backbones.items()}
-    rows: dict[str, dict[int, list[Tensor]]] = {name: {layer: [] for layer in layers} for name in seers}
+    encoders = {name: frozen(backbone, layers, dtype=dtype) for name, backbone in backbones.items()}
+    rows: dict[str, dict[int, list[Tensor]]] = {name: {layer: [] for layer in layers} for name in encoders}
     labels, images, read_bytes = list[Tensor | None](), 0, 0
     with torch.inference_mode(), evaluating(backbones.values()):
         for batch in batches:
-            for name, see in seers.items():
-                for layer, features in see(batch.images).items():
-                    chunk = _halved(pooled(features, pool))
+            for name, encode in encoders.items():
+                for layer, features in encode(batch.images).items():
+                    chunk = _to_half(pooled(features, pool))
                     rows[name][layer].append(chunk)
                     read_bytes += chunk.nbytes
             labels.append(batch.labels)
@@ -132,12 +137,15 @@ def collect_layers(
     if not labels:
         raise UserError("there is no image to extract features of: the source gave no batch")
     known = [chunk.cpu().long() for chunk in labels if chunk is not None]
-    x = {name: {layer: torch.cat(chunks).clone() for layer, chunks in found.items()} for name, found in rows.items()}
+    x = {
+        name: {layer: torch.cat(chunks).clone() for layer, chunks in by_layer.items()}
+        for name, by_layer in rows.items()
+    }
     return Layered(x, torch.cat(known) if len(known) == len(labels) else None)
 
 
-def _halved(x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-    """In half precision; inner blocks of large networks may exceed its largest number."""
+def _to_half(x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """In half precision, clamped, for inner blocks of large networks may exceed its range."""
     return x.clamp(-65504, 65504).half().cpu()
 
 
@@ -147,22 +155,24 @@ def _row(
     train_y: Int[Tensor, "n"],
     val_x: Float[Tensor, "m D"],
     val_y: Int[Tensor, "m"],
-    away: Bool[Tensor, "n"],
+    held_out: Bool[Tensor, "n"],
     k: int,
     seed: int,
 ) -> dict[str, Any]:
-    """One layer: what the test images say, and what those held out of the training images said."""
+    """One row of the table: accuracies in percent of a layer, on test images and on held-out training images."""
     x, queries = train_x.float(), val_x.float()
     linear = linear_probe(x, train_y, queries, val_y, held_out=HELD_OUT, seed=seed)
-    bank = min(k, int((~away).sum()))
+    bank = min(k, int((~held_out).sum()))
     row: dict[str, Any] = {
         "layer": layer,
         "width": x.shape[1],
         "linear": linear.accuracy,
         "knn": weighted_knn(x, train_y, queries, val_y, k, TEMPERATURE),
         "held_out_linear": max(linear.protocol["held_out_accuracy"].values(), default=0.0),
-        "held_out_knn": weighted_knn(x[~away], train_y[~away], x[away], train_y[away], bank, TEMPERATURE)
-        if bool(away.any())
+        "held_out_knn": weighted_knn(
+            x[~held_out], train_y[~held_out], x[held_out], train_y[held_out], bank, TEMPERATURE
+        )
+        if bool(held_out.any())
         else 0.0,
     }
     rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
@@ -170,7 +180,7 @@ def _row(
 
 
 def _best(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per classifier the layer that is best on the images held out, the first of equals, and its test accuracy."""
+    """{classifier: {"layer": first of the best on held-out images, "held_out", "test": accuracies in percent}}."""
     best = {}
     for kind in ("linear", "knn"):
         row = max(table, key=lambda row: row[f"held_out_{kind}"])
@@ -179,7 +189,7 @@ def _best(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
-    """A PNG of the result of `probe_layers`: test accuracy over depth, a circle at the layer that was chosen."""
+    """A PNG of the result of `probe_layers`: test accuracy over depth, with a circle at the chosen layer."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), dpi=150, facecolor="white", layout="constrained")
@@ -197,8 +207,8 @@ def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
             }
             axes.plot(range(len(layers)), values, label=label, marker=".", alpha=1 if trained else 0.6, **style)
             if trained:
-                at = layers.index(result["best"][name][kind]["layer"])
-                axes.plot(at, values[at], "o", markersize=10, markerfacecolor="none", markeredgecolor=colour)
+                best = layers.index(result["best"][name][kind]["layer"])
+                axes.plot(best, values[best], "o", markersize=10, markerfacecolor="none", markeredgecolor=colour)
     axes.set_xticks(range(len(layers)), ["end" if layer == -1 else str(layer) for layer in layers])
     axes.set_xlabel(
         "block, counted from 0 (end: after the final norm); circled: best on held-out training images", fontsize=9

@@ -15,17 +15,17 @@ from torch import Generator, Tensor
 from remask.errors import UserError
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-"""Weight decays: each fit starts from the solution of the next stronger one."""
+"""Weight decays; each fit starts from the solution of the next stronger decay."""
 
 
 _SMALL = 2**23
-"""Feature values up to which one thread is as fast as several."""
+"""Number of feature values up to which one thread is as fast as several."""
 _ROWS = 2**14
-"""Images whose features are held in double precision at once."""
+"""Number of images whose features are converted to double precision at once."""
 
 
 class LinearResult(NamedTuple):
-    """Accuracy on the test images in percent, the weight decay chosen, and how both came about."""
+    """Accuracy on the test images in percent, the chosen weight decay, and the protocol for JSON."""
 
     accuracy: float
     weight_decay: float
@@ -33,7 +33,7 @@ class LinearResult(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A linear classifier, laid out as in `nn.Linear`: the other way round its gradient is ten times slower."""
+    """A linear classifier in the layout of `nn.Linear`: with the transpose its gradient is ten times slower."""
 
     matrix: Float[Tensor, "classes D"]
     bias: Float[Tensor, "classes"]
@@ -55,25 +55,25 @@ def linear_probe(
 ) -> LinearResult:
     """Fit on the training features, score on the test features. Labels are 0..classes-1.
 
-    grid        weight decays to choose from; the loss is mean cross-entropy + decay/2 · |matrix|², bias not decayed
-    held_out    share of each class's training images on which the decay is chosen; the last fit has them all
-    iterations  of L-BFGS per fit, at most
+    grid        candidate weight decays; the loss is mean cross-entropy + decay/2 · |matrix|², without the bias
+    held_out    share of each class's training images that selects the decay; the final fit uses all images
+    iterations  maximum number of L-BFGS iterations per fit
     Raises UserError for features that are not finite.
     """
     for images, x in (("training", train_x), ("validation", test_x)):
         if not bool(x.isfinite().all()):
             raise UserError(f"features of the {images} images are not finite: the network overflows on these pictures")
-    classes, away = int(train_y.max()) + 1, stratified(train_y, held_out, seed)
+    classes, query = int(train_y.max()) + 1, stratified(train_y, held_out, seed)
     with _threads_for(train_x.numel()):
         train_x, test_x = spanned(*standardised(train_x, test_x))
-        best, path = _chosen(train_x, train_y, away, classes, sorted(grid, reverse=True), iterations)
+        best, path = _choose_decay(train_x, train_y, query, classes, sorted(grid, reverse=True), iterations)
         weights = fit(train_x, train_y, best.weights, best.decay, iterations)
         accuracy, _ = _score(weights, test_x, test_y)
     protocol = {
         "classifier": "logistic regression, L-BFGS, full batch",
         "standardised": "by mean and deviation of the training features",
         "grid": sorted(grid, reverse=True),
-        "held_out": int(away.sum()),
+        "held_out": int(query.sum()),
         "held_out_accuracy": {f"{tried.decay:g}": round(tried.score[0], 2) for tried in path},
         "iterations": iterations,
         "seed": seed,
@@ -83,8 +83,8 @@ def linear_probe(
 
 @contextmanager
 def _threads_for(values: int) -> Iterator[None]:
-    """One thread for small problems: thousands of tiny operations, each waiting for its threads, take a hundred times
-    longer where other programs hold the cores.
+    """Context with one thread for small problems: thousands of tiny operations, each waiting for its threads, take a
+    hundred times longer if other programs use the cores.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if values <= _SMALL else before)
@@ -100,24 +100,26 @@ class _Tried(NamedTuple):
     score: tuple[float, float]
 
 
-def _chosen(
+def _choose_decay(
     x: Float[Tensor, "n D"],
     y: Int[Tensor, "n"],
-    away: Bool[Tensor, "n"],
+    query: Bool[Tensor, "n"],
     classes: int,
     decays: list[float],
     iterations: int,
 ) -> tuple[_Tried, list[_Tried]]:
-    """The decay that is best on the images held out, and all that were tried: from strong to weak, until two in
-    succession are worse than the best. By accuracy, then by cross-entropy: few images leave many accuracies equal.
+    """The decay that is best on the held-out images (True in `query`), and all that were tried.
+
+    Tries from strong to weak, until two in succession are worse than the best. Compares accuracy, then cross-entropy,
+    for with few images many accuracies are equal.
     """
     weights = Weights(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
     best = _Tried(decays[len(decays) // 2], weights, (0.0, 0.0))
     tried: list[_Tried] = []
-    known, covariance = x[~away], _covariance(x[~away])
-    for decay in decays if bool(away.any()) else []:
-        weights = fit(known, y[~away], weights, decay, iterations, covariance)
-        tried.append(_Tried(decay, weights, _score(weights, x[away], y[away])))
+    train_x, covariance = x[~query], _covariance(x[~query])
+    for decay in decays if bool(query.any()) else []:
+        weights = fit(train_x, y[~query], weights, decay, iterations, covariance)
+        tried.append(_Tried(decay, weights, _score(weights, x[query], y[query])))
         best = max(tried, key=lambda candidate: candidate.score)
         if len(tried) - tried.index(best) > 2:
             break
@@ -134,8 +136,8 @@ def fit(
 ) -> Weights:
     """The minimum of mean cross-entropy + decay/2 · |matrix|², from `start`. Features have mean 0.
 
-    L-BFGS works on V in matrix = V·U⁻ᵀ, where UᵀU is the Hessian at 0, covariance / classes + decay: fifteen steps
-    instead of hundreds where features are correlated, as pixels are.
+    L-BFGS optimises V in matrix = V·U⁻ᵀ, where UᵀU is the Hessian at 0, covariance / classes + decay: fifteen steps
+    instead of hundreds for correlated features, like pixels.
     """
     covariance = _covariance(x) if covariance is None else covariance
     outer = _conditioner(covariance, len(start.bias), decay)
@@ -162,8 +164,8 @@ def fit(
 
 
 def _covariance(x: Float[Tensor, "n D"]) -> Float64[Tensor, "D D"]:
-    """In double precision: where features depend on one another, rounding to single precision leaves eigenvalues below
-    0 that exceed a weak decay.
+    """xᵀx / n in double precision: for dependent features, rounding to single precision leaves negative eigenvalues
+    that exceed a weak decay.
     """
     total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for rows in x.split(_ROWS):
@@ -174,8 +176,8 @@ def _covariance(x: Float[Tensor, "n D"]) -> Float64[Tensor, "D D"]:
 def _conditioner(covariance: Float64[Tensor, "D D"], classes: int, decay: float) -> Float64[Tensor, "D D"]:
     """The lower triangular Uᵀ with UᵀU = covariance / classes + decay, in double precision.
 
-    A ridge of what rounding may take away, D · ε · trace, keeps it positive definite. It changes the path to the
-    minimum alone: any such matrix would do.
+    A ridge of the possible rounding error, D · ε · trace, keeps it positive definite. It changes only the path to the
+    minimum: any such matrix is valid.
     """
     hessian = covariance / classes
     rounding = len(hessian) * torch.finfo(hessian.dtype).eps * float(hessian.trace())
@@ -186,7 +188,7 @@ def _conditioner(covariance: Float64[Tensor, "D D"], classes: int, decay: float)
 def spanned(
     train_x: Float[Tensor, "n D"], test_x: Float[Tensor, "m D"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Coordinates in the span of the training features, where they are fewer than their values.
+    """Coordinates in the span of the training features if there are fewer images than features; else unchanged.
 
     Exact: with weight decay the best matrix lies in that span, and a rotation changes no norm.
     """
@@ -199,15 +201,15 @@ def spanned(
 def standardised(
     train_x: Float[Tensor, "n D"], test_x: Float[Tensor, "m D"]
 ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"]]:
-    """Both with the training features' mean 0 and variance 1; a feature that never varies becomes 0."""
+    """Both standardised by mean and deviation of the training features; constant features become 0."""
     deviation, mean = torch.std_mean(train_x, dim=0, correction=0)
-    flat = deviation <= 1e-6 * mean.abs().clamp(min=1e-6)
-    scale = torch.where(flat, 0.0, 1 / deviation.clamp(min=1e-30))
+    constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-6)
+    scale = torch.where(constant, 0.0, 1 / deviation.clamp(min=1e-30))
     return (train_x - mean) * scale, (test_x - mean) * scale
 
 
 def stratified(y: Int[Tensor, "n"], share: float, seed: int) -> Bool[Tensor, "n"]:
-    """True for `share` of each class, at least one where it has two; the same for the same seed."""
+    """True for a random `share` of each class, at least one of a class with two; the same for the same seed."""
     chosen = torch.zeros(len(y), dtype=torch.bool)
     generator = Generator().manual_seed(seed)
     for label in y.unique().tolist():
@@ -218,7 +220,7 @@ def stratified(y: Int[Tensor, "n"], share: float, seed: int) -> Bool[Tensor, "n"
 
 
 def _score(weights: Weights, x: Float[Tensor, "n D"], y: Int[Tensor, "n"]) -> tuple[float, float]:
-    """Accuracy in percent, and minus the cross-entropy: both the larger the better."""
+    """(accuracy in percent, negative cross-entropy); higher is better for both."""
     logits = weights.logits(x)
     accuracy = 100 * float((logits.argmax(1) == y).double().mean())
     return accuracy, -float(F.cross_entropy(logits, y))

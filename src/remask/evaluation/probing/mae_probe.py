@@ -1,6 +1,6 @@
 """MAE's linear probe (2111.06377, table 10): BatchNorm without affine and a linear layer on frozen features, by LARS.
 
-Features are recomputed from the frozen backbone each epoch, from another crop of every image, or once (`cached`).
+Features are recomputed from the frozen backbone each epoch, with a new crop of every image, or once (`cached`).
 """
 
 import math
@@ -40,7 +40,7 @@ Rows = tuple[Float[Tensor, "B D"], Int[Tensor, "B"]]
 
 BATCH = 16384
 STEPS = 20
-"""Steps an epoch that fewer images than ImageNet's are to leave."""
+"""Minimum number of steps per epoch; the batch shrinks for sets smaller than ImageNet."""
 EPS = 1e-6
 MOMENTUM, TRUST = 0.9, 1e-3
 CROPS = "random resized crops (area 0.08 to 1) and flips, features recomputed each epoch"
@@ -51,13 +51,13 @@ CENTRE = "centre crops, features computed once (MAE: random crops, features reco
 class Settings:
     """MAE's, table 10; ViT-L and ViT-H take 50 epochs.
 
-    base_lr   of batches of 256: the rate is base_lr · batch / 256
-    batch     images a step; None: MAE's 16384 where they leave 20 steps an epoch, else the power of two that does, at
+    base_lr   for batches of 256: the rate is base_lr · batch / 256
+    batch     images per step; None: MAE's 16384 if that leaves 20 steps per epoch, else the power of two that does, at
               MAE's rate of 6.4: LARS moves a matrix by a share of its norm, so with the rate of a batch of 64 the few
-              steps of a small set would not leave the first weights (digits: 29 % instead of 97 %)
+              steps of a small set would hardly change the initial weights (digits: 29 % instead of 97 %)
     warmup    epochs of warm-up; None: a ninth, MAE's 10 of 90
-    pool      "cls" or "mean" of the layer, or "gap"; None: "cls" where there is such a token, else "gap"
-    cached    features once, of the training images as `train(0)` gives them: give centre crops
+    pool      "cls" or "mean" of the layer, or "gap"; None: "cls" if there is such a token, else "gap"
+    cached    compute features once, from `train(0)`, which should give centre crops
     """
 
     epochs: int = 90
@@ -74,7 +74,7 @@ class Settings:
             raise UserError(f"{self.epochs} epochs in batches of {self.batch}: a linear probe needs at least 1 and 2")
 
     def batch_of(self, images: int) -> int:
-        """Images a step, where there are so many."""
+        """Images per step for a training set of `images`."""
         fitting = 2 ** (max(images // STEPS, 16).bit_length() - 1)
         return min(self.batch or min(fitting, BATCH), images)
 
@@ -82,9 +82,9 @@ class Settings:
         return self.pool or ("cls" if backbone.prefix else "gap")
 
     def schedule(self, images: int) -> Schedule:
-        """Rates of every step: linear warm-up, then a cosine to 0."""
+        """The schedule for `images` training images: linear warm-up, then a cosine to 0."""
         warmup = self.epochs / 9 if self.warmup is None else self.warmup
-        # official: the linear rule at any batch; here at one that is asked for
+        # official: the linear rule at any batch; here only at a requested one
         lr = learning_rate(self.base_lr, self.batch or BATCH)
         return Schedule(self.epochs, images // self.batch_of(images), lr, warmup)
 
@@ -93,7 +93,10 @@ MAE = Settings()
 
 
 class LinearProbe:
-    """The head, its optimizer, and how far they are: what is saved and loaded between epochs."""
+    """The head, its optimizer and its progress, which can be saved and loaded between epochs.
+
+    steps   number of steps done     history   {"epoch", "loss", "top1"} of each epoch
+    """
 
     def __init__(
         self, width: int, classes: int, schedule: Schedule, device: torch.device | str = "cpu", seed: int = 0
@@ -109,7 +112,7 @@ class LinearProbe:
         self.history: list[dict[str, float]] = []
 
     def step(self, x: Float[Tensor, "B D"], y: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-        """One step on a batch of features; the loss before it."""
+        """Train one step on a batch of features; returns the loss before it."""
         self.head.train()
         set_lr(self.optimizer, self.schedule.lr_at(self.steps))
         loss = F.cross_entropy(self.head(x), y)
@@ -121,7 +124,7 @@ class LinearProbe:
 
     @torch.no_grad()
     def score(self, x: Float[Tensor, "m D"], y: Int[Tensor, "m"]) -> dict[str, float]:
-        """Accuracies in percent and mean cross-entropy, with the running statistics of BatchNorm."""
+        """{"top1", "top5": in percent, "loss": mean cross-entropy}, with the running statistics of BatchNorm."""
         self.head.eval()
         logits = torch.cat([self.head(chunk) for chunk in x.split(8192)])
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
@@ -129,7 +132,7 @@ class LinearProbe:
         return {**top, "loss": round(float(F.cross_entropy(logits, y)), 6)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: torch.save, and torch.load with weights_only."""
+        """A copy of the state as tensors and plain values, which torch.load reads with weights_only."""
         chunks = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
         return deepcopy({**chunks, "steps": self.steps, "history": self.history})
 
@@ -153,20 +156,20 @@ def linprobe(
 ) -> dict[str, Any]:
     """Train the probe on a frozen backbone, in evaluation mode throughout; {"top1", "top5", "loss", "history", …}.
 
-    train      batches of an epoch, of any size, in random order: they are joined to steps. `Loader.epoch` of a loader
-               with ProbeCrop and drop_last=False; with `cached` the centre crops, asked for once, in any order
-    val        batches of centre crops; their features are computed once
-    labels     of all training images: which classes there are
-    progress   told of every step
-    keep       gets `LinearProbe.state_dict()` after each epoch; given back as `state`, the probe goes on from there,
-               and ends as it would have if `train(e)` depends on e alone
-    Raises UserError for missing labels, one class, classes of `val` that are unknown, or a pool that is not there.
+    train      returns the batches of an epoch, of any size, in random order, which are joined to steps: `Loader.epoch`
+               of a loader with ProbeCrop and drop_last=False; with `cached` the centre crops, called once
+    val        returns batches of centre crops; their features are computed once
+    labels     of all training images, which define the classes
+    progress   called as progress(steps done, total, text) after every step
+    keep       called with `LinearProbe.state_dict()` after each epoch; passed as `state`, the probe resumes there, with
+               the same result if `train(e)` depends on e alone
+    Raises UserError for missing labels, one class, unknown classes of `val`, or a pool that does not exist.
     """
-    known, see = checked(labels), describer(backbone, settings, dtype)
+    known, describe = checked(labels), describer(backbone, settings, dtype)
     classes, size = known.unique(), settings.batch_of(len(known))
-    features, found = collect({"val": see}, {"val": backbone}, val())
-    test = features["val"], numbered(known, found)[1].to(features["val"].device)
-    source = _cached(see, backbone, train, settings.seed) if settings.cached else _fresh(see, train)
+    features, val_labels = collect({"val": describe}, {"val": backbone}, val())
+    test = features["val"], numbered(known, val_labels)[1].to(features["val"].device)
+    source = _cached(describe, backbone, train, settings.seed) if settings.cached else _fresh(describe, train)
     probe = LinearProbe(test[0].shape[1], len(classes), settings.schedule(len(known)), test[0].device, settings.seed)
     if state:
         probe.load_state_dict(state)
@@ -178,16 +181,16 @@ def linprobe(
 
 
 def describer(backbone: Backbone, settings: Settings, dtype: torch.dtype | None = None) -> Describe:
-    """Images -> the frozen features that the probe sees, without gradient, on the backbone's device."""
+    """The function images -> frozen features of the probe, without gradient, on the backbone's device."""
     pool = settings.pool_of(backbone)
     if pool != "gap":
         check_pool(backbone, pool)
     layer = backbone.depth - 1 if (pool, settings.layer) == ("gap", -1) else settings.layer
-    see = frozen(backbone, (layer,), dtype=dtype)
+    encode = frozen(backbone, (layer,), dtype=dtype)
 
     def describe(images: Images) -> Float[Tensor, "B D"]:
         with torch.no_grad():
-            x = pooled(see(images)[layer], "mean" if pool == "gap" else pool)
+            x = pooled(encode(images)[layer], "mean" if pool == "gap" else pool)
             return F.layer_norm(x, x.shape[-1:], eps=EPS) if pool == "gap" else x
 
     return describe
@@ -196,37 +199,37 @@ def describer(backbone: Backbone, settings: Settings, dtype: torch.dtype | None 
 def joined(
     chunks: Iterable[tuple[Float[Tensor, "_ D"], Int[Tensor, "_"]]], size: int, classes: Int[Tensor, "classes"]
 ) -> Iterator[Rows]:
-    """Features and labels cut anew, `size` images a step, with class numbers without gaps.
+    """Yields features and labels regrouped to `size` images per step, with class numbers without gaps.
 
-    What is left over is dropped, unless it is all there is.
+    A remainder is dropped, unless there is no full step.
     """
-    waiting, given = list[Rows](), False
+    pending, has_step = list[Rows](), False
     for x, labels in chunks:
-        waiting.append((x, torch.searchsorted(classes, labels.cpu()).to(x.device)))
-        while sum(len(y) for _, y in waiting) >= size:
-            all_x, all_y = torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
+        pending.append((x, torch.searchsorted(classes, labels.cpu()).to(x.device)))
+        while sum(len(y) for _, y in pending) >= size:
+            all_x, all_y = torch.cat([x for x, _ in pending]), torch.cat([y for _, y in pending])
             yield all_x[:size], all_y[:size]
-            waiting, given = [(all_x[size:], all_y[size:])], True
-    if waiting and not given:
-        yield torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
+            pending, has_step = [(all_x[size:], all_y[size:])], True
+    if pending and not has_step:
+        yield torch.cat([x for x, _ in pending]), torch.cat([y for _, y in pending])
 
 
 Labelling = Callable[[int], Iterator[Rows]]
 
 
-def _fresh(see: Describe, train: Epochs) -> Labelling:
-    """Features of an epoch's own crops."""
+def _fresh(describe: Describe, train: Epochs) -> Labelling:
+    """A source of features that are recomputed in each epoch."""
 
     def source(epoch: int) -> Iterator[Rows]:
         for batch in train(epoch):
-            yield see(batch.images), labelled(batch.labels)
+            yield describe(batch.images), labelled(batch.labels)
 
     return source
 
 
-def _cached(see: Describe, backbone: Backbone, train: Epochs, seed: int) -> Labelling:
-    """The same features every epoch, in another order."""
-    features, labels = collect({"train": see}, {"train": backbone}, train(0))
+def _cached(describe: Describe, backbone: Backbone, train: Epochs, seed: int) -> Labelling:
+    """A source of the same features in every epoch, in a new order."""
+    features, labels = collect({"train": describe}, {"train": backbone}, train(0))
     x, y = features["train"], checked(labels)
 
     def source(epoch: int) -> Iterator[Rows]:
@@ -243,14 +246,16 @@ def _train(
     progress: Progress | None,
     keep: Callable[[dict[str, Any]], None] | None,
 ) -> None:
-    """From the epoch that the probe has reached to the last."""
-    epochs, each = probe.schedule.epochs, probe.schedule.steps_per_epoch
+    """Train from the epoch that the probe has reached to the last."""
+    epochs, steps_per_epoch = probe.schedule.epochs, probe.schedule.steps_per_epoch
     for epoch in range(len(probe.history), epochs):
-        probe.steps, losses = epoch * each, list[Tensor]()  # an epoch may come out short where pictures are unusable
-        for x, y in islice(steps(epoch), each):
+        probe.steps, losses = epoch * steps_per_epoch, list[Tensor]()  # unusable images may shorten an epoch
+        for x, y in islice(steps(epoch), steps_per_epoch):
             losses.append(probe.step(x, y))
             if progress:
-                progress(probe.steps, epochs * each, f"epoch {epoch + 1}/{epochs} | loss {float(losses[-1]):.4f}")
+                progress(
+                    probe.steps, epochs * steps_per_epoch, f"epoch {epoch + 1}/{epochs} | loss {float(losses[-1]):.4f}"
+                )
         if not losses:
             raise UserError(f"there is no image to train the probe on: epoch {epoch + 1} of the source gave no batch")
         score, loss = probe.score(*test), float(torch.stack(losses).mean())
@@ -264,7 +269,7 @@ def _train(
 def _protocol(settings: Settings, backbone: Backbone, schedule: Schedule, size: int) -> dict[str, Any]:
     return {
         "paper": "MAE, arXiv 2111.06377, table 10",
-        # official: the best of all epochs, which looks at the validation images; here the last
+        # official: the best of all epochs by validation accuracy; here the last
         "reported": "after the last epoch",
         "head": f"BatchNorm without affine (eps {EPS:g}), linear",
         "features": {"layer": settings.layer, "pool": settings.pool_of(backbone), "mode": "frozen, evaluation"},

@@ -1,4 +1,4 @@
-"""Scores that need not be computed twice: what lets an evaluation of many fits go on where it was killed."""
+"""A cache of scores, with which an evaluation of many fits resumes after it was killed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Memory:
-    """Scores by name of a fit, and who is told when there is another one."""
+    """Cache {fit name: scores}, with a callback `told` on every new entry."""
 
     scores: dict[str, list[float]]
     told: Callable[[dict[str, list[float]]], None] = lambda scores: None
     prefix: str = ""
 
     def of(self, name: str) -> "Memory":
-        """The part of one network."""
+        """The same cache with names prefixed by that of a network."""
         return replace(self, prefix=f"{self.prefix}{name}: ")
 
     def recall(self, name: str, find: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-        """What a fit scored, once."""
+        """The cached scores of a fit, computed by `find` if missing: (accuracy in percent, second score)."""
         key = self.prefix + name
         if key not in self.scores:
             self.scores[key] = [*find()]
