@@ -82,14 +82,14 @@ def spoiled(folder: Path, bad: int) -> Path:
 def test_bad_images_are_named_and_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys: dict[str, Any] = {"recipe": "beit-vit-micro-cifar", "vocabulary": 4}
     out = tmp_path / "words"
-    codebook.create(str(spoiled(tmp_path / "one", 1)), out, **keys)
+    commands.codebook(str(spoiled(tmp_path / "one", 1)), out, **keys)
     assert "skipped " in (said := capsys.readouterr().out)
     assert "bad0.png: not a picture in a known format" in said
     assert read_codebook(out)[1]["pictures"] == 12
     with pytest.raises(
         UserError, match=r"at least 4 of 21 images of .*many cannot be used for the codebook .*--exclude"
     ):
-        codebook.create(str(spoiled(tmp_path / "many", 9)), tmp_path / "no", **keys)
+        commands.codebook(str(spoiled(tmp_path / "many", 9)), tmp_path / "no", **keys)
     assert not (tmp_path / "no").exists()
 
 
@@ -98,7 +98,7 @@ def test_deep_images_are_read_as_a_run_reads_them(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"recipe": "beit-vit-micro-cifar", "target": "pixels", "vocabulary": 6, "quiet": True}
     source = str(spoiled(tmp_path / "deep", 0))
     for number, rule in enumerate(("auto", "[0,4095]")):
-        codebook.create(source, tmp_path / str(number), settings=[f"data.range={rule}"], **keys)
+        commands.codebook(source, tmp_path / str(number), settings=[f"data.range={rule}"], **keys)
     auto, named = (read_codebook(tmp_path / name)[0] for name in "01")
     assert torch.equal(auto, named)
     assert float(auto.std()) > 0.1

@@ -56,7 +56,7 @@ def test_a_legend_names_all_classes(figures: list[Any]) -> None:
         "$a_{1}$ [x]\n": tsne.Map(torch.randn(len(y), 2), 1.0, 2.0),
         "_b": tsne.Map(torch.randn(len(y), 2), 1.0, 2.0),
     }
-    assert tsne.picture(maps, y, NAMES)[:4] == b"\x89PNG"
+    assert tsne.tsne_figure(maps, y, NAMES)[:4] == b"\x89PNG"
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == DRAWN
     assert len({tuple(handle.get_facecolor()[0]) for handle in legend.legend_handles}) == len(NAMES)

@@ -47,7 +47,7 @@ def make(case: Case, prediction: float | None = 1.0) -> tuple[Method, Tensor, Vi
 
 
 def column(rows: list[list[Panel]], heading: str, row: int = 0) -> Tensor:
-    return next(panel.picture for panel in rows[row] if panel.heading.startswith(heading))
+    return next(panel.image for panel in rows[row] if panel.heading.startswith(heading))
 
 
 CASES = [
