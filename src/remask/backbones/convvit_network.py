@@ -177,7 +177,8 @@ class ConvBlock(nn.Module):
         self.mlp = ConvMlp(width, round(width * mlp_ratio))
 
     def forward(self, x: Float[Tensor, "R *positions C"], mix: Mix | None = None) -> Float[Tensor, "R *positions C"]:
-        mixed = (mix or depthwise)(self.attn, pointwise(self.conv1, self.norm1(x)))
+        mix = depthwise if mix is None else mix  # not `or`: the compiler of torch 2.11 breaks the graph at it
+        mixed = mix(self.attn, pointwise(self.conv1, self.norm1(x)))
         x = x + self.drop_path(pointwise(self.conv2, mixed))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

@@ -73,7 +73,7 @@ class RandomCropFlip:
     def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]:
         top, left, height, width, mirrored = self.place(image.shape[-2], image.shape[-1], generator)
         crop = resize(image[:, top : top + height, left : left + width], self.size)
-        return crop.flip(-1) if mirrored else crop
+        return mirror(crop) if mirrored else crop
 
     @staticmethod
     def _draw(generator: Generator) -> list[float]:
@@ -127,6 +127,13 @@ class CentreCrop:
         image = resize(image, (tall, wide))
         top, left = round((tall - height) / 2), round((wide - width) / 2)
         return image[:, top : top + height, left : left + width]
+
+
+def mirror(image: Num[Tensor, "*C H W"]) -> Num[Tensor, "*C H W"]:
+    """The image with its columns in reverse order; uint16 as well, which torch 2.11 does not flip by itself."""
+    if image.dtype == torch.uint16:
+        return image.view(torch.int16).flip(-1).view(torch.uint16)
+    return image.flip(-1)
 
 
 def resize(image: Num[Tensor, "C H W"], size: Size) -> Num[Tensor, "C h w"]:
@@ -188,4 +195,4 @@ class ProbeCrop:
         height = min(max(round(math.sqrt(area / ratio)), 1), rows)
         top, left = int(draws[2] * (rows - height + 1)), int(draws[3] * (columns - width + 1))
         crop = resize(image[:, top : top + height, left : left + width], self.size)
-        return crop.flip(-1) if draws[4] < 0.5 else crop
+        return mirror(crop) if draws[4] < 0.5 else crop

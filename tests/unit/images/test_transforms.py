@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from remask.errors import UserError
 from remask.images.decoding import decode
 from remask.images.sources.opening import open_source
-from remask.images.transforms import CentreCrop, RandomCropFlip, resize
+from remask.images.transforms import CentreCrop, RandomCropFlip, mirror, resize
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -170,3 +170,12 @@ def test_centre_crop_of_a_very_long_strip_stays_small() -> None:
 def test_mistakes(make: object) -> None:
     with pytest.raises(UserError, match="need"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_mirror_is_a_flip_of_any_type(dtype: torch.dtype) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (2, 3, 4, 5)).astype(np.uint16)
+    image = torch.from_numpy(values).to(dtype)
+    assert mirror(image).dtype == dtype
+    assert np.array_equal(mirror(image).numpy(), image.numpy()[..., ::-1])
+    assert np.array_equal(mirror(image[0, :, :, 1:4]).numpy(), image.numpy()[0, :, :, 1:4][..., ::-1])

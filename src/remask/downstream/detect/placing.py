@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from remask.downstream.detect.coco import Target
 from remask.errors import UserError
-from remask.images.transforms import resize
+from remask.images.transforms import mirror, resize
 from remask.types import Size
 
 PAD = 128
@@ -96,7 +96,7 @@ class Placed(NamedTuple):
             # official: boxes are recomputed from all masks; here only from masks that the crop cuts, others stay exact
             boxes[cut] = around(masks[cut])
         if flip:
-            crop = crop.flip(-1)
+            crop = mirror(crop)
             boxes[:, [0, 2]] = columns - boxes[:, [2, 0]]
         placed = {**target, "boxes": boxes, "labels": target["labels"][keep], "shown": (rows, columns)}
         if masks is not None:

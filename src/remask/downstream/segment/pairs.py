@@ -22,7 +22,7 @@ from remask.images.decoding import BadImage
 from remask.images.levels import RAW, Ready, Scaling
 from remask.images.loading.image_cache import decoded
 from remask.images.loading.loader import Loader
-from remask.images.transforms import resize
+from remask.images.transforms import mirror, resize
 from remask.types import Size
 
 TRIES = 10
@@ -94,7 +94,7 @@ class ScaleCropFlip:
         box = slice(top, top + height), slice(left, left + width)
         image, mask = resize(image[:, *box], (tall, wide)), nearest(mask[box], (tall, wide))
         if self.flip and draws[1] < 0.5:
-            image, mask = image.flip(-1), mask.flip(-1)
+            image, mask = mirror(image), mask.flip(-1)
         if self.photometric:
             image = distorted(image, draws[-COLOURS:])
         return self._padded(image, mask)
