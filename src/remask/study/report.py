@@ -96,7 +96,7 @@ def tables_of(study: Study, results: Results) -> list[Table]:
                 texts = [mean_and_deviation([*some.values()]) if some else "–" for some in (values, *others)]
                 rows.append([label(study, name), *texts, str(len(values))])
         tables.append(Table(f"{measure}, %", ["", "trained", *map(KINDS.__getitem__, kinds), "seeds"], rows))
-    return [*tables, *_differences(study, results), _costs(study, results)]
+    return [*tables, *_differences(study, results), _costs(study, results)] if results else []
 
 
 def _differences(study: Study, results: Results) -> list[Table]:
@@ -127,7 +127,7 @@ def remarks_of(study: Study, results: Results, missing: Sequence[Cell]) -> list[
     versions = sorted({f"torch {one['versions'].get('torch')}, remask {one['versions'].get('remask')}" for one in ran})
     lines = [f"Run on {'; '.join(machines)} with {'; '.join(versions)}."] if ran else []
     if missing:
-        lines.append(f"Not there yet, of {len(ran) + len(missing)} cells: {', '.join(cell.run for cell in missing)}.")
+        lines.append(f"Not there yet, of {len(ran) + len(missing)}: {', '.join(cell.run for cell in missing)}.")
     return lines
 
 
@@ -145,7 +145,8 @@ def markdown(
         lines += [f"**{table.title}**", "", _line(table.heads), f"|---|{'--:|' * (len(table.heads) - 1)}"]
         lines += [*map(_line, table.rows), ""]
     lines += ["![Accuracy against cost](cost.png)", ""] if figure else []
-    lines += [*(f"{remark}\n" for remark in remarks), "```", *commands, "```"]
+    lines += [f"{remark}\n" for remark in remarks]
+    lines += ["```", *commands, "```"] if commands else []
     return "\n".join(lines) + "\n"
 
 
@@ -166,7 +167,8 @@ def page(study: Study, tables: Sequence[Table], remarks: Sequence[str], commands
         parts.append(f"<h2>{html.escape(table.title)}</h2><table><tr>{head}{body}</table>")
     parts += ["<img src=cost.png alt='accuracy against cost'>"] if figure else []
     parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
-    parts += ["<h2>commands</h2>", *(f"<p><code>{html.escape(command)}</code></p>" for command in commands)]
+    parts += ["<h2>commands</h2>"] if commands else []
+    parts += [*(f"<p><code>{html.escape(command)}</code></p>" for command in commands)]
     return "\n".join(parts) + "\n"
 
 
