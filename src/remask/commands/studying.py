@@ -1,6 +1,5 @@
 """`remask study run`: make what is missing of a comparison."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from remask.commands.study_page import study_report
 from remask.errors import UserError
 from remask.study.cells import Place, cells
 from remask.study.plan import load_study
-from remask.study.runner import Runner
+from remask.study.runner import Runner, jobs_of_machine
 
 
 def study_run(
@@ -22,7 +21,7 @@ def study_run(
     """Run the cells of a study that have no result yet, then write its report, whose path is returned.
 
     rows   these alone, and what they need     runs   where the runs are made; runs/NAME by default
-    jobs   processes at a time, of one thread each; as many as there are cores by default
+    jobs   processes at a time, of one thread each; as many as cores by default, one where there is a GPU
     Raises UserError for a mistake in the file, before anything runs, and at the end where cells have failed.
     """
     study = load_study(Path(file))
@@ -30,7 +29,7 @@ def study_run(
         raise UserError(f"{unknown[0]} is no row of {file}: there are {', '.join(study.rows)}")
     place = Place(Path(file), runs or Path("runs") / study.name)
     todo = list(cells(study, place, tuple(rows)))
-    failed = Runner(jobs or os.cpu_count() or 1, (lambda line: None) if quiet else print).run(todo)
+    failed = Runner(jobs or jobs_of_machine(), (lambda line: None) if quiet else print).run(todo)
     page = study_report(file)
     if failed:
         raise UserError(f"{len(failed)} of {len(todo)} cells failed: {failed[0]}")

@@ -20,9 +20,15 @@ from remask.files.escaping import printable
 from remask.study.budget import size_of
 from remask.study.cells import Cell, Size, digest, read_result, settings_of, train_arguments, write_result
 from remask.study.plan import needs
+from remask.training.devices import cores
 from remask.training.run_folder import RunFolder
 
 Say = Callable[[str], None]
+
+
+def jobs_of_machine() -> int:
+    """Processes at a time: as many as there are cores, or one where there is a GPU, which they would share."""
+    return 1 if Path("/dev/nvidiactl").exists() else cores()
 
 
 class Runner:
@@ -166,4 +172,4 @@ def _alone(run: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "jobs_of_machine"]
