@@ -20,9 +20,7 @@ def study_run(
     file: File,
     row: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This row alone; repeatable.")] = None,
     out: Annotated[Path | None, options.out("Where the runs are made.  [runs/NAME]")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes at a time.  [cores; 1 with a GPU]")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes.  [cores; 1 with a GPU]")] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Run what is missing of a study, resume what was cut, and write its report.

@@ -195,7 +195,8 @@ def measures(cell: Cell, run: Path) -> dict[str, dict[str, float]]:
     """Percent by what is measured, then by network: trained, untrained, pixels (raw pixels)."""
     if cell.row.verb != "pretrain":
         key = HEADLINES[cell.row.verb]
-        return {key: {"trained": RunFolder(run).read(f"eval/{cell.row.verb}.json")[key]}}
+        value = RunFolder(run).read(f"eval/{cell.row.verb}.json")[key]
+        return {} if value is None else {key: {"trained": float(value)}}  # AP is none where there is nothing to find
     if not cell.study.probe:
         return {}
     protocol = cell.study.probe.protocol
