@@ -14,7 +14,7 @@ from remask.study.cells import Cell, Size, recipe_of, train_arguments
 from remask.study.plan import Budget
 from remask.training.run_folder import RunFolder
 
-REHEARSED = (8, 40)
+TIMED_STEPS = (8, 40)
 """Steps of the two rehearsals whose difference is the time of a step: the first steps also take memory and compile."""
 
 Command = Callable[[list[str], Path], None]
@@ -37,10 +37,10 @@ def size_of(cell: Cell, runs: Mapping[str, Path], command: Command) -> Size:
         raise UserError(f"row {cell.name} has no images: give the study or the row data")
     count = len(open_source(recipe.data.source, limit=recipe.data.limit, exclude=recipe.data.exclude))
     views = recipe.dm.views if recipe.dm else 1
-    return whole_epochs(_images(budget, cell, runs, command, views, count), count, cell.name)
+    return in_epochs(_images(budget, cell, runs, command, views, count), count, cell.name)
 
 
-def whole_epochs(images: int, count: int, name: str) -> Size:
+def in_epochs(images: int, count: int, name: str) -> Size:
     """`images` as epochs of equally many of the `count` images there are: never more, and the fewest epochs."""
     if images < 1:
         raise UserError(f"row {name}: its budget is less than one image")
@@ -68,7 +68,7 @@ def core_seconds(cell: Cell, runs: Mapping[str, Path], command: Command) -> floa
             return float(known["core_seconds_per_image"])
     measured = []
     with tempfile.TemporaryDirectory(prefix="remask-study-") as folder:
-        for steps in REHEARSED:
+        for steps in TIMED_STEPS:
             run = Path(folder) / str(steps)
             flags = ["--max-steps", str(steps), "--set", "runtime.tensorboard=false", "--out", str(run)]
             command([*words, *flags], Path(folder) / "log")
@@ -89,4 +89,4 @@ def core_seconds(cell: Cell, runs: Mapping[str, Path], command: Command) -> floa
     return float(content["core_seconds_per_image"])
 
 
-__all__ = ["core_seconds", "size_of", "whole_epochs"]
+__all__ = ["core_seconds", "in_epochs", "size_of"]

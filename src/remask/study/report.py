@@ -157,19 +157,19 @@ def _line(texts: Sequence[str]) -> str:
 def page(study: Study, tables: Sequence[Table], remarks: Sequence[str], commands: Sequence[str], figure: bool) -> str:
     """The page as HTML that needs nothing but the picture beside it."""
     title = html.escape(study.title)
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"]
-    parts.append(
+    lines = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"]
+    lines.append(
         f"<h1>{title}</h1>" + "".join(f"<p>{html.escape(text)}</p>" for text in study.question.split("\n\n") if text)
     )
     for table in tables:
         head = "".join(f"<th>{html.escape(text)}" for text in table.heads)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}" for text in row) for row in table.rows)
-        parts.append(f"<h2>{html.escape(table.title)}</h2><table><tr>{head}{body}</table>")
-    parts += ["<img src=cost.png alt='accuracy against cost'>"] if figure else []
-    parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
-    parts += ["<h2>commands</h2>"] if commands else []
-    parts += [*(f"<p><code>{html.escape(command)}</code></p>" for command in commands)]
-    return "\n".join(parts) + "\n"
+        lines.append(f"<h2>{html.escape(table.title)}</h2><table><tr>{head}{body}</table>")
+    lines += ["<img src=cost.png alt='accuracy against cost'>"] if figure else []
+    lines += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
+    lines += ["<h2>commands</h2>"] if commands else []
+    lines += [*(f"<p><code>{html.escape(command)}</code></p>" for command in commands)]
+    return "\n".join(lines) + "\n"
 
 
 def cost_figure(study: Study, results: Results) -> bytes | None:

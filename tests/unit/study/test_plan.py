@@ -5,7 +5,7 @@ import pytest
 
 from remask.errors import UserError
 from remask.recipe.write import literal
-from remask.study.budget import whole_epochs
+from remask.study.budget import in_epochs
 from remask.study.cells import Cell, Place, Size, cells, digest, settings_of, train_arguments
 from remask.study.plan import Study, load_study, needs, order
 
@@ -132,11 +132,11 @@ def test_a_digest_is_of_what_decides_the_result(tmp_path: Path) -> None:
     (2999, 1000, (3, 999)),
 ])  # fmt: skip
 def test_budgets_are_whole_epochs(images: int, count: int, size: tuple[int, int | None]) -> None:
-    found = whole_epochs(images, count, "row")
+    found = in_epochs(images, count, "row")
     assert tuple(found) == size
     assert images - found.epochs < found.epochs * (found.limit or count) <= images
 
 
 def test_a_budget_below_an_image() -> None:
     with pytest.raises(UserError, match="row a: its budget is less than one image"):
-        whole_epochs(0, 10, "a")
+        in_epochs(0, 10, "a")
