@@ -16,7 +16,7 @@ from remask.recipe.naming import FOLDER
 from remask.recipe.schema import Recipe
 from remask.recipe.variants import choose
 from remask.recipe.write import literal
-from remask.study.plan import ROW, Row, Study, order
+from remask.study.plan import ROW, Row, Study, needs, order
 from remask.training.run_folder import RunFolder
 
 POINTS = 60
@@ -69,8 +69,12 @@ class Cell(NamedTuple):
 
 
 def cells(study: Study, place: Place, names: tuple[str, ...] = ()) -> Iterator[Cell]:
-    """All cells, or those of some rows, seed by seed; rows that others need come first."""
-    rows = [name for name in order(study) if not names or name in names]
+    """All cells, or those of some rows and of the rows these need, seed by seed; rows that others need come first."""
+    wanted = set(names or study.rows)
+    rows = order(study)
+    for name in reversed(rows):
+        wanted |= set(needs(study.rows[name])) if name in wanted else set()
+    rows = [name for name in rows if name in wanted]
     seeds = dict.fromkeys(seed for name in rows for seed in study.rows[name].seeds or study.seeds)
     for seed in seeds:
         for name in rows:
@@ -136,6 +140,7 @@ def settings_of(cell: Cell, size: Size, needed: Mapping[str, str]) -> dict[str, 
     needed   digests of the settings of the rows it needs
     """
     words = train_arguments(cell, size, {name: Path(f"{ROW}{name}") for name in needed})
+    words[words.index("--recipe") + 1] = cell.row.recipe or DEFAULTS[cell.row.verb]  # from whatever folder it is run
     if cell.row.verb == "pretrain":
         recipe = recipe_of(cell).model_dump(mode="json")
     else:
@@ -146,10 +151,17 @@ def settings_of(cell: Cell, size: Size, needed: Mapping[str, str]) -> dict[str, 
     ignored = ("name", "title", "paper", "table", "expected", "command", "cost", "notes", "runtime", "distill")
     return {
         "train": words,
+        "budget": (cell.row.budget or cell.study.budget).model_dump(exclude_none=True),
         "probe": probe_arguments(cell.study) if cell.row.verb == "pretrain" else [],
         "recipe": {key: value for key, value in recipe.items() if key not in ignored},
         "needs": dict(needed),
     }
+
+
+def is_current(cell: Cell, result: Mapping[str, Any]) -> bool:
+    """Whether a result is of what the study's file says now, as far as no data has to be opened to tell."""
+    current = settings_of(cell, Size(1), dict.fromkeys(needs(cell.row), ""))
+    return all(result["settings"][key] == current[key] for key in ("budget", "probe", "recipe"))
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -222,6 +234,6 @@ def _curve(run: Path) -> list[list[float]]:
 
 
 __all__ = [
-    "Cell", "Place", "Size", "cells", "digest", "measures", "probe_arguments", "read_result", "recipe_of",
+    "Cell", "Place", "Size", "cells", "digest", "is_current", "measures", "probe_arguments", "read_result", "recipe_of",
     "settings_of", "train_arguments", "write_result",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from remask.files.records import atomic_write
-from remask.study.cells import Cell, Place, cells, read_result
+from remask.study.cells import Cell, Place, cells, is_current, read_result
 from remask.study.plan import Study
 from remask.study.statistics import LEVEL, mean_and_deviation, paired
 
@@ -35,9 +35,9 @@ class Table(NamedTuple):
 
 def write_report(study: Study, place: Place) -> tuple[Path, Path]:
     """Write report.md, report.html and cost.png beside the results; returns the first two."""
-    results, missing = gather(study, place)
+    results, missing, stale = gather(study, place)
     folder = place.results(study)
-    tables, remarks = tables_of(study, results), remarks_of(study, results, missing)
+    tables, remarks = tables_of(study, results), remarks_of(results, missing, stale)
     commands = [f"{label(study, name)}: {next(iter(found.values()))['command']}" for name, found in results.items()]
     figure = cost_figure(study, results)
     pages = {
@@ -53,16 +53,18 @@ def write_report(study: Study, place: Place) -> tuple[Path, Path]:
     return folder / "report.md", folder / "report.html"
 
 
-def gather(study: Study, place: Place) -> tuple[Results, list[Cell]]:
-    """What the files of the study's cells hold, and the cells that have none."""
+def gather(study: Study, place: Place) -> tuple[Results, list[Cell], list[Cell]]:
+    """What the files of the study's cells hold, the cells that have none, and those whose file is of other settings."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    missing = []
+    missing, stale = list[Cell](), list[Cell]()
     for cell in cells(study, place):
         if (result := read_result(cell)) is None:
             missing.append(cell)
+        elif not is_current(cell, result):
+            stale.append(cell)
         else:
             found.setdefault(cell.name, {})[cell.seed] = result
-    return {name: found[name] for name in study.rows if name in found}, missing
+    return {name: found[name] for name in study.rows if name in found}, missing, stale
 
 
 def label(study: Study, name: str) -> str:
@@ -120,14 +122,18 @@ def _costs(study: Study, results: Results) -> Table:
     return Table("cost of a run", ["", "core- or GPU-minutes", "images", "ETE"], rows)
 
 
-def remarks_of(study: Study, results: Results, missing: Sequence[Cell]) -> list[str]:
-    """Which machines ran the cells, with which versions, and what is still missing."""
+def remarks_of(results: Results, missing: Sequence[Cell], stale: Sequence[Cell]) -> list[str]:
+    """Which machines ran the cells, with which versions, what is still missing, and what was left out."""
     ran = [one for found in results.values() for one in found.values()]
     machines = sorted({_machine(one["machine"]) for one in ran})
     versions = sorted({f"torch {one['versions'].get('torch')}, remask {one['versions'].get('remask')}" for one in ran})
     lines = [f"Run on {'; '.join(machines)} with {'; '.join(versions)}."] if ran else []
     if missing:
-        lines.append(f"Not there yet, of {len(ran) + len(missing)}: {', '.join(cell.run for cell in missing)}.")
+        lines.append(
+            f"Not there yet, of {len(ran) + len(missing) + len(stale)}: {', '.join(cell.run for cell in missing)}."
+        )
+    if stale:
+        lines.append(f"Left out, since the study has changed: {', '.join(cell.run for cell in stale)}.")
     return lines
 
 

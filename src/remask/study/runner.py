@@ -6,6 +6,7 @@ that a changed row begins anew and never goes on with what another began.
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -96,6 +97,9 @@ class Runner:
     def _train(self, cell: Cell, run: Path, lock: int) -> None:
         """Begin the run of a cell, or go on with it."""
         state = RunFolder(run).read("status.json").get("state")
+        if state != "finished" and run.is_dir() and not (run / "checkpoints").is_dir():
+            shutil.rmtree(run)  # it was killed before its first checkpoint: there is nothing to go on from
+            state = None
         if state is None:
             words = train_arguments(cell, self.size(cell), self._needed(cell))
             self.remask([*words, "--set", "runtime.threads=1", "--out", str(run)], _log(run), lock)

@@ -140,3 +140,13 @@ def test_budgets_are_whole_epochs(images: int, count: int, size: tuple[int, int 
 def test_a_budget_below_an_image() -> None:
     with pytest.raises(UserError, match="row a: its budget is less than one image"):
         in_epochs(0, 10, "a")
+
+
+def test_a_digest_is_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text('extends = "mae-vit-micro-cifar"\n')
+    cell = cell_of(study_of(tmp_path, rows={"mae": {"recipe": "mine.toml"}}), "mae", folder=tmp_path)
+    digests = set()
+    for folder in (tmp_path, Path("/"), Path.cwd()):
+        monkeypatch.chdir(folder)
+        digests.add(digest(settings_of(cell, Size(1), {})))
+    assert len(digests) == 1

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from remask.errors import UserError
-from remask.study.cells import Place
+from remask.study.cells import Cell, Place, Size, settings_of
 from remask.study.plan import load_study
 from remask.study.report import write_report
 from remask.study.statistics import mean_and_deviation, paired
@@ -24,10 +24,11 @@ rows = { a = { label = "Row A" }, b = {}, c = {} }
 LINEAR = {"a": [50.0, 51.5, 49.0, 50.5], "b": [53.0, 54.0, 53.5, 52.0]}
 
 
-def result(row: str, seed: int) -> dict[str, Any]:
+def result(place: Place, row: str, seed: int) -> dict[str, Any]:
     value = LINEAR[row][seed]
     return {
         "digest": "x",
+        "settings": settings_of(Cell(load_study(place.file), place, row, seed), Size(1), {}),
         "command": f"remask pretrain --out runs/{row}",
         "measures": {
             "kNN": {"trained": value - 10, "untrained": 20.0},
@@ -43,10 +44,11 @@ def result(row: str, seed: int) -> dict[str, Any]:
 def place(tmp_path: Path) -> Place:
     (tmp_path / "ab.toml").write_text(TEXT)
     (tmp_path / "results" / "ab").mkdir(parents=True)
+    place = Place(tmp_path / "ab.toml", tmp_path / "runs")
     for row in LINEAR:
         for seed in range(4):
-            (tmp_path / f"results/ab/{row}-seed{seed}.json").write_text(json.dumps(result(row, seed)))
-    return Place(tmp_path / "ab.toml", tmp_path / "runs")
+            (tmp_path / f"results/ab/{row}-seed{seed}.json").write_text(json.dumps(result(place, row, seed)))
+    return place
 
 
 def test_the_page_is_made_from_the_files(place: Place) -> None:
@@ -97,3 +99,17 @@ def test_pairs_are_over_the_seeds_of_both() -> None:
 def test_deviation_is_of_a_sample() -> None:
     assert mean_and_deviation([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
     assert mean_and_deviation([1.0]) == "1.0"
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("epochs = 1", "epochs = 2"),
+    ('val = "digits:val"', 'val = "digits"'),
+    ("b = {}", 'b = { set = { "optim.base_lr" = 1.0 } }'),
+])  # fmt: skip
+def test_results_of_a_changed_study_are_left_out_and_named(place: Place, before: str, after: str) -> None:
+    place.file.write_text(TEXT.replace(before, after))
+    text = write_report(load_study(place.file), place)[0].read_text()
+    line = next(line for line in text.splitlines() if line.startswith("Left out, since the study has changed: "))
+    assert "b-seed0, " in line
+    assert ("a-seed0" in line) == (before != "b = {}")
+    assert "| b |" not in text

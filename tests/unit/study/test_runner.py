@@ -114,7 +114,8 @@ def test_a_cut_run_is_resumed_and_a_failed_cell_stops_those_that_need_it(file: P
     runner = Here()
     run = runner.folder(todo[0])
     run.mkdir(parents=True)
-    (run / "status.json").write_text('{"state": "stopped"}')
+    (run / "status.json").write_text('{"state": "interrupted"}')
+    (run / "checkpoints").mkdir()
     failed = runner.run(todo)
     assert runner.ran == [["resume", str(run)]]
     assert failed == ["mae-seed0: remask resume failed"]
@@ -145,3 +146,19 @@ def test_one_process_at_a_time_makes_a_cell(file: Path) -> None:
 def test_rows_that_are_none(file: Path) -> None:
     with pytest.raises(UserError, match=r"mea is no row of .*digits\.toml: there are mae, tuned"):
         study_run(file, rows=["mea"], quiet=True)
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew(file: Path) -> None:
+    todo = todo_of(file)[:1]
+    runner = Here()
+    run = runner.folder(todo[0])
+    run.mkdir(parents=True)
+    (run / "status.json").write_text('{"state": "running"}')
+    assert runner.run(todo) == []
+    assert verbs(runner) == ["pretrain", "probe"]
+
+
+def test_a_row_brings_those_it_needs(file: Path) -> None:
+    place = Place(file, file.parent / "runs")
+    assert [cell.name for cell in cells(load_study(file), place, ("tuned",))] == ["mae", "tuned"]
+    assert [cell.name for cell in cells(load_study(file), place, ("mae",))] == ["mae"]
