@@ -13,7 +13,8 @@ import torch
 
 from remask.build.pretraining import build_method
 from remask.build.training import gflops_per_image
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.recipe import load_recipe
 from remask.seeds import generator
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-BIAS, KEY = "qkv.bias", "attn.k.bias"
+BIAS, KEY, CROSS = "qkv.bias", "attn.k.bias", "attn.kv.bias"
 
 
 def determined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -15,6 +15,7 @@ def determined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     rate in each step, wherever rounding points, and that is another way on another processor.
     """
     decided = {name: value for name, value in weights.items() if not name.endswith(KEY)}
+    decided |= {name: value.chunk(2)[1] for name, value in decided.items() if name.endswith(CROSS)}
     return {name: query_and_value(value) if name.endswith(BIAS) else value for name, value in decided.items()}
 
 
@@ -26,7 +27,8 @@ def query_and_value(bias: Tensor) -> Tensor:
 def keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `determined` leaves out, [D] for each attention."""
     thirds = {name: value.unflatten(0, (3, -1))[1] for name, value in weights.items() if name.endswith(BIAS)}
-    return {**thirds, **{name: value for name, value in weights.items() if name.endswith(KEY)}}
+    halves = {name: value.chunk(2)[0] for name, value in weights.items() if name.endswith(CROSS)}
+    return {**thirds, **halves, **{name: value for name, value in weights.items() if name.endswith(KEY)}}
 
 
 def reached(model: nn.Module) -> set[str]:

@@ -5,20 +5,21 @@ L(x) = Σ_b λ_b · mean over views v and tokens i ∈ Ω_b(v) of  d_b( h_b( f(x
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Generator, Tensor, nn
 
-from remask.backbones import Backbone
+from remask.backbones import END, Backbone
 from remask.backbones.masked_input import Dropped, MaskedInput
 from remask.color_jitter import BatchColorJitter
 from remask.distances import Distance, described
 from remask.errors import UserError
 from remask.heads import Head
-from remask.masking import ALL, Masking
+from remask.masking import Masking
+from remask.masking.scores import ALL
 from remask.targets import Target, per_view
 from remask.tokens import divisible_grid, grid_of
 from remask.types import Features, Grid, Images, Size
@@ -32,8 +33,9 @@ Pair = tuple[Float[Tensor, "VB R P"], Num[Tensor, "VB R T"]]
 
 
 class Branch(nn.Module):
-    """One term of the sum: λ · mean over Ω of d(h(f(x)), τ(x)), read from one depth of the backbone.
+    """One term of the sum: λ · mean over Ω of d(h(f(x)), τ(x)), read from one or several depths of the backbone.
 
+    layer     -1 for the end; of several layers the head receives the features in a list
     learned   λ is trained, from `weight` on: exp(-s), and s is added to the term (Kendall et al., 1705.07115)
     """
 
@@ -47,24 +49,34 @@ class Branch(nn.Module):
         distance: Distance,
         region: Region,
         weight: float = 1.0,
-        layer: int = -1,
+        layer: int | Sequence[int] = END,
         learned: bool = False,
     ) -> None:
         super().__init__()
         if region in ("masked", "predicted") and per_view(target):
             raise UserError(f"{target.describe()}: it knows nothing of masked tokens; choose a target that sees them")
-        self.name, self.region, self.weight, self.layer = name, region, weight, layer
+        self.name, self.region, self.weight = name, region, weight
+        self.layer: int | tuple[int, ...] = layer if isinstance(layer, int) else tuple(layer)
         self.head, self.target, self.distance = head, target, distance
         self.log_variance = nn.Parameter(torch.tensor(-math.log(weight))) if learned else None
 
-    def forward(self, features: Features, targets: Num[Tensor, "_ _ T"], views: Views) -> Pair:
-        """Predictions and targets of Ω, token by token. Rows of targets beyond the grid's are prefix tokens, first."""
+    def forward(self, encoded: Mapping[int, Features], targets: Num[Tensor, "_ _ T"], views: Views) -> Pair:
+        """Predictions and targets of Ω, token by token. Rows of targets beyond the grid's are prefix tokens, first.
+
+        encoded   features of a backbone by layer
+        """
+        features = encoded[self.layer] if isinstance(self.layer, int) else [encoded[i] for i in self.layer]
         of_view = per_view(self.target)
         first = targets.shape[1] - (views.visible if of_view else views.mask).shape[-1]
         prefix, tokens = targets[:, :first], targets[:, first:]
         if not of_view:
             prefix, tokens = views.repeat(prefix), views.gather(tokens, self.region)
         return self.head(features, views), torch.cat([prefix, tokens], dim=1) if self.region == "encoded" else tokens
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of the backbone that the head reads."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
 
     @property
     def learned(self) -> Float[Tensor, ""] | None:
@@ -78,10 +90,10 @@ class Branch(nn.Module):
 
     def describe(self, over: str) -> str:
         """λ · mean over Ω of d( h ; τ ), where `over` says how many tokens Ω has."""
-        depth = "" if self.layer == -1 else f" at block {self.layer}"
+        depth = f" of {len(self.layers)} layers" if len(self.layers) > 1 else f" at block {self.layer}"
         return (
             f"{self.weight:g} · mean over {over}, of {described(self.distance)}"
-            f"( {self.head.describe()}{depth} ; {self.target.describe()} )"
+            f"( {self.head.describe()}{'' if self.layer == END else depth} ; {self.target.describe()} )"
         )
 
 
@@ -140,9 +152,9 @@ class Method(nn.Module):
     def pairs(self, images: Images, views: Views) -> dict[str, Pair]:
         """Per branch the predictions and the targets of its region: what a loss compares and a figure shows."""
         images = self.backbone.normalise.deep(images)
-        features = self.encode(images, views, tuple({branch.layer for branch in self.branches}))
+        features = self.encode(images, views, tuple({layer for branch in self.branches for layer in branch.layers}))
         targets = {target: target(images, views) for target in {branch.target for branch in self.branches}}
-        return {b.name: b(features[b.layer], targets[b.target], views) for b in self.branches}
+        return {b.name: b(features, targets[b.target], views) for b in self.branches}
 
     def encode(self, images: Images, views: Views, layers: Sequence[int] = (-1,)) -> dict[int, Features]:
         """f(x, v) at the named blocks, in the colours of the views."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
+from remask.backbones import END
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.convvit import create_convvit
 from remask.backbones.convvit_network import ConvViTNetwork
@@ -23,7 +24,7 @@ from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import METHODS, Recipe, load_recipe, method_overrides
 from remask.recipe.sections import DISTILLING
-from remask.recipe.used import DECODING
+from remask.recipe.used import CHOOSING, DECODING
 from remask.targets import per_view, prefix
 from remask.targets.tokens import Codebook
 from remask.views import Views
@@ -34,7 +35,7 @@ REPLACING = ("vit_micro", "beit_micro", "swin_micro")
 BACKBONES = {
     "mae": ("vit_micro",), "convmae": ("convvit_micro",), "simmim": REPLACING, "maskfeat": REPLACING, "beit": REPLACING,
     "fastmim": (*REPLACING, "convvit_micro", "pvt_v2_b0", "cmt_micro"),
-    "dmae": ("vit_micro",), "moma": ("vit_micro", "convvit_micro"),
+    "dmae": ("vit_micro",), "moma": ("vit_micro", "convvit_micro"), "crossmae": ("vit_micro",),
 }  # fmt: skip
 STRIDES = {"swin": 8, "pvt": 32, "cmt": 32}
 """Of networks whose tokens are what they are; the others' are made 4 pixels."""
@@ -56,6 +57,8 @@ class Combination(NamedTuple):
     pattern: str
     finer: int = 1
     """Masking cells along a side of a token."""
+    decoder: str = ""
+    predicted: str | float = "all"
 
 
 def combinations() -> list[Combination]:
@@ -66,6 +69,10 @@ def combinations() -> list[Combination]:
         found += [Combination(base, *pair, targets[-2:][0], "random") for pair in product(PLUGINS, backbones)]
         found += [Combination(base, "+jd", backbones[0], target, "random") for target in targets]
         found += [Combination(base, "+dmjd", backbones[0], targets[0], pattern) for pattern in PATTERNS]
+    for base, plugin in product(CHOOSING, PLUGINS):
+        predicted = "once" if "dm" in plugin.removesuffix("jd") else 0.25
+        found.append(Combination(base, plugin, BACKBONES[base][0], "hog", "random", 1, "cross", predicted))
+    found.append(Combination("crossmae", "+dmjd", "vit_micro", "hog", "cells", predicted="once"))
     found.append(Combination("fastmim", "+dmjd", "swin_micro", "hog", "random", finer=2))
     return list(dict.fromkeys(found))
 
@@ -96,6 +103,8 @@ def settings(case: Combination) -> dict[str, Any]:
     keys |= {"masking.cell_pixels": (stride or 4) // case.finer} if case.finer > 1 else {}
     keys |= {"distill": {"teachers": ["untrained:vit_micro"]}} if case.base in DISTILLING else {}
     keys |= {"masking.pattern": case.pattern}
+    keys |= {"method.decoder": case.decoder} if case.decoder else {}
+    keys |= {"masking.predicted": case.predicted} if case.predicted != "all" else {}
     keys |= {"method.target": {**VECTORS, **WORDS}[case.target]} if case.base != "moma" else {}
     if "jd" in case.plugin:
         keys["jd"] = {"width": 8, "weight": 0.5, "target": "hog" if case.base == "beit" else VECTORS[case.target]}
@@ -135,8 +144,12 @@ def test_every_row_hides_exactly_m_and_the_union_is_the_promised_one(case: Case)
     assert (case.views.mask.sum(-1) == counts.hidden).all()
     single = 14 if case.recipe.method.name == "maskfeat" else 15  # round(.6 · 24), and 24 - int(.4 · 24)
     assert counts.hidden == {1: single, 2: 16}[case.recipe.masking.cell]
-    assert (case.views.mask.any(0).sum(-1) == counts.predicted).all()
-    assert counts.predicted == (24 if case.recipe.dm else counts.hidden)
+    assert (case.views.mask.any(0).sum(-1) == (24 if case.recipe.dm else counts.hidden)).all()
+    predict = case.views.mask if case.views.predict is None else case.views.predict
+    assert (predict.any(0).sum(-1) == round(counts.predicted)).all()
+    share = case.recipe.masking.predicted
+    every = 24 if case.recipe.dm else counts.hidden
+    assert counts.predicted == pytest.approx(every if isinstance(share, str) else round(share * 24))
 
 
 def test_losses_are_named_finite_and_add_up(case: Case) -> None:
@@ -156,10 +169,13 @@ def test_every_trainable_parameter_receives_a_gradient(case: Case) -> None:
     case.method(case.images, case.views)["total"].backward()
     named = dict(case.method.named_parameters())
     trainable = {name for name, parameter in named.items() if parameter.requires_grad}
-    assert reached(case.method) == trainable
+    silent = set()
+    if not any(END in branch.layers for branch in case.method.branches):  # CrossMAE fuses layers before the last norm
+        silent = {name for name in trainable if name.startswith("backbone.network.norm.")}
+    assert reached(case.method) == trainable - silent
     frozen = {name for name in named if name.startswith("backbone.fusions.") and case.recipe.method.name == "fastmim"}
     assert set(named) - trainable <= {"backbone.network.pos_embed", *frozen}
-    assert all(bool(torch.isfinite(named[name].grad).all()) for name in trainable)  # type: ignore[arg-type]
+    assert all(bool(torch.isfinite(named[name].grad).all()) for name in trainable - silent)  # type: ignore[arg-type]
 
 
 def test_the_state_dict_goes_round(case: Case) -> None:
@@ -200,6 +216,8 @@ def test_predictions_and_targets_meet_token_by_token(case: Case) -> None:
         for v in range(len(case.views.mask)):
             for b in range(3):
                 region = case.views.mask[v, b] if branch.region == "masked" else ~case.views.mask[v, b]
+                if branch.region == "predicted":
+                    region = (case.views.mask if case.views.predict is None else case.views.predict)[v, b]
                 row = v * 3 + b
                 if per_view(branch.target):
                     assert torch.equal(wanted[row], everything[row])

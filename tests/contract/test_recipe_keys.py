@@ -78,6 +78,7 @@ VALUES: dict[str, list[Any]] = {
     "method.target.weights": ["missing.pth"],
     "jd.target.weights": ["missing.pth"],
     "method.decoder_heads": [1],
+    "method.decoder_layers": [[0], ["input", "end"]],
     "backbone.heads": [1],
     "distill.cache": ["features"],
     "distill.teachers": [["untrained:vit_tiny"]],
@@ -99,6 +100,7 @@ EVERY: dict[str, list[Any]] = {
     "method.target": [word for word in SHORTHANDS if word != "clip"],  # which is fetched
     "jd.target": [word for word in SHORTHANDS if word != "clip"],
     "data.range": ["full", "byte", [0, 5000]],
+    "masking.predicted": ["all", "once", 0.25],
 }
 """Enumerations that are no Literal: all members but the one at hand."""
 
@@ -308,7 +310,8 @@ def context(key: str, recipe: Recipe) -> tuple[Any, ...]:
         "distill": (method, recipe.distill and len(recipe.distill.teachers)),
         "progress": (network, bool(recipe.progress)),
     }
-    return deciding.get(key.partition(".")[0], ())
+    disjoint = (bool(dm),) if key == "masking.predicted" else ()
+    return deciding.get(key.partition(".")[0], ()) + disjoint
 
 
 SEEN: set[tuple[Any, ...]] = set()

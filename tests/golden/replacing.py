@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import Method
 from remask.types import Features, Grid
 from remask.views import Views

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from remask.errors import UserError
-from remask.masking import Blocks, Masking, random
+from remask.masking import Masking
+from remask.masking.scores import Blocks, random
 from remask.types import Grid
 
 # The same examples on every run: a suite that fails at random is not believed when it fails.

@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from remask.errors import UserError
-from remask.masking import Blocks, Masking, random
+from remask.masking import Masking
+from remask.masking.scores import Blocks, random
 from remask.views import Views
 
 GRID = (14, 14)
@@ -246,7 +247,7 @@ def test_predicted_once_shares_tokens_out_at_random() -> None:
     assert int((drawn.predict[0] & both).sum()) * 2 == int(both.sum())
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.25, 49), (0.75, 147), (0.1, 20), (0.001, 1)])
+@pytest.mark.parametrize(("share", "count"), [(0.25, 49), (0.75, 147), (0.1, 20), (0.0052, 1)])
 def test_a_share_of_the_tokens_is_predicted_in_every_view(share: float, count: int) -> None:
     masking = Masking(0.75, views=2, predicted=share)
     drawn = draw(masking)
@@ -271,6 +272,27 @@ def test_what_is_predicted_changes_no_mask_and_is_alike_in_many_processes() -> N
 
 def test_one_view_predicts_all_that_it_hides_once() -> None:
     assert draw(Masking(0.6, predicted="once")).predict is None
+
+
+def test_a_share_below_one_token_is_refused() -> None:
+    with pytest.raises(UserError, match=r"predicted 0.005 is less than one of 196 tokens"):
+        Masking(0.75, predicted=0.005).counts(GRID)
+
+
+@pytest.mark.parametrize("prediction", [1.0, 0.9, None])
+@pytest.mark.parametrize(("views", "share"), [(1, 0.25), (2, 0.25), (3, 0.5), (4, 0.1), (2, 0.75)])
+def test_the_number_predicted_over_all_views_is_the_expected_one(
+    views: int, share: float, prediction: float | None
+) -> None:
+    masking = Masking(0.75, views=views, prediction=prediction, predicted=share)
+    drawn, counts = draw(masking, 3000), masking.counts(GRID)
+    assert counts.gain == counts.predicted / counts.hidden
+    union = (drawn.mask if drawn.predict is None else drawn.predict).any(0).sum(-1).double()
+    error = float(union.std()) / 3000**0.5
+    assert abs(float(union.mean()) - counts.predicted) <= 4.5 * error + 1e-9
+    assert drawn.prediction_rate == pytest.approx(float(union.mean()) / 196)
+    if views == 1:  # CrossMAE: the rate is multiplied by γ / p
+        assert counts.gain == pytest.approx(share / 0.75)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from remask.views import Views
 
 Mode = Literal["drop", "replace"]
 
+END, INPUT = -1, -2
+"""Layers beside the blocks 0 to depth - 1: the end, after the final norm, and what enters the first block."""
+
 
 class Backbone(Protocol):
     """The interface of a backbone. `network.state_dict()` is the export: nothing of pre-training lives in it."""
@@ -54,7 +57,7 @@ class Backbone(Protocol):
         mask_token: Float[Tensor, "F"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
-        """Features at the named blocks; -1 is the end, after the final norm.
+        """Features at the named blocks, at the `END` or the `INPUT`.
 
         views None -> [B, N, D], the whole image · views -> [VB, K, D], masked tokens dropped ·
         views and mask_token -> [VB, N, D], masked tokens replaced by it.
@@ -71,4 +74,4 @@ def stem_patch(backbone: Backbone) -> Size:
     return getattr(backbone, "stem_patch", backbone.patch)
 
 
-__all__ = ["Backbone", "Mode", "stem_patch"]
+__all__ = ["END", "INPUT", "Backbone", "Mode", "stem_patch"]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from remask.backbones import Mode
+from remask.backbones import END, INPUT, Mode
 from remask.backbones.convvit_network import ConvViTNetwork, Mix, Sizes, nest
 from remask.backbones.normalise import Normalise
 from remask.errors import UserError, setting
@@ -109,7 +109,7 @@ class ConvViT(nn.Module):
         mask_token: Float[Tensor, "D"] | None = None,
         layers: Sequence[int] = (-1,),
     ) -> dict[int, Features]:
-        """As in `Backbone`; layers other than -1 are blocks of the third stage, without fusion and norm."""
+        """As in `Backbone`; layers are blocks of the third stage, INPUT enters it; only the END has fusion and norm."""
         if mask_token is not None:
             raise UserError("ConvViT drops masked tokens and cannot replace them; choose a method that drops")
         stages, table = self._stages(patches, views), self.network.positions(patches.grid)
@@ -173,14 +173,16 @@ class ConvViT(nn.Module):
     ) -> dict[int, Features]:
         """Features at the given layers of the third stage; later blocks do not run."""
         out: dict[int, Features] = {}
-        last = self.depth if -1 in layers else max(layers) + 1
+        last = self.depth if END in layers else max(*layers, END) + 1
+        if INPUT in layers:
+            out[INPUT] = Features(x[:, :0], x)
         for i, block in enumerate(self.network.blocks3[:last]):
             x = self.network.run(block, x)
             if i in layers:
                 out[i] = Features(x[:, :0], x)
-        if -1 in layers:
+        if END in layers:
             x = self.network.norm(x if fused is None else x + fused)
-            out[-1] = Features(x[:, :0], x)
+            out[END] = Features(x[:, :0], x)
         return out
 
     def param_depth(self, name: str) -> int:

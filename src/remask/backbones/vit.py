@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from remask.backbones import Mode
+from remask.backbones import END, INPUT, Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless, why_named
 from remask.backbones.tables import resize_positions
@@ -131,14 +131,16 @@ class ViT(nn.Module):
     def _blocks(self, x: Float[Tensor, "R T D"], layers: Sequence[int]) -> dict[int, Features]:
         """Features at the given layers; later blocks do not run."""
         out: dict[int, Features] = {}
-        last = self.depth if -1 in layers else max(layers) + 1
+        last = self.depth if END in layers else max(*layers, END) + 1
+        if INPUT in layers:
+            out[INPUT] = Features(x[:, : self.prefix], x[:, self.prefix :])
         for i, block in enumerate(self.network.blocks[:last]):
             x = checkpoint(block, x, use_reentrant=False) if self.network.grad_checkpointing else block(x)
             if i in layers:
                 out[i] = Features(x[:, : self.prefix], x[:, self.prefix :])
-        if -1 in layers:
+        if END in layers:
             x = self.network.norm(x)
-            out[-1] = Features(x[:, : self.prefix], x[:, self.prefix :])
+            out[END] = Features(x[:, : self.prefix], x[:, self.prefix :])
         return out
 
     def param_depth(self, name: str) -> int:

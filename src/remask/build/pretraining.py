@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from remask.backbones import Backbone, stem_patch
+from remask.backbones import END, INPUT, Backbone, stem_patch
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import creator_of
@@ -18,15 +18,16 @@ from remask.backbones.vit import create_vit
 from remask.build.starting import start_from
 from remask.build.teachers import build_teachers, map_teacher, student_layers, weight_of
 from remask.errors import UserError, in_recipe, naming
-from remask.heads import Decoder, TokenDecoder
+from remask.heads import CrossDecoder, Decoder, FusedDecoder, TokenDecoder
 from remask.images.levels import Levels, Scaling
-from remask.masking import Blocks, Counts, Masking, Score, count_of, random
+from remask.masking import Counts, Masking, count_of
+from remask.masking.scores import Blocks, Score, random
 from remask.method import Method
-from remask.methods import beit, convmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
+from remask.methods import beit, convmae, crossmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
 from remask.methods.defaults import hog_cell
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
-from remask.recipe.sections import DataSection
+from remask.recipe.sections import DataSection, MethodSection
 from remask.seeds import seeded
 from remask.targets import Hog, Pixels, Target
 from remask.targets.dalle import Dalle, load_dalle
@@ -78,7 +79,8 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
     multiple of `stem`. Raises UserError for other sizes.
     """
     section, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
-    masking = Masking(section.ratio, PATTERNS[section.pattern], section.cell, count=section.count or count_of(method))
+    count = section.count or count_of(method)
+    masking = Masking(section.ratio, PATTERNS[section.pattern], section.cell, count=count, predicted=section.predicted)
     if not side:
         return masking, patch
     if method == "fastmim" and patch[0] % side == patch[1] % side == 0:
@@ -131,14 +133,15 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
         with naming(section.target.opened("method.target")):
             target = build_target(section.target, recipe, mask_unit)
         size = recipe.data.image_size
-        decoder = (section.decoder_width, section.decoder_depth, section.decoder_heads, section.decoder_mlp_ratio)
+        decoder = _decoder(section)
         bases: dict[str, Callable[[], Method]] = {
-            "mae": lambda: mae(backbone, masking, target, size, *decoder),
+            "mae": lambda: mae(backbone, masking, target, size, **decoder),
+            "crossmae": lambda: crossmae(backbone, masking, target, size, **decoder),
             "simmim": lambda: simmim(backbone, masking, target, section.initial, mask_unit),
             "maskfeat": lambda: maskfeat(backbone, masking, target, section.initial),
             "beit": lambda: beit(backbone, masking, target, section.initial),
-            "convmae": lambda: convmae(backbone, masking, target, size, *decoder),
-            "fastmim": lambda: fastmim(backbone, masking, target, mask_unit, *decoder),
+            "convmae": lambda: convmae(backbone, masking, target, size, **decoder),
+            "fastmim": lambda: fastmim(backbone, masking, target, mask_unit, **decoder),
             "dmae": lambda: _dmae(recipe, backbone, masking, target, decoder),
             "moma": lambda: _moma(recipe, backbone, masking),
         }
@@ -156,15 +159,26 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
     return method
 
 
-def _dmae(recipe: Recipe, backbone: Backbone, masking: Masking, target: Target, decoder: tuple[Any, ...]) -> Method:
+def _decoder(section: MethodSection) -> dict[str, Any]:
+    """The decoder's arguments in the method's function."""
+    sizes = {
+        "width": section.decoder_width, "depth": section.decoder_depth, "heads": section.decoder_heads,
+        "mlp_ratio": section.decoder_mlp_ratio,
+    }  # fmt: skip
+    if section.name == "fastmim":
+        return sizes
+    names = {"input": INPUT, "end": END}
+    given = section.decoder_layers
+    layers = None if given is None else [names[i] if isinstance(i, str) else i for i in given]
+    return sizes | {"layers": layers} | ({} if section.name == "crossmae" else {"decoder": section.decoder})
+
+
+def _dmae(recipe: Recipe, backbone: Backbone, masking: Masking, target: Target, decoder: dict[str, Any]) -> Method:
     teachers, distill = build_teachers(recipe, backbone.patch), recipe.distill
     assert distill
     layers, size = student_layers(recipe, backbone), recipe.data.image_size
-    width, depth, heads, mlp_ratio = decoder
-    method = dmae(
-        backbone, masking, target, teachers, size, layers,
-        head=distill.head, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio,
-    )  # fmt: skip
+    decoder["decoder_layers"] = decoder.pop("layers")
+    method = dmae(backbone, masking, target, teachers, size, layers, head=distill.head, **decoder)
     for branch, teacher in zip(method.branches[1:], distill.teachers, strict=True):
         branch.weight = weight_of(teacher, 1.0)
     return method
@@ -190,7 +204,7 @@ def checkpoint_blocks(method: Method) -> None:
     """Turn on activation checkpointing for the blocks of the backbone and of the decoders."""
     set_checkpointing(method.backbone, key="runtime.checkpointing")
     for branch in method.branches:
-        if isinstance(branch.head, Decoder | TokenDecoder):
+        if isinstance(branch.head, CrossDecoder | Decoder | FusedDecoder | TokenDecoder):
             branch.head.checkpointing = True
 
 

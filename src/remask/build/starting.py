@@ -23,6 +23,7 @@ from remask.interop.state_dicts import read
 from remask.method import Method
 from remask.recipe import Recipe
 from remask.recipe.networks import split_spec
+from remask.recipe.used import DECODING
 from remask.targets.cached import Cached
 
 DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}
@@ -113,7 +114,8 @@ def _with_decoder(loaded: Loaded, method: Method, recipe: Recipe) -> Loaded:
     layout = convmae if kind in ("convmae", "dmjd") else mae
     theirs = layout.from_official({key: tensor for key, tensor in state.items() if key.startswith(tuple(DECODER))})
     if recipe.method.name not in DECODERS[kind] or not isinstance(head, Decoder):
-        return loaded._replace(said=(*loaded.said, f"its decoder was left out: method {recipe.method.name} has none"))
+        other = f"method {recipe.method.name} has {'none' if recipe.method.name not in DECODING else 'another'}"
+        return loaded._replace(said=(*loaded.said, f"its decoder was left out: {other}"))
     own = {HEAD + key: tensor for key, tensor in head.state_dict().items()}
     if why := next(_differences(theirs, own), None):
         return loaded._replace(said=(*loaded.said, f"its decoder was left out, for {why}"))

@@ -23,9 +23,9 @@ from remask.training.trainer import Hook, Trainer
 
 
 def peak_lr(recipe: Recipe, method: Method) -> float:
-    """Peak learning rate: optim.lr, or optim.base_lr scaled by the rule, with the realised m_pred / m_corr under DM."""
+    """Peak learning rate: optim.lr, or optim.base_lr scaled by the rule, with the realised m_pred / m_corr."""
     optim = recipe.optim
-    gain = counts(method, recipe).gain if recipe.dm and optim.lr_rule == "dmjd" else 1.0
+    gain = counts(method, recipe).gain if optim.lr_rule == "dmjd" else 1.0
     return optim.lr or learning_rate(optim.base_lr or 0.0, optim.batch_size, gain)  # the recipe requires one of them
 
 

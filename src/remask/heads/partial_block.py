@@ -5,6 +5,7 @@ block; and of the last block only the rows that are predicted are needed.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,32 +34,36 @@ def entered(
     else:
         projected = F.embedding(ids, attention.qkv(block.norm1(places)))
         qkv = torch.cat([attention.qkv(block.norm1(unmasked)), projected], dim=1)
-    q, k, v = _by_head(qkv, attention.num_heads)
+    q, k, v = by_head(qkv, attention.num_heads)
     count = rows or x.shape[1]
-    return _mixed(block, x[:, -count:], q[:, :, -count:], k, v)
+    return mixed(block, x[:, -count:], q[:, :, -count:], k, v)
 
 
 def last_rows(block: Block, x: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "R M D"]:
     """A block's output for the last `count` tokens alone, M = `count`, which attend to all T."""
     attention, width, normed = block.attn, x.shape[-1], block.norm1(x)
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    q = _by_head(F.linear(normed[:, -count:], weight[:width], bias[:width]), attention.num_heads, 1)
-    kv = _by_head(F.linear(normed, weight[width:], bias[width:]), attention.num_heads, 2)
-    return _mixed(block, x[:, -count:], *q, *kv)
+    q = by_head(F.linear(normed[:, -count:], weight[:width], bias[:width]), attention.num_heads, 1)
+    kv = by_head(F.linear(normed, weight[width:], bias[width:]), attention.num_heads, 2)
+    return mixed(block, x[:, -count:], *q, *kv)
 
 
-def _by_head(x: Float[Tensor, "R T nD"], heads: int, tensors: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
+def by_head(x: Float[Tensor, "R T nD"], heads: int, tensors: int = 3) -> Sequence[Float[Tensor, "R h T d"]]:
+    """Queries, keys and values (n = `tensors` of them, one after the other) cut into attention heads."""
     return x.unflatten(-1, (tensors, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _mixed(
-    block: Block,
+def mixed(
+    block: Any,
     x: Float[Tensor, "R Q D"],
     q: Float[Tensor, "R h Q d"],
     k: Float[Tensor, "R h T d"],
     v: Float[Tensor, "R h T d"],
 ) -> Float[Tensor, "R Q D"]:
-    """The rest of a block after queries, keys and values: attention, its projection, the MLP, and both residuals."""
+    """The rest of a block after queries, keys and values: attention, its projection, the MLP, and both residuals.
+
+    block   a `Block`, or whatever has its attn, norm2 and mlp
+    """
     attention = block.attn
     if attention.fused_attn:
         mixed = F.scaled_dot_product_attention(q, k, v)

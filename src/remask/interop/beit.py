@@ -18,7 +18,8 @@ from remask.backbones.tables import resize_table
 from remask.errors import UserError
 from remask.interop.mae import check, resize_positions, shape, sizes
 from remask.interop.state_dicts import Source, State, label, read
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import Method
 from remask.methods.beit import beit
 from remask.targets import Target

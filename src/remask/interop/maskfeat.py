@@ -24,7 +24,8 @@ from remask.interop import mae, state_dicts
 from remask.interop.beit import HEAD, MASK_TOKEN, NETWORK, counterpart, own_state
 from remask.interop.mae import MEAN, STD, check, shape, sizes
 from remask.interop.state_dicts import Source, State, label
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import Method
 from remask.methods.maskfeat import maskfeat
 from remask.targets import Hog

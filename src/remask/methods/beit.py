@@ -4,7 +4,8 @@ from remask.backbones import Backbone
 from remask.backbones.masked_input import TokensReplaced
 from remask.distances import cross_entropy
 from remask.heads import Linear
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import Branch, Method
 from remask.methods.defaults import masking_of
 from remask.methods.initial import STD, Start, initialise

@@ -9,6 +9,7 @@ from remask.errors import UserError
 from remask.heads import ProjectionHead
 from remask.masking import Masking
 from remask.method import Branch, Method, Region
+from remask.methods.decoders import Attention
 from remask.methods.mae import mae
 from remask.targets import Target, prefix
 from remask.types import Size
@@ -31,12 +32,15 @@ def dmae(
     heads: int = 16,
     mlp_ratio: float = 4.0,
     weight: float = 1.0,
+    decoder: Attention = "self",
+    decoder_layers: Sequence[int] | None = None,
 ) -> Method:
     """MAE, and blocks of f aligned with a teacher's that sees the same view; l1 of unit vectors; all encoded tokens.
 
     As published: ratio .75 to .98, raw pixels, block 8 of a ViT-B with block 17 of a ViT-L, 3/4 of both depths.
     teachers   blocks of a frozen network: `TokenTeacher` with sees="view"
     layers     the student's block for each, -1 for the last
+    decoder, decoder_layers   as decoder and layers of `mae`
     width, depth, heads, mlp_ratio are the decoder's; `weight` is that of each alignment.
     """
     if len(layers) != len(teachers) or not layers:
@@ -45,7 +49,9 @@ def dmae(
         )
     if not all(-1 <= layer < backbone.depth for layer in layers):
         raise UserError(f"the backbone has blocks 0 to {backbone.depth - 1}: one of {[*layers]} cannot be aligned")
-    method = mae(backbone, masking, target, size, width, depth, heads, mlp_ratio)
+    method = mae(
+        backbone, masking, target, size, width, depth, heads, mlp_ratio, decoder=decoder, layers=decoder_layers
+    )
     branches = []
     for i, (teacher, layer) in enumerate(zip(teachers, layers, strict=True)):
         region, name = region_of(backbone, teacher), f"align{i}" if len(teachers) > 1 else "align"

@@ -1,6 +1,7 @@
 """Reading recipes: `extends`, environment and flags, merged key by key; errors are one line and name the origin."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,9 +125,9 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """The text parsed as a TOML value, or else the text itself."""
+    """The text parsed as a TOML value, or else the text itself; .5 is taken as 0.5, which TOML does not."""
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = tomllib.loads("value = " + re.sub(r"^([+-]?)[.](?=[0-9])", r"\g<1>0.", text))
     except tomllib.TOMLDecodeError:
         return text
     value = parsed["value"]

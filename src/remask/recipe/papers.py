@@ -10,6 +10,7 @@ PAPERS = {
     "convmae": "ConvMAE: Masked Convolution Meets Masked Autoencoders, arXiv 2205.03892",
     "fastmim": "FastMIM: Expediting Masked Image Modeling Pre-training for Vision, arXiv 2212.06593",
     "dmae": "Masked Autoencoders Enable Efficient Knowledge Distillers, arXiv 2208.12256",
+    "crossmae": "Rethinking Patch Dependence for Masked Autoencoders, arXiv 2401.14391",
     "moma": "MOMA: Distill from Self-Supervised Teachers, arXiv 2302.02089",
 }
 """Method → title and arXiv number of its paper."""

@@ -7,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from remask.recipe.values import Deviation, Device, Pattern, PixelRange, Range, Section, Size, Target
 
-METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma")
+METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae")
 """Method names that build/pretraining.py knows."""
 
-DROPPING = ("mae", "convmae", "dmae", "moma")
+DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae")
 """Methods whose backbone encodes visible patches only; the others replace the masked ones."""
 
 DISTILLING = ("dmae", "moma")
@@ -164,6 +164,10 @@ class MaskingSection(Section):
         default=None, description="How a ratio becomes a number of cells: as that method's code; unset = the method's."
     )
 
+    predicted: Literal["all", "once"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default="all", description="Hidden patches that are predicted: all, a share γ of all patches, once under DM."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _default_cell(cls, value: Any) -> Any:
@@ -174,6 +178,11 @@ class MaskingSection(Section):
     def _fits(self) -> "MaskingSection":
         if self.cell > 1 and self.cell_pixels:
             raise ValueError(f"masking.cell {self.cell} and masking.cell_pixels {self.cell_pixels}: give one of them")
+        if not isinstance(self.predicted, str) and self.predicted > self.ratio:
+            raise ValueError(
+                f"masking.predicted {self.predicted:g} is above masking.ratio {self.ratio:g}: it is a share of all "
+                "patches, of those that are hidden; lower it or raise the ratio"
+            )
         if self.pattern == "random" and self.cell > 1:
             raise ValueError(f'masking.cell {self.cell} needs masking.pattern "cells": "random" hides single patches')
         return self
@@ -190,7 +199,13 @@ class MethodSection(Section):
     initial: Literal["published", "xavier"] = Field(
         default="published", description="First weights of simmim, maskfeat, beit: the papers', or MAE's if narrow."
     )
-    decoder_width: int = Field(default=512, ge=1, description="Width of the decoder (MAE, ConvMAE, FastMIM).")
+    decoder: Literal["self", "cross"] = Field(
+        default="self", description="Mask tokens attend to all tokens (MAE), or to visible ones alone (CrossMAE)."
+    )
+    decoder_layers: list[Annotated[int, Field(ge=0)] | Literal["input", "end"]] | None = Field(
+        default=None, description="Layers that the decoder reads: input, blocks from 0, end; unset = end, cross: all."
+    )
+    decoder_width: int = Field(default=512, ge=1, description="Width of the decoder.")
     decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")
     decoder_heads: int = Field(default=16, ge=1, description="Attention heads of the decoder.")
     decoder_mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the decoder's MLPs, in widths.")

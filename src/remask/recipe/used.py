@@ -10,8 +10,14 @@ from typing import Any, NamedTuple
 from remask.recipe.sections import DISTILLING
 from remask.recipe.values import KEYS
 
-DECODING = ("mae", "convmae", "fastmim", "dmae")
+DECODING = ("mae", "convmae", "fastmim", "dmae", "crossmae")
 """Methods with a decoder."""
+
+CHOOSING = ("mae", "convmae", "dmae")
+"""Methods whose decoder may be MAE's or CrossMAE's."""
+
+READING = (*CHOOSING, "crossmae")
+"""Methods whose decoder starts from mask tokens: it may read several layers and predict some of the masked tokens."""
 
 STARTING = ("simmim", "maskfeat", "beit")
 """Methods that can also use MAE's initial weights."""
@@ -83,6 +89,20 @@ PRETRAINING = (
         lambda recipe: recipe.method.name in DECODING, f"{', '.join(DECODING)}, which have a decoder",
     ),
     Rule(
+        "method.decoder", "method.name", lambda recipe: recipe.method.name in CHOOSING,
+        f"{', '.join(CHOOSING)}, whose decoder is to be chosen",
+    ),
+    Rule(
+        "method.decoder_layers masking.predicted", "method.name", lambda recipe: recipe.method.name in READING,
+        f"{', '.join(READING)}, whose decoder starts from mask tokens",
+    ),
+    Rule(
+        "masking.predicted", "dm",
+        lambda recipe: recipe.masking.predicted != "once"
+        or (recipe.dm is not None and recipe.dm.views > 1 and not recipe.dm.independent),
+        'several disjoint views where it is "once": set dm on, or predicted = "all"',
+    ),
+    Rule(
         "method.initial", "method.name", lambda recipe: recipe.method.name in STARTING,
         f"{', '.join(STARTING)}: the others have one start only",
     ),
@@ -111,7 +131,10 @@ PRETRAINING = (
         "optim.base_lr optim.lr_rule", "optim.lr", lambda recipe: recipe.optim.lr is None,
         "runs without optim.lr, which is absolute",
     ),
-    Rule("optim.lr_rule", "dm", lambda recipe: bool(recipe.dm), "runs with [dm]: without it both rules say the same"),
+    Rule(
+        "optim.lr_rule", "dm", lambda recipe: bool(recipe.dm) or recipe.masking.predicted != "all",
+        "runs with [dm] or masking.predicted: without them both rules say the same",
+    ),
     Rule(
         "optim.min_lr", "optim.drop_epoch", lambda recipe: recipe.optim.drop_epoch is None,
         "the cosine; with a drop the rate ends at a tenth",

@@ -23,6 +23,7 @@ OWN_TARGETS = {
     "convmae": "pixels-norm",
     "fastmim": "hog-l2",
     "dmae": "pixels",
+    "crossmae": "pixels-norm",
 }
 """Method → target of its paper; moma has none, for its students predict their teachers' features."""
 

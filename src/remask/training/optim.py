@@ -11,9 +11,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def learning_rate(base_lr: float, batch_size: int, gain: float = 1.0) -> float:
-    """Peak learning rate for `batch_size` unique images; `gain` is the realised m_pred / m_corr, 1 without DM.
+    """Peak learning rate for `batch_size` unique images; `gain` is the realised m_pred / m_corr, 1 in plain MAE.
 
-    MAE's linear rule times the gain: K views multiply the number of predicted tokens, not the number of images.
+    MAE's linear rule times the gain. K disjoint views predict more distinct tokens of an image, which makes the gain
+    larger than 1; predicting a share γ < m_corr of one view makes it smaller (CrossMAE 2401.14391: γ / p).
     """
     return base_lr * batch_size * gain / 256  # DMJD Eq. (4)
 

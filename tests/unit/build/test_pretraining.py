@@ -20,7 +20,7 @@ from remask.build.training import build_loader, build_trainer, gflops_per_image,
 from remask.errors import UserError
 from remask.heads import Decoder, Projector
 from remask.images.sources.opening import open_source
-from remask.masking import Blocks, random
+from remask.masking.scores import Blocks, random
 from remask.method import Method
 from remask.recipe import Recipe, dump, load_recipe
 from remask.recipe.used import DECODING

@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 import remask
 from remask.backbones.makers import create_backbone
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import Method
 from remask.methods import dm, fastmim, jd, mae, maskfeat, simmim
 from remask.targets import Hog, Pixels

@@ -10,7 +10,8 @@ from remask.backbones.masked_input import Dropped, TokensReplaced
 from remask.backbones.vit import create_vit
 from remask.distances import smooth_l1, squared
 from remask.heads import Decoder, Linear, Projector
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import Branch, Method
 from remask.methods import dm, jd, mae
 from remask.targets import Hog, Pixels

@@ -14,7 +14,8 @@ from remask.backbones.masked_input import TokensReplaced
 from remask.backbones.swin import create_swin
 from remask.backbones.vit import create_vit
 from remask.errors import UserError
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import Method
 from remask.methods import beit, dm, jd, maskfeat, simmim
 from remask.targets import Hog, Pixels

@@ -14,7 +14,8 @@ from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import create_vit
 from remask.distances import described, smooth_l1, smooth_l1_with, squared
 from remask.errors import UserError
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.method import equation
 from remask.methods import dm, fastmim, jd, mae
 from remask.report import write_report

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from remask.masking import Blocks, Masking
+from remask.masking import Masking
+from remask.masking.scores import Blocks
 from remask.training.optim import Lars, adamw, cosine, learning_rate, parameter_groups, set_lr, step_down
 
 

@@ -1,98 +1,21 @@
-"""Masking: which tokens are hidden, in how many views. A pattern is a score over cells; disjoint views live here once.
+"""Masking: which tokens are hidden, in how many views, and which of them are predicted (DMJD 2301.00230 Eq. 3).
 
-MAE 2111.06377 (random), SimMIM 2111.09886 (cells), BEiT 2106.08254 (blocks), DMJD 2301.00230 Eq. (3).
+Patterns are scores over cells, in scores.py; that views are disjoint is computed here alone, for every pattern.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from remask.errors import UserError, setting
+from remask.masking.scores import ALL, Guide, Score, random
 from remask.types import Grid
 from remask.views import Views
-
-ALL = slice(None)
-"""All images of a batch."""
-
-Guide = Float[Tensor, "B cells"]
-"""What an adaptive pattern goes by, per cell of the images at hand: a loss, an attention."""
-
-
-class Score(Protocol):
-    """A masking pattern: the lower a cell's score, the sooner it is hidden. No ties.
-
-    batch   images of the global batch: random numbers are drawn for all of it, so that one process and many mask alike
-    grid    cells along each axis
-    rows    the images whose scores are returned, the share of one rank
-    guide   for these rows; patterns that do not adapt refuse one
-    """
-
-    def __call__(
-        self, batch: int, grid: Grid, generator: Generator | None, rows: slice = ALL, guide: Guide | None = None
-    ) -> Float[Tensor, "B cells"]: ...
-
-
-def random(
-    batch: int, grid: Grid, generator: Generator | None = None, rows: slice = ALL, guide: Guide | None = None
-) -> Float[Tensor, "B cells"]:
-    """Uniform random cells, independently per image (MAE; in cells of 2×2 patches SimMIM, and DMJD's "block-wise")."""
-    _refuse_guide(guide, "random")
-    device = generator.device if generator else None
-    return torch.rand(batch, math.prod(grid), generator=generator, device=device)[rows]
-
-
-def _refuse_guide(guide: Guide | None, pattern: str) -> None:
-    if guide is not None:
-        raise UserError(f"{pattern} masking does not adapt to a guide: leave it out, or choose a pattern that does")
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """BEiT's block-wise pattern: rectangles fall one after the other; the score is the step that covers a cell first.
-
-    Areas are shares of the grid (BEiT: 16 to 75 of 196 patches), log-uniform aspect .3 to 1/.3. Rectangles wrap
-    around the border, so every cell is equally likely to be hidden, and the ranking makes every count exact.
-    # official: the last block is dropped when it does not fit (a third of the draws miss their count) and the
-    # border is hidden three times less often than the centre; here neither, see docs/decisions/0002.
-    """
-
-    smallest: float = 16 / 196
-    largest: float = 75 / 196
-    aspect: float = 0.3
-    steps: int = 24
-
-    def __call__(
-        self,
-        batch: int,
-        grid: Grid,
-        generator: Generator | None = None,
-        rows: slice = ALL,
-        guide: Guide | None = None,
-    ) -> Float[Tensor, "B cells"]:
-        _refuse_guide(guide, "block-wise")
-        if len(grid) != 2:
-            raise UserError(f"block-wise masking lays rectangles on rows and columns; this grid has {len(grid)} axes")
-        (down, across), n = grid, math.prod(grid)
-        device = generator.device if generator else None
-        draw = torch.rand(5, batch, self.steps, 1, generator=generator, device=device)[:, rows]
-        area = n * (self.smallest + (self.largest - self.smallest) * draw[0])
-        aspect = torch.exp(math.log(self.aspect) * (1 - 2 * draw[1]))
-        height = (area * aspect).sqrt().round().clamp(1, down)
-        width = (area / aspect).sqrt().round().clamp(1, across)
-        cell = torch.arange(n, device=device)
-        row = (cell // across - (draw[2] * down).floor()) % down  # offsets from the block's corner, around the border
-        column = (cell % across - (draw[3] * across).floor()) % across
-        covered = (row < height) & (column < width)
-        sweep = (row * across + column) / n  # inside a block cells follow in raster order: a cut block stays compact
-        step = torch.arange(self.steps, device=device)[:, None]
-        score = torch.where(covered, step + sweep, self.steps + draw[4]).amin(1)
-        return score + 1e-4 * torch.rand(batch, n, generator=generator, device=device)[rows]
-
 
 Count = Literal["mae", "simmim", "maskfeat"]
 
@@ -110,7 +33,10 @@ def count_of(method: str) -> Count:
 
 
 class Counts(NamedTuple):
-    """How many of `tokens` a masking hides in every view, predicts over all views, and predicts in each view."""
+    """How many of `tokens` a masking hides in every view, predicts in some view, and predicts in each view.
+
+    predicted   their number over all views; its expectation where views or predicted tokens are drawn independently
+    """
 
     hidden: int
     predicted: float
@@ -119,7 +45,7 @@ class Counts(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """m_pred / m_corr as realised on this grid, the factor of DMJD Eq. (4)."""
+        """m_pred / m_corr as realised on this grid: the factor of DMJD Eq. (4), and CrossMAE's γ / p of one view."""
         return self.predicted / self.hidden
 
 
@@ -197,16 +123,18 @@ class Masking:
         return Views(mask, grid, counts.hidden, predict=predict, predictions=counts.per_view)
 
     def counts(self, grid: Grid) -> Counts:
-        """Tokens hidden and predicted on a grid; for independent views `predicted` is the expectation."""
+        """Tokens hidden and predicted on a grid. Raises UserError for a γ that is less than a token."""
         cells, hidden, fresh = self._cells(grid)
         n, size = math.prod(cells), math.prod(self._sides(len(grid)))
-        independent = n * (1 - (1 - hidden / n) ** self.views)
-        union = size * (independent if self.prediction is None else sum(share or 0 for share in fresh))
-        per_view = hidden * size
+        per_view, union = hidden * size, size * _expected(n, hidden, fresh)
         if self.predicted == "once" and self.views > 1:
             per_view = max(math.ceil(union / self.views), size * max(share or 0 for share in fresh[1:]))
         elif not isinstance(self.predicted, str):
-            per_view = min(per_view, max(1, round(self.predicted * n * size)))
+            if self.predicted * n * size < 1:
+                name = setting("masking.predicted", "predicted")
+                raise UserError(f"{name} {self.predicted:g} is less than one of {n * size} tokens: raise it")
+            per_view = min(per_view, round(self.predicted * n * size))
+            union = size * _expected(n, hidden, fresh, per_view / (hidden * size))
         return Counts(hidden * size, union, n * size, per_view)
 
     def describe(self, grid: Grid) -> str:
@@ -217,12 +145,16 @@ class Masking:
         pattern = "block-wise" if name == "blocks" else name
         text = f"{pattern} masking{cell}, m_corr {counts.hidden / counts.tokens:.4g}; K = {self.views} view"
         text += "s" * (self.views > 1)
+        if not isinstance(self.predicted, str):
+            text += f", γ {counts.per_view / counts.tokens:.4g} of the tokens predicted in each"
         if self.views == 1:
             return text
         m_pred = f"m_pred {counts.predicted / counts.tokens:.4g}"
         if self.prediction is None:
             return f"{text}, drawn independently: {m_pred} on average"
-        return f"{text}, disjoint as far as they can be: {m_pred} ({counts.predicted:g} of {counts.tokens} tokens)"
+        once = ", each predicted in one view" if self.predicted == "once" else ""
+        of = f"{round(counts.predicted)} of {counts.tokens} tokens"
+        return f"{text}, disjoint as far as they can be: {m_pred} ({of}{once})"
 
     def _sides(self, axes: int) -> tuple[int, ...]:
         """Tokens of a cell along each axis."""
@@ -261,6 +193,20 @@ class Masking:
         return cells, hidden, [hidden, *(fresh * (v + 1) // later - fresh * v // later for v in range(later))]
 
 
+def _expected(cells: int, hidden: int, fresh: Sequence[int | None], share: float = 1.0) -> float:
+    """How many cells some view predicts, each a random `share` of the `hidden` ones; an expectation if share < 1.
+
+    fresh   for every view how many cells it is the first to hide; None: drawn without regard to the others
+    """
+    union = missed = 0.0  # cells that some view hides, and those of them that none predicts
+    for new in fresh:
+        first = hidden * (cells - union) / cells if new is None else new
+        again = (hidden - first) / union if union else 0.0
+        missed = missed * (1 - again * share) + first * (1 - share)
+        union += first
+    return union - missed
+
+
 def _lowest(score: Float[Tensor, "*rows n"], count: int) -> Bool[Tensor, "*rows n"]:
     """True at the `count` lowest scores of each row, exactly."""
     ranked = score.argsort(dim=-1, stable=True)[..., :count]
@@ -296,4 +242,4 @@ def _shared_out(mask: Bool[Tensor, "V B N"], noise: Float[Tensor, "V B N"], coun
     return torch.stack(chosen)
 
 
-__all__ = ["ALL", "COUNTS", "Blocks", "Count", "Counts", "Guide", "Masking", "Score", "count_of", "random"]
+__all__ = ["COUNTS", "Count", "Counts", "Masking", "count_of"]
