@@ -12,21 +12,23 @@ import torch
 from jaxtyping import Float, Num
 from torch import Generator, Tensor, nn
 
-from remask.backbones import END, Backbone
+from remask.backbones import Backbone
 from remask.backbones.masked_input import Dropped, MaskedInput
 from remask.color_jitter import BatchColorJitter
 from remask.distances import Distance, described
-from remask.errors import UserError
+from remask.errors import UserError, setting
 from remask.heads import Head
 from remask.masking import Masking
 from remask.masking.scores import ALL
 from remask.targets import Target, per_view
+from remask.targets.moving_average import Average, MovingAverage
 from remask.tokens import divisible_grid, grid_of
-from remask.types import Features, Grid, Images, Size
+from remask.types import END, Features, Grid, Images, Size
 from remask.views import Views
 
-Region = Literal["masked", "predicted", "visible", "encoded"]
-"""Ω: "predicted" is what of the masked tokens the masking chose; "encoded" the prefix tokens, then the visible ones."""
+Region = Literal["masked", "predicted", "visible", "encoded", "pooled"]
+"""Ω: "predicted" is what of the masked tokens the masking chose; "encoded" the prefix tokens, then the visible ones;
+"pooled" one row for a view, whose target is the mean over all tokens of the image."""
 
 Pair = tuple[Float[Tensor, "VB R P"], Num[Tensor, "VB R T"]]
 """Predictions, and targets: vectors of the same length, or one id a token (T = 1)."""
@@ -69,6 +71,9 @@ class Branch(nn.Module):
         of_view = per_view(self.target)
         first = targets.shape[1] - (views.visible if of_view else views.mask).shape[-1]
         prefix, tokens = targets[:, :first], targets[:, first:]
+        if self.region == "pooled":
+            mean = tokens.mean(dim=1, keepdim=True)
+            return self.head(features, views), mean if of_view else views.repeat(mean)
         if not of_view:
             prefix, tokens = views.repeat(prefix), views.gather(tokens, self.region)
         return self.head(features, views), torch.cat([prefix, tokens], dim=1) if self.region == "encoded" else tokens
@@ -102,6 +107,7 @@ class Method(nn.Module):
 
     sees     Dropped() unless given, TokensReplaced(), PixelsReplaced(): what becomes of masked tokens
     jitter   colours that the backbone alone sees; targets are of the image as it is (MOMA)
+    average  the teacher of `MovingAverage` targets; made from the backbone where one of them needs it
     Raises UserError for a backbone that cannot be masked this way.
     """
 
@@ -114,6 +120,7 @@ class Method(nn.Module):
         branches: Sequence[Branch],
         sees: MaskedInput | None = None,
         jitter: BatchColorJitter | None = None,
+        average: Average | None = None,
     ) -> None:
         super().__init__()
         if masking.predicted != "all" and not any(branch.region == "predicted" for branch in branches):
@@ -125,10 +132,20 @@ class Method(nn.Module):
         self.sees.prepare(backbone)
         self.backbone, self.masking, self.jitter = backbone, masking, jitter
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
+        followers = [branch.target for branch in branches if isinstance(branch.target, MovingAverage)]
+        self.average = (average or Average(backbone)) if followers else None
+        if followers and self.sees.mask_unit:
+            raise UserError(
+                "the moving average has one vector for a token of the backbone, and masks are finer here: "
+                f"leave out {setting('masking.cell_pixels', 'mask_unit')}, or choose another target"
+            )
+        for target in followers:
+            target.read(self.average)  # type: ignore[arg-type]
 
     def with_(self, masking: Masking | None = None, branches: Sequence[Branch] | None = None) -> "Method":
         """This method with another masking or other branches: how plug-ins are made. Modules are shared, not copied."""
-        return Method(self.backbone, masking or self.masking, branches or [*self.branches], self.sees, self.jitter)
+        masking, branches = masking or self.masking, branches or [*self.branches]
+        return Method(self.backbone, masking, branches, self.sees, self.jitter, self.average)
 
     def forward(
         self,
@@ -153,8 +170,26 @@ class Method(nn.Module):
         """Per branch the predictions and the targets of its region: what a loss compares and a figure shows."""
         images = self.backbone.normalise.deep(images)
         features = self.encode(images, views, tuple({layer for branch in self.branches for layer in branch.layers}))
-        targets = {target: target(images, views) for target in {branch.target for branch in self.branches}}
+        targets = self.targets(images, views)
         return {b.name: b(features, targets[b.target], views) for b in self.branches}
+
+    def targets(self, images: Images, views: Views) -> dict[Target, Num[Tensor, "_ _ T"]]:
+        """τ(x, v) of every target, once however many branches have it; those of the moving average from one pass."""
+        targets = {branch.target for branch in self.branches}
+        following = [target for target in targets if isinstance(target, MovingAverage)]
+        wanted = {key for target in following for key in target.wanted}
+        features = self.average(images, sorted(wanted)) if self.average else {}
+        return {t: t.combine(features) if isinstance(t, MovingAverage) else t(images, views) for t in targets}
+
+    def after_step(self, progress: float) -> None:
+        """What follows an update of the weights, after a share `progress` of the training: the moving average."""
+        if self.average:
+            self.average.follow(self.backbone, progress)
+
+    def restart_average(self) -> None:
+        """Let the moving average equal the backbone, after its first weights were set."""
+        if self.average:
+            self.average.restart(self.backbone)
 
     def encode(self, images: Images, views: Views, layers: Sequence[int] = (-1,)) -> dict[int, Features]:
         """f(x, v) at the named blocks, in the colours of the views."""
@@ -206,8 +241,9 @@ def equation(method: Method, size: Size) -> str:
     visible = counts.tokens - counts.hidden
     tokens = {"masked": counts.hidden, "predicted": counts.per_view, "visible": visible}
     tokens["encoded"] = visible + backbone.prefix
-    over = f"{views} views, {{}} {{}} tokens each" if views > 1 else "1 view, {} {} tokens"
-    terms = [b.describe(over.format(tokens[b.region], b.region)) for b in method.branches]
+    over = f"{views} views, {{}} each" if views > 1 else "1 view, {}"
+    rows = {region: f"{count} {region} tokens" for region, count in tokens.items()} | {"pooled": "one pooled row"}
+    terms = [b.describe(over.format(rows[b.region])) for b in method.branches]
     unit = "" if method.mask_unit == backbone.patch else " of {}×{} px".format(*method.mask_unit)
     name = type(backbone if backbone.modes else backbone.network).__name__
     return "\n".join(

@@ -25,6 +25,9 @@ Images: TypeAlias = UInt8[Tensor, "B C H W"] | UInt16[Tensor, "B C H W"] | Float
 Ids: TypeAlias = Int[Tensor, "VB R"]
 """Token numbers in raster order, one row per masked view of an image."""
 
+END, INPUT = -1, -2
+"""Layers of a backbone beside its blocks 0 to depth - 1: the end, after the final norm; what enters the first block."""
+
 
 class Features(NamedTuple):
     """What a backbone returns at one depth: its prefix tokens and its grid (or visible) tokens, kept apart."""
@@ -33,4 +36,4 @@ class Features(NamedTuple):
     tokens: Float[Tensor, "R N D"]
 
 
-__all__ = ["Features", "Grid", "Ids", "Images", "Size"]
+__all__ = ["END", "INPUT", "Features", "Grid", "Ids", "Images", "Size"]

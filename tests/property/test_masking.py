@@ -10,14 +10,17 @@ from torch import Generator, Tensor
 
 from remask.errors import UserError
 from remask.masking import Masking
-from remask.masking.scores import Blocks, random
+from remask.masking.scores import Blocks, InverseBlocks, random
 from remask.types import Grid
 
 # The same examples on every run: a suite that fails at random is not believed when it fails.
 FEW = settings(max_examples=40, derandomize=True, deadline=None)
 BATCH = 4
 
-PATTERNS = {"random": (random, 1), "cells": (random, 2), "blocks": (Blocks(), 1), "blocks of cells": (Blocks(), 2)}
+PATTERNS = {
+    "random": (random, 1), "cells": (random, 2), "blocks": (Blocks(), 1), "blocks of cells": (Blocks(), 2),
+    "inverse blocks": (InverseBlocks(), 1), "inverse blocks of 2": (InverseBlocks(2), 1),
+}  # fmt: skip
 SIDES = st.integers(2, 16)
 RATES = st.floats(0.02, 0.98)
 

@@ -12,9 +12,6 @@ from remask.views import Views
 
 Mode = Literal["drop", "replace"]
 
-END, INPUT = -1, -2
-"""Layers beside the blocks 0 to depth - 1: the end, after the final norm, and what enters the first block."""
-
 
 class Backbone(Protocol):
     """The interface of a backbone. `network.state_dict()` is the export: nothing of pre-training lives in it."""
@@ -74,4 +71,4 @@ def stem_patch(backbone: Backbone) -> Size:
     return getattr(backbone, "stem_patch", backbone.patch)
 
 
-__all__ = ["END", "INPUT", "Backbone", "Mode", "stem_patch"]
+__all__ = ["Backbone", "Mode", "stem_patch"]

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from remask.backbones import END, INPUT, Mode
+from remask.backbones import Mode
 from remask.backbones.convvit_network import ConvViTNetwork, Mix, Sizes, nest
 from remask.backbones.normalise import Normalise
 from remask.errors import UserError, setting
-from remask.types import Features, Grid, Images, Size
+from remask.types import END, INPUT, Features, Grid, Images, Size
 from remask.views import Views
 
 SIZES: dict[str, Sizes] = {

@@ -13,13 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from remask.backbones import END, INPUT, Mode
+from remask.backbones import Mode
 from remask.backbones.normalise import Normalise
 from remask.backbones.refusals import refuse_unless, why_named
 from remask.backbones.tables import resize_positions
 from remask.errors import UserError, first_line
 from remask.tokens import divisible_grid, patchify, sincos_positions
-from remask.types import Features, Grid, Images, Size
+from remask.types import END, INPUT, Features, Grid, Images, Size
 from remask.views import Views
 
 # Sizes for small images and CPUs, as overrides of a timm model, so that timm.create_model rebuilds them.

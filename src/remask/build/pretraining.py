@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from remask.backbones import END, INPUT, Backbone, stem_patch
+from remask.backbones import Backbone, stem_patch
 from remask.backbones.checkpointing import set_checkpointing
 from remask.backbones.hierarchical import create_hierarchical, known
 from remask.backbones.makers import creator_of
@@ -21,9 +21,9 @@ from remask.errors import UserError, in_recipe, naming
 from remask.heads import CrossDecoder, Decoder, FusedDecoder, TokenDecoder
 from remask.images.levels import Levels, Scaling
 from remask.masking import Counts, Masking, count_of
-from remask.masking.scores import Blocks, Score, random
+from remask.masking.scores import Blocks, InverseBlocks, Score, random
 from remask.method import Method
-from remask.methods import beit, convmae, crossmae, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
+from remask.methods import beit, convmae, crossmae, data2vec, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
 from remask.methods.defaults import hog_cell
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
@@ -31,11 +31,17 @@ from remask.recipe.sections import DataSection, MethodSection
 from remask.seeds import seeded
 from remask.targets import Hog, Pixels, Target
 from remask.targets.dalle import Dalle, load_dalle
+from remask.targets.moving_average import MovingAverage
 from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.tokens import cell_of
-from remask.types import Size
+from remask.types import END, INPUT, Size
 
-PATTERNS: Mapping[str, Score] = {"random": random, "cells": random, "blocks": Blocks()}
+PATTERNS: Mapping[str, Score] = {
+    "random": random,
+    "cells": random,
+    "blocks": Blocks(),
+    "inverse-blocks": InverseBlocks(),
+}
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")
 """Methods, and ends of their parameter names, without weight decay. MAE, MaskFeat and ConvMAE decay these too."""
 
@@ -89,8 +95,11 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
     return replace(masking, cell=cell), mask_unit
 
 
-def build_target(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
-    """The target of a recipe's section, for tokens of `patch` pixels. A codebook without a file has zero centroids."""
+def build_target(section: TargetRecipe, recipe: Recipe, patch: Size, backbone: Backbone | None = None) -> Target:
+    """The target of a recipe's section, for tokens of `patch` pixels. A codebook without a file has zero centroids.
+
+    backbone   the student's, for the kind "average"
+    """
     data = recipe.data
     cell = section.cell or hog_cell(patch)
     kinds: dict[str, Callable[[], Target]] = {
@@ -98,6 +107,7 @@ def build_target(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
         "hog": lambda: Hog(patch, data.mean, data.std, section.flavour, cell, section.bins, section.norm),  # type: ignore[arg-type]
         "features": lambda: map_teacher(str(section.teacher), section.weights, section.norm, recipe, patch),
         "tokens": lambda: _tokenizer(section, recipe, patch),
+        "average": lambda: MovingAverage(backbone, section.top, section.layers, section.norm, section.outputs),  # type: ignore[arg-type]
     }
     return kinds[section.kind]()
 
@@ -131,7 +141,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
         backbone, section = build_backbone(recipe), recipe.method
         masking, mask_unit = build_masking(recipe, backbone.patch, stem_patch(backbone))
         with naming(section.target.opened("method.target")):
-            target = build_target(section.target, recipe, mask_unit)
+            target = build_target(section.target, recipe, mask_unit, backbone)
         size = recipe.data.image_size
         decoder = _decoder(section)
         bases: dict[str, Callable[[], Method]] = {
@@ -143,6 +153,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             "convmae": lambda: convmae(backbone, masking, target, size, **decoder),
             "fastmim": lambda: fastmim(backbone, masking, target, mask_unit, **decoder),
             "dmae": lambda: _dmae(recipe, backbone, masking, target, decoder),
+            "data2vec": lambda: data2vec(backbone, masking, target, **decoder, class_weight=section.class_weight),
             "moma": lambda: _moma(recipe, backbone, masking),
         }
         method = bases[section.name]()
@@ -153,8 +164,11 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
         if recipe.jd:
             shared = recipe.jd.target == section.target
             with naming(recipe.jd.target.opened("jd.target")):
-                visible = target if shared else build_target(recipe.jd.target, recipe, mask_unit)
+                visible = target if shared else build_target(recipe.jd.target, recipe, mask_unit, backbone)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
+        if method.average:
+            method.average.decay, method.average.warmup = recipe.average.decay, recipe.average.warmup
+        method.restart_average()
         counts(method, recipe)
     return method
 
@@ -165,6 +179,8 @@ def _decoder(section: MethodSection) -> dict[str, Any]:
         "width": section.decoder_width, "depth": section.decoder_depth, "heads": section.decoder_heads,
         "mlp_ratio": section.decoder_mlp_ratio,
     }  # fmt: skip
+    if section.name == "data2vec":
+        return {"width": section.decoder_width, "depth": section.decoder_depth, "kernel": section.decoder_kernel}
     if section.name == "fastmim":
         return sizes
     names = {"input": INPUT, "end": END}

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from remask.heads.conv_decoder import ConvDecoder, Pooled
 from remask.heads.cross_decoder import CrossDecoder
 from remask.heads.decoder import Decoder, TokenDecoder
 from remask.heads.fused import Fused, FusedDecoder
@@ -24,13 +25,6 @@ class Head(Protocol):
 
 
 __all__ = [
-    "CrossDecoder",
-    "Decoder",
-    "Fused",
-    "FusedDecoder",
-    "Head",
-    "Linear",
-    "ProjectionHead",
-    "Projector",
-    "TokenDecoder",
-]
+    "ConvDecoder", "CrossDecoder", "Decoder", "Fused", "FusedDecoder", "Head", "Linear", "Pooled", "ProjectionHead",
+    "Projector", "TokenDecoder",
+]  # fmt: skip

@@ -139,10 +139,10 @@ class Masking:
 
     def describe(self, grid: Grid) -> str:
         """The pattern, m_corr, K and m_pred on a grid, in the words of the printed equation."""
-        counts, name = self.counts(grid), getattr(self.score, "__name__", type(self.score).__name__).lower()
+        counts, name = self.counts(grid), getattr(self.score, "__name__", type(self.score).__name__)
         sides = self._sides(len(grid))
         cell = f" of cells of {'×'.join(map(str, sides))} patches" if max(sides) > 1 else ""
-        pattern = "block-wise" if name == "blocks" else name
+        pattern = {"Blocks": "block-wise", "InverseBlocks": "inverse block-wise"}.get(name, name.lower())
         text = f"{pattern} masking{cell}, m_corr {counts.hidden / counts.tokens:.4g}; K = {self.views} view"
         text += "s" * (self.views > 1)
         if not isinstance(self.predicted, str):

@@ -82,14 +82,57 @@ class Blocks:
         aspect = torch.exp(math.log(self.aspect) * (1 - 2 * draw[1]))
         height = (area * aspect).sqrt().round().clamp(1, down)
         width = (area / aspect).sqrt().round().clamp(1, across)
-        cell = torch.arange(n, device=device)
-        row = (cell // across - (draw[2] * down).floor()) % down  # offsets from the block's corner, around the border
-        column = (cell % across - (draw[3] * across).floor()) % across
-        covered = (row < height) & (column < width)
-        sweep = (row * across + column) / n  # inside a block cells follow in raster order: a cut block stays compact
-        step = torch.arange(self.steps, device=device)[:, None]
-        score = torch.where(covered, step + sweep, self.steps + draw[4]).amin(1)
+        score = _first_covered(draw[2:4], height, width, grid, self.steps + draw[4])
         return score + 1e-4 * torch.rand(batch, n, generator=generator, device=device)[rows]
 
 
-__all__ = ["ALL", "Blocks", "Guide", "Score", "random"]
+@dataclass(frozen=True)
+class InverseBlocks:
+    """data2vec 2.0's pattern: squares of `side`×`side` cells fall on what stays visible, until enough of it does.
+
+    What the first squares cover is hidden last. Squares wrap around the border, and the ranking makes counts exact.
+    # official: squares are cut at the border, and counts are corrected by cells at random.
+    """
+
+    side: int = 3
+
+    def __call__(
+        self,
+        batch: int,
+        grid: Grid,
+        generator: Generator | None = None,
+        rows: slice = ALL,
+        guide: Guide | None = None,
+    ) -> Float[Tensor, "B cells"]:
+        _refuse_guide(guide, "inverse block-wise")
+        if len(grid) != 2:
+            raise UserError(f"inverse blocks lay squares on rows and columns; this grid has {len(grid)} axes")
+        n, device = math.prod(grid), generator.device if generator else None
+        steps = 2 + 2 * n // self.side**2  # so many squares cover most of the grid; the rest follows at random
+        draw = torch.rand(2, batch, steps, 1, generator=generator, device=device)[:, rows]
+        first = _first_covered(draw, self.side, self.side, grid, steps)
+        return -first - torch.rand(batch, n, generator=generator, device=device)[rows] * (first >= steps)
+
+
+def _first_covered(
+    corner: Float[Tensor, "2 B S 1"],
+    height: Float[Tensor, "B S 1"] | int,
+    width: Float[Tensor, "B S 1"] | int,
+    grid: Grid,
+    otherwise: Float[Tensor, "B S 1"] | int,
+) -> Float[Tensor, "B cells"]:
+    """The step at which the first of S rectangles covers a cell, plus its place in it as a fraction; else `otherwise`.
+
+    corner   row and column of a rectangle's corner, in [0, 1); what it has beyond the border comes in again opposite
+    """
+    (down, across), n = grid, math.prod(grid)
+    cell = torch.arange(n, device=corner.device)
+    row = (cell // across - (corner[0] * down).floor()) % down
+    column = (cell % across - (corner[1] * across).floor()) % across
+    covered = (row < height) & (column < width)
+    sweep = (row * across + column) / n  # inside a block cells follow in raster order: a cut block stays compact
+    step = torch.arange(corner.shape[2], device=corner.device)[:, None]
+    return torch.where(covered, step + sweep, otherwise).amin(1)
+
+
+__all__ = ["ALL", "Blocks", "Guide", "InverseBlocks", "Score", "random"]

@@ -3,6 +3,7 @@
 from remask.methods.beit import beit
 from remask.methods.convmae import convmae
 from remask.methods.crossmae import crossmae
+from remask.methods.data2vec import data2vec
 from remask.methods.dmae import dmae
 from remask.methods.dmjd import dm, jd
 from remask.methods.fastmim import fastmim
@@ -11,4 +12,17 @@ from remask.methods.maskfeat import maskfeat
 from remask.methods.moma import moma
 from remask.methods.simmim import simmim
 
-__all__ = ["beit", "convmae", "crossmae", "dm", "dmae", "fastmim", "jd", "mae", "maskfeat", "moma", "simmim"]
+__all__ = [
+    "beit",
+    "convmae",
+    "crossmae",
+    "data2vec",
+    "dm",
+    "dmae",
+    "fastmim",
+    "jd",
+    "mae",
+    "maskfeat",
+    "moma",
+    "simmim",
+]

@@ -43,6 +43,7 @@ def convmae(
         backbone, masking, target, size, width, depth, heads, mlp_ratio, _all_but_convolutions, decoder, layers
     )
     initialise(network.patch_embed3.proj)  # the only one of the convolutions; the others start as PyTorch has them
+    method.restart_average()
     return method
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from remask.backbones import END, INPUT, Backbone
+from remask.backbones import Backbone
 from remask.backbones.convvit_network import ConvViTNetwork
 from remask.errors import UserError, setting
 from remask.heads import CrossDecoder, Decoder, Fused, FusedDecoder, Head
 from remask.masking import Masking
 from remask.targets import Target
-from remask.types import Grid
+from remask.types import END, INPUT, Grid
 
 Attention = Literal["self", "cross"]
 """Mask tokens attend to all tokens (MAE 2111.06377), or to the visible ones alone (CrossMAE 2401.14391)."""

@@ -40,6 +40,7 @@ def initialise(
     if start == "xavier":
         for module in (method.backbone, *(branch.head for branch in method.branches)):
             module.apply(as_mae)  # type: ignore[attr-defined]
+        method.restart_average()
         return
     network = method.backbone.network
     modules = [branch.head for branch in method.branches] if heads else []
@@ -62,6 +63,7 @@ def initialise(
         with torch.no_grad():
             block.attn.proj.weight.div_(math.sqrt(2 * number))
             block.mlp.fc2.weight.div_(math.sqrt(2 * number))
+    method.restart_average()
 
 
 __all__ = ["STD", "Start", "initialise", "truncated"]

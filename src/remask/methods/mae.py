@@ -46,6 +46,7 @@ def mae(
     for name, parameter in method.named_parameters():
         if name.endswith("_token"):
             nn.init.normal_(parameter, std=0.02)
+    method.restart_average()
     return method
 
 

@@ -1,8 +1,8 @@
-"""[distill]: the frozen teachers of DMAE and MOMA, and how a student is aligned with them."""
+"""[distill]: the frozen teachers of DMAE and MOMA. [average]: the student's own moving average as teacher."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from remask.recipe.values import Deviation, Section, Size
 
@@ -74,4 +74,19 @@ class DistillSection(Section):
         return self
 
 
-__all__ = ["DistillSection", "TeacherSection"]
+Decay = Annotated[float, Field(ge=0, le=1)]
+
+
+class AverageSection(Section):
+    """The student's moving average as teacher: average ← τ · average + (1 - τ) · student after every step."""
+
+    decay: tuple[Decay, Decay] = Field(default=(0.9998, 0.99999), description="τ at the start, and after the warm-up.")
+    warmup: float = Field(default=1.0, ge=0, le=1, description="Share of the training over which τ rises, linearly.")
+
+    @field_validator("decay", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+__all__ = ["AverageSection", "DistillSection", "TeacherSection"]

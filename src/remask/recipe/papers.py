@@ -11,6 +11,7 @@ PAPERS = {
     "fastmim": "FastMIM: Expediting Masked Image Modeling Pre-training for Vision, arXiv 2212.06593",
     "dmae": "Masked Autoencoders Enable Efficient Knowledge Distillers, arXiv 2208.12256",
     "crossmae": "Rethinking Patch Dependence for Masked Autoencoders, arXiv 2401.14391",
+    "data2vec": "Efficient Self-supervised Learning with Contextualized Target Representations, arXiv 2212.07525",
     "moma": "MOMA: Distill from Self-Supervised Teachers, arXiv 2302.02089",
 }
 """Method → title and arXiv number of its paper."""
@@ -18,8 +19,9 @@ DMJD = "Disjoint Masking with Joint Distillation for Efficient Masked Image Mode
 
 
 def with_paper(recipe: Recipe) -> Recipe:
-    """The recipe with the paper of its method (DMJD's if DM or JD is on), unless it names one."""
-    paper = DMJD if recipe.dm or recipe.jd else PAPERS[recipe.method.name]
+    """The recipe with the paper of its method (DMJD's with disjoint views or JD), unless it names one."""
+    disjoint = recipe.dm and not recipe.dm.independent
+    paper = DMJD if disjoint or recipe.jd else PAPERS[recipe.method.name]
     return recipe if recipe.paper else recipe.model_copy(update={"paper": paper})
 
 

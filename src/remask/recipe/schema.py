@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import Field, model_validator
 
-from remask.recipe.distill import DistillSection
+from remask.recipe.distill import AverageSection, DistillSection
 from remask.recipe.schedule import OptimSection, ProgressSection
 from remask.recipe.sections import (
     DISTILLING,
@@ -22,7 +22,7 @@ from remask.recipe.sections import (
     PretrainingRuntime,
     ProbeSection,
 )
-from remask.recipe.used import DECODING
+from remask.recipe.used import ATTENDING
 from remask.recipe.values import Section
 
 
@@ -37,6 +37,7 @@ class Recipe(About):
     jd: JDSection | None = Field(default=None, description="Joint distillation; off when absent.")
     optim: OptimSection
     distill: DistillSection | None = Field(default=None, description="Teachers of dmae and moma; off when absent.")
+    average: AverageSection = AverageSection()
     progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
     runtime: PretrainingRuntime = PretrainingRuntime()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
@@ -73,6 +74,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if patch:
         yield from _grid_problems(recipe, patch)
     yield from _method_problems(recipe)
+    yield from _decoder_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
     if (micro_batches := recipe.runtime.accumulate) != "auto" and optim.batch_size % micro_batches:
@@ -83,7 +85,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         ("backbone.", recipe.backbone.width, recipe.backbone.heads),
         ("method.decoder_", recipe.method.decoder_width, recipe.method.decoder_heads),
     ):
-        has = where == "backbone." or recipe.method.name in DECODING
+        has = where == "backbone." or recipe.method.name in ATTENDING
         if has and width and heads and width % heads:
             yield f"{where}heads {heads} does not divide {where}width {width}"
 
@@ -124,6 +126,13 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
             "jd regresses vectors with smooth-l1, and jd.target.kind tokens are ids: choose hog, pixels-norm or a "
             "teacher's features"
         )
+
+
+def _decoder_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields messages about the sizes of data2vec's decoder."""
+    method = recipe.method
+    if method.name == "data2vec" and method.decoder_kernel % 2 == 0:
+        yield f"method.decoder_kernel {method.decoder_kernel} is even: convolutions that keep the grid have an odd side"
 
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:

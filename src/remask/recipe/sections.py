@@ -7,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from remask.recipe.values import Deviation, Device, Pattern, PixelRange, Range, Section, Size, Target
 
-METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae")
+METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae", "data2vec")
 """Method names that build/pretraining.py knows."""
 
-DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae")
+DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae", "data2vec")
 """Methods whose backbone encodes visible patches only; the others replace the masked ones."""
 
 DISTILLING = ("dmae", "moma")
@@ -154,7 +154,9 @@ class BackboneSection(Section):
 class MaskingSection(Section):
     """Ω: who is hidden."""
 
-    pattern: Literal["random", "cells", "blocks"] = Field(description="Random patches, SimMIM's cells, BEiT's blocks.")
+    pattern: Literal["random", "cells", "blocks", "inverse-blocks"] = Field(
+        description="Random patches, SimMIM's cells, BEiT's blocks, data2vec's squares that stay visible."
+    )
     ratio: float = Field(gt=0, lt=1, description="m_corr: the share of patches that a view hides.")
     cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
     cell_pixels: int | None = Field(
@@ -194,7 +196,7 @@ class MethodSection(Section):
     name: str = Field(description=f"The method: {', '.join(METHODS)}.")
     target: Target = Field(
         default=Target(kind="pixels", norm="none"),
-        description="What the masked branch predicts: pixels, pixels-norm, hog, hog-l2, tokens, clip or a table.",
+        description="What the masked branch predicts: pixels, pixels-norm, hog, hog-l2, tokens, average, clip…",
     )
     initial: Literal["published", "xavier"] = Field(
         default="published", description="First weights of simmim, maskfeat, beit: the papers', or MAE's if narrow."
@@ -209,6 +211,10 @@ class MethodSection(Section):
     decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")
     decoder_heads: int = Field(default=16, ge=1, description="Attention heads of the decoder.")
     decoder_mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the decoder's MLPs, in widths.")
+    decoder_kernel: int = Field(default=3, ge=1, description="Side of the decoder's convolutions, odd (data2vec).")
+    class_weight: float = Field(
+        default=0.01, ge=0, description="λ of the class token, which predicts the target's mean (data2vec); 0 = none."
+    )
 
     @model_validator(mode="before")
     @classmethod

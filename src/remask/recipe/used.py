@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from remask.recipe.sections import DISTILLING
 from remask.recipe.values import KEYS
 
-DECODING = ("mae", "convmae", "fastmim", "dmae", "crossmae")
+ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae")
+"""Methods with a decoder of transformer blocks."""
+
+DECODING = (*ATTENDING, "data2vec")
 """Methods with a decoder."""
 
 CHOOSING = ("mae", "convmae", "dmae")
@@ -79,22 +82,43 @@ def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
     return kinds + tokens if file else kinds
 
 
+def uses_average(recipe: Any) -> bool:
+    """Whether a branch of a pre-training recipe learns from the student's moving average."""
+    of_method = recipe.method.name != "moma" and recipe.method.target.kind == "average"
+    return bool(of_method or (recipe.jd and recipe.jd.target.kind == "average"))
+
+
 PRETRAINING = (
     Rule(
         "method.target", "method.name", lambda recipe: recipe.method.name != "moma",
         "the other methods: moma's students predict what their teachers see, from [distill]",
     ),
     Rule(
-        "method.decoder_width method.decoder_depth method.decoder_heads method.decoder_mlp_ratio", "method.name",
+        "method.decoder_width method.decoder_depth", "method.name",
         lambda recipe: recipe.method.name in DECODING, f"{', '.join(DECODING)}, which have a decoder",
+    ),
+    Rule(
+        "method.decoder_heads method.decoder_mlp_ratio", "method.name",
+        lambda recipe: recipe.method.name in ATTENDING, f"{', '.join(ATTENDING)}, whose decoder has attention",
+    ),
+    Rule(
+        "method.decoder_kernel method.class_weight", "method.name",
+        lambda recipe: recipe.method.name == "data2vec", "data2vec",
+    ),
+    Rule(
+        "average", "method.target.kind", uses_average, 'targets of the kind average, of the method or of jd',
     ),
     Rule(
         "method.decoder", "method.name", lambda recipe: recipe.method.name in CHOOSING,
         f"{', '.join(CHOOSING)}, whose decoder is to be chosen",
     ),
     Rule(
-        "method.decoder_layers masking.predicted", "method.name", lambda recipe: recipe.method.name in READING,
-        f"{', '.join(READING)}, whose decoder starts from mask tokens",
+        "method.decoder_layers", "method.name", lambda recipe: recipe.method.name in READING,
+        f"{', '.join(READING)}, whose decoder reads the features of visible tokens",
+    ),
+    Rule(
+        "masking.predicted", "method.name", lambda recipe: recipe.method.name in (*READING, "data2vec"),
+        f"{', '.join(READING)} and data2vec, which drop masked tokens and predict them from a decoder",
     ),
     Rule(
         "masking.predicted", "dm",

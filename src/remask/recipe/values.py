@@ -18,6 +18,7 @@ SHORTHANDS: Mapping[str, Mapping[str, Any]] = {
     "hog": {"kind": "hog", "norm": "layer", "flavour": "central"},
     "hog-l2": {"kind": "hog", "norm": "l2", "flavour": "sobel"},
     "tokens": {"kind": "tokens", "norm": "none"},
+    "average": {"kind": "average", "norm": "instance"},
     "clip": {"kind": "features", "norm": "layer", "teacher": "timm:vit_base_patch16_clip_224.openai"},
 }
 """Target in one word, for TOML and flags → its keys."""
@@ -27,10 +28,12 @@ NORMS = {
     "hog": ("none", "l2", "layer"),
     "tokens": ("none",),
     "features": ("none", "layer"),
+    "average": ("none", "layer", "instance"),
 }
 KEYS = {
     "flavour": ("hog",), "cell": ("hog",), "bins": ("hog",), "tokenizer": ("tokens",), "over": ("tokens",),
     "vocabulary": ("tokens",), "file": ("tokens",),
+    "top": ("average",), "layers": ("average",), "outputs": ("average",),
     "teacher": ("features", "tokens"), "weights": ("features", "tokens"),
 }  # fmt: skip
 """Key of a target → kinds of targets that have it."""
@@ -133,13 +136,13 @@ class Section(BaseModel):
 
 
 class Target(Section):
-    """τ: what a branch predicts. TOML also takes one word: pixels, pixels-norm, hog, hog-l2, tokens, clip."""
+    """τ: what a branch predicts. TOML also takes one word: pixels, pixels-norm, hog, hog-l2, tokens, average, clip."""
 
-    kind: Literal["pixels", "hog", "tokens", "features"] = Field(
-        description="What is predicted: pixels, histograms of oriented gradients, token ids, a teacher's features."
+    kind: Literal["pixels", "hog", "tokens", "features", "average"] = Field(
+        description="pixels, histograms of oriented gradients, token ids, a teacher's features, the moving average's."
     )
-    norm: Literal["none", "patch", "l2", "layer"] = Field(
-        description="pixels: none, patch; hog: none, l2, layer; features: none, layer."
+    norm: Literal["none", "patch", "l2", "layer", "instance"] = Field(
+        description="pixels: none, patch; hog: none, l2, layer; features: none, layer; average: instance, layer, none."
     )
     flavour: Literal["central", "sobel"] = Field(default="central", description="HOG of DMJD (central) or MaskFeat.")
     cell: int | None = Field(
@@ -161,6 +164,13 @@ class Target(Section):
         default=None, min_length=1, description="timm:NAME, torchvision:mobilenet_v2, clip:NAME, open_clip:NAME, tae:."
     )
     weights: str | None = Field(default=None, min_length=1, description="The teacher's weights as a local file.")
+    top: int | None = Field(default=None, ge=1, description="How many last blocks of the moving average; unset = all.")
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, min_length=1, description="Blocks of the moving average by number, in place of top."
+    )
+    outputs: Literal["ffn", "block"] = Field(
+        default="ffn", description="Of a block: what its MLP adds (data2vec 2.0), or its output."
+    )
 
     def opened(self, section: str) -> list[str]:
         """Dotted keys of files and networks that the target opens; `section` is its dotted path."""
@@ -194,6 +204,8 @@ class Target(Section):
             raise ValueError(f"{', '.join(foreign)} belongs to kind = {kinds}; leave it out for {self.kind}")
         if self.kind == "features" and self.teacher is None:
             raise ValueError('kind = "features" needs a teacher, as in teacher = "timm:vit_small_patch16_224.dino"')
+        if self.top and self.layers:
+            raise ValueError(f"top {self.top} and layers {self.layers}: give one of them")
         if self.kind == "tokens" and self.tokenizer != "codebook" and self.file is None:
             raise ValueError(f'tokenizer = "{self.tokenizer}" needs a file: its weights or its ids')
         if self.kind == "tokens" and self.over == "features" and self.teacher is None:

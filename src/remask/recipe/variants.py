@@ -24,6 +24,7 @@ OWN_TARGETS = {
     "fastmim": "hog-l2",
     "dmae": "pixels",
     "crossmae": "pixels-norm",
+    "data2vec": "average",
 }
 """Method → target of its paper; moma has none, for its students predict their teachers' features."""
 
@@ -169,8 +170,8 @@ def _toy_target(target: Target) -> dict[str, Any]:
 
 def _side(recipe: Recipe) -> int:
     """The smallest number of masking cells per side with a visible and, under DM, a newly masked cell in every view."""
-    views = recipe.dm.views if recipe.dm else 1
     regulated = recipe.dm and not recipe.dm.independent
+    views = recipe.dm.views if recipe.dm and regulated else 1
     fresh = recipe.dm.prediction - recipe.masking.ratio if recipe.dm and regulated else 1.0
     share = min(fresh, 1 - recipe.masking.ratio)
     coarse = recipe.masking.cell > 1 or (recipe.masking.cell_pixels or 0) >= 16

@@ -48,19 +48,21 @@ def knn_hook(
     def hook(epoch: int) -> dict[str, float]:
         if epoch % section.every_epochs and epoch != recipe.optim.epochs:
             return {}
-        full_method = method if runtime.world.alone or runtime.parallel == "ddp" else _copy(recipe, method, runtime)
+        model = full_method(recipe, method, runtime)
         if not runtime.world.main:
             return {}
         bank_features, query_features = (
-            _features(full_method, subset, recipe, runtime, report) for subset in (bank, queries)
+            _features(model, subset, recipe, runtime, report) for subset in (bank, queries)
         )
         return {"probe/knn": weighted_knn(*bank_features, *query_features, k=min(section.k, len(bank_features[1])))}
 
     return hook
 
 
-def _copy(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
-    """A copy of the method with full weights on the main process; the others only take part in gathering."""
+def full_method(recipe: Recipe, method: Method, runtime: Runtime) -> Method:
+    """The method, or where its weights are sharded a copy with full ones on the main process. Collective."""
+    if runtime.world.alone or runtime.parallel == "ddp":
+        return method
     state, copy = full_state(method.state_dict(), runtime.world.main), build_method(recipe, start=False)
     if runtime.world.main:
         copy.load_state_dict(state)
@@ -89,4 +91,4 @@ def batches(
     )  # fmt: skip
 
 
-__all__ = ["batches", "knn_hook", "knn_split"]
+__all__ = ["batches", "full_method", "knn_hook", "knn_split"]

@@ -23,6 +23,7 @@ from remask.planning.micro_batches import choose_micro_batches
 from remask.recipe import Recipe, dump, method_label
 from remask.runs.bad_images import BadImages, bad_of_all
 from remask.runs.checks import require_source
+from remask.runs.collapse import collapse_guard
 from remask.runs.data_sources import CODEBOOK, of_pretraining
 from remask.runs.knn import knn_hook, knn_split
 from remask.runs.progressive import Phase, hand_over, phase_of, phases
@@ -118,6 +119,7 @@ class Session:
         loader = build_loader(recipe, self.source, runtime, method, report=self.bad, remark=self.bad.beyond)
         hooks = [] if world.alone else [bad_of_all(loader, world)]
         hooks += [knn_hook(recipe, method, runtime, *self.probe_split, self.bad)] if self.probe_split else []
+        hooks += [collapse_guard(recipe, method, runtime, self.source)] if method.average else []
         trainer = build_trainer(recipe, method, loader, runtime, self.run, hooks, phase.end)
         trainer.notes = self.notes
         if recipe.runtime.accumulate == "auto":

@@ -54,7 +54,8 @@ Hook = Callable[[int], Mapping[str, float]]
 class Trainer:
     """Trains `model` in `run`. `train` starts at step 0, or after `resume` at the checkpoint's step.
 
-    model               model(images, draws) -> {"total": loss, name: loss}. The draws come from
+    model               model(images, draws) -> {"total": loss, name: loss}; its after_step(progress), if it has one,
+                        follows every update of the weights. The draws come from
                         model.draw(images, generator, rows), where rows are this rank's of the global batch, unless
                         `draw` is given
     ddp_model           the model wrapped for several processes (DDP, FSDP), which is then called for losses
@@ -162,6 +163,8 @@ class Trainer:
         set_lr(self.optimizer, self.schedule.lr_at(self.global_step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if after_step := getattr(self.model, "after_step", None):
+            after_step(self.schedule.epoch_at(self.global_step + 1) / self.schedule.epochs)
         return {**losses, GRAD_NORM: norm / self.world.size}
 
     def _refuse_unnormalised(self, images: Tensor) -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from remask.backbones import END, INPUT
 from remask.backbones.convvit import create_convvit
 from remask.backbones.vit import ViT, create_vit
 from remask.distances import squared
@@ -16,7 +15,7 @@ from remask.methods import convmae, crossmae, dm, jd, mae
 from remask.methods.decoders import every_layer
 from remask.tokens import patchify, sincos_positions
 from remask.training.cost import forward_gflops
-from remask.types import Features
+from remask.types import END, INPUT, Features
 from tests.unit.heads.test_cross_decoder import textbook
 
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -37,7 +37,10 @@ def write(tmp_path: Path):
         (["data.flip=1"], "data.flip: must be true or false, not 1"),
         (["masking.ratio=1.0"], "masking.ratio: must be below 1, not 1.0"),
         (["masking.ratio=0"], "masking.ratio: must be above 0, not 0"),
-        (["masking.pattern=stripes"], "masking.pattern: must be 'random', 'cells' or 'blocks', not 'stripes'"),
+        (
+            ["masking.pattern=stripes"],
+            "masking.pattern: must be 'random', 'cells', 'blocks' or 'inverse-blocks', not 'stripes'",
+        ),
         (["runtime.workers=some"], "runtime.workers: must be a whole number or 'auto', not 'some'"),
         (["runtime.workers=-1"], "runtime.workers: must be at least 0 or 'auto', not -1"),
         (["runtime.device=gpu"], 'runtime.device: must be auto, cpu, cuda, cuda:N or mps, not "gpu"'),
@@ -49,7 +52,7 @@ def write(tmp_path: Path):
         (["optim.epochs=0", "seed=-1", "data.max_bad=2"], "seed: must be at least 0, not -1, and 2 more"),
         (
             ["method.target=hogs"],
-            'method.target: unknown target "hogs"; pixels, pixels-norm, hog, hog-l2, tokens, clip',
+            'method.target: unknown target "hogs"; pixels, pixels-norm, hog, hog-l2, tokens, average, clip',
         ),
         (["method.target=tokens"], "method.name mae regresses vectors, and method.target.kind tokens are ids: use"),
         (["method.name=beit"], "method.name beit classifies token ids, method.target.kind pixels are none: set"),

@@ -1,0 +1,56 @@
+"""data2vec 2.0: Efficient Self-supervised Learning with Contextualized Target Representations (arXiv 2212.07525)."""
+
+from torch import nn
+
+from remask.backbones import Backbone
+from remask.distances import squared
+from remask.errors import UserError, setting
+from remask.heads import ConvDecoder, Pooled
+from remask.masking import Masking
+from remask.masking.scores import InverseBlocks
+from remask.method import Branch, Method, Region
+from remask.methods.defaults import masking_of
+from remask.methods.mae import initialise
+from remask.targets import Target
+from remask.targets.moving_average import MovingAverage
+
+
+def data2vec(
+    backbone: Backbone,
+    masking: Masking | float = 0.8,
+    target: Target | None = None,
+    width: int = 768,
+    depth: int = 6,
+    kernel: int = 3,
+    class_weight: float = 0.01,
+) -> Method:
+    """f drops the masked tokens; a decoder of convolutions predicts layers of f's moving average; squared; masked.
+
+    As published: ratio .8 of inverse blocks, 16 independent views of an image (`dm(method, 16, None)`).
+    masking        a `Masking`, or the ratio of inverse blocks of 3×3 patches
+    target         the moving average, its last five sixths of blocks (10 of a ViT-B's 12), unless given
+    width, depth, kernel are the decoder's
+    class_weight   of a second branch: the class token predicts the mean of the target; 0 leaves it out
+    # official: squared errors are summed and divided by √D; here averaged. AdamW does not see a constant factor, but
+    # a limit on the gradient's norm does: the recipes state it for the mean.
+    Raises UserError for a backbone without a class token, unless class_weight is 0.
+    """
+    target = target or MovingAverage(backbone, top=max(1, backbone.depth * 5 // 6))
+    masking = masking_of(masking, score=InverseBlocks())
+    region: Region = "masked" if masking.predicted == "all" else "predicted"
+    decoder = ConvDecoder(backbone.width, target.width, width, depth, kernel, region=region)
+    branches = [Branch("masked", decoder, target, squared, region)]
+    if class_weight:
+        if not backbone.prefix:
+            name = setting("method.class_weight", "class_weight")
+            raise UserError(f"the backbone has no class token that could predict the image: set {name} = 0")
+        if target.width != backbone.width:
+            raise UserError("the class token is compared with the target as it is, which has another width")
+        branches.append(Branch("class", Pooled(), target, squared, "pooled", class_weight))
+    method = Method(backbone, masking, branches)
+    method.apply(initialise)
+    for name, parameter in method.named_parameters():
+        if name.endswith("_token"):
+            nn.init.normal_(parameter, std=0.02)
+    method.restart_average()
+    return method

@@ -1,0 +1,172 @@
+"""The student's own moving average as teacher (data2vec 2.0, arXiv 2212.07525; Bootleg 2603.15553).
+
+One copy of the student's backbone follows it after every step. It sees the whole image once, however many masked views
+and branches there are; each target combines some of its layers.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from remask.errors import UserError, setting
+from remask.types import INPUT, Features, Images
+from remask.views import Views
+
+Outputs = Literal["block", "ffn"]
+"""What is read of a block: its output, or that of its MLP before it is added to the residual stream (data2vec 2.0)."""
+
+
+class Average(nn.Module):
+    """A copy of a backbone and its moving average: fp32, in evaluation mode, without gradient, in the state dict.
+
+    decay      τ at the first step and from `warmup` on: average ← τ · average + (1 - τ) · student
+    warmup     share of the training over which τ goes from the first to the second, linearly
+    """
+
+    def __init__(self, backbone: Any, decay: tuple[float, float] = (0.9998, 0.99999), warmup: float = 1.0) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone).requires_grad_(False).eval()
+        self.decay, self.warmup = decay, warmup
+
+    def train(self, mode: bool = True) -> "Average":
+        """Stay in evaluation mode: a teacher drops no path."""
+        return super().train(False)
+
+    def decay_at(self, progress: float) -> float:
+        """τ after a share `progress` of the training, in [0, 1]."""
+        first, last = self.decay
+        return first + (last - first) * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
+
+    def follow(self, backbone: Any, progress: float) -> None:
+        """The update after a step of the student."""
+        self._update(backbone, self.decay_at(progress))
+
+    def restart(self, backbone: Any) -> None:
+        """Equal the student, whose first weights have just been set."""
+        self._update(backbone, 0.0)
+
+    @torch.no_grad()
+    def _update(self, backbone: Any, decay: float) -> None:
+        average, student = ([_local(p) for p in one.parameters()] for one in (self.backbone, backbone))
+        get_ema_multi_avg_fn(decay)(average, student, 0)
+        for own, theirs in zip(self.backbone.buffers(), backbone.buffers(), strict=True):
+            own.copy_(theirs)
+
+    @torch.no_grad()
+    def forward(self, images: Images, wanted: Sequence[tuple[int, Outputs]]) -> dict[tuple[int, Outputs], Features]:
+        """Features of the whole image, by (layer, what of it)."""
+        patches = self.backbone.embed(images)
+        found: dict[tuple[int, Outputs], Features] = {}
+        if blocks := [layer for layer, outputs in wanted if outputs == "block"]:
+            found |= {(layer, "block"): f for layer, f in self.backbone.encode(patches, layers=blocks).items()}
+        if mlps := [layer for layer, outputs in wanted if outputs == "ffn"]:
+            found |= {(layer, "ffn"): f for layer, f in _mlp_outputs(self.backbone, patches, mlps).items()}
+        return {key: Features(f.prefix.float(), f.tokens.float()) for key, f in found.items()}
+
+
+class MovingAverage(nn.Module):
+    """Layers of the student's moving average as target: each normalised, then their mean, then LayerNorm.
+
+    backbone   the student's, whose width and depth the target has
+    top        the last so many blocks are read, unless `layers` names them
+    norm       of each layer before the mean: "instance": over the tokens of an image, by channel (data2vec) · "layer":
+               of each token · "none". Behind the mean there is a LayerNorm without affine, unless it is "none"
+    outputs    what of a block is read
+    Raises UserError for blocks that do not exist, and MLPs of networks that have none.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        top: int | None = None,
+        layers: Sequence[int] | None = None,
+        norm: Literal["instance", "layer", "none"] = "instance",
+        outputs: Outputs = "ffn",
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(range(backbone.depth)[-(top or backbone.depth) :] if layers is None else layers)
+        _check(backbone, top, self.layers, outputs)
+        self.width, self.norm, self.outputs = backbone.width, norm, outputs
+        self._average: list[Average] = []
+
+    def read(self, average: Average) -> None:
+        """Take the layers from this teacher, which belongs to the method."""
+        self._average = [average]
+
+    @property
+    def wanted(self) -> list[tuple[int, Outputs]]:
+        """The layers to be computed."""
+        return [(layer, self.outputs) for layer in self.layers]
+
+    def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "B N D"]:
+        """The target of the images alone; a method computes the layers of all its targets in one pass instead."""
+        return self.combine(self._average[0](images, self.wanted))
+
+    @torch.no_grad()
+    def combine(self, features: Mapping[tuple[int, Outputs], Features]) -> Float[Tensor, "B N D"]:
+        """The target from the teacher's layers; its prefix tokens are no part of it."""
+        maps = [features[key].tokens for key in self.wanted]
+        if self.norm == "instance":
+            maps = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in maps]
+        elif self.norm == "layer":
+            maps = [F.layer_norm(x, (self.width,)) for x in maps]
+        mean = torch.stack(maps).mean(0)
+        return mean if self.norm == "none" else F.layer_norm(mean, (self.width,))
+
+    def describe(self) -> str:
+        count, of = len(self.layers), "MLP outputs" if self.outputs == "ffn" else "outputs"
+        blocks = f"block {self.layers[0]}" if count == 1 else f"{count} blocks"
+        norm = "" if self.norm == "none" else f", {self.norm} norm"
+        return f"{of} of {blocks} of the moving average{norm}"
+
+
+def _mlp_outputs(backbone: Any, patches: Any, layers: Sequence[int]) -> dict[int, Features]:
+    """A ViT on whole images, its blocks written out: what their MLPs give, before layer scale and the residual sum."""
+    prefix, tokens = backbone.encode(patches, layers=(INPUT,))[INPUT]
+    found: dict[int, Features] = {}
+    x = torch.cat([prefix, tokens], dim=1)
+    for i, block in enumerate(backbone.network.blocks[: max(layers) + 1]):
+        x = x + block.ls1(block.attn(block.norm1(x)))
+        added = block.mlp(block.norm2(x))
+        if i in layers:
+            found[i] = Features(added[:, : backbone.prefix], added[:, backbone.prefix :])
+        x = x + block.ls2(added)
+    return found
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This process's shard, if there are several."""
+    data = parameter.detach()
+    return data.to_local() if isinstance(data, DTensor) else data
+
+
+def _check(backbone: Any, top: int | None, layers: Sequence[int], outputs: Outputs) -> None:
+    names = setting("target.top", "top"), setting("target.layers", "layers"), setting("target.outputs", "outputs")
+    if top is not None and not 0 < top <= backbone.depth:
+        raise UserError(f"{names[0]} {top}: the backbone has {backbone.depth} blocks")
+    if not layers or not all(0 <= layer < backbone.depth for layer in layers) or len({*layers}) < len(layers):
+        raise UserError(
+            f"{names[1]} {[*layers]}: the backbone has blocks 0 to {backbone.depth - 1}; name some, each once"
+        )
+    blocks = getattr(backbone.network, "blocks", None) or getattr(backbone.network, "blocks3", [])
+    if len(blocks) != backbone.depth:
+        raise UserError(
+            f"the layers of {type(backbone.network).__name__} have different grids and widths, and a moving average "
+            "reads layers of one grid: choose a ViT, a BEiT or a ConViT, or another target"
+        )
+    if outputs == "ffn" and not (len(blocks) and all(type(block) is Block for block in blocks)):
+        raise UserError(
+            f"{names[2]} ffn reads the MLPs of a plain ViT, and {type(backbone.network).__name__} has other blocks: "
+            'choose "block"'
+        )
+
+
+__all__ = ["Average", "MovingAverage", "Outputs"]
