@@ -64,7 +64,7 @@ def names_for(scope: ast.AST, models: set[str], held: set[str]) -> set[str]:
 
 
 class Walked(NamedTuple):
-    """The nodes of a tree that say something of a section: what gives a name to one, what reads an attribute, and so on."""
+    """The nodes of a tree that tell what is read of a section."""
 
     naming: list[Any]
     attributes: list[ast.Attribute]
