@@ -21,7 +21,7 @@ from remask.training.optim import adamw, parameter_groups
 from remask.training.runtime import Runtime
 
 Rows = Iterator[dict[str, Any]]
-SMALL = {"data.image_size": 32, "method.decoder_width": 32, "method.decoder_depth": 2, "method.decoder_heads": 4}
+SMALL = {"data.image_size": 32, "method.decoder_width": 32, "method.decoder_depth": 1, "method.decoder_heads": 4}
 TINY = {"vit": {"backbone.name": "vit_micro", "backbone.width": 32, "backbone.heads": 2}}
 TINY["convit"] = {"backbone.name": "convvit_micro"}
 

@@ -8,7 +8,7 @@ import dis
 import hashlib
 import types
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), Path, torch.device, torch.dtype, torch.Size)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), Path, torch.device, torch.dtype, torch.Size, type)
 
 CLOCKS = ("_wall", "_cpu")
 """Attributes that say when something was made."""
@@ -26,24 +26,26 @@ CLOCKS = ("_wall", "_cpu")
 def fingerprint(*things: Any) -> str:
     """A digest of all that can be reached from some objects: equal for equal objects, in every process."""
     digest = hashlib.blake2b()
-    for line in _lines(things, "", {}):
-        digest.update(line.encode())
+    _add(digest, things, "", {})
     return digest.hexdigest()
 
 
-def _lines(thing: Any, path: str, seen: dict[int, Any]) -> Iterator[str]:
+def _add(digest: Any, thing: Any, path: str, seen: dict[int, Any]) -> None:
     """A line for every value below `thing`."""
-    if isinstance(thing, (*PLAIN, type)):
-        yield f"{path}={thing!r}\n"
+    if isinstance(thing, PLAIN):
+        digest.update(f"{path}={thing!r}\n".encode())
+        return
+    if isinstance(thing, dict) and not thing:  # of which a module has more than ten, for hooks
+        digest.update(f"{path}:{type(thing).__qualname__} empty\n".encode())
         return
     if not isinstance(thing, tuple | Tensor):  # which Python may or may not share
         if id(thing) in seen:
-            yield f"{path} again\n"
+            digest.update(f"{path} again\n".encode())
             return
         seen[id(thing)] = thing  # kept alive, so that its id stays its own
-    yield f"{path}:{type(thing).__qualname__}\n"
+    digest.update(f"{path}:{type(thing).__qualname__}\n".encode())
     for name, value in _inside(thing):
-        yield from _lines(value, f"{path}.{name}", seen)
+        _add(digest, value, f"{path}.{name}", seen)
 
 
 def _inside(thing: Any) -> Iterator[tuple[str, Any]]:
@@ -83,7 +85,7 @@ def _function(thing: Any) -> Iterator[tuple[str, Any]]:
         thing = thing.__func__
     yield "name", thing.__qualname__
     yield "defaults", thing.__defaults__
-    read = tuple(_read(thing.__code__))
+    read = _read(thing.__code__)
     for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
         yield name, Held(cell.cell_contents, read) if isinstance(cell.cell_contents, BaseModel) else cell.cell_contents
 
@@ -102,9 +104,9 @@ def _values(model: BaseModel, read: tuple[str, ...]) -> Iterator[str]:
             yield from _values(value, read) if isinstance(value, BaseModel) else (f"{key}={value!r}",)
 
 
-def _read(code: types.CodeType) -> Iterator[str]:
+@cache
+def _read(code: types.CodeType) -> tuple[str, ...]:
     """The attributes that a function's code reads, those of functions inside it too."""
-    yield from (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD"))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _read(constant)
+    own = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD")]
+    inside = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _read(constant)]
+    return (*own, *inside)

@@ -1,7 +1,9 @@
 """What every test shares: shapes checked on every call, few threads, no network, the reference data beside the repo."""
 
+import gc
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,29 @@ def few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_drawn_without_memory() -> Iterator[None]:
+    """First weights on "meta" are no numbers: torch takes longer to work out their shapes than to draw real ones."""
+    import timm.layers.weight_init
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((timm.layers.weight_init, "_trunc_normal_"), (torch.nn.init, "_no_grad_trunc_normal_")):
+            patch.setattr(module, name, partial(_drawn, getattr(module, name)))
+        yield
+
+
+def _drawn(draw: Any, tensor: Any, *given: Any, **named: Any) -> Any:
+    return tensor if tensor.is_meta else draw(tensor, *given, **named)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_modules() -> None:
+    """What the imports of the tests left, close to a million objects, is not looked through by each collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import ast
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,10 @@ class Module:
 
     def edges(self, known: frozenset[str]) -> list[Edge]:
         """Every import of another library module, at any depth and under TYPE_CHECKING too."""
+        return list(_edges(self, known))
+
+    def imports(self, known: frozenset[str]) -> list[Edge]:
+        """`edges`, looked for."""
         lazy = {
             id(node)
             for function in ast.walk(self.tree)
@@ -80,13 +84,25 @@ class Module:
         return ".".join([*base, node.module] if node.module else base)
 
 
-def modules(library: Path = LIBRARY) -> list[Module]:
-    """Every module of the library, in the order of its name."""
+@cache
+def _edges(module: Module, known: frozenset[str]) -> tuple[Edge, ...]:
+    """Several tests ask for the imports of all modules; a module is walked through once."""
+    return tuple(module.imports(known))
+
+
+@cache
+def _modules(library: Path) -> tuple[Module, ...]:
+    """The same objects for every test, so that a file is read and parsed once."""
     found = []
     for path in sorted(library.rglob("*.py")):
         pieces = ["remask", *path.relative_to(library).with_suffix("").parts]
         found.append(Module(".".join(pieces[:-1] if pieces[-1] == "__init__" else pieces), path))
-    return found
+    return tuple(found)
+
+
+def modules(library: Path = LIBRARY) -> list[Module]:
+    """Every module of the library, in the order of its name."""
+    return list(_modules(library))
 
 
 def functions(module: Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -4,8 +4,9 @@ import ast
 import re
 import tomllib
 import typing
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.architecture.commands import fault_in_remask, shell_commands
 from tests.architecture.source import LIBRARY, Module, modules
@@ -53,13 +54,46 @@ def _last_name(node: ast.AST | None) -> str | None:
 def names_for(scope: ast.AST, models: set[str], held: set[str]) -> set[str]:
     """What a function calls a section: its key, a variable annotated with its type or assigned from its key."""
     names = set(held)
-    for node in ast.walk(scope):
-        if isinstance(node, ast.arg) and node.annotation:
-            names |= {node.arg} if models & set(re.findall(r"\w+", ast.unparse(node.annotation))) else set()
-        elif isinstance(node, ast.Assign | ast.NamedExpr | ast.AnnAssign):
+    for node in _walk(scope).naming:
+        if isinstance(node, ast.arg):
+            names |= {node.arg} if models & _words_of(node) else set()
+        else:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {name for target in targets for name in _given(target, node.value, held)}
     return names
+
+
+class Walked(NamedTuple):
+    """The nodes of a tree that tell what is read of a section."""
+
+    naming: list[Any]
+    attributes: list[ast.Attribute]
+    imports: list[ast.ImportFrom]
+    functions: list[ast.FunctionDef]
+
+
+@cache
+def _walk(tree: ast.AST) -> Walked:
+    """Once for all sections; trees are told apart by identity."""
+    found = Walked([], [], [], [])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.attributes.append(node)
+        elif (isinstance(node, ast.arg) and node.annotation) or isinstance(
+            node, ast.Assign | ast.NamedExpr | ast.AnnAssign
+        ):
+            found.naming.append(node)
+        elif isinstance(node, ast.ImportFrom):
+            found.imports.append(node)
+        elif isinstance(node, ast.FunctionDef):
+            found.functions.append(node)
+    return found
+
+
+@cache
+def _words_of(argument: ast.arg) -> frozenset[str]:
+    """The words of an argument's annotation."""
+    return frozenset(re.findall(r"\w+", ast.unparse(argument.annotation or ast.Tuple())))
 
 
 def _given(target: ast.AST, value: ast.AST | None, held: set[str]) -> set[str]:
@@ -72,18 +106,14 @@ def _given(target: ast.AST, value: ast.AST | None, held: set[str]) -> set[str]:
 
 def reads(tree: ast.Module, model: str, held: set[str]) -> set[str]:
     """What a module reads off a section: `recipe.optim.lr`, `optim.lr`, or `o.lr` after o = recipe.optim."""
-    imported = [alias for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    imported = [alias for node in _walk(tree).imports for alias in node.names]
     models = {model} | {alias.asname for alias in imported if alias.name == model and alias.asname}
-    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    scopes = _walk(tree).functions
     return _attributes(tree, held).union(*(_attributes(scope, names_for(scope, models, held)) for scope in scopes))
 
 
 def _attributes(scope: ast.AST, names: set[str]) -> set[str]:
-    return {
-        node.attr
-        for node in ast.walk(scope)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _last_name(node.value) in names
-    }
+    return {node.attr for node in _walk(scope).attributes if _last_name(node.value) in names}
 
 
 def readers() -> list[Module]:

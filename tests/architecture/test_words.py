@@ -4,9 +4,8 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
-from tests.architecture.source import LIBRARY
+from tests.architecture.source import LIBRARY, Module, modules
 
 INSTEAD = {
     "asked": "options, request, queries", "evolve": "with_", "fill": "mask_token, mask_pixel", "finer": "mask_unit",
@@ -27,8 +26,8 @@ ALLOWED = {
 """Identifiers that may have such a word, and why."""
 
 
-def identifiers(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def identifiers(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
         if isinstance(node, ast.Name):
             yield node.id
         elif isinstance(node, ast.arg):
@@ -45,10 +44,10 @@ def words(identifier: str) -> list[str]:
 
 def test_private_words_stay_out_of_identifiers() -> None:
     found: dict[str, set[str]] = defaultdict(set)
-    for path in sorted(LIBRARY.rglob("*.py")):
-        for name in identifiers(path):
-            if name not in ALLOWED and (bad := INSTEAD.keys() & set(words(name))):
-                found[f"{path.relative_to(LIBRARY)}: {name}"] |= bad
+    for module in modules():
+        for name in {*identifiers(module)} - ALLOWED.keys():
+            if bad := INSTEAD.keys() & set(words(name)):
+                found[f"{module.path.relative_to(LIBRARY)}: {name}"] |= bad
     assert not {place: [INSTEAD[word] for word in bad] for place, bad in found.items()}
 
 

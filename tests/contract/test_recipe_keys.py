@@ -8,9 +8,11 @@ A new key fails here until it is known how to change it: VALUES below has what t
 it changes nothing for some methods, say whose it is in src/remask/recipe/used.py.
 """
 
+import copy
 import functools
 import json
 import tomllib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -21,17 +23,21 @@ import pytest
 import torch
 from PIL import Image
 
+import remask.backbones.vit
 import remask.build.codebook
+import remask.build.pixel_rule
 import remask.build.pretraining
 import remask.build.teachers
 import remask.build.training
 import remask.downstream.detect.task
 import remask.downstream.finetune.task
+import remask.downstream.network
 import remask.downstream.segment.task
 import remask.downstream.training
 import remask.interop.encoders
 import remask.runs.data_sources
 import remask.runs.session
+import remask.targets.hog
 from remask.downstream.build import build_task
 from remask.errors import UserError
 from remask.recipe import Recipe, dump, load_recipe, recipe_names, shrink
@@ -149,6 +155,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("keys"))
         _toys(Path())
+        base, sizes = remask.backbones.vit.SMALL["vit_micro"]  # teachers, and what a task starts from
+        patch.setitem(remask.backbones.vit.SMALL, "vit_micro", (base, {**sizes, "depth": 4}))
+        patch.setitem(copy._deepcopy_dispatch, OrderedDict, _copied)  # type: ignore[attr-defined]
         patch.setattr(remask.build.training, "Trainer", _stop)
         patch.setattr(remask.downstream.training, "Trainer", _stop)
         patch.setattr(remask.runs.session, "build_method", functools.partial(_method, {}))
@@ -157,6 +166,11 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 patch.setattr(module, name, functools.partial(_kept, getattr(module, name), {}))
         patch.setattr(
             remask.runs.data_sources, "inventory", functools.partial(_kept, remask.runs.data_sources.inventory, {})
+        )
+        for module in (remask.build.pixel_rule, remask.downstream.network):
+            patch.setattr(module, "measure", functools.partial(_measured, module.measure, {}))
+        patch.setattr(
+            remask.targets.hog, "gradient_table", functools.partial(_table, {}, remask.targets.hog.gradient_table)
         )
         patch.setattr(remask.build.training, "gflops_per_image", lambda recipe: 0.0)
         patch.setattr(remask.build.teachers, "open_encoder", functools.partial(_opened, {}))
@@ -170,13 +184,25 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _method(kept: dict[Any, Any], recipe: Recipe, start: bool = True) -> Any:
-    """A copy of the method that a recipe with the same sections had; schedules and runtimes do not shape it."""
-    if torch.get_default_device().type == "meta":
-        return remask.build.pretraining.build_method(recipe, start)
-    key = recipe.model_dump_json(exclude={"optim", "runtime", "probe", *SAID}), start
-    if key not in kept:
-        kept[key] = remask.build.pretraining.build_method(recipe, start)
+    """A copy of the method that a recipe with the same sections had; schedules and runtimes do not shape it.
+
+    What is wanted once is not copied.
+    """
+    key = recipe.model_dump_json(exclude={"optim", "runtime", "probe", *SAID}), start, torch.get_default_device()
+    if kept.setdefault(key) is None:
+        method = remask.build.pretraining.build_method(recipe, start)
+        kept[key] = functools.partial(remask.build.pretraining.build_method, recipe, start)
+        return method
+    if isinstance(kept[key], functools.partial):
+        kept[key] = kept[key]()
     return deepcopy(kept[key])
+
+
+def _copied(given: OrderedDict[Any, Any], memo: dict[int, Any]) -> OrderedDict[Any, Any]:
+    """A copy of what a module holds of hooks, more than ten of which are empty: deepcopy is slow at telling so."""
+    copied = memo[id(given)] = OrderedDict[Any, Any]()
+    copied.update((key, deepcopy(value, memo)) for key, value in given.items())
+    return copied
 
 
 def _kept(opens: Any, kept: dict[str, Any], *given: Any, **named: Any) -> Any:
@@ -184,6 +210,22 @@ def _kept(opens: Any, kept: dict[str, Any], *given: Any, **named: Any) -> Any:
     key = repr((given, named))
     if key not in kept:
         kept[key] = opens(*given, **named)
+    return kept[key]
+
+
+def _measured(measure: Any, kept: dict[Any, Any], source: Any, *given: Any, **named: Any) -> Any:
+    """What was measured of the same pictures, which are kept too, so that no others get their id."""
+    key = id(source), repr((given, named))
+    if key not in kept:
+        kept[key] = measure(source, *given, **named), source
+    return kept[key][0]
+
+
+def _table(kept: dict[Any, Any], made: Any, *given: Any) -> Any:
+    """A large table that nobody writes into."""
+    key = given, torch.get_default_device()
+    if key not in kept:
+        kept[key] = made(*given)
     return kept[key]
 
 
@@ -427,8 +469,9 @@ def context_of_task(key: str, recipe: Any) -> tuple[Any, ...]:
 TASK_KEYS: dict[tuple[str, str], list[str]] = {}
 for _task in TASKS:
     for _name in recipe_names(FOLDER / _task):
+        _downstream = of_task(_task, _name)
         for _key in leaves(TASKS[_task]):
-            if (_context := (_task, _key, *context_of_task(_key, of_task(_task, _name)))) not in SEEN:
+            if (_context := (_task, _key, *context_of_task(_key, _downstream))) not in SEEN:
                 SEEN.add(_context)
                 TASK_KEYS.setdefault((_task, _name), []).append(_key)
 

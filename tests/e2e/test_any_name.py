@@ -203,7 +203,7 @@ def test_segmentation_of_any_names(root: Path, dense: Path) -> None:
 def test_detection_of_any_names(root: Path, dense: Path) -> None:
     images, boxes = str(dense / "images"), str(dense / "boxes $.json")
     sets = {"data.source": images, "data.annotations": boxes, "data.val": images, "data.val_annotations": boxes}
-    given = SMALL | sets | {"data.image_size": 64, "model.width": 16}
+    given = SMALL | sets | {"data.image_size": 64, "model.width": 16, "test.detections": 10}
     run = commands.detect(None, None, given, settings=SETTINGS, out=root / "runs" / "$detect$ \\x", quiet=True)
     found = json.loads(text_of(run / "eval" / "detect.json"))
     assert {literal(name) for name in found["categories"].values()} == set(NAMES)

@@ -51,7 +51,7 @@ def given(task: str, root: Path) -> dict[str, Any]:
         return small | paths | {"data.masks": masks, "data.val_masks": masks, "data.classes": 2, "model.width": 16}
     boxes = str(root / "boxes.json")
     files = {"data.annotations": boxes, "data.val_annotations": boxes}
-    return small | paths | files | {"data.image_size": 64, "model.width": 16}
+    return small | paths | files | {"data.image_size": 64, "model.width": 16, "test.detections": 10}
 
 
 def spoil(task: str, root: Path, numbers: range, training: bool = False) -> None:

@@ -100,7 +100,14 @@ def test_segment(
 def test_detect(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {**NETWORK, **of_boxes(sets), "data.image_size": 64, "model.width": 16, "optim.epochs": 1}
+    given = {
+        **NETWORK,
+        **of_boxes(sets),
+        "data.image_size": 64,
+        "model.width": 16,
+        "test.detections": 10,
+        "optim.epochs": 1,
+    }
     run = commands.detect(None, None, given, settings=SETTINGS, out=tmp_path / "run", quiet=True)
     found = json.loads((run / "eval" / "detect.json").read_text())
     assert {"bbox", "segm"} <= set(found)

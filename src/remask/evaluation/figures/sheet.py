@@ -74,13 +74,13 @@ def sheet(reconstruction: Reconstruction, width: float = 1.6, dpi: int = 150) ->
     foot = 0.17 * len(notes) + (0.08 if notes else 0.0)
     total_y = 2 * edge + head + len(rows) * (height + below) + (len(rows) - 1) * gap + foot
     figure = Figure(figsize=(total_x, total_y), dpi=dpi, facecolor="white")
+    axes = canvas(figure)
     for r, row in enumerate(rows):
         bottom = total_y - edge - head - (r + 1) * height - r * (below + gap)
         for c, panel in enumerate(row):
             left = edge + c * (width + gap)
-            axes = figure.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y))
-            axes.imshow(panel.image.numpy(), aspect="auto")
-            axes.set_axis_off()
+            box = (left, left + width, bottom, bottom + height)
+            axes.imshow(panel.image.numpy(), extent=box, aspect="auto")
             if r == 0:
                 middle = (left + width / 2) / total_x
                 at = (bottom + height + 0.05) / total_y

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,14 @@ def open_digits(name: str, split: str, limit: int | None) -> Arrays:
 
 def open_crops(name: str, split: str, limit: int | None) -> Crops:
     """Crops of 16 photographs, 6,400 `train` (the default), 1,280 `val` and 1,280 `test`; see `crops`."""
-    images, labels = crops.crops(split or "train", limit)
-    return Crops(name, images, labels, list(crops.PHOTOGRAPHS))
+    images, labels = _drawn_crops(split or "train", limit)
+    return Crops(name, images, list(labels), list(crops.PHOTOGRAPHS))
+
+
+@lru_cache(maxsize=4)
+def _drawn_crops(split: str, limit: int | None) -> tuple[np.ndarray, list[int]]:
+    """Drawn once in a process, which takes seconds: a run opens its images for training and again for its figure."""
+    return crops.crops(split, limit)
 
 
 def open_photos(name: str, split: str, limit: int | None) -> Photos:

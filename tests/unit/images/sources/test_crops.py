@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from remask.errors import UserError
-from remask.images.sources import crops
+from remask.images.sources import crops, named
 from remask.images.sources.named import Crops
 from remask.images.sources.opening import open_source
 
@@ -31,6 +31,9 @@ def test_splits_counts_and_names(val: Crops) -> None:
 def test_the_same_crops_every_time(val: Crops) -> None:
     again = open_source("crops:val")
     assert all(np.array_equal(val.read(i), again.read(i)) for i in range(len(val)))
+    drawn, labels = crops.crops("val")  # without what a process keeps
+    assert np.array_equal(drawn, np.stack([val.read(i) for i in range(len(val))]))
+    assert labels == val.labels
     few = open_source("crops:val", limit=20)
     assert [few.read(i).tobytes() for i in range(20)] == [val.read(i).tobytes() for i in range(20)]
     assert few.labels == (val.labels or [])[:20]
@@ -80,6 +83,7 @@ def test_a_photograph_to_look_at(val: Crops) -> None:
 
 def test_a_package_without_its_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(crops.PHOTOGRAPHS, "cat", "skimage/data/absent.png")
+    named._drawn_crops.cache_clear()
     with pytest.raises(UserError, match=r"installed skimage does not bring data/absent\.png"):
         open_source("crops:val", limit=4)
     with pytest.raises(UserError, match="crops has no split 'dev': it can be named as crops, crops:train, crops:val"):
