@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from remask.recipe.sections import DISTILLING
-from remask.recipe.values import KEYS
+from remask.recipe.values import KEYS, Section
 
 ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae")
 """Methods with a decoder of transformer blocks."""
@@ -283,6 +283,8 @@ def _value(section: Any, path: Sequence[str]) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Section):
+        return "on"
     return "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
