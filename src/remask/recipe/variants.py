@@ -109,7 +109,8 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
         "data": {"image_size": (side, side), "limit": 4 * batch},
         "backbone": toy,
         "method": {
-            "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "target": _toy_target(recipe.method.target),
+            "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "decoder_layers": None,
+            "target": _toy_target(recipe.method.target),
         },
         "optim": {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 8, "max_steps": 4, "precision": "fp32"},
         "runtime": {"device": "cpu", "workers": 0, "accumulate": 1, "compile": False},
@@ -153,7 +154,9 @@ def _without(small: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]
 
 
 def _toy_target(target: Target) -> dict[str, Any]:
-    """Overrides for a target that would need a file or a download; {} for others."""
+    """Overrides for a target that would need a file, a download or deep blocks; {} for others."""
+    if target.kind == "average":
+        return {"top": 1, "layers": None}
     if target.kind == "features":
         return {"teacher": "untrained:test_vit", "weights": None}
     if target.kind == "tokens":
