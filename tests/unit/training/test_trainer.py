@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from remask.errors import UserError
 from remask.seeds import generator
@@ -83,6 +83,22 @@ def test_max_steps_ends_early_and_keeps_the_schedule(tmp_path: Path) -> None:
     assert short.run.read("status.json")["state"] == "finished"
     assert find(short.run).name == "last"
     assert json.loads((find(short.run) / "state.json").read_text())["step"] == 7
+
+
+def test_what_follows_a_step_is_told_the_share_of_the_schedule(tmp_path: Path) -> None:
+    """Also where max_steps cuts the run: the learning rate and a moving average go on as if it were not."""
+
+    class Following(Toy):
+        def after_step(self, progress: float) -> None:
+            seen.append((progress, self.body[0].weight.detach().clone()))
+
+    for name, cut in (("full", {}), ("cut", {"max_steps": 5})):
+        seen = list[tuple[float, Tensor]]()
+        made = trainer(tmp_path / name, Following(), **cut)
+        train(made)
+        steps = made.schedule.steps
+        assert [progress for progress, _ in seen] == pytest.approx([k / (3 * PER_EPOCH) for k in range(1, steps + 1)])
+        assert torch.equal(seen[-1][1], made.model.body[0].weight), "after the update"  # type: ignore[index, union-attr]
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
