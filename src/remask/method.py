@@ -62,12 +62,8 @@ class Branch(nn.Module):
         self.head, self.target, self.distance = head, target, distance
         self.log_variance = nn.Parameter(torch.tensor(-math.log(weight))) if learned else None
 
-    def forward(self, encoded: Mapping[int, Features], targets: Num[Tensor, "_ _ T"], views: Views) -> Pair:
-        """Predictions and targets of Ω, token by token. Rows of targets beyond the grid's are prefix tokens, first.
-
-        encoded   features of a backbone by layer
-        """
-        features = encoded[self.layer] if isinstance(self.layer, int) else [encoded[i] for i in self.layer]
+    def forward(self, features: Features | list[Features], targets: Num[Tensor, "_ _ T"], views: Views) -> Pair:
+        """Predictions and targets of Ω, token by token. Rows of targets beyond the grid's are prefix tokens, first."""
         of_view = per_view(self.target)
         first = targets.shape[1] - (views.visible if of_view else views.mask).shape[-1]
         prefix, tokens = targets[:, :first], targets[:, first:]
@@ -77,6 +73,10 @@ class Branch(nn.Module):
         if not of_view:
             prefix, tokens = views.repeat(prefix), views.gather(tokens, self.region)
         return self.head(features, views), torch.cat([prefix, tokens], dim=1) if self.region == "encoded" else tokens
+
+    def read(self, encoded: Mapping[int, Features]) -> Features | list[Features]:
+        """What the head reads of a backbone's features by layer."""
+        return encoded[self.layer] if isinstance(self.layer, int) else [encoded[layer] for layer in self.layer]
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -135,9 +135,10 @@ class Method(nn.Module):
         followers = [branch.target for branch in branches if isinstance(branch.target, MovingAverage)]
         self.average = (average or Average(backbone)) if followers else None
         if followers and self.sees.mask_unit:
+            keys = "method.name, masking.cell_pixels and method.target.kind average, or jd.target.kind average,"
             raise UserError(
-                "the moving average has one vector for a token of the backbone, and masks are finer here: "
-                f"leave out {setting('masking.cell_pixels', 'mask_unit')}, or choose another target"
+                f"{setting(keys, 'the moving average and mask_unit')} do not go together: masks are finer than tokens "
+                "here, and the moving average has one vector for a token"
             )
         for target in followers:
             target.read(self.average)  # type: ignore[arg-type]
@@ -171,7 +172,7 @@ class Method(nn.Module):
         images = self.backbone.normalise.deep(images)
         features = self.encode(images, views, tuple({layer for branch in self.branches for layer in branch.layers}))
         targets = self.targets(images, views)
-        return {b.name: b(features, targets[b.target], views) for b in self.branches}
+        return {b.name: b(b.read(features), targets[b.target], views) for b in self.branches}
 
     def targets(self, images: Images, views: Views) -> dict[Target, Num[Tensor, "_ _ T"]]:
         """τ(x, v) of every target, once however many branches have it; those of the moving average from one pass."""

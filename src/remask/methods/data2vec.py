@@ -42,11 +42,9 @@ def data2vec(
     branches = [Branch("masked", decoder, target, squared, region)]
     if class_weight:
         if not backbone.prefix:
-            name = setting("method.class_weight", "class_weight")
-            raise UserError(f"the backbone has no class token that could predict the image: set {name} = 0")
-        if target.width != backbone.width:
-            raise UserError("the class token is compared with the target as it is, which has another width")
-        branches.append(Branch("class", Pooled(), target, squared, "pooled", class_weight))
+            name = setting("method.name data2vec needs method.class_weight 0", "class_weight must be 0")
+            raise UserError(f"{name} here: the backbone has no class token that could predict the image")
+        branches.append(Branch("class", Pooled(backbone.width, target.width), target, squared, "pooled", class_weight))
     method = Method(backbone, masking, branches)
     method.apply(initialise)
     for name, parameter in method.named_parameters():

@@ -173,7 +173,9 @@ class Target(Section):
     )
 
     def opened(self, section: str) -> list[str]:
-        """Dotted keys of files and networks that the target opens; `section` is its dotted path."""
+        """Dotted keys of files, networks and layers that the target reads; `section` is its dotted path."""
+        if self.kind == "average":
+            return [f"{section}.{key}" for key in ("top", "layers") if getattr(self, key)] or [f"{section}.kind"]
         return [f"{section}.{key}" for key in ("file", "teacher", "weights") if getattr(self, key)]
 
     @property
@@ -205,7 +207,7 @@ class Target(Section):
         if self.kind == "features" and self.teacher is None:
             raise ValueError('kind = "features" needs a teacher, as in teacher = "timm:vit_small_patch16_224.dino"')
         if self.top and self.layers:
-            raise ValueError(f"top {self.top} and layers {self.layers}: give one of them")
+            raise ValueError(f"layers {self.layers} and top {self.top}: give one of them")
         if self.kind == "tokens" and self.tokenizer != "codebook" and self.file is None:
             raise ValueError(f'tokenizer = "{self.tokenizer}" needs a file: its weights or its ids')
         if self.kind == "tokens" and self.over == "features" and self.teacher is None:

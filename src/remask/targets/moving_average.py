@@ -149,12 +149,12 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 def _check(backbone: Any, top: int | None, layers: Sequence[int], outputs: Outputs) -> None:
-    names = setting("target.top", "top"), setting("target.layers", "layers"), setting("target.outputs", "outputs")
     if top is not None and not 0 < top <= backbone.depth:
-        raise UserError(f"{names[0]} {top}: the backbone has {backbone.depth} blocks")
+        raise UserError(f"{setting('', 'top: ')}the backbone has {backbone.depth} blocks, and not {top}")
     if not layers or not all(0 <= layer < backbone.depth for layer in layers) or len({*layers}) < len(layers):
         raise UserError(
-            f"{names[1]} {[*layers]}: the backbone has blocks 0 to {backbone.depth - 1}; name some, each once"
+            f"{setting('', 'layers: ')}the backbone has blocks 0 to {backbone.depth - 1}: name some, each once, not "
+            f"{[*layers]}"
         )
     blocks = getattr(backbone.network, "blocks", None) or getattr(backbone.network, "blocks3", [])
     if len(blocks) != backbone.depth:
@@ -164,8 +164,8 @@ def _check(backbone: Any, top: int | None, layers: Sequence[int], outputs: Outpu
         )
     if outputs == "ffn" and not (len(blocks) and all(type(block) is Block for block in blocks)):
         raise UserError(
-            f"{names[2]} ffn reads the MLPs of a plain ViT, and {type(backbone.network).__name__} has other blocks: "
-            'choose "block"'
+            f"outputs ffn reads the MLPs of a plain ViT, and {type(backbone.network).__name__} has other blocks: "
+            'choose outputs "block"'
         )
 
 

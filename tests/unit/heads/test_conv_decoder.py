@@ -48,8 +48,11 @@ def test_blocks_are_written_out(width: int, kernel: int) -> None:
 def test_pooled_rows() -> None:
     views = drawn()
     given = features(views)
-    assert torch.equal(Pooled()(given, views), given.prefix)
-    assert torch.allclose(Pooled("mean")(given, views)[:, 0], given.tokens.mean(1))
+    assert torch.equal(Pooled(16, 16)(given, views), given.prefix)
+    assert torch.allclose(Pooled(16, 16, "mean")(given, views)[:, 0], given.tokens.mean(1))
+    wider = Pooled(16, 9)
+    assert torch.equal(wider(given, views), wider.predict(given.prefix))
+    assert wider.describe() == "linear on the class token"
 
 
 def test_widths_that_groups_do_not_divide_are_refused() -> None:

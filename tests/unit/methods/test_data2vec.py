@@ -43,7 +43,7 @@ def test_it_is_its_row_of_the_table() -> None:
 
 def test_class_tokens_are_needed_for_the_second_branch_alone() -> None:
     plain = vit(class_token=False, global_pool="avg")
-    with pytest.raises(UserError, match="no class token"):
+    with pytest.raises(UserError, match="class_weight must be 0 here: the backbone has no class token"):
         data2vec(plain, width=16)
     assert [branch.name for branch in data2vec(plain, width=16, class_weight=0).branches] == ["masked"]
 

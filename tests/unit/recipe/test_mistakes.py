@@ -98,7 +98,7 @@ def write(tmp_path: Path):
         (["method.decoder=cross", "method.name=simmim", "method.target=pixels"], "method.decoder has no use with"),
         (
             ["method.target={kind='average', top=2, layers=[1]}"],
-            "method.target.top 2 and layers [1]: give one of them",
+            "method.target.layers [1] and top 2: give one of them",
         ),
         (["average.decay=[0.9, 1.1]", "method.target=average"], "average.decay: must be at most 1, not 1.1"),
         (["average.decay=0.9", "method.target=average"], "average.decay: "),

@@ -111,5 +111,5 @@ def test_fractions_are_bars(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_are_written_as_their_papers_do(method: str) -> None:
     assert NAMES[method].lower() == method
-    assert NAMES[method] != method
+    assert NAMES[method] != method or method == "data2vec", "which its paper writes in lower case"
     assert summary({"method": {"name": method}}, {}, []) == f"{NAMES[method]}."

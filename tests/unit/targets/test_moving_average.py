@@ -142,7 +142,7 @@ def test_recipes_say_its_decay_and_every_method_of_tokens_may_learn_from_it() ->
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"top": 4}, "top 4: the backbone has 3 blocks"),
+        ({"top": 4}, "top: the backbone has 3 blocks, and not 4"),
         ({"layers": [3]}, "blocks 0 to 2"),
         ({"layers": [1, 1]}, "each once"),
         ({"layers": []}, "name some"),
@@ -156,7 +156,7 @@ def test_blocks_that_do_not_exist_are_refused(settings: dict[str, object], why: 
 def test_networks_whose_layers_differ_are_refused() -> None:
     with pytest.raises(UserError, match="different grids"):
         MovingAverage(create_swin("swin_micro", (64, 64), MEAN, STD), outputs="block")
-    with pytest.raises(UserError, match='choose "block"'):
+    with pytest.raises(UserError, match='choose outputs "block"'):
         MovingAverage(create_beit("beit_micro", (32, 32), MEAN, STD))
 
 
