@@ -18,7 +18,7 @@ from remask.backbones.vit import create_vit
 from remask.build.starting import start_from
 from remask.build.teachers import build_teachers, map_teacher, student_layers, weight_of
 from remask.errors import UserError, in_recipe, naming
-from remask.heads import CrossDecoder, Decoder, FusedDecoder, TokenDecoder
+from remask.heads import CrossDecoder, Decoder, TokenDecoder
 from remask.images.levels import Levels, Scaling
 from remask.masking import Counts, Masking, count_of
 from remask.masking.scores import Blocks, InverseBlocks, Score, random
@@ -219,9 +219,9 @@ def counts(method: Method, recipe: Recipe) -> Counts:
 def checkpoint_blocks(method: Method) -> None:
     """Turn on activation checkpointing for the blocks of the backbone and of the decoders."""
     set_checkpointing(method.backbone, key="runtime.checkpointing")
-    for branch in method.branches:
-        if isinstance(branch.head, CrossDecoder | Decoder | FusedDecoder | TokenDecoder):
-            branch.head.checkpointing = True
+    for module in method.modules():
+        if isinstance(module, CrossDecoder | Decoder | TokenDecoder):
+            module.checkpointing = True
 
 
 def parameters(module: nn.Module) -> int:

@@ -82,7 +82,7 @@ class CrossDecoder(nn.Module):
         maps: int = 1,
     ) -> None:
         super().__init__()
-        self.grid, self.width, self.region, self.maps, self.checkpointing = grid, width, region, maps, False
+        self.grid, self.width, self.region, self.checkpointing = grid, width, region, False
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.mask_token, std=0.02)
         self.fused = Fused(width_in, maps, depth) if maps > 1 else None

@@ -58,15 +58,6 @@ class FusedDecoder(nn.Module):
         (x,) = self.fused(features)
         return self.decoder(Features(x[:, :prefix], x[:, prefix:]), views)
 
-    @property
-    def checkpointing(self) -> bool:
-        """Whether the decoder's blocks are recomputed in backward."""
-        return self.decoder.checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self.decoder.checkpointing = on
-
     def describe(self) -> str:
         return self.decoder.describe()
 

@@ -1,7 +1,5 @@
 """data2vec 2.0: Efficient Self-supervised Learning with Contextualized Target Representations (arXiv 2212.07525)."""
 
-from torch import nn
-
 from remask.backbones import Backbone
 from remask.distances import squared
 from remask.errors import UserError, setting
@@ -10,7 +8,7 @@ from remask.masking import Masking
 from remask.masking.scores import InverseBlocks
 from remask.method import Branch, Method, Region
 from remask.methods.defaults import masking_of
-from remask.methods.mae import initialise
+from remask.methods.mae import initialise, initialise_tokens
 from remask.targets import Target
 from remask.targets.moving_average import MovingAverage
 
@@ -31,8 +29,8 @@ def data2vec(
     target         the moving average, its last five sixths of blocks (10 of a ViT-B's 12), unless given
     width, depth, kernel are the decoder's
     class_weight   of a second branch: the class token predicts the mean of the target; 0 leaves it out
-    # official: squared errors are summed and divided by √D; here averaged. AdamW does not see a constant factor, but
-    # a limit on the gradient's norm does: the recipes state it for the mean.
+    # official: squared errors are summed and divided by √D; here averaged, which is √D times less. AdamW does not see
+    # a constant factor, but a limit on the gradient's norm does: the recipes have the published 4 divided by √D.
     Raises UserError for a backbone without a class token, unless class_weight is 0.
     """
     target = target or MovingAverage(backbone, top=max(1, backbone.depth * 5 // 6))
@@ -47,8 +45,6 @@ def data2vec(
         branches.append(Branch("class", Pooled(backbone.width, target.width), target, squared, "pooled", class_weight))
     method = Method(backbone, masking, branches)
     method.apply(initialise)
-    for name, parameter in method.named_parameters():
-        if name.endswith("_token"):
-            nn.init.normal_(parameter, std=0.02)
+    initialise_tokens(method)
     method.restart_average()
     return method

@@ -18,10 +18,10 @@ Attention = Literal["self", "cross"]
 class DecoderSizes(NamedTuple):
     """Width, blocks, attention heads and the MLPs' hidden width in widths."""
 
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    mlp_ratio: float = 4.0
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
 
 
 def create_decoder(

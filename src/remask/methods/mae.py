@@ -43,9 +43,7 @@ def mae(
     region: Region = "masked" if masking.predicted == "all" else "predicted"
     method = Method(backbone, masking, [Branch("masked", head, target, squared, region, layer=layer)])
     method.apply(initial or initialise)
-    for name, parameter in method.named_parameters():
-        if name.endswith("_token"):
-            nn.init.normal_(parameter, std=0.02)
+    initialise_tokens(method)
     method.restart_average()
     return method
 
@@ -58,3 +56,10 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
         nn.init.xavier_uniform_(module.weight.flatten(1).view(module.out_channels, -1))
+
+
+def initialise_tokens(method: Method) -> None:
+    """MAE's class and mask tokens: normal of deviation .02."""
+    for name, parameter in method.named_parameters():
+        if name.endswith("_token"):
+            nn.init.normal_(parameter, std=0.02)

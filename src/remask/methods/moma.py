@@ -14,7 +14,7 @@ from remask.masking import Masking
 from remask.method import Branch, Method
 from remask.methods.defaults import masking_of
 from remask.methods.dmae import region_of
-from remask.methods.mae import initialise
+from remask.methods.mae import initialise, initialise_tokens
 from remask.targets import Target
 
 
@@ -53,7 +53,6 @@ def moma(
     fresh: Sequence[nn.Module] = branches if pretrained else [method]
     for module in fresh:
         module.apply(initialise)
-    for name, parameter in method.named_parameters():
-        if name.endswith("_token") and not pretrained:
-            nn.init.normal_(parameter, std=0.02)
+    if not pretrained:
+        initialise_tokens(method)
     return method

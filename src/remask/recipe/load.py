@@ -126,12 +126,19 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     """The text parsed as a TOML value, or else the text itself; .5 is taken as 0.5, which TOML does not."""
-    try:
-        parsed = tomllib.loads("value = " + re.sub(r"^([+-]?)[.](?=[0-9])", r"\g<1>0.", text))
-    except tomllib.TOMLDecodeError:
+    parsed = _toml(text) or _toml(re.sub(r"(^|[\[,\s])([+-]?)[.](?=[0-9])", r"\1\g<2>0.", text))
+    if parsed is None:
         return text
     value = parsed["value"]
     return value if len(parsed) == 1 and isinstance(value, bool | int | float | str | list | dict) else text
+
+
+def _toml(text: str) -> dict[str, Any] | None:
+    """{"value": the text as TOML}; None if it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def _of_run(path: Path) -> bool:

@@ -1,16 +1,13 @@
 """A guard for methods that learn from their own average: are the features of different images still different?"""
 
-from remask.build.pretraining import scaling_of
 from remask.errors import UserError
 from remask.evaluation.health import deviation, rank_me
 from remask.evaluation.probing.features import extract
-from remask.images.loading.loader import iterate
 from remask.images.sources.opening import Source
 from remask.images.sources.subset import Subset
-from remask.images.transforms import CentreCrop
 from remask.method import Method
 from remask.recipe import Recipe
-from remask.runs.knn import full_method
+from remask.runs.knn import batches, full_method
 from remask.training.runtime import Runtime
 from remask.training.trainer import Hook
 
@@ -45,12 +42,8 @@ def collapse_guard(recipe: Recipe, method: Method, runtime: Runtime, source: Sou
 
 def _health(recipe: Recipe, method: Method, runtime: Runtime, source: Source) -> dict[str, float]:
     """Effective rank and deviation; nothing where no image can be used, of which the loader speaks."""
-    data = recipe.data
-    images = iterate(
-        source, CentreCrop(data.image_size), 64, channels=data.channels, max_bad=1.0, scaling=scaling_of(data)
-    )
     try:
-        features, _ = extract(method.backbone, images, device=runtime.device)
+        features, _ = extract(method.backbone, batches(recipe, source, max_bad=1.0), device=runtime.device)
     except UserError:
         return {}
     if len(features) < 2 or not bool(features.isfinite().all()):

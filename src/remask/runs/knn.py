@@ -78,15 +78,18 @@ def _features(
 
 
 def batches(
-    recipe: Recipe, source: Source, size: int = 256, report: Callable[[str], None] | None = None
-) -> Iterator[Batch]:
+    recipe: Recipe, source: Source, size: int = 256, report: Callable[[str], None] | None = None,
+    max_bad: float | None = None,
+) -> Iterator[Batch]:  # fmt: skip
     """Batches of `size` centre crops of a source, in order, scaled for a recipe's backbone.
 
-    report   called with a line for each unusable image
+    report    called with a line for each unusable image
+    max_bad   share of unusable images that is allowed; the recipe's, or one in a hundred, unless given
     """
     data = recipe.data
+    allowed = max(data.max_bad, 0.01) if max_bad is None else max_bad
     return iterate(
-        source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=max(data.max_bad, 0.01),
+        source, CentreCrop(data.image_size), size, channels=data.channels, max_bad=allowed,
         scaling=scaling_of(data), report=report,
     )  # fmt: skip
 

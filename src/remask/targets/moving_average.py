@@ -65,11 +65,12 @@ class Average(nn.Module):
         """Features of the whole image, by (layer, what of it)."""
         patches = self.backbone.embed(images)
         found: dict[tuple[int, Outputs], Features] = {}
-        if blocks := [layer for layer, outputs in wanted if outputs == "block"]:
-            found |= {(layer, "block"): f for layer, f in self.backbone.encode(patches, layers=blocks).items()}
-        if mlps := [layer for layer, outputs in wanted if outputs == "ffn"]:
-            found |= {(layer, "ffn"): f for layer, f in _mlp_outputs(self.backbone, patches, mlps).items()}
-        return {key: Features(f.prefix.float(), f.tokens.float()) for key, f in found.items()}
+        if any(outputs == "ffn" for _, outputs in wanted):
+            found = _outputs(self.backbone, patches, 1 + max(layer for layer, _ in wanted))
+        elif wanted:
+            layers = [layer for layer, _ in wanted]
+            found = {(layer, "block"): f for layer, f in self.backbone.encode(patches, layers=layers).items()}
+        return {key: Features(found[key].prefix.float(), found[key].tokens.float()) for key in wanted}
 
 
 class MovingAverage(nn.Module):
@@ -128,17 +129,17 @@ class MovingAverage(nn.Module):
         return f"{of} of {blocks} of the moving average{norm}"
 
 
-def _mlp_outputs(backbone: Any, patches: Any, layers: Sequence[int]) -> dict[int, Features]:
-    """A ViT on whole images, its blocks written out: what their MLPs give, before layer scale and the residual sum."""
+def _outputs(backbone: Any, patches: Any, depth: int) -> dict[tuple[int, Outputs], Features]:
+    """A ViT on whole images, its first blocks written out: what they give, and their MLPs before the residual sum."""
     prefix, tokens = backbone.encode(patches, layers=(INPUT,))[INPUT]
-    found: dict[int, Features] = {}
+    found: dict[tuple[int, Outputs], Features] = {}
     x = torch.cat([prefix, tokens], dim=1)
-    for i, block in enumerate(backbone.network.blocks[: max(layers) + 1]):
+    for i, block in enumerate(backbone.network.blocks[:depth]):
         x = x + block.ls1(block.attn(block.norm1(x)))
         added = block.mlp(block.norm2(x))
-        if i in layers:
-            found[i] = Features(added[:, : backbone.prefix], added[:, backbone.prefix :])
         x = x + block.ls2(added)
+        found[i, "ffn"] = Features(added[:, : backbone.prefix], added[:, backbone.prefix :])
+        found[i, "block"] = Features(x[:, : backbone.prefix], x[:, backbone.prefix :])
     return found
 
 

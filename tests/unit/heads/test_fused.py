@@ -55,8 +55,4 @@ def test_a_decoder_reads_the_sum() -> None:
     (x,) = fused(given)
     expected = decoder(Features(x[:, :1], x[:, 1:]), views)
     assert torch.equal(head(given, views), expected)
-    head.checkpointing = True
-    assert decoder.checkpointing
-    assert head.checkpointing
-    assert torch.equal(head(given, views), expected)
     assert head.describe() == decoder.describe()

@@ -87,6 +87,7 @@ def write(tmp_path: Path):
             "dm.prediction 0.5 is below masking.ratio 0.75: a view cannot hide more than all views",
         ),
         (["masking.predicted=.8"], "masking.predicted 0.8 is above masking.ratio 0.75: it is a share of all patches"),
+        (["data.crop_scale=[-.5, 1]"], "data.crop_scale: must be [low, high] with 0 < low ≤ high, not [-0.5, 1.0]"),
         (["masking.predicted=0"], "masking.predicted: must be 'all' or 'once' or above 0, not 0"),
         (["masking.predicted=twice"], "masking.predicted: must be 'all' or 'once' or a number, not 'twice'"),
         (

@@ -98,7 +98,15 @@ def test_the_teacher_sees_an_image_once_for_all_views_and_branches() -> None:
     made.average.backbone.network.blocks[0].attn.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))  # type: ignore[union-attr]
     losses = made(images(), generator=Generator().manual_seed(0))
     assert [*losses] == ["masked", "deep", "visible", "total"]
-    assert rows in ([3], [3, 3]), "of the three images, not of nine views; MLPs and blocks are two passes at most"
+    assert rows == [3], "of the three images, not of nine views, for MLPs and blocks together"
+
+
+def test_blocks_beside_mlps_give_what_they_give_alone() -> None:
+    backbone = vit()
+    average = Average(backbone)
+    both = average(images(), [(1, "block"), (1, "ffn"), (2, "block")])
+    alone = average(images(), [(1, "block"), (2, "block")])
+    assert all(torch.allclose(both[key].tokens, alone[key].tokens, atol=1e-6) for key in alone)
 
 
 def test_it_drops_no_path_and_gives_no_gradient() -> None:
