@@ -63,10 +63,12 @@ def _drawn(draw: Any, tensor: Any, *given: Any, **named: Any) -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def frozen_modules() -> None:
+def frozen_modules() -> Iterator[None]:
     """What the imports of the tests left, close to a million objects, is not looked through by each collection."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()  # else extension modules report at exit that their objects were leaked
 
 
 @pytest.fixture(scope="session")
