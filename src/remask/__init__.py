@@ -33,6 +33,7 @@ _HOMES = {
         "mae",
         "maskfeat",
         "moma",
+        "refiner",
         "simmim",
     ),
     "recipe": ("load_recipe",),

@@ -1,13 +1,17 @@
 """Distances: the `d` of the equation. Each compares rows of predictions with rows of targets and averages over P."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
+
+from remask.targets.gather import gather, offset
 
 Rows: TypeAlias = Float[Tensor, "*rows P"]
 Distance: TypeAlias = Callable[[Rows, Num[Tensor, "*rows T"]], Float[Tensor, "*rows"]]
@@ -55,6 +59,34 @@ def cross_entropy(prediction: Rows, target: Int[Tensor, "*rows 1"]) -> Float[Ten
     return F.cross_entropy(logits, target.flatten().long(), reduction="none").view(prediction.shape[:-1])
 
 
+def info_nce(
+    prediction: Float[Tensor, "B 1 P"], target: Float[Tensor, "B 1 2P"], temperature: float = 0.2
+) -> Float[Tensor, "B 1"]:
+    """Cross-entropy over the batch that tells an image's positive from the other images (MIM-Refiner, 2402.10093).
+
+    Rows 2i and 2i + 1 are two crops of image i. A target holds two unit vectors: the positive, and the image's own
+    vector, with which it is a negative of the other images' crops of the same place. Logits are cosines over the
+    temperature. The own vectors of all processes are gathered.
+    """
+    z = F.normalize(prediction[:, 0], dim=-1)
+    positive, own = target[:, 0].chunk(2, dim=-1)
+    keys, first = gather(own), offset(own) // 2
+    losses = []
+    for crop in (0, 1):
+        rows, others = z[crop::2], keys[crop::2]
+        image = first + torch.arange(len(rows), device=z.device)
+        with full_precision(z.device):
+            logits = rows @ others.T
+        logits = logits.scatter(1, image[:, None], (rows * positive[crop::2]).sum(1, keepdim=True)) / temperature
+        losses.append(F.cross_entropy(logits, image, reduction="none"))
+    return torch.stack(losses, dim=1).flatten().unsqueeze(1)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Context in which products of matrices are not rounded by autocast, which "meta" does not have."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def described(distance: Any) -> str:
     """`squared`, `smooth-l1 β=2`: the function's name and its parameters, fixed by `partial` or by default."""
     function, fixed = (distance.func, distance.keywords) if isinstance(distance, partial) else (distance, {})
@@ -65,6 +97,6 @@ def described(distance: Any) -> str:
 
 
 __all__ = [
-    "Distance", "cosine", "cross_entropy", "described", "l1", "l1_unit", "smooth_l1", "smooth_l1_with", "squared",
-    "squared_unit",
+    "Distance", "cosine", "cross_entropy", "described", "full_precision", "info_nce", "l1", "l1_unit", "smooth_l1",
+    "smooth_l1_with", "squared", "squared_unit",
 ]  # fmt: skip

@@ -21,14 +21,14 @@ from remask.heads import Head
 from remask.masking import Masking
 from remask.masking.scores import ALL
 from remask.targets import Target, per_view
-from remask.targets.moving_average import Average, MovingAverage
+from remask.targets.moving_average import Average, AverageReader
 from remask.tokens import divisible_grid, grid_of
 from remask.types import END, Features, Grid, Images, Size
 from remask.views import Views
 
 Region = Literal["masked", "predicted", "visible", "encoded", "pooled"]
 """Ω: "predicted" is what of the masked tokens the masking chose; "encoded" the prefix tokens, then the visible ones;
-"pooled" one row for a view, whose target is the mean over all tokens of the image."""
+"pooled" one row for a view, whose target is the mean over all tokens of the image, or the target's only row."""
 
 Pair = tuple[Float[Tensor, "VB R P"], Num[Tensor, "VB R T"]]
 """Predictions, and targets: vectors of the same length, or one id a token (T = 1)."""
@@ -68,7 +68,7 @@ class Branch(nn.Module):
         first = targets.shape[1] - (views.visible if of_view else views.mask).shape[-1]
         prefix, tokens = targets[:, :first], targets[:, first:]
         if self.region == "pooled":
-            mean = tokens.mean(dim=1, keepdim=True)
+            mean = targets[:, max(first, 0) :].mean(dim=1, keepdim=True)
             return self.head(features, views), mean if of_view else views.repeat(mean)
         if not of_view:
             prefix, tokens = views.repeat(prefix), views.gather(tokens, self.region)
@@ -132,15 +132,16 @@ class Method(nn.Module):
         self.sees.prepare(backbone)
         self.backbone, self.masking, self.jitter = backbone, masking, jitter
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
-        followers = [branch.target for branch in branches if isinstance(branch.target, MovingAverage)]
-        self.average = (average or Average(backbone)) if followers else None
-        if followers and self.sees.mask_unit:
+        readers = [branch.target for branch in branches if isinstance(branch.target, AverageReader)]
+        self.average = (average or Average(backbone)) if readers else None
+        self.draws_images = any(getattr(branch.target, "draws_images", False) for branch in branches)
+        if readers and self.sees.mask_unit:
             keys = "method.name, masking.cell_pixels and method.target.kind average, or jd.target.kind average,"
             raise UserError(
                 f"{setting(keys, 'the moving average and mask_unit')} do not go together: masks are finer than tokens "
                 "here, and the moving average has one vector for a token"
             )
-        for target in followers:
+        for target in readers:
             target.read(self.average)  # type: ignore[arg-type]
 
     def with_(self, masking: Masking | None = None, branches: Sequence[Branch] | None = None) -> "Method":
@@ -177,20 +178,31 @@ class Method(nn.Module):
     def targets(self, images: Images, views: Views) -> dict[Target, Num[Tensor, "_ _ T"]]:
         """τ(x, v) of every target, once however many branches have it; those of the moving average from one pass."""
         targets = {branch.target for branch in self.branches}
-        following = [target for target in targets if isinstance(target, MovingAverage)]
-        wanted = {key for target in following for key in target.wanted}
+        readers = [target for target in targets if isinstance(target, AverageReader)]
+        wanted = {key for target in readers for key in target.wanted}
         features = self.average(images, sorted(wanted)) if self.average else {}
-        return {t: t.combine(features) if isinstance(t, MovingAverage) else t(images, views) for t in targets}
+        return {t: t.combine(features, views) if isinstance(t, AverageReader) else t(images, views) for t in targets}
+
+    def before_step(self, progress: float) -> None:
+        """What precedes a step, after a share `progress` of the training: whether the backbone is trained."""
+        self.sees.before_step(progress)
 
     def after_step(self, progress: float) -> None:
         """What follows an update of the weights, after a share `progress` of the training: the moving average."""
         if self.average:
             self.average.follow(self.backbone, progress)
+            self._heads_followed(self.average.decay_at(progress))
 
     def restart_average(self) -> None:
-        """Let the moving average equal the backbone, after its first weights were set."""
+        """Let the moving average equal the student, after its first weights were set."""
         if self.average:
             self.average.restart(self.backbone)
+            self._heads_followed(0.0)
+
+    def _heads_followed(self, decay: float) -> None:
+        for branch in self.branches:
+            if isinstance(branch.target, AverageReader):
+                branch.target.follow(branch.head, decay)
 
     def encode(self, images: Images, views: Views, layers: Sequence[int] = (-1,)) -> dict[int, Features]:
         """f(x, v) at the named blocks, in the colours of the views."""
@@ -206,6 +218,9 @@ class Method(nn.Module):
         views = self.masking(len(images), self.grid((images.shape[-2], images.shape[-1])), generator, rows)
         if self.jitter:
             views = dataclasses.replace(views, colours=self.jitter.draw(len(images), generator)[rows])
+        if self.draws_images:
+            chance = torch.rand(len(images), generator=generator, device=generator.device if generator else None)
+            views = dataclasses.replace(views, chance=chance[rows])
         return views.to(images.device)
 
     @property

@@ -1,13 +1,22 @@
 """Pure functions between pixels, patches and token rows. Every other module speaks in these."""
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from remask.errors import UserError, setting
-from remask.types import Grid, Size
+from remask.types import Features, Grid, Size
+
+Pool = Literal["class", "mean"]
+"""What stands for an image or a view: its class token, or the mean of its tokens."""
+
+
+def pooled(features: Features, of: Pool) -> Float[Tensor, "B 1 D"]:
+    """The class token, or the mean of the tokens without prefix."""
+    return features.prefix[:, :1] if of == "class" else features.tokens.mean(dim=1, keepdim=True)
 
 
 def grid_of(size: Size, patch: Size) -> Grid:

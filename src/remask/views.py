@@ -1,6 +1,6 @@
 """Views: which tokens of which image each masked view hides. Data, no behaviour: the `v` and the Ω of the equation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -20,6 +20,8 @@ class Views:
     colours      numbers that decide in which other colours the backbone sees each image; None: in its own
     predict      Bool[V, B, N], the masked tokens that are predicted, the same number in every row; None: all of them
     predictions  R, how many those are; M unless given
+    chance       a number in 0..1 for each image, for targets that draw; None where none does
+    index        numbers of the images in their source, beside `chance`
     """
 
     mask: Bool[Tensor, "V B N"]
@@ -28,6 +30,8 @@ class Views:
     colours: Float[Tensor, "B J"] | None = None
     predict: Bool[Tensor, "V B N"] | None = None
     predictions: int | None = None
+    chance: Float[Tensor, "B"] | None = None
+    index: Int[Tensor, "B"] | None = None
 
     def __post_init__(self) -> None:
         if self.predict is None:
@@ -101,20 +105,28 @@ class Views:
 
     def split(self, chunks: int) -> "list[Views]":
         """The views of `chunks` consecutive slices of the batch, cut as `Tensor.tensor_split` cuts it."""
-        nothing = [None] * chunks
         masks = self.mask.tensor_split(chunks, dim=1)
-        colours = nothing if self.colours is None else self.colours.tensor_split(chunks)
-        predict = nothing if self.predict is None else self.predict.tensor_split(chunks, dim=1)
+        predict = [None] * chunks if self.predict is None else self.predict.tensor_split(chunks, dim=1)
+        colours, chance, index = (
+            [None] * chunks if of_image is None else of_image.tensor_split(chunks)
+            for of_image in (self.colours, self.chance, self.index)
+        )
         return [
-            Views(mask, self.grid, self.hidden, c, p, self.predictions)
-            for mask, c, p in zip(masks, colours, predict, strict=True)
+            Views(mask, self.grid, self.hidden, c, p, self.predictions, r, i)
+            for mask, c, p, r, i in zip(masks, colours, predict, chance, index, strict=True)
         ]
+
+    def of_images(self, index: Int[Tensor, "B"]) -> "Views":
+        """With the numbers of the images in their source, where a target draws among other images."""
+        return self if self.chance is None else replace(self, index=_sent(index, self.mask.device))
 
     def to(self, device: torch.device) -> "Views":
         """On another device; to a GPU through page-locked memory, so that nothing waits for the copy."""
-        colours = None if self.colours is None else _sent(self.colours, device)
-        predict = None if self.predict is None else _sent(self.predict, device)
-        return Views(_sent(self.mask, device), self.grid, self.hidden, colours, predict, self.predictions)
+        colours, predict, chance, index = (
+            None if x is None else _sent(x, device) for x in (self.colours, self.predict, self.chance, self.index)
+        )
+        mask = _sent(self.mask, device)
+        return Views(mask, self.grid, self.hidden, colours, predict, self.predictions, chance, index)
 
     @property
     def corruption_rate(self) -> float:

@@ -41,15 +41,26 @@ class MaskedInput(Protocol):
         """f(x, v) at the named blocks; -1 is the end, after the final norm."""
         ...
 
+    def before_step(self, progress: float) -> None:
+        """What precedes a step, after a share `progress` of the training."""
+        ...
+
     def describe(self) -> str:
         """A few words for the printed equation."""
         ...
 
 
-class Dropped(nn.Module):
-    """Masked tokens are left out; the backbone computes the visible ones alone (MAE, 2111.06377)."""
+class _Masked(nn.Module):
+    """What the ways to mask share: nothing changes between steps."""
 
     mask_unit: Size | None = None
+
+    def before_step(self, progress: float) -> None:
+        """Nothing to do."""
+
+
+class Dropped(_Masked):
+    """Masked tokens are left out; the backbone computes the visible ones alone (MAE, 2111.06377)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +80,7 @@ class Dropped(nn.Module):
         return "the visible patches of a view"
 
 
-class TokensReplaced(nn.Module):
+class TokensReplaced(_Masked):
     """Masked tokens become one learned vector after the stem (BEiT 2106.08254, SimMIM 2111.09886, MaskFeat 2112.09133).
 
     mask_unit   pixels (height, width) of one token of the masks' grid, if smaller than the backbone's (SimMIM's Swin)
@@ -98,7 +109,7 @@ class TokensReplaced(nn.Module):
         return "all patches, the masked ones replaced by a learned vector"
 
 
-class PixelsReplaced(nn.Module):
+class PixelsReplaced(_Masked):
     """Masked pixels become one learned colour before the stem, which works with any network (FastMIM, 2212.06593).
 
     mask_unit   pixels (height, width) of one token of the masks' grid, if smaller than the backbone's
@@ -132,6 +143,34 @@ class PixelsReplaced(nn.Module):
         return "all patches, masked pixels replaced by a learned colour"
 
 
+class AllTokens(_Masked):
+    """Nothing is masked: the backbone computes all tokens, of an image in one view (MIM-Refiner, 2402.10093).
+
+    frozen   share of the training, from its beginning, in which the heads alone are trained
+    """
+
+    def __init__(self, frozen: float = 0.0) -> None:
+        super().__init__()
+        self.frozen, self.trained, self.former_names = frozen, True, dict[str, str]()
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Any backbone is accepted."""
+
+    def before_step(self, progress: float) -> None:
+        """Train the backbone from the end of its frozen share on."""
+        self.trained = progress >= self.frozen
+
+    def encode(
+        self, backbone: Backbone, images: Images, views: Views, layers: Sequence[int] = (-1,)
+    ) -> dict[int, Features]:
+        """Tokens [B, N, D] by block, without gradient while the backbone is frozen."""
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            return backbone.encode(backbone.embed(images), layers=layers)
+
+    def describe(self) -> str:
+        return "whole images"
+
+
 def _refuse_unless(backbone: Backbone, mode: Mode) -> None:
     if mode not in backbone.modes:
         raise UserError(
@@ -140,4 +179,4 @@ def _refuse_unless(backbone: Backbone, mode: Mode) -> None:
         )
 
 
-__all__ = ["Dropped", "MaskedInput", "PixelsReplaced", "TokensReplaced"]
+__all__ = ["AllTokens", "Dropped", "MaskedInput", "PixelsReplaced", "TokensReplaced"]

@@ -22,8 +22,23 @@ from remask.heads import CrossDecoder, Decoder, TokenDecoder
 from remask.images.levels import Levels, Scaling
 from remask.masking import Counts, Masking, count_of
 from remask.masking.scores import Blocks, InverseBlocks, Score, random
+from remask.masking.unmasked import Unmasked
 from remask.method import Method
-from remask.methods import beit, convmae, crossmae, data2vec, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
+from remask.methods import (
+    beit,
+    convmae,
+    crossmae,
+    data2vec,
+    dm,
+    dmae,
+    fastmim,
+    jd,
+    mae,
+    maskfeat,
+    moma,
+    refiner,
+    simmim,
+)
 from remask.methods.defaults import hog_cell
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
@@ -85,6 +100,8 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
     multiple of `stem`. Raises UserError for other sizes.
     """
     section, side, method = recipe.masking, recipe.masking.cell_pixels, recipe.method.name
+    if section.pattern == "none":
+        return Unmasked(), patch
     count = section.count or count_of(method)
     masking = Masking(section.ratio, PATTERNS[section.pattern], section.cell, count=count, predicted=section.predicted)
     if not side:
@@ -155,6 +172,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             "dmae": lambda: _dmae(recipe, backbone, masking, target, decoder),
             "data2vec": lambda: data2vec(backbone, masking, target, **decoder, class_weight=section.class_weight),
             "moma": lambda: _moma(recipe, backbone, masking),
+            "refiner": lambda: _refiner(recipe, backbone),
         }
         method = bases[section.name]()
         if start:
@@ -208,6 +226,16 @@ def _moma(recipe: Recipe, backbone: Backbone, masking: Masking) -> Method:
     return moma(
         backbone, masking, teachers, weights=weights, learned=distill.learned, head=distill.head, beta=distill.beta,
         layer=layer, jitter=distill.jitter,
+    )  # fmt: skip
+
+
+def _refiner(recipe: Recipe, backbone: Backbone) -> Method:
+    section = recipe.refine
+    return refiner(
+        backbone, section.blocks, section.layers, width=section.width, hidden=section.hidden,
+        predictor=section.predictor, pool=section.pool, queue=section.queue,
+        neighbours=section.neighbours, temperature=section.temperature,
+        frozen=section.frozen, jitter=section.jitter, pretrained=recipe.backbone.weights is not None,
     )  # fmt: skip
 
 

@@ -64,9 +64,7 @@ def build_trainer(
     ddp_model = runtime.prepare(method, None if runtime.world.alone else sharding_plan(recipe))
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)
-    named = list(method.named_parameters())
-    exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
-    optimizer = adamw(parameter_groups(named, optim.weight_decay, no_decay=exempt), lr, optim.betas)
+    optimizer = adamw(_groups(recipe, method), lr, optim.betas)
     schedule = Schedule(
         optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, micro_batches,
         optim.max_steps, settings.log_every, settings.save_every_minutes, settings.keep_every_epochs,
@@ -79,6 +77,22 @@ def build_trainer(
         seed=recipe.seed, hooks=hooks, tensorboard=settings.tensorboard, ddp_model=ddp_model,
         global_batch_size=optim.batch_size if size > 1 else None,
     )  # fmt: skip
+
+
+def _groups(recipe: Recipe, method: Method) -> list[dict[str, Any]]:
+    """AdamW's groups. A refiner's backbone starts after its frozen epochs, and its rate decays with depth."""
+    named, decay = list(method.named_parameters()), recipe.optim.weight_decay
+    exempt = [name for name, _ in named if recipe.method.name in UNDECAYED and name.endswith(TABLES)]
+    if recipe.method.name != "refiner":
+        return parameter_groups(named, decay, no_decay=exempt)
+    section, backbone, inside = recipe.refine, method.backbone, "backbone.network."
+    groups = parameter_groups(
+        [(name, p) for name, p in named if name.startswith(inside)], decay, depth=backbone.depth,
+        depth_of=lambda name: backbone.param_depth(name.removeprefix(inside)), layer_decay=section.layer_decay,
+    )  # fmt: skip
+    for group in groups:
+        group["from_epoch"] = section.frozen * recipe.optim.epochs
+    return groups + parameter_groups([(n, p) for n, p in named if not n.startswith(inside)], section.head_decay)
 
 
 def _micro_batches(recipe: Recipe, processes: int) -> int:
@@ -110,6 +124,6 @@ def sharding_plan(recipe: Recipe) -> ShardingPlan:
 def gflops_per_image(recipe: Recipe) -> float:
     """Forward GFLOP of one image in all its views, counted on the "meta" device."""
     with torch.device("meta"):
-        method = build_method(recipe)
-        image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
-        return forward_gflops(lambda: method(image))
+        method, crops = build_method(recipe), recipe.data.crops
+        images = torch.zeros(crops, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
+        return forward_gflops(lambda: method(images)) / crops

@@ -24,7 +24,8 @@ def report_error(error: Exception) -> int:
     """
     line, code = explain(error)
     try:
-        together = bool({"pretrain", "resume"} & {*sys.argv})  # the other commands know no processes beside them
+        # the other commands know no processes beside them
+        together = bool({"pretrain", "refine", "resume"} & {*sys.argv})
         speaks = not together or launcher.place().rank == 0
         # where they have not joined, each finds the same
         if together and "remask.training.distributed" in sys.modules:

@@ -6,7 +6,7 @@ Nothing heavy is imported before a command needs it, so that `remask --help` ans
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,6 +17,7 @@ from remask.cli import look as cli_look
 from remask.cli import options
 from remask.cli import plan as cli_plan
 from remask.cli import study as cli_study
+from remask.cli import train as cli_train
 from remask.cli.ending import end, report_error
 from remask.files.escaping import escape_on
 from remask.training import launcher
@@ -30,8 +31,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
-
-DEFAULT_RECIPE = "dmjd-vit-tiny"
 
 
 def _version(given: bool) -> bool:
@@ -53,91 +52,7 @@ def _options(
     """`main` looks for --debug itself, so that it may stand anywhere."""
 
 
-@app.command()
-def pretrain(
-    recipe: options.Recipe = DEFAULT_RECIPE,
-    data: Annotated[str | None, options.data("Pictures: folder, list file, tar shards, parquet, a set's name.")] = None,
-    out: Annotated[Path | None, options.out("New folder for the run.  [runs/RECIPE-DATE]")] = None,
-    method: options.Method = None,
-    model: options.Model = None,
-    target: Annotated[
-        str | None, options.target("What masked tokens predict: pixels[-norm], hog[-l2], tokens, clip.")
-    ] = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SPEC", help="dmae, moma: mae:FILE,heads=12; mocov3:FILE,heads=12; run:RUN; repeatable."),
-    ] = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.CropSize = None,
-    limit: options.Limit = None,
-    max_steps: Annotated[int | None, typer.Option(metavar="N", help="End after N steps.")] = None,
-    max_bad: options.MaxBad = None,
-    probe: Annotated[str | None, typer.Option(metavar="SRC", help="Labelled pictures for kNN on the way.")] = None,
-    exclude: options.Exclude = None,
-    range_: options.Range = None,
-    seed: options.SeedOrNone = None,
-    device: options.Device = None,
-    set_: options.Settings = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink the recipe to seconds, to see that it runs.")] = False,
-    verify_data: options.Verify = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Pre-train a backbone on unlabelled pictures."""
-    from remask.commands.refusals import check_pretrain
-    from remask.recipe import choose
-
-    flags: dict[str, Any] = {
-        "data.source": data, "backbone.name": model, "method.target": target, "optim.epochs": epochs, "seed": seed,
-        "optim.batch_size": batch_size, "data.image_size": image_size, "data.limit": limit, "data.max_bad": max_bad,
-        "optim.max_steps": max_steps, "probe.source": probe, "runtime.device": device, "data.range": range_,
-    }  # fmt: skip
-    given = {key: value for key, value in {**flags, "data.exclude": exclude or None}.items() if value is not None}
-    chosen = choose(recipe, given, method=method, teachers=teacher or [], settings=set_ or [], smoke=smoke)
-    check_pretrain(chosen, out)
-    _say_toy(model if smoke and not quiet else None, chosen.backbone.name)
-    from remask.commands import pretraining
-
-    _print_run(pretraining.pretrain(chosen, out=out, quiet=quiet, verify_data=verify_data), quiet)
-
-
-def _print_run(run: Path, quiet: bool) -> None:
-    """With --quiet the folder is all that is printed, once however many processes train it."""
-    if quiet and os.environ.get("RANK", "0") == "0":
-        print(run)
-
-
-def _say_toy(model: str | None, toy: str) -> None:
-    """Say which small network stands for the one that was named: --smoke replaces nothing else that is named."""
-    if model and model != toy:
-        print(f"smoke: {toy} stands for {model}", file=sys.stderr)
-
-
-@app.command()
-def resume(
-    run: options.Run,
-    device: options.Device = None,
-    accept_changed_data: Annotated[
-        bool, typer.Option("--accept-changed-data", help="Go on where the data is not what the run was trained on.")
-    ] = False,
-    verify_data: options.Verify = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Continue a run exactly where it was.
-
-    Names, sizes and labels of its data are compared with those that it was trained on, and a change stops it. An edit
-    that keeps name and size is seen with --verify-data alone, if the run was started or resumed with it before.
-    """
-    from remask.commands.refusals import check_device, check_unfinished
-
-    check_unfinished(run)
-    check_device(device)
-    from remask.commands import resuming
-
-    given = {"accept_changed_data": accept_changed_data, "verify_data": verify_data}
-    _print_run(resuming.resume(run, device=device, quiet=quiet, **given), quiet)
-
-
+cli_train.register(app)
 cli_look.register(app)
 cli_downstream.register(app)
 cli_data.register(app)

@@ -47,6 +47,11 @@ def epochs(help: str) -> Any:
     return typer.Option("--epochs", help=help)
 
 
+def batch_size(help: str) -> Any:
+    """The option --batch-size: images of a step."""
+    return typer.Option("--batch-size", help=help)
+
+
 def image_size(help: str, metavar: str = "HxW") -> Any:
     """The option --image-size: pixels, 224 or 96x160."""
     return typer.Option("--image-size", metavar=metavar, help=help)
@@ -99,7 +104,7 @@ Model = Annotated[
     typer.Option("--model", help="vit_micro, convvit_base, a timm ViT, BEiT or Swin; for fastmim any timm name."),
 ]
 Epochs = Annotated[int | None, epochs("Passes over the pictures; the warm-up keeps its share.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Unique pictures per step, over all devices.")]
+BatchSize = Annotated[int | None, batch_size("Unique pictures per step, over all devices.")]
 CropSize = Annotated[str | None, image_size("Size after cropping, 224 or 96x160.")]
 ImageSize = Annotated[str | None, image_size("224 or 96x160: pictures it sees.  [the run's]", "PX")]
 Heads = Annotated[

@@ -9,6 +9,7 @@ from remask.heads.conv_decoder import ConvDecoder, Pooled
 from remask.heads.cross_decoder import CrossDecoder
 from remask.heads.decoder import Decoder, TokenDecoder
 from remask.heads.fused import Fused, FusedDecoder
+from remask.heads.instance_head import InstanceHead
 from remask.heads.linear import Linear
 from remask.heads.projector import ProjectionHead, Projector
 from remask.views import Views
@@ -25,6 +26,6 @@ class Head(Protocol):
 
 
 __all__ = [
-    "ConvDecoder", "CrossDecoder", "Decoder", "Fused", "FusedDecoder", "Head", "Linear", "Pooled", "ProjectionHead",
-    "Projector", "TokenDecoder",
+    "ConvDecoder", "CrossDecoder", "Decoder", "Fused", "FusedDecoder", "Head", "InstanceHead", "Linear", "Pooled",
+    "ProjectionHead", "Projector", "TokenDecoder",
 ]  # fmt: skip

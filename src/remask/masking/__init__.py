@@ -45,8 +45,11 @@ class Counts(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """m_pred / m_corr as realised on this grid: the factor of DMJD Eq. (4), and CrossMAE's γ / p of one view."""
-        return self.predicted / self.hidden
+        """m_pred / m_corr as realised on this grid: the factor of DMJD Eq. (4), and CrossMAE's γ / p of one view.
+
+        1 where nothing is hidden.
+        """
+        return self.predicted / self.hidden if self.hidden else 1.0
 
 
 @dataclass(frozen=True)

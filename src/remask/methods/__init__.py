@@ -10,6 +10,7 @@ from remask.methods.fastmim import fastmim
 from remask.methods.mae import mae
 from remask.methods.maskfeat import maskfeat
 from remask.methods.moma import moma
+from remask.methods.refiner import refiner
 from remask.methods.simmim import simmim
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "mae",
     "maskfeat",
     "moma",
+    "refiner",
     "simmim",
 ]

@@ -12,6 +12,9 @@ PAPERS = {
     "dmae": "Masked Autoencoders Enable Efficient Knowledge Distillers, arXiv 2208.12256",
     "crossmae": "Rethinking Patch Dependence for Masked Autoencoders, arXiv 2401.14391",
     "data2vec": "Efficient Self-supervised Learning with Contextualized Target Representations, arXiv 2212.07525",
+    "refiner": (
+        "MIM-Refiner: A Contrastive Learning Boost from Intermediate Pre-Trained Representations, arXiv 2402.10093"
+    ),
     "moma": "MOMA: Distill from Self-Supervised Teachers, arXiv 2302.02089",
 }
 """Method → title and arXiv number of its paper."""

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import Field, model_validator
 
 from remask.recipe.distill import AverageSection, DistillSection
+from remask.recipe.refine import RefineSection
 from remask.recipe.schedule import OptimSection, ProgressSection
 from remask.recipe.sections import (
     DISTILLING,
@@ -38,6 +39,7 @@ class Recipe(About):
     optim: OptimSection
     distill: DistillSection | None = Field(default=None, description="Teachers of dmae and moma; off when absent.")
     average: AverageSection = AverageSection()
+    refine: RefineSection = RefineSection()
     progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
     runtime: PretrainingRuntime = PretrainingRuntime()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
@@ -75,6 +77,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield from _grid_problems(recipe, patch)
     yield from _method_problems(recipe)
     yield from _decoder_problems(recipe)
+    yield from _refine_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
     if (micro_batches := recipe.runtime.accumulate) != "auto" and optim.batch_size % micro_batches:
@@ -125,6 +128,30 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             "jd regresses vectors with smooth-l1, and jd.target.kind tokens are ids: choose hog, pixels-norm or a "
             "teacher's features"
+        )
+
+
+def _refine_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields messages about whole crops: which method compares them, and how many there are."""
+    method, masking, optim = recipe.method.name, recipe.masking, recipe.optim
+    if (method == "refiner") != (masking.pattern == "none"):
+        other = "compares whole crops: set masking.pattern none and masking.ratio 0"
+        yield f"method.name {method} {other if method == 'refiner' else 'predicts what is hidden: choose a pattern'}"
+    if method != "refiner":
+        return
+    if recipe.data.crops != 2:
+        yield f"data.crops {recipe.data.crops}: method.name refiner compares two crops of a picture; set data.crops 2"
+    elif recipe.dm:
+        yield "dm hides tokens in several views, and method.name refiner compares whole crops: leave dm out"
+    elif not recipe.refine.neighbours <= recipe.refine.queue:
+        yield (
+            f"refine.neighbours {recipe.refine.neighbours} are more than refine.queue {recipe.refine.queue} holds: "
+            "lower them, or raise the queue"
+        )
+    elif optim.batch_size < recipe.refine.neighbours:
+        yield (
+            f"optim.batch_size {optim.batch_size} is smaller than refine.neighbours {recipe.refine.neighbours}: after "
+            "a step the queue would hold fewer than are drawn from; raise the batch, or lower the neighbours"
         )
 
 

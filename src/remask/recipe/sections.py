@@ -7,7 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from remask.recipe.values import Deviation, Device, Pattern, PixelRange, Range, Section, Size, Target
 
-METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae", "data2vec")
+METHODS = (
+    "mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae", "data2vec", "refiner"
+)  # fmt: skip
 """Method names that build/pretraining.py knows."""
 
 DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae", "data2vec")
@@ -15,6 +17,9 @@ DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae", "data2vec")
 
 DISTILLING = ("dmae", "moma")
 """Methods with frozen teachers."""
+
+TARGETLESS = ("moma", "refiner")
+"""Methods whose target is part of them."""
 
 STRIDES = {
     r"vit_micro|beit_micro|convvit_micro": 4,
@@ -154,10 +159,10 @@ class BackboneSection(Section):
 class MaskingSection(Section):
     """Ω: who is hidden."""
 
-    pattern: Literal["random", "cells", "blocks", "inverse-blocks"] = Field(
-        description="Random patches, SimMIM's cells, BEiT's blocks, data2vec's squares that stay visible."
+    pattern: Literal["random", "cells", "blocks", "inverse-blocks", "none"] = Field(
+        description="Random patches, SimMIM's cells, BEiT's blocks, data2vec's visible squares; none for refiner."
     )
-    ratio: float = Field(gt=0, lt=1, description="m_corr: the share of patches that a view hides.")
+    ratio: float = Field(ge=0, lt=1, description="m_corr: the share of patches that a view hides; 0 for none.")
     cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
     cell_pixels: int | None = Field(
         default=None, ge=1, description="The same in pixels, in place of cell; finer than a patch in fastmim, simmim."
@@ -178,6 +183,11 @@ class MaskingSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "MaskingSection":
+        if (self.pattern == "none") != (self.ratio == 0):
+            raise ValueError(
+                f'masking.ratio {self.ratio:g} with masking.pattern "{self.pattern}": a pattern hides a share above 0, '
+                'and "none" the share 0'
+            )
         if self.cell > 1 and self.cell_pixels:
             raise ValueError(f"masking.cell {self.cell} and masking.cell_pixels {self.cell_pixels}: give one of them")
         if not isinstance(self.predicted, str) and self.predicted > self.ratio:
@@ -219,10 +229,10 @@ class MethodSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _stated(cls, value: Any) -> Any:
-        """Require a target; remove that of moma, whose students predict their teachers' features."""
+        """Require a target; remove that of methods with one of their own, as moma's are its teachers' features."""
         if not isinstance(value, dict) or "name" not in value:
             return value
-        if value["name"] == "moma":
+        if value["name"] in TARGETLESS:
             return {key: inner for key, inner in value.items() if key != "target"}
         if value.get("target") is None:
             raise ValueError(

@@ -7,7 +7,7 @@ condition, and the owner of the keys. Keys that always have an effect need no ru
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from remask.recipe.sections import DISTILLING
+from remask.recipe.sections import DISTILLING, TARGETLESS
 from remask.recipe.values import KEYS, Section
 
 ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae")
@@ -84,14 +84,14 @@ def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
 
 def uses_average(recipe: Any) -> bool:
     """Whether a branch of a pre-training recipe learns from the student's moving average."""
-    of_method = recipe.method.name != "moma" and recipe.method.target.kind == "average"
-    return bool(of_method or (recipe.jd and recipe.jd.target.kind == "average"))
+    of_method = recipe.method.name not in TARGETLESS and recipe.method.target.kind == "average"
+    return bool(of_method or recipe.method.name == "refiner" or (recipe.jd and recipe.jd.target.kind == "average"))
 
 
 PRETRAINING = (
     Rule(
-        "method.target", "method.name", lambda recipe: recipe.method.name != "moma",
-        "the other methods: moma's students predict what their teachers see, from [distill]",
+        "method.target", "method.name", lambda recipe: recipe.method.name not in TARGETLESS,
+        "the other methods: moma's students predict what their teachers see, refiner's their neighbours",
     ),
     Rule(
         "method.decoder_width method.decoder_depth", "method.name",
@@ -106,8 +106,10 @@ PRETRAINING = (
         lambda recipe: recipe.method.name == "data2vec", "data2vec",
     ),
     Rule(
-        "average", "method.target.kind", uses_average, 'targets of the kind average, of the method or of jd',
+        "average", "method.target.kind", uses_average,
+        'targets of the kind average, of the method or of jd, and refiner',
     ),
+    Rule("refine", "method.name", lambda recipe: recipe.method.name == "refiner", "refiner"),
     Rule(
         "method.decoder", "method.name", lambda recipe: recipe.method.name in CHOOSING,
         f"{', '.join(CHOOSING)}, whose decoder is to be chosen",

@@ -10,6 +10,7 @@ from remask.recipe.layers import leaves, merge, nest
 from remask.recipe.load import load_recipe, parse_settings
 from remask.recipe.messages import fail
 from remask.recipe.schema import METHODS, Recipe
+from remask.recipe.sections import TARGETLESS
 from remask.recipe.used import reset
 from remask.recipe.values import Target
 
@@ -56,7 +57,7 @@ def choose(
     if teachers:
         flags["distill.teachers"] = [teacher(text) for text in teachers]
     base = load_recipe(recipe) if switches or "backbone.name" in flags else None
-    if base and switches.get("method.name", base.method.name) not in (base.method.name, "moma"):
+    if base and switches.get("method.name", base.method.name) not in (base.method.name, *TARGETLESS):
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
     if base and flags.get("backbone.name", base.backbone.name) != base.backbone.name:
         switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
@@ -116,6 +117,11 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
         "runtime": {"device": "cpu", "workers": 0, "accumulate": 1, "compile": False},
         "probe": None,
     }  # fmt: skip
+    if recipe.method.name == "refiner":
+        small["refine"] = {
+            "blocks": None, "layers": None, "width": 16, "hidden": 32, "predictor": 32, "queue": 32, "neighbours": 4
+        }  # fmt: skip
+        small["backbone"] = {**toy, "weights": None}
     if recipe.jd:
         small["jd"] = {"width": 32, "target": _toy_target(recipe.jd.target)}
     if recipe.distill:

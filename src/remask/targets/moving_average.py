@@ -5,6 +5,7 @@ and branches there are; each target combines some of its layers.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from remask.errors import UserError, setting
 from remask.types import INPUT, Features, Images
 from remask.views import Views
+
+Layers = Mapping[tuple[int, "Outputs"], Features]
+"""The teacher's features by (layer, what of it)."""
 
 Outputs = Literal["block", "ffn"]
 """What is read of a block: its output, or that of its MLP before it is added to the residual stream (data2vec 2.0)."""
@@ -47,18 +51,11 @@ class Average(nn.Module):
 
     def follow(self, backbone: Any, progress: float) -> None:
         """The update after a step of the student."""
-        self._update(backbone, self.decay_at(progress))
+        follow(self.backbone, backbone, self.decay_at(progress))
 
     def restart(self, backbone: Any) -> None:
         """Equal the student, whose first weights have just been set."""
-        self._update(backbone, 0.0)
-
-    @torch.no_grad()
-    def _update(self, backbone: Any, decay: float) -> None:
-        average, student = ([_local(p) for p in one.parameters()] for one in (self.backbone, backbone))
-        get_ema_multi_avg_fn(decay)(average, student, 0)
-        for own, theirs in zip(self.backbone.buffers(), backbone.buffers(), strict=True):
-            own.copy_(theirs)
+        follow(self.backbone, backbone, 0.0)
 
     @torch.no_grad()
     def forward(self, images: Images, wanted: Sequence[tuple[int, Outputs]]) -> dict[tuple[int, Outputs], Features]:
@@ -73,7 +70,33 @@ class Average(nn.Module):
         return {key: Features(found[key].prefix.float(), found[key].tokens.float()) for key in wanted}
 
 
-class MovingAverage(nn.Module):
+class AverageReader(nn.Module, ABC):
+    """A target that is made from layers of the student's moving average, which the method computes once for all."""
+
+    wanted: Sequence[tuple[int, Outputs]]
+    """The layers to be computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._average: list[Average] = []
+
+    def read(self, average: Average) -> None:
+        """Take the layers from this teacher, which belongs to the method."""
+        self._average = [average]
+
+    def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "B _ D"]:
+        """The target of the images alone; a method computes the layers of all its targets in one pass instead."""
+        return self.combine(self._average[0](images, self.wanted), views)
+
+    @abstractmethod
+    def combine(self, features: Layers, views: Views | None = None) -> Float[Tensor, "B _ D"]:
+        """The target from the teacher's layers."""
+
+    def follow(self, head: Any, decay: float) -> None:
+        """What else follows a step of the student, whose head at this target it is; decay 0 after its first weights."""
+
+
+class MovingAverage(AverageReader):
     """Layers of the student's moving average as target: each normalised, then their mean, then LayerNorm.
 
     backbone   the student's, whose width and depth the target has
@@ -96,24 +119,11 @@ class MovingAverage(nn.Module):
         self.layers = tuple(range(backbone.depth)[-(top or backbone.depth) :] if layers is None else layers)
         _check(backbone, top, self.layers, outputs)
         self.width, self.norm, self.outputs = backbone.width, norm, outputs
-        self._average: list[Average] = []
-
-    def read(self, average: Average) -> None:
-        """Take the layers from this teacher, which belongs to the method."""
-        self._average = [average]
-
-    @property
-    def wanted(self) -> list[tuple[int, Outputs]]:
-        """The layers to be computed."""
-        return [(layer, self.outputs) for layer in self.layers]
-
-    def forward(self, images: Images, views: Views | None = None) -> Float[Tensor, "B N D"]:
-        """The target of the images alone; a method computes the layers of all its targets in one pass instead."""
-        return self.combine(self._average[0](images, self.wanted))
+        self.wanted = [(layer, outputs) for layer in self.layers]
 
     @torch.no_grad()
-    def combine(self, features: Mapping[tuple[int, Outputs], Features]) -> Float[Tensor, "B N D"]:
-        """The target from the teacher's layers; its prefix tokens are no part of it."""
+    def combine(self, features: Layers, views: Views | None = None) -> Float[Tensor, "B N D"]:
+        """Prefix tokens are no part of it."""
         maps = [features[key].tokens for key in self.wanted]
         if self.norm == "instance":
             maps = [F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in maps]
@@ -143,6 +153,15 @@ def _outputs(backbone: Any, patches: Any, depth: int) -> dict[tuple[int, Outputs
     return found
 
 
+@torch.no_grad()
+def follow(average: Any, student: Any, decay: float) -> None:
+    """Parameters: average ← decay · average + (1 - decay) · student. Buffers are copied."""
+    own, theirs = ([_local(p) for p in module.parameters()] for module in (average, student))
+    get_ema_multi_avg_fn(decay)(own, theirs, 0)
+    for buffer, other in zip(average.buffers(), student.buffers(), strict=True):
+        buffer.copy_(other)
+
+
 def _local(parameter: Tensor) -> Tensor:
     """This process's shard, if there are several."""
     data = parameter.detach()
@@ -170,4 +189,4 @@ def _check(backbone: Any, top: int | None, layers: Sequence[int], outputs: Outpu
         )
 
 
-__all__ = ["Average", "MovingAverage", "Outputs"]
+__all__ = ["Average", "AverageReader", "Layers", "MovingAverage", "Outputs", "follow"]

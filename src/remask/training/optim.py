@@ -106,13 +106,16 @@ class Schedule:
         )  # rounded up: no step of an epoch is repeated
         return replace(self, shift=step - steps_done)
 
-    def lr_at(self, step: int) -> float:
-        epoch = self.epoch_at(step)
+    def lr_at(self, step: int, begin: float = 0.0) -> float:
+        """The rate at a step, of parameters whose warm-up begins at epoch `begin`; 0 before it."""
+        epoch, epochs = self.epoch_at(step) - begin, self.epochs - begin
+        if epoch < 0:
+            return 0.0
         if self.drops:
             return step_down(epoch, self.lr, self.warmup_epochs, self.drops)
         if self.power is not None:
-            return polynomial(epoch, self.lr, self.warmup_epochs, self.epochs, self.power, self.min_lr)
-        return cosine(epoch, self.lr, self.warmup_epochs, self.epochs, self.min_lr)
+            return polynomial(epoch, self.lr, self.warmup_epochs, epochs, self.power, self.min_lr)
+        return cosine(epoch, self.lr, self.warmup_epochs, epochs, self.min_lr)
 
 
 def epoch_length(state: Mapping[str, Any]) -> int | None:
@@ -174,10 +177,14 @@ class Averaged(nn.Module):
         return self.model(*inputs)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group to `lr` × its "lr_scale" (1 if absent)."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float | Callable[[float], float]) -> None:
+    """Set the rate of every group to `lr` × its "lr_scale" (1 if absent).
+
+    lr   of all, or a function of the epoch from which a group is trained: its "from_epoch", 0 if absent
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        rate = lr(group.get("from_epoch", 0.0)) if callable(lr) else lr
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 class Lars(torch.optim.Optimizer):

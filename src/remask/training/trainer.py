@@ -54,10 +54,10 @@ Hook = Callable[[int], Mapping[str, float]]
 class Trainer:
     """Trains `model` in `run`. `train` starts at step 0, or after `resume` at the checkpoint's step.
 
-    model               model(images, draws) -> {"total": loss, name: loss}; its after_step(progress), if it has one,
-                        follows every update of the weights. The draws come from
-                        model.draw(images, generator, rows), where rows are this rank's of the global batch, unless
-                        `draw` is given
+    model               model(images, draws) -> {"total": loss, name: loss}; its before_step(progress) and
+                        after_step(progress), if it has them, precede and follow every step. The draws come from
+                        model.draw(images, generator, rows), where rows are this rank's of the global batch, and get the
+                        images' numbers by of_images(index), unless `draw` is given
     ddp_model           the model wrapped for several processes (DDP, FSDP), which is then called for losses
     global_batch_size   images of a step over all ranks, set where each rank's `batches` yields its share
     """
@@ -148,6 +148,8 @@ class Trainer:
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One optimizer step. Returns this rank's share of the losses and of the gradient norm, still on the device."""
         self.model.train()
+        if before_step := getattr(self.model, "before_step", None):
+            before_step(self._progress(self.global_step))
         images = batch.images.to(self.runtime.device, non_blocking=True)
         self._refuse_unnormalised(images)
         draws = self._draws(batch._replace(images=images))
@@ -160,12 +162,16 @@ class Trainer:
 
         norm = self._clipped()
         self.guard.check(self.global_step + 1, losses, norm, self.optimizer, self.world.alone)
-        set_lr(self.optimizer, self.schedule.lr_at(self.global_step))
+        set_lr(self.optimizer, partial(self.schedule.lr_at, self.global_step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if after_step := getattr(self.model, "after_step", None):
-            after_step(self.schedule.epoch_at(self.global_step + 1) / self.schedule.epochs)
+            after_step(self._progress(self.global_step + 1))
         return {**losses, GRAD_NORM: norm / self.world.size}
+
+    def _progress(self, step: int) -> float:
+        """Share of the training that is done after `step` steps."""
+        return self.schedule.epoch_at(step) / self.schedule.epochs
 
     def _refuse_unnormalised(self, images: Tensor) -> None:
         """Check float images before the forward pass, which may be compiled and cannot raise."""
@@ -178,9 +184,11 @@ class Trainer:
         if self._draw:
             return self._draw(batch, random)
         if self.global_batch_size is None:
-            return self.model.draw(batch.images, random)  # type: ignore[operator]
-        images = batch.images[:1].expand(self.global_batch_size, *batch.images.shape[1:])  # a shape, without memory
-        return self.model.draw(images, random, self.world.share(self.global_batch_size))  # type: ignore[operator]
+            draws = self.model.draw(batch.images, random)  # type: ignore[operator]
+        else:
+            images = batch.images[:1].expand(self.global_batch_size, *batch.images.shape[1:])  # a shape, without memory
+            draws = self.model.draw(images, random, self.world.share(self.global_batch_size))  # type: ignore[operator]
+        return draws.of_images(batch.index) if hasattr(draws, "of_images") else draws
 
     def _forward_backward(self, images: Tensor, draws: Draws, micro_batches: int) -> dict[str, Tensor]:
         """Losses of the batch; gradients accumulate over the micro-batches.

@@ -1,0 +1,46 @@
+"""`remask refine`: a second stage after masked image modeling, from a run that is there (MIM-Refiner, 2402.10093)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from remask.commands.exporting import export
+from remask.commands.paths import paths_or_texts
+from remask.commands.pretraining import pretrain
+from remask.errors import UserError
+from remask.images.sources.opening import open_source
+from remask.recipe import Recipe
+from remask.runs.refining import refine_recipe
+
+
+@paths_or_texts
+def refine(
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    quiet: bool = False,
+    verify_data: bool = False,
+) -> Path:
+    """Train the last blocks of a run's backbone further, by instance discrimination; returns the folder of a new run.
+
+    overrides, settings   of the recipe's keys, as for `pretrain`; the rest follows from the run and its data
+    Raises UserError for a folder without a whole checkpoint, before anything is written.
+    """
+    recipe = refine_recipe(path, overrides or {}, settings)
+    if recipe.data.source is None:
+        raise UserError(f"{path} does not say which images it was trained on: name them with --data SRC")
+    if not (path / "export" / "backbone.safetensors").is_file():
+        export(path)
+    source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
+    recipe = refine_recipe(path, overrides or {}, settings, len(source))
+    return pretrain(recipe, out=out or _folder(recipe), quiet=quiet, verify_data=verify_data)
+
+
+def _folder(recipe: Recipe) -> Path:
+    return Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+__all__ = ["refine"]
