@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import Field, model_validator
 
 from remask.recipe.distill import AverageSection, DistillSection
+from remask.recipe.masking import GUIDED, MaskingSection
 from remask.recipe.schedule import OptimSection, ProgressSection
 from remask.recipe.sections import (
     DISTILLING,
@@ -17,7 +18,6 @@ from remask.recipe.sections import (
     DataSection,
     DMSection,
     JDSection,
-    MaskingSection,
     MethodSection,
     PretrainingRuntime,
     ProbeSection,
@@ -75,6 +75,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield from _grid_problems(recipe, patch)
     yield from _method_problems(recipe)
     yield from _decoder_problems(recipe)
+    yield from _masking_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
     if (micro_batches := recipe.runtime.accumulate) != "auto" and optim.batch_size % micro_batches:
@@ -144,6 +145,21 @@ def _distill_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             "distill.cache keeps the features of crops that come again, and these are random: leave it out, or set "
             "data.crop_scale = [1, 1] and data.flip = false"
+        )
+
+
+def _masking_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields messages about patterns that do not go with the method, or with growing images."""
+    pattern = recipe.masking.pattern
+    if pattern == "loss" and recipe.method.name == "moma":
+        yield (
+            'masking.pattern "loss" ranks masked patches by their loss, and method.name moma predicts none of them: '
+            'choose masking.pattern "attention", "green" or "random"'
+        )
+    if pattern in GUIDED and recipe.progress:
+        yield (
+            f'masking.pattern "{pattern}" goes by a moving average, which does not grow with progress.sizes: leave '
+            "[progress] out, or choose another masking.pattern"
         )
 
 

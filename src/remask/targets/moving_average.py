@@ -47,27 +47,31 @@ class Average(nn.Module):
 
     def follow(self, backbone: Any, progress: float) -> None:
         """The update after a step of the student."""
-        self._update(backbone, self.decay_at(progress))
+        self.mix(self.backbone, backbone, self.decay_at(progress))
 
     def restart(self, backbone: Any) -> None:
         """Equal the student, whose first weights have just been set."""
-        self._update(backbone, 0.0)
+        self.mix(self.backbone, backbone, 0.0)
 
+    @staticmethod
     @torch.no_grad()
-    def _update(self, backbone: Any, decay: float) -> None:
-        average, student = ([_local(p) for p in one.parameters()] for one in (self.backbone, backbone))
-        get_ema_multi_avg_fn(decay)(average, student, 0)
-        for own, theirs in zip(self.backbone.buffers(), backbone.buffers(), strict=True):
-            own.copy_(theirs)
+    def mix(average: nn.Module, student: nn.Module, decay: float) -> None:
+        """average ← decay · average + (1 - decay) · student, of any two modules of one make; buffers are copied."""
+        own, theirs = ([_local(p) for p in module.parameters()] for module in (average, student))
+        get_ema_multi_avg_fn(decay)(own, theirs, 0)
+        for kept, now in zip(average.buffers(), student.buffers(), strict=True):
+            kept.copy_(now)
 
     @torch.no_grad()
     def forward(self, images: Images, wanted: Sequence[tuple[int, Outputs]]) -> dict[tuple[int, Outputs], Features]:
         """Features of the whole image, by (layer, what of it)."""
-        patches = self.backbone.embed(images)
         found: dict[tuple[int, Outputs], Features] = {}
+        if not wanted:
+            return found
+        patches = self.backbone.embed(images)
         if any(outputs == "ffn" for _, outputs in wanted):
             found = _outputs(self.backbone, patches, 1 + max(layer for layer, _ in wanted))
-        elif wanted:
+        else:
             layers = [layer for layer, _ in wanted]
             found = {(layer, "block"): f for layer, f in self.backbone.encode(patches, layers=layers).items()}
         return {key: Features(found[key].prefix.float(), found[key].tokens.float()) for key in wanted}

@@ -56,8 +56,8 @@ class Trainer:
 
     model               model(images, draws) -> {"total": loss, name: loss}; its after_step(progress), if it has one,
                         follows every update of the weights. The draws come from
-                        model.draw(images, generator, rows), where rows are this rank's of the global batch, unless
-                        `draw` is given
+                        model.draw(images, generator), with several processes model.draw(images, generator, rows,
+                        batch), where the images are this rank's `rows` of `batch`; unless `draw` is given
     ddp_model           the model wrapped for several processes (DDP, FSDP), which is then called for losses
     global_batch_size   images of a step over all ranks, set where each rank's `batches` yields its share
     """
@@ -177,10 +177,11 @@ class Trainer:
         random = generator(self.seed, "draw", self.global_step)
         if self._draw:
             return self._draw(batch, random)
-        if self.global_batch_size is None:
-            return self.model.draw(batch.images, random)  # type: ignore[operator]
-        images = batch.images[:1].expand(self.global_batch_size, *batch.images.shape[1:])  # a shape, without memory
-        return self.model.draw(images, random, self.world.share(self.global_batch_size))  # type: ignore[operator]
+        with self.runtime.autocast():
+            if self.global_batch_size is None:
+                return self.model.draw(batch.images, random)  # type: ignore[operator]
+            rows = self.world.share(self.global_batch_size)
+            return self.model.draw(batch.images, random, rows, self.global_batch_size)  # type: ignore[operator]
 
     def _forward_backward(self, images: Tensor, draws: Draws, micro_batches: int) -> dict[str, Tensor]:
         """Losses of the batch; gradients accumulate over the micro-batches.
