@@ -19,8 +19,10 @@ from remask.distances import Distance, described
 from remask.errors import UserError, setting
 from remask.heads import Head
 from remask.masking import Masking
-from remask.masking.scores import ALL
+from remask.masking.guided import GuideModule
+from remask.masking.scores import ALL, Guide
 from remask.targets import Target, per_view
+from remask.targets.loss_of import LossOf
 from remask.targets.moving_average import Average, AverageReader
 from remask.tokens import divisible_grid, grid_of
 from remask.types import END, Features, Grid, Images, Size
@@ -64,6 +66,8 @@ class Branch(nn.Module):
 
     def forward(self, features: Features | list[Features], targets: Num[Tensor, "_ _ T"], views: Views) -> Pair:
         """Predictions and targets of Ω, token by token. Rows of targets beyond the grid's are prefix tokens, first."""
+        if isinstance(self.target, LossOf):  # has the rows of Ω already, which its branch predicts
+            return self.head(features, views), targets
         of_view = per_view(self.target)
         first = targets.shape[1] - (views.visible if of_view else views.mask).shape[-1]
         prefix, tokens = targets[:, :first], targets[:, first:]
@@ -107,7 +111,8 @@ class Method(nn.Module):
 
     sees     Dropped() unless given, TokensReplaced(), PixelsReplaced(): what becomes of masked tokens
     jitter   colours that the backbone alone sees; targets are of the image as it is (MOMA)
-    average  the teacher of `MovingAverage` targets; made from the backbone where one of them needs it
+    average  the teacher of `MovingAverage` targets and of guides; made from the backbone where one of them needs it
+    guide    what adaptive masks go by (methods/guided.py)
     Raises UserError for a backbone that cannot be masked this way.
     """
 
@@ -121,6 +126,7 @@ class Method(nn.Module):
         sees: MaskedInput | None = None,
         jitter: BatchColorJitter | None = None,
         average: Average | None = None,
+        guide: GuideModule | None = None,
     ) -> None:
         super().__init__()
         if masking.predicted != "all" and not any(branch.region == "predicted" for branch in branches):
@@ -133,9 +139,10 @@ class Method(nn.Module):
         self.backbone, self.masking, self.jitter = backbone, masking, jitter
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         readers = [branch.target for branch in branches if isinstance(branch.target, AverageReader)]
-        self.average = (average or Average(backbone)) if readers else None
+        self.average = (average or Average(backbone)) if readers or guide else None
+        self.guide = guide
         self.draws_images = any(getattr(branch.target, "draws_images", False) for branch in branches)
-        if readers and self.sees.mask_unit:
+        if readers and self.mask_unit != backbone.patch:
             keys = "method.name, masking.cell_pixels and method.target.kind average, or jd.target.kind average,"
             raise UserError(
                 f"{setting(keys, 'the moving average and mask_unit')} do not go together: masks are finer than tokens "
@@ -144,10 +151,15 @@ class Method(nn.Module):
         for target in readers:
             target.read(self.average)  # type: ignore[arg-type]
 
-    def with_(self, masking: Masking | None = None, branches: Sequence[Branch] | None = None) -> "Method":
-        """This method with another masking or other branches: how plug-ins are made. Modules are shared, not copied."""
-        masking, branches = masking or self.masking, branches or [*self.branches]
-        return Method(self.backbone, masking, branches, self.sees, self.jitter, self.average)
+    def with_(
+        self,
+        masking: Masking | None = None,
+        branches: Sequence[Branch] | None = None,
+        guide: GuideModule | None = None,
+    ) -> "Method":
+        """This method with another masking, branches, guide: how plug-ins are made. Modules are shared, not copied."""
+        masking, branches, guide = masking or self.masking, branches or [*self.branches], guide or self.guide
+        return Method(self.backbone, masking, branches, self.sees, self.jitter, self.average, guide)
 
     def forward(
         self,
@@ -172,12 +184,15 @@ class Method(nn.Module):
         """Per branch the predictions and the targets of its region: what a loss compares and a figure shows."""
         images = self.backbone.normalise.deep(images)
         features = self.encode(images, views, tuple({layer for branch in self.branches for layer in branch.layers}))
-        targets = self.targets(images, views)
-        return {b.name: b(b.read(features), targets[b.target], views) for b in self.branches}
+        targets, pairs = self.targets(images, views), dict[str, Pair]()
+        for b in self.branches:
+            target = b.target(pairs) if isinstance(b.target, LossOf) else targets[b.target]
+            pairs[b.name] = b(b.read(features), target, views)
+        return pairs
 
     def targets(self, images: Images, views: Views) -> dict[Target, Num[Tensor, "_ _ T"]]:
         """τ(x, v) of every target, once however many branches have it; those of the moving average from one pass."""
-        targets = {branch.target for branch in self.branches}
+        targets = {branch.target for branch in self.branches if not isinstance(branch.target, LossOf)}
         readers = [target for target in targets if isinstance(target, AverageReader)]
         wanted = {key for target in readers for key in target.wanted}
         features = self.average(images, sorted(wanted)) if self.average else {}
@@ -192,12 +207,16 @@ class Method(nn.Module):
         if self.average:
             self.average.follow(self.backbone, progress)
             self._heads_followed(self.average.decay_at(progress))
+        if self.guide:
+            self.guide.follow(self.average, progress)
 
     def restart_average(self) -> None:
         """Let the moving average equal the student, after its first weights were set."""
         if self.average:
             self.average.restart(self.backbone)
             self._heads_followed(0.0)
+        if self.guide:
+            self.guide.restart(self.average)
 
     def _heads_followed(self, decay: float) -> None:
         for branch in self.branches:
@@ -210,18 +229,28 @@ class Method(nn.Module):
             images = self.jitter(images, views.colours)
         return self.sees.encode(self.backbone, images, views, layers)
 
-    def draw(self, images: Images, generator: Generator | None = None, rows: slice = ALL) -> Views:
+    def draw(
+        self, images: Images, generator: Generator | None = None, rows: slice = ALL, batch: int | None = None
+    ) -> Views:
         """The masked views of a batch and their colours, drawn on the generator's device and moved to the images'.
 
-        rows   return those of these images only, the same as among all
+        rows    return those of these images only, the same as among all
+        batch   images of the whole batch, where only those of `rows` are given
         """
-        views = self.masking(len(images), self.grid((images.shape[-2], images.shape[-1])), generator, rows)
+        batch, images = (len(images), images[rows]) if batch is None else (batch, images)
+        grid = self.grid((images.shape[-2], images.shape[-1]))
+        views = self.masking(batch, grid, generator, rows, self._guide(images, grid, generator))
         if self.jitter:
-            views = dataclasses.replace(views, colours=self.jitter.draw(len(images), generator)[rows])
+            views = dataclasses.replace(views, colours=self.jitter.draw(batch, generator)[rows])
         if self.draws_images:
-            chance = torch.rand(len(images), generator=generator, device=generator.device if generator else None)
+            chance = torch.rand(batch, generator=generator, device=generator.device if generator else None)
             views = dataclasses.replace(views, chance=chance[rows])
         return views.to(images.device)
+
+    def _guide(self, images: Images, grid: Grid, generator: Generator | None) -> Guide | None:
+        """What the masks of these images go by, once for all views, on the device where they are drawn."""
+        device = generator.device if generator else torch.get_default_device()
+        return self.guide(self.average, images, *self.masking.cells(grid)).to(device) if self.guide else None
 
     @property
     def mask_unit(self) -> Size:
@@ -270,6 +299,7 @@ def equation(method: Method, size: Size) -> str:
             f"{backbone.patch[1]} px; sees {method.sees.describe()}{', in other colours' if method.jitter else ''}",
             f"x  image of {size[0]}×{size[1]} px, {'×'.join(map(str, grid))} = {counts.tokens} tokens{unit}",
             f"v  {method.masking.describe(grid)}",
+            *([f"g  {method.guide.describe()}"] if method.guide else []),
         ]
     )
 

@@ -18,13 +18,14 @@ from remask.backbones.convvit_network import ConvViTNetwork
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.makers import NETWORKS
 from remask.backbones.masked_input import Dropped
-from remask.build.pretraining import PATTERNS, build_method
+from remask.build.pretraining import GUIDES, PATTERNS, build_method
 from remask.interop.export import export_backbone
 from remask.method import Method
 from remask.recipe import METHODS, Recipe, load_recipe, method_overrides
 from remask.recipe.sections import DISTILLING
 from remask.recipe.used import ATTENDING, CHOOSING, DECODING
 from remask.targets import per_view, prefix
+from remask.targets.loss_of import LossOf
 from remask.targets.tokens import Codebook
 from remask.types import END
 from remask.views import Views
@@ -48,6 +49,8 @@ SMALL: dict[str, Any] = {
     "data.image_size": "24x16", "masking.ratio": 0.6, "method.decoder_width": 16, "method.decoder_heads": 2,
     "method.decoder_depth": 1,
 }  # fmt: skip
+UNGUIDED = {"moma": {"loss"}, "convmae": {"attention"}}
+"""What no guide comes from: a method without a masked branch, a network without a class token."""
 TOY = {"backbone.width": 16, "backbone.depth": 1, "backbone.heads": 2}
 
 
@@ -70,7 +73,8 @@ def combinations() -> list[Combination]:
         targets = list({"beit": WORDS, "data2vec": AVERAGE}.get(base, VECTORS))
         found += [Combination(base, *pair, targets[-2:][0], "random") for pair in product(PLUGINS, backbones)]
         found += [Combination(base, "+jd", backbones[0], target, "random") for target in targets]
-        found += [Combination(base, "+dmjd", backbones[0], targets[0], pattern) for pattern in PATTERNS]
+        patterns = {*PATTERNS, *GUIDES} - UNGUIDED.get(base, set())
+        found += [Combination(base, "+dmjd", backbones[0], targets[0], pattern) for pattern in sorted(patterns)]
     found += [
         Combination(base, "+jd", BACKBONES[base][0], "average", "random") for base in ("mae", "simmim", "convmae")
     ]
@@ -79,6 +83,11 @@ def combinations() -> list[Combination]:
         found.append(Combination(base, plugin, BACKBONES[base][0], "hog", "random", 1, "cross", predicted))
     found.append(Combination("crossmae", "+dmjd", "vit_micro", "hog", "cells", predicted="once"))
     found.append(Combination("fastmim", "+dmjd", "swin_micro", "hog", "random", finer=2))
+    found += [
+        Combination(base, "+dmjd", "beit_micro", "hog", pattern) for base in ("simmim", "fastmim") for pattern in GUIDES
+    ]
+    found += [Combination("fastmim", "", name, "hog", "loss") for name in ("swin_micro", "pvt_v2_b0")]
+    found.append(Combination("crossmae", "+dm", "vit_micro", "hog", "loss", predicted="once"))
     return list(dict.fromkeys(found))
 
 
@@ -170,6 +179,7 @@ def test_losses_are_named_finite_and_add_up(case: Case) -> None:
         "data2vec": {"masked": 1.0, "class": 0.01},
     }.get(case.recipe.method.name, {"masked": 1.0})
     weights = {branch.name: branch.weight for branch in case.method.branches}
+    own |= {"difficulty": 1.0} if case.recipe.masking.pattern == "loss" else {}
     assert weights == own | ({"visible": 0.5} if case.recipe.jd else {})
     assert list(losses) == [*weights, "total"]
     assert all(0 < loss < float("inf") for loss in losses.values())
@@ -186,7 +196,7 @@ def test_every_trainable_parameter_receives_a_gradient(case: Case) -> None:
         silent = {name for name in trainable if name.startswith("backbone.network.norm.")}
     assert reached(case.method) == trainable - silent
     frozen = {name for name in named if name.startswith("backbone.fusions.") and case.recipe.method.name == "fastmim"}
-    frozen |= {name for name in named if name.startswith("average.")}
+    frozen |= {name for name in named if name.startswith(("average.", "guide."))}
     assert set(named) - trainable <= {"backbone.network.pos_embed", *frozen}
     assert all(bool(torch.isfinite(named[name].grad).all()) for name in trainable - silent)  # type: ignore[arg-type]
 
@@ -220,6 +230,11 @@ def test_predictions_and_targets_meet_token_by_token(case: Case) -> None:
     pairs = case.method.pairs(case.images, case.views)
     for branch in case.method.branches:
         prediction, wanted = pairs[branch.name]
+        if isinstance(branch.target, LossOf):
+            other = next(b for b in case.method.branches if b.name == branch.target.name)
+            assert torch.equal(wanted[..., 0], other.distance(*pairs[other.name]))
+            assert prediction.shape == wanted.shape
+            continue
         everything = branch.target(case.images, case.views)
         if branch.region == "pooled":
             assert torch.equal(wanted, everything.mean(1, keepdim=True).repeat(len(case.views.mask), 1, 1))

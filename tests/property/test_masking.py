@@ -10,6 +10,8 @@ from torch import Generator, Tensor
 
 from remask.errors import UserError
 from remask.masking import Masking
+from remask.masking.green import Green
+from remask.masking.guided import MostAttended, hardest
 from remask.masking.scores import Blocks, InverseBlocks, random
 from remask.types import Grid
 
@@ -20,6 +22,9 @@ BATCH = 4
 PATTERNS = {
     "random": (random, 1), "cells": (random, 2), "blocks": (Blocks(), 1), "blocks of cells": (Blocks(), 2),
     "inverse blocks": (InverseBlocks(), 1), "inverse blocks of 2": (InverseBlocks(2), 1),
+    "green noise": (Green(1.0), 1), "green noise of cells": (Green(1.5), 2),
+    "attention": (MostAttended(0.5), 1), "attention of cells": (MostAttended(1.0, 0.1), 2),
+    "loss": (hardest, 1), "loss of cells": (hardest, 2),
 }  # fmt: skip
 SIDES = st.integers(2, 16)
 RATES = st.floats(0.02, 0.98)
@@ -51,7 +56,15 @@ def fits(masking: Masking, grid: Grid) -> bool:
 
 
 def drawn(masking: Masking, grid: Grid, seed: int = 0, batch: int = BATCH) -> Tensor:
-    return masking(batch, grid, Generator().manual_seed(seed)).mask
+    return masking(batch, grid, Generator().manual_seed(seed), guide=guide(masking, grid, seed, batch)).mask
+
+
+def guide(masking: Masking, grid: Grid, seed: int, batch: int) -> Tensor | None:
+    """Normal numbers where a pattern goes by a guide; half of the cells have none where it ranks losses."""
+    if masking.score is not hardest and not isinstance(masking.score, MostAttended):
+        return None
+    numbers = torch.randn(batch, math.prod(grid) // masking.cell**2, generator=Generator().manual_seed(seed + 1))  # type: ignore[operator]
+    return numbers.masked_fill(numbers < 0, -math.inf) if masking.score is hardest else numbers
 
 
 @FEW

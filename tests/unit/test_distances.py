@@ -11,6 +11,7 @@ from remask.distances import (
     cross_entropy,
     l1,
     l1_unit,
+    pair_ranking,
     smooth_l1,
     smooth_l1_with,
     squared,
@@ -98,3 +99,30 @@ def test_cross_entropy_keeps_its_rows_apart() -> None:
     softmax[ids[0, 1, 0]] -= 1
     assert torch.allclose(logits.grad[0, 1], softmax, atol=1e-6)
     assert not logits.grad[1].any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_pair_ranking_is_the_papers_sum_over_pairs(rows: int) -> None:
+    """HPM: two loops over the tokens of a view, losses of which two are equal."""
+    generator = torch.Generator().manual_seed(0)
+    p, loss = (torch.randn(3, rows, generator=generator) for _ in range(2))
+    loss[:, -1] = loss[:, 0]
+    expected = torch.zeros(3, rows)
+    for view in range(3):
+        for i in range(rows):
+            for j in range(rows):
+                sigma = 1 / (1 + math.exp(-float(p[view, i] - p[view, j])))
+                if loss[view, i] > loss[view, j]:
+                    expected[view, i] -= math.log(sigma)
+                if loss[view, i] < loss[view, j]:
+                    expected[view, i] -= math.log(1 - sigma)
+    found = pair_ranking(p.unsqueeze(-1), loss.unsqueeze(-1))
+    assert torch.allclose(found, expected / max(rows - 1, 1), atol=1e-6)
+
+
+def test_pair_ranking_falls_where_the_order_is_right() -> None:
+    loss = torch.tensor([[0.1, 3.0, 2.0]]).unsqueeze(-1)
+    right, wrong = (pair_ranking(sign * loss, loss).mean() for sign in (1, -1))
+    assert right < math.log(2) < wrong
+    assert pair_ranking(1e4 * loss, loss).mean() == 0
+    assert pair_ranking(-1e4 * loss, loss).isfinite().all()

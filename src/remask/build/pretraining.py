@@ -21,6 +21,7 @@ from remask.errors import UserError, in_recipe, naming
 from remask.heads import CrossDecoder, Decoder, TokenDecoder
 from remask.images.levels import Levels, Scaling
 from remask.masking import Counts, Masking, count_of
+from remask.masking.green import Green
 from remask.masking.scores import Blocks, InverseBlocks, Score, random
 from remask.masking.unmasked import Unmasked
 from remask.method import Method
@@ -40,8 +41,10 @@ from remask.methods import (
     simmim,
 )
 from remask.methods.defaults import hog_cell
+from remask.methods.guided import guided_by_attention, guided_by_loss
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
+from remask.recipe.masking import MaskingSection
 from remask.recipe.sections import DataSection, MethodSection
 from remask.seeds import seeded
 from remask.targets import Hog, Pixels, Target
@@ -51,12 +54,18 @@ from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.tokens import cell_of
 from remask.types import END, INPUT, Size
 
-PATTERNS: Mapping[str, Score] = {
-    "random": random,
-    "cells": random,
-    "blocks": Blocks(),
-    "inverse-blocks": InverseBlocks(),
+PATTERNS: Mapping[str, Callable[[MaskingSection], Score]] = {
+    "random": lambda section: random,
+    "cells": lambda section: random,
+    "blocks": lambda section: Blocks(),
+    "inverse-blocks": lambda section: InverseBlocks(),
+    "green": lambda section: Green(section.blob),
 }
+GUIDES: Mapping[str, Callable[[Method, MaskingSection], Method]] = {
+    "attention": lambda method, section: guided_by_attention(method, section.probability, section.hints),
+    "loss": lambda method, section: guided_by_loss(method, section.share),
+}
+"""Patterns that are a plug-in, which brings the score and its guide."""
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")
 """Methods, and ends of their parameter names, without weight decay. MAE, MaskFeat and ConvMAE decay these too."""
 
@@ -96,6 +105,8 @@ def scaling_of(data: DataSection) -> Scaling | None:
 def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tuple[Masking, Size]:
     """The masking of [masking] with one view (DM adds the others), and the pixels (h, w) of a cell of its grid.
 
+    Patterns with a guide are random until `build_method` plugs them in.
+
     masking.cell_pixels must be a multiple of `patch`; with fastmim it may also divide `patch`, and with simmim be a
     multiple of `stem`. Raises UserError for other sizes.
     """
@@ -103,7 +114,8 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
     if section.pattern == "none":
         return Unmasked(), patch
     count = section.count or count_of(method)
-    masking = Masking(section.ratio, PATTERNS[section.pattern], section.cell, count=count, predicted=section.predicted)
+    score = PATTERNS.get(section.pattern, PATTERNS["random"])(section)
+    masking = Masking(section.ratio, score, section.cell, count=count, predicted=section.predicted)
     if not side:
         return masking, patch
     if method == "fastmim" and patch[0] % side == patch[1] % side == 0:
@@ -149,7 +161,7 @@ def codebook_features(section: TargetRecipe) -> TargetRecipe:
 
 
 def build_method(recipe: Recipe, start: bool = True) -> Method:
-    """The recipe's method, then DM, then JD applied to it; branches with equal targets share one object.
+    """The recipe's method, then guided masks, DM, JD applied to it; branches with equal targets share one object.
 
     start   load the initial weights that the recipe names
     Raises UserError for settings that do not fit together.
@@ -177,6 +189,8 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
         method = bases[section.name]()
         if start:
             start_from(method, recipe)
+        if plug_in := GUIDES.get(recipe.masking.pattern):
+            method = plug_in(method, recipe.masking)
         if recipe.dm:
             method = dm(method, recipe.dm.views, None if recipe.dm.independent else recipe.dm.prediction)
         if recipe.jd:

@@ -61,6 +61,11 @@ def build_trainer(
     lr = peak_lr(recipe, method)
     if settings.checkpointing:
         checkpoint_blocks(method)
+    if method.guide and runtime.parallel == "fsdp" and not runtime.world.alone:
+        raise UserError(
+            f'masking.pattern "{recipe.masking.pattern}" asks the moving average for masks before a step gathers its '
+            "pieces: set runtime.parallel ddp, or choose another masking.pattern"
+        )
     ddp_model = runtime.prepare(method, None if runtime.world.alone else sharding_plan(recipe))
     for target in {branch.target for branch in method.branches if isinstance(branch.target, Cached)}:
         target.reserve(len(loader.source), recipe.data.image_size)

@@ -1,6 +1,7 @@
 """Masking: which tokens are hidden, in how many views, and which of them are predicted (DMJD 2301.00230 Eq. 3).
 
-Patterns are scores over cells, in scores.py; that views are disjoint is computed here alone, for every pattern.
+Patterns are scores over cells, in scores.py, green.py and guided.py; that views are disjoint is computed here alone,
+for every pattern.
 """
 
 import math
@@ -145,8 +146,9 @@ class Masking:
         counts, name = self.counts(grid), getattr(self.score, "__name__", type(self.score).__name__)
         sides = self._sides(len(grid))
         cell = f" of cells of {'×'.join(map(str, sides))} patches" if max(sides) > 1 else ""
-        pattern = {"Blocks": "block-wise", "InverseBlocks": "inverse block-wise"}.get(name, name.lower())
-        text = f"{pattern} masking{cell}, m_corr {counts.hidden / counts.tokens:.4g}; K = {self.views} view"
+        pattern = {"Blocks": "block-wise", "InverseBlocks": "inverse block-wise", "hardest": "loss-guided"}
+        says = getattr(self.score, "describe", lambda: f"{pattern.get(name, name.lower())} masking")
+        text = f"{says()}{cell}, m_corr {counts.hidden / counts.tokens:.4g}; K = {self.views} view"
         text += "s" * (self.views > 1)
         if not isinstance(self.predicted, str):
             text += f", γ {counts.per_view / counts.tokens:.4g} of the tokens predicted in each"
@@ -158,6 +160,11 @@ class Masking:
         once = ", each predicted in one view" if self.predicted == "once" else ""
         of = f"{round(counts.predicted)} of {counts.tokens} tokens"
         return f"{text}, disjoint as far as they can be: {m_pred} ({of}{once})"
+
+    def cells(self, grid: Grid) -> tuple[Grid, int]:
+        """The grid in cells, and how many of them a view hides."""
+        cells, hidden, _ = self._cells(grid)
+        return cells, hidden
 
     def _sides(self, axes: int) -> tuple[int, ...]:
         """Tokens of a cell along each axis."""
@@ -175,6 +182,8 @@ class Masking:
         n = math.prod(cells)
         hidden = COUNTS[self.count](n, self.ratio)
         visible = n - hidden
+        if check := getattr(self.score, "check", None):
+            check(cells)
         if not 0 < hidden < n:
             raise UserError(
                 f"masking ratio {self.ratio} hides {hidden} of {n} cells: "

@@ -18,7 +18,7 @@ ALL = slice(None)
 """All images of a batch."""
 
 Guide = Float[Tensor, "B cells"]
-"""What an adaptive pattern goes by, per cell of the images at hand: a loss, an attention."""
+"""What an adaptive pattern goes by, per cell of the images at hand: a loss, an attention; -inf: nothing is known."""
 
 
 class Score(Protocol):
@@ -39,12 +39,13 @@ def random(
     batch: int, grid: Grid, generator: Generator | None = None, rows: slice = ALL, guide: Guide | None = None
 ) -> Float[Tensor, "B cells"]:
     """Uniform random cells, independently per image (MAE; in cells of 2×2 patches SimMIM, and DMJD's "block-wise")."""
-    _refuse_guide(guide, "random")
+    refuse_guide(guide, "random")
     device = generator.device if generator else None
     return torch.rand(batch, math.prod(grid), generator=generator, device=device)[rows]
 
 
-def _refuse_guide(guide: Guide | None, pattern: str) -> None:
+def refuse_guide(guide: Guide | None, pattern: str) -> None:
+    """Raise UserError where a pattern that does not adapt is given a guide."""
     if guide is not None:
         raise UserError(f"{pattern} masking does not adapt to a guide: leave it out, or choose a pattern that does")
 
@@ -72,7 +73,7 @@ class Blocks:
         rows: slice = ALL,
         guide: Guide | None = None,
     ) -> Float[Tensor, "B cells"]:
-        _refuse_guide(guide, "block-wise")
+        refuse_guide(guide, "block-wise")
         if len(grid) != 2:
             raise UserError(f"block-wise masking lays rectangles on rows and columns; this grid has {len(grid)} axes")
         (down, across), n = grid, math.prod(grid)
@@ -104,7 +105,7 @@ class InverseBlocks:
         rows: slice = ALL,
         guide: Guide | None = None,
     ) -> Float[Tensor, "B cells"]:
-        _refuse_guide(guide, "inverse block-wise")
+        refuse_guide(guide, "inverse block-wise")
         if len(grid) != 2:
             raise UserError(f"inverse blocks lay squares on rows and columns; this grid has {len(grid)} axes")
         n, device = math.prod(grid), generator.device if generator else None
@@ -135,4 +136,4 @@ def _first_covered(
     return torch.where(covered, step + sweep, otherwise).amin(1)
 
 
-__all__ = ["ALL", "Blocks", "Guide", "InverseBlocks", "Score", "random"]
+__all__ = ["ALL", "Blocks", "Guide", "InverseBlocks", "Score", "random", "refuse_guide"]

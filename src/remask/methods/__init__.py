@@ -1,4 +1,4 @@
-"""One small function per paper; DM and JD plug into all of them."""
+"""One small function per paper; DM, JD and guided masks plug into all of them."""
 
 from remask.methods.beit import beit
 from remask.methods.convmae import convmae
@@ -7,6 +7,7 @@ from remask.methods.data2vec import data2vec
 from remask.methods.dmae import dmae
 from remask.methods.dmjd import dm, jd
 from remask.methods.fastmim import fastmim
+from remask.methods.guided import guided_by_attention, guided_by_loss
 from remask.methods.mae import mae
 from remask.methods.maskfeat import maskfeat
 from remask.methods.moma import moma
@@ -21,6 +22,8 @@ __all__ = [
     "dm",
     "dmae",
     "fastmim",
+    "guided_by_attention",
+    "guided_by_loss",
     "jd",
     "mae",
     "maskfeat",

@@ -127,15 +127,14 @@ def _on_meta(recipe: Recipe) -> Method:
 
 
 def _flops(method: Method, recipe: Recipe) -> tuple[int, int]:
-    """Forward FLOPs of one image, and the share of them that computes the targets."""
+    """Forward FLOPs of one image, and the share of them that computes targets and guides, without gradient."""
     with torch.device("meta"), torch.no_grad():
         image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
-        views = method.draw(image)
         with FlopCounterMode(display=False) as everything:
+            views = method.draw(image)
             method(image, views)
         with FlopCounterMode(display=False) as targets:
-            for target in {branch.target for branch in method.branches}:
-                target(image, views)
+            method.targets(image, method.draw(image))
     return everything.get_total_flops(), targets.get_total_flops()
 
 

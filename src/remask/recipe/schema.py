@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import Field, model_validator
 
 from remask.recipe.distill import AverageSection, DistillSection
+from remask.recipe.masking import GUIDED, MaskingSection
 from remask.recipe.refine import RefineSection
 from remask.recipe.schedule import OptimSection, ProgressSection
 from remask.recipe.sections import (
@@ -18,7 +19,6 @@ from remask.recipe.sections import (
     DataSection,
     DMSection,
     JDSection,
-    MaskingSection,
     MethodSection,
     PretrainingRuntime,
     ProbeSection,
@@ -78,6 +78,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _method_problems(recipe)
     yield from _decoder_problems(recipe)
     yield from _refine_problems(recipe)
+    yield from _masking_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
     if (micro_batches := recipe.runtime.accumulate) != "auto" and optim.batch_size % micro_batches:
@@ -111,7 +112,7 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         )
     elif method.name in DISTILLING and not recipe.distill:
         yield f"method.name {method.name} learns from teachers: name one with --teacher mae:FILE, or in [distill]"
-    elif method.name not in (*DROPPING, "fastmim") and name.startswith("convvit"):
+    elif method.name not in (*DROPPING, "fastmim", "refiner") and name.startswith("convvit"):
         yield (
             f"method.name {method.name} replaces masked tokens, and the masked convolutions of backbone.name {name} "
             "drop them; use convmae"
@@ -171,6 +172,21 @@ def _distill_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             "distill.cache keeps the features of crops that come again, and these are random: leave it out, or set "
             "data.crop_scale = [1, 1] and data.flip = false"
+        )
+
+
+def _masking_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields messages about patterns that do not go with the method, or with growing images."""
+    pattern = recipe.masking.pattern
+    if pattern == "loss" and recipe.method.name == "moma":
+        yield (
+            'masking.pattern "loss" ranks masked patches by their loss, and method.name moma predicts none of them: '
+            'choose masking.pattern "attention", "green" or "random"'
+        )
+    if pattern in GUIDED and recipe.progress:
+        yield (
+            f'masking.pattern "{pattern}" goes by a moving average, which does not grow with progress.sizes: leave '
+            "[progress] out, or choose another masking.pattern"
         )
 
 

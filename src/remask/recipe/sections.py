@@ -156,50 +156,6 @@ class BackboneSection(Section):
         return self.patch_size or stride or (int(match[1]) if match else None)
 
 
-class MaskingSection(Section):
-    """Ω: who is hidden."""
-
-    pattern: Literal["random", "cells", "blocks", "inverse-blocks", "none"] = Field(
-        description="Random patches, SimMIM's cells, BEiT's blocks, data2vec's visible squares; none for refiner."
-    )
-    ratio: float = Field(ge=0, lt=1, description="m_corr: the share of patches that a view hides; 0 for none.")
-    cell: int = Field(default=1, ge=1, description='Side of the smallest hidden unit in patches; 2 for "cells".')
-    cell_pixels: int | None = Field(
-        default=None, ge=1, description="The same in pixels, in place of cell; finer than a patch in fastmim, simmim."
-    )
-    count: Literal["mae", "simmim", "maskfeat"] | None = Field(
-        default=None, description="How a ratio becomes a number of cells: as that method's code; unset = the method's."
-    )
-
-    predicted: Literal["all", "once"] | Annotated[float, Field(gt=0, lt=1)] = Field(
-        default="all", description="Hidden patches that are predicted: all, a share γ of all patches, once under DM."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_cell(cls, value: Any) -> Any:
-        cells = isinstance(value, dict) and value.get("pattern") == "cells" and not value.get("cell_pixels")
-        return {"cell": 2, **value} if cells else value
-
-    @model_validator(mode="after")
-    def _fits(self) -> "MaskingSection":
-        if (self.pattern == "none") != (self.ratio == 0):
-            raise ValueError(
-                f'masking.ratio {self.ratio:g} with masking.pattern "{self.pattern}": a pattern hides a share above 0, '
-                'and "none" the share 0'
-            )
-        if self.cell > 1 and self.cell_pixels:
-            raise ValueError(f"masking.cell {self.cell} and masking.cell_pixels {self.cell_pixels}: give one of them")
-        if not isinstance(self.predicted, str) and self.predicted > self.ratio:
-            raise ValueError(
-                f"masking.predicted {self.predicted:g} is above masking.ratio {self.ratio:g}: it is a share of all "
-                "patches, of those that are hidden; lower it or raise the ratio"
-            )
-        if self.pattern == "random" and self.cell > 1:
-            raise ValueError(f'masking.cell {self.cell} needs masking.pattern "cells": "random" hides single patches')
-        return self
-
-
 class MethodSection(Section):
     """The paper's row of the table: what the masked patches predict, and through which decoder."""
 

@@ -4,11 +4,13 @@ Without an error, a user would not notice that a key has no effect. A rule names
 condition, and the owner of the keys. Keys that always have an effect need no rule.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from remask.recipe.masking import GUIDED
+from remask.recipe.rules import Rule, target_rules
 from remask.recipe.sections import DISTILLING, TARGETLESS
-from remask.recipe.values import KEYS, Section
+from remask.recipe.values import Section
 
 ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae")
 """Methods with a decoder of transformer blocks."""
@@ -29,63 +31,15 @@ PLAIN = ("vit_", "deit")
 """Prefixes of the names of plain ViTs, whose position tables are fixed or learned."""
 
 
-class Rule(NamedTuple):
-    """Keys that have an effect in some recipes only.
-
-    keys    dotted keys, separated by spaces; a section includes its keys
-    on      the deciding key
-    used    recipe -> whether the keys have an effect
-    by      owner of the keys, as the end of "it belongs to …"
-    """
-
-    keys: str
-    on: str
-    used: Callable[[Any], bool]
-    by: str
-
-
-def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
-    """Rules for keys of a target by its kind and, with `file`, for keys of a tokenizer by whether it has a file."""
-    target = f"{section}.target"
-
-    def target_of(recipe: Any) -> Any:
-        return getattr(recipe, section).target
-
-    def of_kind(kinds: Sequence[str]) -> Callable[[Any], bool]:
-        return lambda recipe: not getattr(recipe, section) or target_of(recipe).kind in kinds
-
-    kinds = tuple(
-        Rule(f"{target}.{key}", f"{target}.kind", of_kind(kinds), f"targets of the kind {' or '.join(kinds)}")
-        for key, kinds in KEYS.items()
-    )
-    tokens = (
-        Rule(
-            f"{target}.over {target}.teacher {target}.weights", f"{target}.file",
-            lambda recipe: target_of(recipe).kind != "tokens" or target_of(recipe).file is None,
-            "a codebook without a file, which is fitted first",
-        ),
-        Rule(
-            f"{target}.weights", f"{target}.over",
-            lambda recipe: target_of(recipe).kind != "tokens" or target_of(recipe).over == "features",
-            'a codebook over = "features" of a teacher',
-        ),
-        Rule(
-            f"{target}.vocabulary", f"{target}.file",
-            lambda recipe: (
-                target_of(recipe).kind != "tokens"
-                or target_of(recipe).unfitted
-                or target_of(recipe).tokenizer == "stored"
-            ),
-            "a codebook without a file, and stored ids: the file tells it",
-        ),
-    )  # fmt: skip
-    return kinds + tokens if file else kinds
-
-
-def uses_average(recipe: Any) -> bool:
+def learns_from_average(recipe: Any) -> bool:
     """Whether a branch of a pre-training recipe learns from the student's moving average."""
     of_method = recipe.method.name not in TARGETLESS and recipe.method.target.kind == "average"
     return bool(of_method or recipe.method.name == "refiner" or (recipe.jd and recipe.jd.target.kind == "average"))
+
+
+def uses_average(recipe: Any) -> bool:
+    """Whether a pre-training recipe has a moving average: as a target, or as the guide of its masks."""
+    return learns_from_average(recipe) or recipe.masking.pattern in GUIDED
 
 
 PRETRAINING = (
@@ -107,7 +61,7 @@ PRETRAINING = (
     ),
     Rule(
         "average", "method.target.kind", uses_average,
-        'targets of the kind average, of the method or of jd, and refiner',
+        "targets of the kind average, of the method or of jd, refiner, and masking.pattern attention or loss",
     ),
     Rule("refine", "method.name", lambda recipe: recipe.method.name == "refiner", "refiner"),
     Rule(
@@ -128,6 +82,12 @@ PRETRAINING = (
         or (recipe.dm is not None and recipe.dm.views > 1 and not recipe.dm.independent),
         'several disjoint views where it is "once": set dm on, or predicted = "all"',
     ),
+    Rule("masking.blob", "masking.pattern", lambda recipe: recipe.masking.pattern == "green", "green noise"),
+    Rule(
+        "masking.probability masking.hints", "masking.pattern",
+        lambda recipe: recipe.masking.pattern == "attention", "masks by attention",
+    ),
+    Rule("masking.share", "masking.pattern", lambda recipe: recipe.masking.pattern == "loss", "masks by loss"),
     Rule(
         "method.initial", "method.name", lambda recipe: recipe.method.name in STARTING,
         f"{', '.join(STARTING)}: the others have one start only",
@@ -165,8 +125,8 @@ PRETRAINING = (
         "optim.min_lr", "optim.drop_epoch", lambda recipe: recipe.optim.drop_epoch is None,
         "the cosine; with a drop the rate ends at a tenth",
     ),
-    *_target_rules("method", file=True),
-    *_target_rules("jd", file=False),
+    *target_rules("method", file=True),
+    *target_rules("jd", file=False),
 )  # fmt: skip
 
 LEARNING = (
@@ -290,4 +250,7 @@ def _shown(value: Any) -> str:
     return "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["DECODING", "PLAIN", "RULES", "STARTING", "Rule", "complaint", "reset", "rules_of", "unused"]
+__all__ = [
+    "DECODING", "PLAIN", "RULES", "STARTING", "Rule", "complaint", "learns_from_average", "reset", "rules_of", "unused",
+    "uses_average",
+]  # fmt: skip

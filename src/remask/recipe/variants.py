@@ -109,6 +109,7 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
     small: dict[str, Any] = {
         "data": {"image_size": (side, side), "limit": 4 * batch},
         "backbone": toy,
+        "masking": {"blob": min(recipe.masking.blob, side / 2)},
         "method": {
             "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "decoder_layers": None,
             "target": _toy_target(recipe.method.target),

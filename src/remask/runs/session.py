@@ -21,6 +21,7 @@ from remask.images.sources.opening import Source, open_second, open_source
 from remask.method import Method, equation
 from remask.planning.micro_batches import choose_micro_batches
 from remask.recipe import Recipe, dump, method_label
+from remask.recipe.used import learns_from_average
 from remask.runs.bad_images import BadImages, bad_of_all
 from remask.runs.checks import require_source
 from remask.runs.collapse import collapse_guard
@@ -119,7 +120,7 @@ class Session:
         loader = build_loader(recipe, self.source, runtime, method, report=self.bad, remark=self.bad.beyond)
         hooks = [] if world.alone else [bad_of_all(loader, world)]
         hooks += [knn_hook(recipe, method, runtime, *self.probe_split, self.bad)] if self.probe_split else []
-        hooks += [collapse_guard(recipe, method, runtime, self.source)] if method.average else []
+        hooks += [collapse_guard(recipe, method, runtime, self.source)] if learns_from_average(recipe) else []
         trainer = build_trainer(recipe, method, loader, runtime, self.run, hooks, phase.end)
         trainer.notes = self.notes
         if recipe.runtime.accumulate == "auto":

@@ -51,20 +51,31 @@ class Average(nn.Module):
 
     def follow(self, backbone: Any, progress: float) -> None:
         """The update after a step of the student."""
-        follow(self.backbone, backbone, self.decay_at(progress))
+        self.mix(self.backbone, backbone, self.decay_at(progress))
 
     def restart(self, backbone: Any) -> None:
         """Equal the student, whose first weights have just been set."""
-        follow(self.backbone, backbone, 0.0)
+        self.mix(self.backbone, backbone, 0.0)
+
+    @staticmethod
+    @torch.no_grad()
+    def mix(average: nn.Module, student: nn.Module, decay: float) -> None:
+        """average ← decay · average + (1 - decay) · student, of any two modules of one make; buffers are copied."""
+        own, theirs = ([_local(p) for p in module.parameters()] for module in (average, student))
+        get_ema_multi_avg_fn(decay)(own, theirs, 0)
+        for kept, now in zip(average.buffers(), student.buffers(), strict=True):
+            kept.copy_(now)
 
     @torch.no_grad()
     def forward(self, images: Images, wanted: Sequence[tuple[int, Outputs]]) -> dict[tuple[int, Outputs], Features]:
         """Features of the whole image, by (layer, what of it)."""
-        patches = self.backbone.embed(images)
         found: dict[tuple[int, Outputs], Features] = {}
+        if not wanted:
+            return found
+        patches = self.backbone.embed(images)
         if any(outputs == "ffn" for _, outputs in wanted):
             found = _outputs(self.backbone, patches, 1 + max(layer for layer, _ in wanted))
-        elif wanted:
+        else:
             layers = [layer for layer, _ in wanted]
             found = {(layer, "block"): f for layer, f in self.backbone.encode(patches, layers=layers).items()}
         return {key: Features(found[key].prefix.float(), found[key].tokens.float()) for key in wanted}
@@ -153,15 +164,6 @@ def _outputs(backbone: Any, patches: Any, depth: int) -> dict[tuple[int, Outputs
     return found
 
 
-@torch.no_grad()
-def follow(average: Any, student: Any, decay: float) -> None:
-    """Parameters: average ← decay · average + (1 - decay) · student. Buffers are copied."""
-    own, theirs = ([_local(p) for p in module.parameters()] for module in (average, student))
-    get_ema_multi_avg_fn(decay)(own, theirs, 0)
-    for buffer, other in zip(average.buffers(), student.buffers(), strict=True):
-        buffer.copy_(other)
-
-
 def _local(parameter: Tensor) -> Tensor:
     """This process's shard, if there are several."""
     data = parameter.detach()
@@ -189,4 +191,4 @@ def _check(backbone: Any, top: int | None, layers: Sequence[int], outputs: Outpu
         )
 
 
-__all__ = ["Average", "AverageReader", "Layers", "MovingAverage", "Outputs", "follow"]
+__all__ = ["Average", "AverageReader", "Layers", "MovingAverage", "Outputs"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from remask.distances import full_precision
 from remask.errors import UserError, setting
 from remask.targets.gather import gather
-from remask.targets.moving_average import AverageReader, Layers, Outputs, follow
+from remask.targets.moving_average import Average, AverageReader, Layers, Outputs
 from remask.tokens import Pool, pooled
 from remask.views import Views
 
@@ -91,7 +91,7 @@ class Neighbours(AverageReader):
     @torch.no_grad()
     def follow(self, head: Any, decay: float) -> None:
         """Move the projector towards the student's, and put the last batch into the queue."""
-        follow(self.projector, head.project, decay)
+        Average.mix(self.projector, head.project, decay)
         if self._latest is None:
             return
         (rows, images), self._latest = self._latest, None

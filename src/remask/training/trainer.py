@@ -56,8 +56,9 @@ class Trainer:
 
     model               model(images, draws) -> {"total": loss, name: loss}; its before_step(progress) and
                         after_step(progress), if it has them, precede and follow every step. The draws come from
-                        model.draw(images, generator, rows), where rows are this rank's of the global batch, and get the
-                        images' numbers by of_images(index), unless `draw` is given
+                        model.draw(images, generator), with several processes model.draw(images, generator, rows,
+                        batch), where the images are this rank's `rows` of `batch`; unless `draw` is given. They get the
+                        images' numbers by of_images(index), if they have it
     ddp_model           the model wrapped for several processes (DDP, FSDP), which is then called for losses
     global_batch_size   images of a step over all ranks, set where each rank's `batches` yields its share
     """
@@ -183,11 +184,12 @@ class Trainer:
         random = generator(self.seed, "draw", self.global_step)
         if self._draw:
             return self._draw(batch, random)
-        if self.global_batch_size is None:
-            draws = self.model.draw(batch.images, random)  # type: ignore[operator]
-        else:
-            images = batch.images[:1].expand(self.global_batch_size, *batch.images.shape[1:])  # a shape, without memory
-            draws = self.model.draw(images, random, self.world.share(self.global_batch_size))  # type: ignore[operator]
+        with self.runtime.autocast():
+            if self.global_batch_size is None:
+                draws = self.model.draw(batch.images, random)  # type: ignore[operator]
+            else:
+                rows = self.world.share(self.global_batch_size)
+                draws = self.model.draw(batch.images, random, rows, self.global_batch_size)  # type: ignore[operator]
         return draws.of_images(batch.index) if hasattr(draws, "of_images") else draws
 
     def _forward_backward(self, images: Tensor, draws: Draws, micro_batches: int) -> dict[str, Tensor]:
