@@ -34,6 +34,7 @@ _HOMES = {
         "maskfeat",
         "moma",
         "simmim",
+        "umae",
     ),
     "recipe": ("load_recipe",),
     "runs.opening": ("open_run",),

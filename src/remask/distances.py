@@ -1,10 +1,16 @@
-"""Distances: the `d` of the equation. Each compares rows of predictions with rows of targets and averages over P."""
+"""Distances: the `d` of the equation. Each compares rows of predictions with rows of targets and averages over P.
+
+One that is marked `across_batch` compares the rows of different pictures: it receives those of the whole batch, of all
+processes, as [V, B, R, P], and the batch is never cut into micro-batches.
+"""
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
@@ -12,6 +18,22 @@ from torch import Tensor
 Rows: TypeAlias = Float[Tensor, "*rows P"]
 Distance: TypeAlias = Callable[[Rows, Num[Tensor, "*rows T"]], Float[Tensor, "*rows"]]
 """Targets are vectors of the same length, T = P, or one id each, T = 1."""
+
+
+def across_batch(distance: Distance) -> Distance:
+    """Mark a distance as one that compares pictures of a batch with one another, on [V, B, R, P] of all processes."""
+    distance.across_batch = True  # type: ignore[attr-defined]
+    return distance
+
+
+def is_across_batch(distance: Any) -> bool:
+    """Whether a distance, perhaps with parameters fixed by `partial`, is marked so."""
+    return getattr(distance.func if isinstance(distance, partial) else distance, "across_batch", False)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Context in which autocast does not lower products of tensors on the device of `x`; there is none on "meta"."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def squared(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
@@ -55,6 +77,21 @@ def cross_entropy(prediction: Rows, target: Int[Tensor, "*rows 1"]) -> Float[Ten
     return F.cross_entropy(logits, target.flatten().long(), reduction="none").view(prediction.shape[:-1])
 
 
+@across_batch
+def uniformity(prediction: Float[Tensor, "V B 1 P"], target: Float[Tensor, "V B 1 _"]) -> Float[Tensor, "V B"]:
+    """Squared cosine of a picture's row with another picture's, mean over the others (U-MAE, 2210.08344).
+
+    Pairs are of different pictures in the same view; there is no target. 0 for a single picture, which has no other.
+    # official: i = j is a pair too, which adds a constant to the loss
+    """
+    rows = F.normalize(prediction.squeeze(-2), dim=-1)
+    with full_precision(rows):
+        squares = (rows @ rows.mT).square()
+    count = squares.shape[-1]
+    itself = torch.eye(count, dtype=torch.bool, device=rows.device)
+    return squares.masked_fill(itself, 0.0).sum(-1) / max(count - 1, 1)
+
+
 def described(distance: Any) -> str:
     """`squared`, `smooth-l1 β=2`: the function's name and its parameters, fixed by `partial` or by default."""
     function, fixed = (distance.func, distance.keywords) if isinstance(distance, partial) else (distance, {})
@@ -65,6 +102,6 @@ def described(distance: Any) -> str:
 
 
 __all__ = [
-    "Distance", "cosine", "cross_entropy", "described", "l1", "l1_unit", "smooth_l1", "smooth_l1_with", "squared",
-    "squared_unit",
+    "Distance", "across_batch", "cosine", "cross_entropy", "described", "full_precision", "is_across_batch", "l1",
+    "l1_unit", "smooth_l1", "smooth_l1_with", "squared", "squared_unit", "uniformity",
 ]  # fmt: skip

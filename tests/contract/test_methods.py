@@ -25,6 +25,7 @@ from remask.recipe import METHODS, Recipe, load_recipe, method_overrides
 from remask.recipe.sections import DISTILLING
 from remask.recipe.used import ATTENDING, CHOOSING, DECODING
 from remask.targets import per_view, prefix
+from remask.targets.nothing import Nothing
 from remask.targets.tokens import Codebook
 from remask.types import END
 from remask.views import Views
@@ -61,6 +62,7 @@ class Combination(NamedTuple):
     """Masking cells along a side of a token."""
     decoder: str = ""
     predicted: str | float = "all"
+    uniformity: str = ""
 
 
 def combinations() -> list[Combination]:
@@ -79,6 +81,10 @@ def combinations() -> list[Combination]:
         found.append(Combination(base, plugin, BACKBONES[base][0], "hog", "random", 1, "cross", predicted))
     found.append(Combination("crossmae", "+dmjd", "vit_micro", "hog", "cells", predicted="once"))
     found.append(Combination("fastmim", "+dmjd", "swin_micro", "hog", "random", finer=2))
+    for base, of in (("mae", "class"), ("simmim", "mean"), ("data2vec", "mean")):
+        target = "average" if base == "data2vec" else "hog"
+        found.append(Combination(base, "+dmjd", "vit_micro", target, "random", uniformity=of))
+    found.append(Combination("fastmim", "+dm", "swin_micro", "hog", "random", finer=2, uniformity="mean"))
     return list(dict.fromkeys(found))
 
 
@@ -110,6 +116,7 @@ def settings(case: Combination) -> dict[str, Any]:
     keys |= {"distill": {"teachers": ["untrained:vit_micro"]}} if case.base in DISTILLING else {}
     keys |= {"masking.pattern": case.pattern}
     keys |= {"method.decoder": case.decoder} if case.decoder else {}
+    keys |= {"uniformity": {"of": case.uniformity, "weight": 0.3}} if case.uniformity else {}
     keys |= {"masking.predicted": case.predicted} if case.predicted != "all" else {}
     keys |= {"method.target": {**VECTORS, **WORDS, **AVERAGE}[case.target]} if case.base != "moma" else {}
     if "jd" in case.plugin:
@@ -170,7 +177,8 @@ def test_losses_are_named_finite_and_add_up(case: Case) -> None:
         "data2vec": {"masked": 1.0, "class": 0.01},
     }.get(case.recipe.method.name, {"masked": 1.0})
     weights = {branch.name: branch.weight for branch in case.method.branches}
-    assert weights == own | ({"visible": 0.5} if case.recipe.jd else {})
+    own |= {"visible": 0.5} if case.recipe.jd else {}
+    assert weights == own | ({"uniformity": 0.3} if case.recipe.uniformity else {})
     assert list(losses) == [*weights, "total"]
     assert all(0 < loss < float("inf") for loss in losses.values())
     assert losses["total"] == pytest.approx(sum(weight * losses[name] for name, weight in weights.items()))
@@ -221,6 +229,9 @@ def test_predictions_and_targets_meet_token_by_token(case: Case) -> None:
     for branch in case.method.branches:
         prediction, wanted = pairs[branch.name]
         everything = branch.target(case.images, case.views)
+        if isinstance(branch.target, Nothing):
+            assert (prediction.shape[1], wanted.shape) == (1, (len(prediction), 1, 0))
+            continue
         if branch.region == "pooled":
             assert torch.equal(wanted, everything.mean(1, keepdim=True).repeat(len(case.views.mask), 1, 1))
             assert prediction.shape == wanted.shape

@@ -23,7 +23,7 @@ from remask.images.levels import Levels, Scaling
 from remask.masking import Counts, Masking, count_of
 from remask.masking.scores import Blocks, InverseBlocks, Score, random
 from remask.method import Method
-from remask.methods import beit, convmae, crossmae, data2vec, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim
+from remask.methods import beit, convmae, crossmae, data2vec, dm, dmae, fastmim, jd, mae, maskfeat, moma, simmim, umae
 from remask.methods.defaults import hog_cell
 from remask.recipe import Recipe
 from remask.recipe import Target as TargetRecipe
@@ -132,7 +132,7 @@ def codebook_features(section: TargetRecipe) -> TargetRecipe:
 
 
 def build_method(recipe: Recipe, start: bool = True) -> Method:
-    """The recipe's method, then DM, then JD applied to it; branches with equal targets share one object.
+    """The recipe's method, then DM, JD and U-MAE applied to it; branches with equal targets share one object.
 
     start   load the initial weights that the recipe names
     Raises UserError for settings that do not fit together.
@@ -166,6 +166,8 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             with naming(recipe.jd.target.opened("jd.target")):
                 visible = target if shared else build_target(recipe.jd.target, recipe, mask_unit, backbone)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
+        if recipe.uniformity:
+            method = umae(method, recipe.uniformity.weight, recipe.uniformity.of)
         if method.average:
             method.average.decay, method.average.warmup = recipe.average.decay, recipe.average.warmup
         method.restart_average()

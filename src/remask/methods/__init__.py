@@ -11,6 +11,7 @@ from remask.methods.mae import mae
 from remask.methods.maskfeat import maskfeat
 from remask.methods.moma import moma
 from remask.methods.simmim import simmim
+from remask.methods.umae import umae
 
 __all__ = [
     "beit",
@@ -25,4 +26,5 @@ __all__ = [
     "maskfeat",
     "moma",
     "simmim",
+    "umae",
 ]

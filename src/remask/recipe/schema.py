@@ -22,6 +22,7 @@ from remask.recipe.sections import (
     PretrainingRuntime,
     ProbeSection,
 )
+from remask.recipe.terms import UniformitySection
 from remask.recipe.used import ATTENDING
 from remask.recipe.values import Section
 
@@ -35,12 +36,18 @@ class Recipe(About):
     method: MethodSection
     dm: DMSection | None = Field(default=None, description="Disjoint masking; off when absent.")
     jd: JDSection | None = Field(default=None, description="Joint distillation; off when absent.")
+    uniformity: UniformitySection | None = Field(default=None, description="U-MAE's term; off when absent.")
     optim: OptimSection
     distill: DistillSection | None = Field(default=None, description="Teachers of dmae and moma; off when absent.")
     average: AverageSection = AverageSection()
     progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
     runtime: PretrainingRuntime = PretrainingRuntime()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
+
+    @property
+    def across_batch(self) -> bool:
+        """Whether some term compares the pictures of a batch with one another, so that no batch may be cut."""
+        return self.uniformity is not None
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +84,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _decoder_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
+    yield from _across_problems(recipe)
     if (micro_batches := recipe.runtime.accumulate) != "auto" and optim.batch_size % micro_batches:
         yield f"runtime.accumulate {micro_batches} does not divide optim.batch_size {optim.batch_size}"
     if optim.batch_size % recipe.data.crops:
@@ -144,6 +152,20 @@ def _distill_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             "distill.cache keeps the features of crops that come again, and these are random: leave it out, or set "
             "data.crop_scale = [1, 1] and data.flip = false"
+        )
+
+
+def _across_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields a message about a batch that would be cut, or has no pairs, where a term compares its pictures."""
+    micro_batches, batch = recipe.runtime.accumulate, recipe.optim.batch_size
+    if not recipe.across_batch:
+        return
+    if batch == 1:
+        yield "optim.batch_size 1 has no pairs of pictures, which uniformity compares: raise it"
+    if micro_batches not in (1, "auto"):
+        yield (
+            f"runtime.accumulate {micro_batches} would cut the batch, and uniformity compares all its pictures: leave "
+            "it out; where memory is short lower optim.batch_size, or set runtime.checkpointing=true"
         )
 
 
