@@ -37,6 +37,7 @@ _HOMES = {
         "moma",
         "refiner",
         "simmim",
+        "umae",
     ),
     "recipe": ("load_recipe",),
     "runs.opening": ("open_run",),

@@ -1,21 +1,41 @@
-"""Distances: the `d` of the equation. Each compares rows of predictions with rows of targets and averages over P."""
+"""Distances: the `d` of the equation. Each compares rows of predictions with rows of targets and averages over P.
 
-import contextlib
+One that is marked `across_batch` compares the rows of different pictures: it receives those of the whole batch, of all
+processes, as [V, B, R, P], and the batch is never cut into micro-batches.
+"""
+
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from remask.targets.gather import gather, offset
-
 Rows: TypeAlias = Float[Tensor, "*rows P"]
 Distance: TypeAlias = Callable[[Rows, Num[Tensor, "*rows T"]], Float[Tensor, "*rows"]]
 """Targets are vectors of the same length, T = P, or one id each, T = 1."""
+
+D = TypeVar("D", bound=Distance)
+
+
+def across_batch(distance: D) -> D:
+    """Mark a distance as one that compares pictures of a batch with one another, on [V, B, R, P] of all processes."""
+    distance.across_batch = True  # type: ignore[attr-defined]
+    return distance
+
+
+def is_across_batch(distance: Any) -> bool:
+    """Whether a distance, perhaps with parameters fixed by `partial`, is marked so."""
+    return getattr(distance.func if isinstance(distance, partial) else distance, "across_batch", False)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Context in which autocast does not lower products of tensors on the device of `x`; there is none on "meta"."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def squared(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
@@ -59,32 +79,25 @@ def cross_entropy(prediction: Rows, target: Int[Tensor, "*rows 1"]) -> Float[Ten
     return F.cross_entropy(logits, target.flatten().long(), reduction="none").view(prediction.shape[:-1])
 
 
+@across_batch
 def info_nce(
-    prediction: Float[Tensor, "B 1 P"], target: Float[Tensor, "B 1 2P"], temperature: float = 0.2
-) -> Float[Tensor, "B 1"]:
+    prediction: Float[Tensor, "V B 1 P"], target: Float[Tensor, "V B 1 2P"], temperature: float = 0.2
+) -> Float[Tensor, "V B"]:
     """Cross-entropy over the batch that tells an image's positive from the other images (MIM-Refiner, 2402.10093).
 
     Rows 2i and 2i + 1 are two crops of image i. A target holds two unit vectors: the positive, and the image's own
     vector, with which it is a negative of the other images' crops of the same place. Logits are cosines over the
-    temperature. The own vectors of all processes are gathered.
+    temperature.
     """
-    z = F.normalize(prediction[:, 0], dim=-1)
-    positive, own = target[:, 0].chunk(2, dim=-1)
-    keys, first = gather(own), offset(own) // 2
-    losses = []
-    for crop in (0, 1):
-        rows, others = z[crop::2], keys[crop::2]
-        image = first + torch.arange(len(rows), device=z.device)
-        with full_precision(z.device):
-            logits = rows @ others.T
-        logits = logits.scatter(1, image[:, None], (rows * positive[crop::2]).sum(1, keepdim=True)) / temperature
-        losses.append(F.cross_entropy(logits, image, reduction="none"))
-    return torch.stack(losses, dim=1).flatten().unsqueeze(1)
-
-
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Context in which products of matrices are not rounded by autocast, which "meta" does not have."""
-    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    z = F.normalize(prediction.squeeze(-2), dim=-1)
+    positive, own = target.squeeze(-2).chunk(2, dim=-1)
+    z, positive, own = (x.unflatten(1, (-1, 2)).transpose(1, 2) for x in (z, positive, own))  # V, crop, image, P
+    with full_precision(z):
+        logits = z @ own.mT
+    image = torch.eye(z.shape[2], dtype=torch.bool, device=z.device)
+    logits = torch.where(image, (z * positive).sum(-1, keepdim=True), logits) / temperature
+    losses = torch.logsumexp(logits, -1) - logits.diagonal(dim1=-2, dim2=-1)
+    return losses.transpose(1, 2).flatten(1)
 
 
 def pair_ranking(
@@ -100,6 +113,21 @@ def pair_ranking(
     return (ranked * order.abs()).sum(-1) / max(p.shape[-1] - 1, 1)
 
 
+@across_batch
+def uniformity(prediction: Float[Tensor, "V B 1 P"], target: Float[Tensor, "V B 1 _"]) -> Float[Tensor, "V B"]:
+    """Squared cosine of a picture's row with another picture's, mean over the others (U-MAE, 2210.08344).
+
+    Pairs are of different pictures in the same view; there is no target. 0 for a single picture, which has no other.
+    # official: i = j is a pair too, which adds a constant to the loss
+    """
+    rows = F.normalize(prediction.squeeze(-2), dim=-1)
+    with full_precision(rows):
+        squares = (rows @ rows.mT).square()
+    count = squares.shape[-1]
+    itself = torch.eye(count, dtype=torch.bool, device=rows.device)
+    return squares.masked_fill(itself, 0.0).sum(-1) / max(count - 1, 1)
+
+
 def described(distance: Any) -> str:
     """`squared`, `smooth-l1 β=2`: the function's name and its parameters, fixed by `partial` or by default."""
     function, fixed = (distance.func, distance.keywords) if isinstance(distance, partial) else (distance, {})
@@ -110,6 +138,6 @@ def described(distance: Any) -> str:
 
 
 __all__ = [
-    "Distance", "cosine", "cross_entropy", "described", "full_precision", "info_nce", "l1", "l1_unit", "pair_ranking",
-    "smooth_l1", "smooth_l1_with", "squared", "squared_unit",
+    "Distance", "across_batch", "cosine", "cross_entropy", "described", "full_precision", "info_nce", "is_across_batch",
+    "l1", "l1_unit", "pair_ranking", "smooth_l1", "smooth_l1_with", "squared", "squared_unit", "uniformity",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from remask.backbones import Backbone
 from remask.backbones.masked_input import Dropped, MaskedInput
 from remask.color_jitter import BatchColorJitter
-from remask.distances import Distance, described
+from remask.distances import Distance, described, is_across_batch
 from remask.errors import UserError, setting
 from remask.heads import Head
 from remask.masking import Masking
@@ -25,6 +25,7 @@ from remask.targets import Target, per_view
 from remask.targets.loss_of import LossOf
 from remask.targets.moving_average import Average, AverageReader
 from remask.tokens import divisible_grid, grid_of
+from remask.training.gathering import all_rows
 from remask.types import END, Features, Grid, Images, Size
 from remask.views import Views
 
@@ -78,6 +79,21 @@ class Branch(nn.Module):
             prefix, tokens = views.repeat(prefix), views.gather(tokens, self.region)
         return self.head(features, views), torch.cat([prefix, tokens], dim=1) if self.region == "encoded" else tokens
 
+    @property
+    def across_batch(self) -> bool:
+        """Whether the distance compares pictures of a batch with one another."""
+        return is_across_batch(self.distance)
+
+    def loss(
+        self, prediction: Float[Tensor, "VB R P"], target: Num[Tensor, "VB R T"], views: Views
+    ) -> Float[Tensor, ""]:
+        """Mean over Ω of d. Across the batch: over Ω of all processes, the same number in each of them. Collective."""
+        prediction = prediction.float()
+        if self.across_batch:
+            by_view = (x.unflatten(0, views.mask.shape[:2]) for x in (prediction, target))
+            prediction, target = (all_rows(x, dim=1) for x in by_view)
+        return self.distance(prediction, target).mean()
+
     def read(self, encoded: Mapping[int, Features]) -> Features | list[Features]:
         """What the head reads of a backbone's features by layer."""
         return encoded[self.layer] if isinstance(self.layer, int) else [encoded[layer] for layer in self.layer]
@@ -100,10 +116,9 @@ class Branch(nn.Module):
     def describe(self, over: str) -> str:
         """λ · mean over Ω of d( h ; τ ), where `over` says how many tokens Ω has."""
         depth = f" of {len(self.layers)} layers" if len(self.layers) > 1 else f" at block {self.layer}"
-        return (
-            f"{self.weight:g} · mean over {over}, of {described(self.distance)}"
-            f"( {self.head.describe()}{'' if self.layer == END else depth} ; {self.target.describe()} )"
-        )
+        prediction = self.head.describe() + ("" if self.layer == END else depth)
+        compared = " ; ".join(words for words in (prediction, self.target.describe()) if words)
+        return f"{self.weight:g} · mean over {over}, of {described(self.distance)}( {compared} )"
 
 
 class Method(nn.Module):
@@ -174,8 +189,9 @@ class Method(nn.Module):
         normalised   floats in 0..1 are meant; UserError otherwise, for they look like pixels that nobody normalised
         """
         self.backbone.normalise.refuse_unnormalised(images, normalised)
-        pairs = self.pairs(images, views or self.draw(images, generator))
-        losses = {b.name: b.distance(pairs[b.name][0].float(), pairs[b.name][1]).mean() for b in self.branches}
+        views = views or self.draw(images, generator)
+        pairs = self.pairs(images, views)
+        losses = {b.name: b.loss(*pairs[b.name], views) for b in self.branches}
         total = torch.stack([b.term(losses[b.name]) for b in self.branches]).sum()  # DMJD Eq. (6)
         learned = {f"weight/{b.name}": b.learned.detach() for b in self.branches if b.learned is not None}
         return {**losses, **learned, "total": total}
@@ -253,6 +269,11 @@ class Method(nn.Module):
         return self.guide(self.average, images, *self.masking.cells(grid)).to(device) if self.guide else None
 
     @property
+    def across_batch(self) -> bool:
+        """Whether some branch compares pictures of a batch with one another, so that no batch may be cut."""
+        return any(branch.across_batch for branch in self.branches)
+
+    @property
     def mask_unit(self) -> Size:
         """Pixels of a token of the grid of masks, heads and targets: the backbone's, unless masks are finer."""
         return self.sees.mask_unit or self.backbone.patch
@@ -288,7 +309,8 @@ def equation(method: Method, size: Size) -> str:
     tokens["encoded"] = visible + backbone.prefix
     over = f"{views} views, {{}} each" if views > 1 else "1 view, {}"
     rows = {region: f"{count} {region} tokens" for region, count in tokens.items()} | {"pooled": "one pooled row"}
-    terms = [b.describe(over.format(rows[b.region])) for b in method.branches]
+    rows_of = {b.name: "all pairs of pictures" if b.across_batch else rows[b.region] for b in method.branches}
+    terms = [b.describe(over.format(rows_of[b.name])) for b in method.branches]
     unit = "" if method.mask_unit == backbone.patch else " of {}×{} px".format(*method.mask_unit)
     name = type(backbone if backbone.modes else backbone.network).__name__
     return "\n".join(

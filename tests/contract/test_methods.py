@@ -26,6 +26,7 @@ from remask.recipe.sections import DISTILLING
 from remask.recipe.used import ATTENDING, CHOOSING, DECODING
 from remask.targets import per_view, prefix
 from remask.targets.loss_of import LossOf
+from remask.targets.nothing import Nothing
 from remask.targets.tokens import Codebook
 from remask.types import END
 from remask.views import Views
@@ -64,6 +65,7 @@ class Combination(NamedTuple):
     """Masking cells along a side of a token."""
     decoder: str = ""
     predicted: str | float = "all"
+    uniformity: str = ""
 
 
 def combinations() -> list[Combination]:
@@ -88,6 +90,10 @@ def combinations() -> list[Combination]:
     ]
     found += [Combination("fastmim", "", name, "hog", "loss") for name in ("swin_micro", "pvt_v2_b0")]
     found.append(Combination("crossmae", "+dm", "vit_micro", "hog", "loss", predicted="once"))
+    for base, of in (("mae", "class"), ("simmim", "mean"), ("data2vec", "mean")):
+        target = "average" if base == "data2vec" else "hog"
+        found.append(Combination(base, "+dmjd", "vit_micro", target, "random", uniformity=of))
+    found.append(Combination("fastmim", "+dm", "swin_micro", "hog", "random", finer=2, uniformity="mean"))
     return list(dict.fromkeys(found))
 
 
@@ -119,6 +125,7 @@ def settings(case: Combination) -> dict[str, Any]:
     keys |= {"distill": {"teachers": ["untrained:vit_micro"]}} if case.base in DISTILLING else {}
     keys |= {"masking.pattern": case.pattern}
     keys |= {"method.decoder": case.decoder} if case.decoder else {}
+    keys |= {"uniformity": {"of": case.uniformity, "weight": 0.3}} if case.uniformity else {}
     keys |= {"masking.predicted": case.predicted} if case.predicted != "all" else {}
     keys |= {"method.target": {**VECTORS, **WORDS, **AVERAGE}[case.target]} if case.base != "moma" else {}
     if "jd" in case.plugin:
@@ -180,7 +187,8 @@ def test_losses_are_named_finite_and_add_up(case: Case) -> None:
     }.get(case.recipe.method.name, {"masked": 1.0})
     weights = {branch.name: branch.weight for branch in case.method.branches}
     own |= {"difficulty": 1.0} if case.recipe.masking.pattern == "loss" else {}
-    assert weights == own | ({"visible": 0.5} if case.recipe.jd else {})
+    own |= {"visible": 0.5} if case.recipe.jd else {}
+    assert weights == own | ({"uniformity": 0.3} if case.recipe.uniformity else {})
     assert list(losses) == [*weights, "total"]
     assert all(0 < loss < float("inf") for loss in losses.values())
     assert losses["total"] == pytest.approx(sum(weight * losses[name] for name, weight in weights.items()))
@@ -236,6 +244,9 @@ def test_predictions_and_targets_meet_token_by_token(case: Case) -> None:
             assert prediction.shape == wanted.shape
             continue
         everything = branch.target(case.images, case.views)
+        if isinstance(branch.target, Nothing):
+            assert (prediction.shape[1], wanted.shape) == (1, (len(prediction), 1, 0))
+            continue
         if branch.region == "pooled":
             assert torch.equal(wanted, everything.mean(1, keepdim=True).repeat(len(case.views.mask), 1, 1))
             assert prediction.shape == wanted.shape

@@ -354,6 +354,7 @@ def context(key: str, recipe: Recipe) -> tuple[Any, ...]:
         "method": (method, network, *kind(recipe.method.target)),
         "dm": (method, dm and dm.independent),
         "jd": (method, *((*kind(jd.target), jd.layers > 1) if jd else ())),
+        "uniformity": (bool(recipe.uniformity),),
         "optim": (method, optim.lr is None, optim.drop_epoch is None, bool(dm)),
         "distill": (method, recipe.distill and len(recipe.distill.teachers)),
         "progress": (network, bool(recipe.progress)),

@@ -36,10 +36,11 @@ AT_MOST = 1.17
 """How far AdamW with betas of 0.9 and 0.95 moves a number in a step, in rates: (1 - a) / √((1 - b) · (1 - a² / b))."""
 
 
-def curve(run: Path) -> dict[int, tuple[float, float, float]]:
+def curve(run: Path) -> dict[int, tuple[float, ...]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len({line["step"] for line in lines}) == len(lines)
-    return {line["step"]: (line["loss/total"], line["loss/masked"], line["loss/visible"]) for line in lines}
+    terms = ("total", "masked", "visible", "uniformity")
+    return {line["step"]: tuple(line[f"loss/{term}"] for term in terms) for line in lines}
 
 
 def assert_same(one: Path, other: Path, tolerance: float = 1e-6) -> None:

@@ -19,13 +19,14 @@ SETTINGS = [
     "method.decoder_width=32", "method.decoder_heads=2", "method.decoder_depth=2", "jd.width=32", "dm=on",
     "optim.batch_size=7", "optim.epochs=5", "optim.warmup_epochs=1", "optim.max_steps=20", "optim.clip=0.5",
     "optim.base_lr=0.05", "optim.precision=fp32", "runtime.log_every=1", "runtime.threads=1", "runtime.device=cpu",
-    "runtime.tensorboard=false", "jd.target=average", "average.decay=[0.8, 1.0]",
+    "runtime.tensorboard=false", "jd.target=average", "average.decay=[0.8, 1.0]", "uniformity.weight=0.5",
 ]  # fmt: skip
-"""41 pictures in batches of 7: five steps an epoch, shares of 4 and 3, pictures left over."""
+"""41 pictures in batches of 7: five steps an epoch, shares of 4 and 3, pictures left over. Of the three terms one
+compares all pictures of a batch, those of the other process too."""
 
 
 def recipe(pictures: Path, *settings: str) -> Recipe:
-    """A small DMJD of the pictures of a folder, whose visible tokens learn from the student's moving average."""
+    """A small DMJD with U-MAE, whose visible tokens learn from the student's moving average."""
     return choose("dmjd-vit-micro-cifar", {"data.source": str(pictures)}, settings=[*SETTINGS, *settings])
 
 

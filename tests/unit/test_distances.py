@@ -1,14 +1,18 @@
 """distances.py: each against its formula in plain Python, row by row."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from remask.distances import (
     Distance,
+    across_batch,
     cosine,
     cross_entropy,
+    described,
+    is_across_batch,
     l1,
     l1_unit,
     pair_ranking,
@@ -16,6 +20,7 @@ from remask.distances import (
     smooth_l1_with,
     squared,
     squared_unit,
+    uniformity,
 )
 
 A = [[0.5, -3.0, 2.0, 1.0], [1.0, 1.0, 0.0, -4.0]]
@@ -126,3 +131,39 @@ def test_pair_ranking_falls_where_the_order_is_right() -> None:
     assert right < math.log(2) < wrong
     assert pair_ranking(1e4 * loss, loss).mean() == 0
     assert pair_ranking(-1e4 * loss, loss).isfinite().all()
+
+
+def test_uniformity_is_the_mean_squared_cosine_of_pairs_in_each_view() -> None:
+    rows = torch.randn(2, 4, 1, 5, generator=torch.Generator().manual_seed(0))
+    found = uniformity(rows, rows[..., :0])
+    assert found.shape == (2, 4)
+    for v in range(2):
+        pairs = []
+        for i in range(4):
+            for j in range(4):
+                a, b = rows[v, i, 0].tolist(), rows[v, j, 0].tolist()
+                cosine = sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+                pairs += [cosine**2] if i != j else []
+        assert found[v].mean().item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-5)
+
+
+def test_uniformity_of_like_of_unlike_and_of_single_pictures() -> None:
+    same, nothing = torch.ones(1, 3, 1, 4), torch.zeros(1, 3, 1, 0)
+    assert uniformity(same, nothing).tolist() == [pytest.approx([1.0] * 3)]
+    assert uniformity(torch.eye(3)[None, :, None], nothing).tolist() == [[0.0] * 3]
+    alone = torch.ones(2, 1, 1, 4, requires_grad=True)
+    assert uniformity(alone, nothing[:, :1].expand(2, -1, -1, -1)).tolist() == [[0.0], [0.0]]
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # a product in bf16 would be off by 1e-3
+        rows = torch.randn(1, 6, 1, 8, generator=torch.Generator().manual_seed(1))
+        halved = uniformity(rows, nothing[:, :1].expand(1, 6, 1, 0))
+    assert torch.allclose(halved, uniformity(rows, rows[..., :0]), atol=1e-6)
+
+
+def test_a_mark_says_what_looks_across_the_batch() -> None:
+    @across_batch
+    def contrast(prediction: torch.Tensor, target: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
+        return prediction
+
+    assert [is_across_batch(d) for d in (uniformity, contrast, partial(contrast, temperature=0.1))] == [True] * 3
+    assert not any(is_across_batch(d) for d in (squared, smooth_l1_with(1.0), cross_entropy))
+    assert described(partial(contrast, temperature=0.1)) == "contrast temperature=0.1"

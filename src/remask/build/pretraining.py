@@ -39,6 +39,7 @@ from remask.methods import (
     moma,
     refiner,
     simmim,
+    umae,
 )
 from remask.methods.defaults import hog_cell
 from remask.methods.guided import guided_by_attention, guided_by_loss
@@ -161,7 +162,7 @@ def codebook_features(section: TargetRecipe) -> TargetRecipe:
 
 
 def build_method(recipe: Recipe, start: bool = True) -> Method:
-    """The recipe's method, then guided masks, DM, JD applied to it; branches with equal targets share one object.
+    """The recipe's method, then guided masks, DM, JD and U-MAE applied to it; branches with equal targets share one.
 
     start   load the initial weights that the recipe names
     Raises UserError for settings that do not fit together.
@@ -198,6 +199,8 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             with naming(recipe.jd.target.opened("jd.target")):
                 visible = target if shared else build_target(recipe.jd.target, recipe, mask_unit, backbone)
             method = jd(method, visible, recipe.jd.width, recipe.jd.beta, recipe.jd.weight, recipe.jd.layers)
+        if recipe.uniformity:
+            method = umae(method, recipe.uniformity.weight, recipe.uniformity.of)
         if method.average:
             method.average.decay, method.average.warmup = recipe.average.decay, recipe.average.warmup
         method.restart_average()

@@ -110,6 +110,11 @@ def _micro_batches(recipe: Recipe, processes: int) -> int:
                 "remask plan --gpus N helps to find"
             )
         return 1
+    if recipe.method.name == "refiner" and batch % (2 * processes):
+        raise UserError(
+            f"optim.batch_size {batch} is of pairs of crops, which {processes} process(es) cannot share evenly: make it a "
+            f"multiple of {2 * processes}"
+        )
     if batch < processes * micro_batches:
         raise UserError(
             f"optim.batch_size {batch} leaves nothing for some of {processes} processes in {micro_batches} part(s) "

@@ -72,7 +72,7 @@ def plan(recipe: Recipe, options: PlanOptions) -> dict[str, Any]:
     return {
         "recipe": recipe.name, "method": method_label(recipe), "gpus": gpus, "images": images,
         "epochs": recipe.optim.epochs, "steps": steps, "batch_size": recipe.optim.batch_size, "batch_per_device": batch,
-        "checkpointing": recipe.runtime.checkpointing,
+        "checkpointing": recipe.runtime.checkpointing, "across_batch": recipe.across_batch,
         "parameters": {"backbone": counted.backbone, "total": counted.total, "trained": counted.trained},
         "gflops_per_image": {"forward": counted.forward, "training": counted.training}, **found,
         "images_per_s_all": round(speed, 1), "hours": round(hours, 6), "gpu_hours": round(hours * gpus, 6),
@@ -96,7 +96,7 @@ def _for_named_device(recipe: Recipe, options: PlanOptions, counted: Anatomy, ba
         counted_in[micro_batches] = peak_memory(recipe, batch, micro_batches, dtype)
         return counted_in[micro_batches].total <= room
 
-    micro_batches = fewest_micro_batches(fits, batch) if accumulate == "auto" else accumulate
+    micro_batches = fewest_micro_batches(fits, batch, recipe.across_batch) if accumulate == "auto" else accumulate
     memory = counted_in.get(micro_batches) or peak_memory(recipe, batch, micro_batches, dtype)
     return {
         "device": sheet.name, "memory_of": "device", "accumulate": micro_batches,
@@ -114,7 +114,7 @@ def _for_this_machine(recipe: Recipe, options: PlanOptions, counted: Anatomy, ba
     expected, room = forecast(recipe, batch, counted.training), _available_mb(runtime)
     accumulate = recipe.runtime.accumulate
     micro_batches = (
-        fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= SHARE * room, batch)
+        fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= SHARE * room, batch, recipe.across_batch)
         if accumulate == "auto"
         else accumulate
     )
@@ -179,7 +179,8 @@ def text(facts: dict[str, Any]) -> str:
     memory, size, flops, loader = (facts[key] for key in ("memory_mb", "parameters", "gflops_per_image", "loader"))
     micro_batches, gpus, cores = facts["accumulate"], facts["gpus"], loader["cores_per_device"]
     shared = f"{gpus} devices × " if gpus > 1 else ""
-    advice = "does not fit; try --set runtime.accumulate=auto or --set runtime.checkpointing=true"
+    less = "a smaller optim.batch_size" if facts["across_batch"] else "--set runtime.accumulate=auto"
+    advice = f"does not fit; try {less} or --set runtime.checkpointing=true"
     batch = f"{shared}{facts['batch_per_device']} images, in {micro_batches} part{'s' * (micro_batches > 1)}"
     where = "of a device" if facts["memory_of"] == "device" else "free here"
     lines = {

@@ -13,6 +13,7 @@ from remask.methods.maskfeat import maskfeat
 from remask.methods.moma import moma
 from remask.methods.refiner import refiner
 from remask.methods.simmim import simmim
+from remask.methods.umae import umae
 
 __all__ = [
     "beit",
@@ -30,4 +31,5 @@ __all__ = [
     "moma",
     "refiner",
     "simmim",
+    "umae",
 ]

@@ -26,7 +26,9 @@ def choose_micro_batches(recipe: Recipe, trainer: Trainer, runtime: Runtime) -> 
         room = (
             SHARE * available_mb() + peak_resident_mb()
         )  # the forecast includes a process's own memory, which this one has already
-        count = trainer.micro_batches = fewest_micro_batches(lambda n: expected.memory_mb(batch, n) <= room, batch)
+        count = trainer.micro_batches = fewest_micro_batches(
+            lambda n: expected.memory_mb(batch, n) <= room, batch, recipe.across_batch
+        )
         why = f"{expected.memory_mb(batch, count) / 1024:.1f} GiB expected, {room / 1024:.1f} GiB there"
     return f"accumulate: a batch of {batch} in {count} part{'s' * (count > 1)} ({why})"
 

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from remask.errors import UserError
 
-OPTIONAL = ("dm", "jd", "distill", "progress", "probe")
+OPTIONAL = ("dm", "jd", "uniformity", "distill", "progress", "probe")
 """Sections that "on" and "off" turn on and off."""
 
 WANTED = {

@@ -23,6 +23,7 @@ from remask.recipe.sections import (
     PretrainingRuntime,
     ProbeSection,
 )
+from remask.recipe.terms import UniformitySection
 from remask.recipe.used import ATTENDING
 from remask.recipe.values import Section
 
@@ -36,6 +37,7 @@ class Recipe(About):
     method: MethodSection
     dm: DMSection | None = Field(default=None, description="Disjoint masking; off when absent.")
     jd: JDSection | None = Field(default=None, description="Joint distillation; off when absent.")
+    uniformity: UniformitySection | None = Field(default=None, description="U-MAE's term; off when absent.")
     optim: OptimSection
     distill: DistillSection | None = Field(default=None, description="Teachers of dmae and moma; off when absent.")
     average: AverageSection = AverageSection()
@@ -43,6 +45,11 @@ class Recipe(About):
     progress: ProgressSection | None = Field(default=None, description="Growing image sizes; off when absent.")
     runtime: PretrainingRuntime = PretrainingRuntime()
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
+
+    @property
+    def across_batch(self) -> bool:
+        """Whether some term compares the pictures of a batch with one another, so that no batch may be cut."""
+        return self.uniformity is not None or self.method.name == "refiner"
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +88,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _masking_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
+    yield from _across_problems(recipe)
     if (micro_batches := recipe.runtime.accumulate) != "auto" and optim.batch_size % micro_batches:
         yield f"runtime.accumulate {micro_batches} does not divide optim.batch_size {optim.batch_size}"
     if optim.batch_size % recipe.data.crops:
@@ -187,6 +195,21 @@ def _masking_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             f'masking.pattern "{pattern}" goes by a moving average, which does not grow with progress.sizes: leave '
             "[progress] out, or choose another masking.pattern"
+        )
+
+
+def _across_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields a message about a batch that would be cut, or has no pairs, where a term compares its pictures."""
+    micro_batches, batch = recipe.runtime.accumulate, recipe.optim.batch_size
+    if not recipe.across_batch:
+        return
+    term = "uniformity" if recipe.uniformity else "method.name refiner"
+    if batch == 1:
+        yield f"optim.batch_size 1 has no pairs of pictures, which {term} compares: raise it"
+    if micro_batches not in (1, "auto"):
+        yield (
+            f"runtime.accumulate {micro_batches} would cut the batch, and {term} compares all its pictures: leave "
+            "it out; where memory is short lower optim.batch_size, or set runtime.checkpointing=true"
         )
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from remask.distances import full_precision
 from remask.errors import UserError, setting
-from remask.targets.gather import gather
 from remask.targets.moving_average import Average, AverageReader, Layers, Outputs
 from remask.tokens import Pool, pooled
+from remask.training.gathering import all_rows
 from remask.views import Views
 
 
@@ -73,14 +73,14 @@ class Neighbours(AverageReader):
         if images is None:
             images = torch.full((len(own),), UNKNOWN, device=own.device)
         if self.training:
-            self._latest = gather(own), gather(images)
+            self._latest = all_rows(own), all_rows(images)
         chance = torch.rand(len(own), device=own.device) if views is None or views.chance is None else views.chance
         return torch.cat([self._near(other, images, chance), other], dim=-1).unsqueeze(1)
 
     def _near(self, x: Float[Tensor, "B P"], images: Int[Tensor, "B"], chance: Float[Tensor, "B"]) -> Tensor:
         """One of the nearest entries of other images, by a number in 0..1; x where there is none."""
         own = (self.owners == images[:, None]) & (self.owners >= 0)
-        with full_precision(x.device):
+        with full_precision(x):
             similar = (x @ self.queue.T).masked_fill((self.owners == EMPTY) | own, -torch.inf)
         nearest = similar.topk(self.neighbours, dim=1)
         known = nearest.values.isfinite().sum(1)

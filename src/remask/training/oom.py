@@ -12,18 +12,31 @@ from remask.errors import UserError
 
 Result = TypeVar("Result")
 
+LESS = "lower optim.batch_size, set runtime.checkpointing=true, or share the batch among more processes"
+"""What helps where a batch must not be cut."""
+
+
+def across_batch(model: object) -> bool:
+    """Whether a model's loss compares the pictures of a whole batch, which then is never cut into micro-batches."""
+    return bool(getattr(model, "across_batch", False))
+
 
 def oom_retry(model: nn.Module, attempt: Callable[[int], Result], micro_batches: int, most: int) -> tuple[Result, int]:
     """Call attempt(micro_batches), doubling the number when memory runs out; return (result, number that worked).
 
     attempt   forward and backward of a batch; its random draws must be the same in every call
     most      images of the batch, the largest number of micro-batches
-    A failed attempt clears gradients and leaves BatchNorm buffers unchanged. Raises UserError if one image is too much.
+    A failed attempt clears gradients and leaves BatchNorm buffers unchanged. Raises UserError if one image is too much,
+    and at once for a loss across the batch, of which parts would be another loss.
     """
     while True:
         with undone_without_memory(model) as failed:
             return attempt(micro_batches), micro_batches
         assert failed
+        if across_batch(model):
+            raise UserError(
+                f"memory runs out, and this loss compares the pictures of a batch, which parts would change: {LESS}"
+            )
         if micro_batches >= most:
             raise UserError(
                 "memory runs out even with one picture at a time; set runtime.checkpointing=true, or choose a smaller "
@@ -32,11 +45,18 @@ def oom_retry(model: nn.Module, attempt: Callable[[int], Result], micro_batches:
         micro_batches = min(2 * micro_batches, most)
 
 
-def fewest_micro_batches(fits: Callable[[int], bool], most: int) -> int:
+def fewest_micro_batches(fits: Callable[[int], bool], most: int, across_batch: bool = False) -> int:
     """The smallest number of micro-batches, 1 to `most`, that fits; more of them never need more memory.
 
+    across_batch   the loss compares the pictures of a batch: 1 is the only number
     Raises UserError if none fits.
     """
+    if across_batch and not fits(1):
+        raise UserError(
+            f"a batch does not fit in memory, and this loss compares its pictures, which parts would change: {LESS}"
+        )
+    if across_batch:
+        return 1
     low, high = 0, 1  # `low` does not fit
     while not fits(high):
         if high == most:
@@ -83,4 +103,4 @@ def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[li
             torch.cuda.empty_cache()
 
 
-__all__ = ["fewest_micro_batches", "fits_in_memory", "oom_retry", "undone_without_memory"]
+__all__ = ["LESS", "across_batch", "fewest_micro_batches", "fits_in_memory", "oom_retry", "undone_without_memory"]

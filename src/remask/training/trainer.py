@@ -20,7 +20,7 @@ from remask.seeds import generator, seeded
 from remask.training.checkpoint import restore, save
 from remask.training.cost import Ledger, Window
 from remask.training.finite import CURE, FiniteGuard
-from remask.training.oom import fewest_micro_batches, fits_in_memory, oom_retry
+from remask.training.oom import LESS, across_batch, fewest_micro_batches, fits_in_memory, oom_retry
 from remask.training.optim import Schedule, set_lr
 from remask.training.progress import Console
 from remask.training.run_folder import RunFolder, find
@@ -61,6 +61,7 @@ class Trainer:
                         images' numbers by of_images(index), if they have it
     ddp_model           the model wrapped for several processes (DDP, FSDP), which is then called for losses
     global_batch_size   images of a step over all ranks, set where each rank's `batches` yields its share
+    Raises UserError for micro-batches of a model whose loss is `across_batch`.
     """
 
     def __init__(
@@ -80,6 +81,10 @@ class Trainer:
         ddp_model: nn.Module | None = None,
         global_batch_size: int | None = None,
     ) -> None:
+        if schedule.accumulate > 1 and across_batch(model):
+            raise UserError(
+                f"{schedule.accumulate} micro-batches would cut the batch, and this loss compares its pictures: {LESS}"
+            )
         self.model, self.batches, self.optimizer, self.schedule = model, batches, optimizer, schedule
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.ddp_model, self.world, self.global_batch_size = ddp_model or model, runtime.world, global_batch_size
@@ -230,7 +235,7 @@ class Trainer:
         forward_backward = partial(self._forward_backward, images, draws)
         self.model.train()
         attempt = partial(fits_in_memory, self.model, self.optimizer, forward_backward)
-        self.micro_batches = fewest_micro_batches(attempt, len(images))
+        self.micro_batches = fewest_micro_batches(attempt, len(images), across_batch(self.model))
         return self.micro_batches
 
     def _after_step(self, stop: StopRequest, console: Console) -> None:

@@ -148,6 +148,13 @@ def write(tmp_path: Path):
         (["progress=on"], "progress.sizes is missing: Image sizes one after the other, growing."),
         (["method.decoder_heads=7"], "method.decoder_heads 7 does not divide method.decoder_width 512"),
         (["runtime.accumulate=3"], "runtime.accumulate 3 does not divide optim.batch_size 4096"),
+        (
+            ["uniformity=on", "runtime.accumulate=4"],
+            "runtime.accumulate 4 would cut the batch, and uniformity compares all its pictures: leave it out; where",
+        ),
+        (["uniformity=on", "optim.batch_size=1"], "optim.batch_size 1 has no pairs of pictures, which uniformity"),
+        (["uniformity.weight=0"], "uniformity.weight: must be above 0, not 0"),
+        (["uniformity.of=patches"], "uniformity.of: must be 'mean' or 'class', not 'patches'"),
         (["probe.k=5"], "probe.source is missing: Labelled pictures to classify."),
         (["optim.epochs"], '--set "optim.epochs": write it as section.key=value, as in --set optim.epochs=10'),
         (["optim.epoch=1"], "unknown key optim.epoch; did you mean optim.epochs?"),

@@ -21,7 +21,7 @@ SETTINGS = [
     "method.decoder_width=32", "method.decoder_heads=2", "method.decoder_depth=2",
 ]  # fmt: skip
 METHODS = {
-    "dmjd": ("dmjd-vit-micro-cifar", None, SETTINGS),
+    "dmjd": ("dmjd-vit-micro-cifar", None, [*SETTINGS, "uniformity.weight=0.5"]),
     "average": (
         "dmjd-vit-micro-cifar",
         "crossmae+dmjd",

@@ -78,6 +78,28 @@ def test_with_dropout_the_draws_of_the_step_are_the_same(tmp_path: Path) -> None
     assert losses(train(trainer(tmp_path / "found", Dropping(4)))) == from_start
 
 
+class Across(Small):
+    """Its loss compares the pictures of a batch."""
+
+    across_batch = True
+
+
+def test_a_loss_across_the_batch_is_never_cut(tmp_path: Path) -> None:
+    """Neither by the schedule, nor where memory runs out, nor beforehand; where it fits it trains as any other."""
+    with pytest.raises(UserError, match="2 micro-batches would cut the batch, and this loss compares its pictures"):
+        trainer(tmp_path / "cut", Across(BATCH), accumulate=2)
+    made = trainer(tmp_path / "short", Across(4))
+    with pytest.raises(UserError, match=r"memory runs out, and this loss compares.*: lower optim\.batch_size, set"):
+        train(made)
+    assert made.model.calls == 1  # type: ignore[union-attr]
+    assert all(p.grad is None for p in made.model.parameters())
+    with pytest.raises(UserError, match="a batch does not fit in memory, and this loss compares its pictures"):
+        made.choose_micro_batches(Batch(torch.zeros(BATCH, 6)))
+    fits = trainer(tmp_path / "fits", Across(BATCH))
+    assert fits.choose_micro_batches(Batch(torch.zeros(BATCH, 6))) == fits.micro_batches == 1
+    assert losses(train(fits)) == losses(train(trainer(tmp_path / "plain", Small(BATCH))))
+
+
 def test_one_picture_that_does_not_fit(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run", Small(0))
     with pytest.raises(UserError, match="memory runs out even with one picture"):
