@@ -81,7 +81,7 @@ def cross_entropy(prediction: Rows, target: Int[Tensor, "*rows 1"]) -> Float[Ten
 
 @across_batch
 def info_nce(
-    prediction: Float[Tensor, "V B 1 P"], target: Float[Tensor, "V B 1 2P"], temperature: float = 0.2
+    prediction: Float[Tensor, "V B 1 P"], target: Float[Tensor, "V B 1 _"], temperature: float = 0.2
 ) -> Float[Tensor, "V B"]:
     """Cross-entropy over the batch that tells an image's positive from the other images (MIM-Refiner, 2402.10093).
 

@@ -1,10 +1,12 @@
 """A pre-training recipe's loader, optimizer, schedule and trainer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from remask.backbones.masked_input import Dropped
 from remask.build.pretraining import TABLES, UNDECAYED, build_method, checkpoint_blocks, counts, scaling_of
 from remask.errors import UserError
 from remask.images.loading.device_crops import no_decoder
@@ -76,12 +78,18 @@ def build_trainer(
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
     images = len(loader) * optim.batch_size
-    ledger = Ledger(images, method.masking.views, runtime.gpus, gflops)
+    ledger = Ledger(images, recipe.ete_per_epoch, runtime.gpus, gflops, tokens_per_image(recipe, method))
     return Trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
         seed=recipe.seed, hooks=hooks, tensorboard=settings.tensorboard, ddp_model=ddp_model,
         global_batch_size=optim.batch_size if size > 1 else None,
     )  # fmt: skip
+
+
+def tokens_per_image(recipe: Recipe, method: Method) -> int:
+    """Tokens that the backbone reads of an image, in all its views."""
+    counted = counts(method, recipe)
+    return method.masking.views * (counted.tokens - counted.hidden * isinstance(method.sees, Dropped))
 
 
 def _groups(recipe: Recipe, method: Method) -> list[dict[str, Any]]:
@@ -112,8 +120,8 @@ def _micro_batches(recipe: Recipe, processes: int) -> int:
         return 1
     if recipe.method.name == "refiner" and batch % (2 * processes):
         raise UserError(
-            f"optim.batch_size {batch} is of pairs of crops, which {processes} process(es) cannot share evenly: make it a "
-            f"multiple of {2 * processes}"
+            f"optim.batch_size {batch} is of pairs of crops, which {processes} process(es) cannot share evenly: make "
+            f"it a multiple of {2 * processes}"
         )
     if batch < processes * micro_batches:
         raise UserError(
@@ -128,7 +136,8 @@ def sharding_plan(recipe: Recipe) -> ShardingPlan:
     with torch.device("meta"):
         method = build_method(recipe)
         image = torch.zeros(2, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
-        return trace_plan(method, lambda: method(image)["total"])
+        plan = trace_plan(method, lambda: method(image)["total"])
+    return replace(plan, at_times_silent=recipe.method.name == "refiner" and recipe.refine.frozen > 0)
 
 
 def gflops_per_image(recipe: Recipe) -> float:

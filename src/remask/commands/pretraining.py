@@ -86,7 +86,8 @@ def write_results(path: Path, quiet: bool, world: World) -> Path:
     if not world.main:
         return path
     exported = export(path)
-    reconstruct(path, quiet=True)  # the images that cannot be used were named in training
+    if open_run(path)[1].masking.ratio:  # else nothing is hidden that could be shown
+        reconstruct(path, quiet=True)  # the images that cannot be used were named in training
     page = report(path)
     if not quiet:
         print(f"backbone  {printable(exported)} (load_example.py shows how to use it)\nreport    {printable(page)}")

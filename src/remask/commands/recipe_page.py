@@ -27,7 +27,7 @@ def show(name: str, settings: Sequence[str] = (), as_json: bool = False) -> None
         "parameters": size,
         "gflops_forward_per_image": gflops_per_image(recipe),
         "peak_lr": peak_lr(recipe, method),
-        "ete": method.masking.views * recipe.optim.epochs,
+        "ete": recipe.ete_per_epoch * recipe.optim.epochs,
     }
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -78,6 +78,8 @@ def check_run(path: Path, checkpoint: str | None = None) -> None:
 def check_reconstruct(path: Path, checkpoint: str, images: str | None, exclude: Sequence[str]) -> None:
     """Raise UserError for a folder that is no run of pre-training, its checkpoint, or images that do not exist."""
     run, recipe = open_run(path)
+    if not recipe.masking.ratio:
+        raise UserError(f"{path} hides nothing that could be predicted: it compares whole crops; see remask tsne")
     find(run, checkpoint)
     if images is not None:
         check_source(images, exclude=exclude)

@@ -49,41 +49,53 @@ def refiner(
     # depth, and colours of the teacher's crops change too.
     Raises UserError for blocks that do not exist, and a class token that does not.
     """
-    depth = backbone.depth
-    blocks = max(1, depth // 3) if blocks is None else blocks
-    if not 0 < blocks <= depth:
-        name = setting("refine.blocks", "blocks")
-        raise UserError(f"{name}: the backbone has {depth} blocks, of which 1 to {depth} can be trained, not {blocks}")
-    layers = [*range(depth - blocks, depth - 1), END] if layers is None else layers
-    if not layers or len({*layers}) < len(layers) or not all(-1 <= layer < depth for layer in layers):
-        name = setting("refine.layers", "layers")
-        raise UserError(f"{name}: the backbone has blocks 0 to {depth - 1}, -1 is its end: each once, not {[*layers]}")
-    pool = pool or ("class" if backbone.prefix else "mean")
-    if pool == "class" and not backbone.prefix:
-        name = setting("refine.pool class", 'pool "class"')
-        raise UserError(f'{name}: the backbone has no class token; choose "mean"')
+    blocks = max(1, backbone.depth // 3) if blocks is None else blocks
+    layers, pool = _layers(backbone, blocks, layers), _pool(backbone, pool)
     if not pretrained:
         backbone.network.apply(initialise)
-    freeze_first(backbone, depth - blocks)
+    if before := backbone.depth - blocks:
+        freeze_first(backbone, before)
     width = width or min(256, backbone.width)
-    inside = hidden or 2 * backbone.width, predictor or 4 * backbone.width
-    branches = []
+    inside, branches = (hidden or 2 * backbone.width, predictor or 4 * backbone.width), []
     for layer in layers:
         head = InstanceHead(backbone.width, width, inside, pool)
         head.apply(initialise)
-        name = "end" if layer == END else f"block{layer}"
-        distance = partial(info_nce, temperature=temperature)
+        name, distance = "end" if layer == END else f"block{layer}", partial(info_nce, temperature=temperature)
         target = Neighbours(head, layer, queue, neighbours)
         branches.append(Branch(name, head, target, distance, "pooled", 1 / len(layers), layer))
-    colours = BatchColorJitter(jitter) if jitter else None
-    return Method(backbone, Unmasked(), branches, AllTokens(frozen), colours)
+    return Method(backbone, Unmasked(), branches, AllTokens(frozen), BatchColorJitter(jitter) if jitter else None)
 
 
 def freeze_first(backbone: Backbone, blocks: int) -> None:
-    """Stop training the embedding and the first `blocks`; nothing where that is none."""
+    """Stop training the embedding and the first `blocks`."""
     for name, parameter in backbone.network.named_parameters():
-        if backbone.param_depth(name) <= blocks and blocks:
+        if backbone.param_depth(name) <= blocks:
             parameter.requires_grad_(False)
+
+
+def _layers(backbone: Backbone, blocks: int, layers: Sequence[int] | None) -> Sequence[int]:
+    """Where the heads are: those given if they can be, else all blocks that are trained, or the end alone."""
+    depth = backbone.depth
+    if not 0 < blocks <= depth:
+        name = setting("refine.blocks", "blocks")
+        raise UserError(f"{name}: the backbone has {depth} blocks, of which 1 to {depth} can be trained, not {blocks}")
+    alike = len(getattr(backbone.network, "blocks", None) or getattr(backbone.network, "blocks3", [])) == depth
+    if layers is None:
+        return [*range(depth - blocks, depth - 1), END] if alike else [END]
+    name = setting("refine.layers", "layers")
+    if not layers or len({*layers}) < len(layers) or not all(-1 <= layer < depth for layer in layers):
+        raise UserError(f"{name}: the backbone has blocks 0 to {depth - 1}, -1 is its end: each once, not {[*layers]}")
+    if not alike and [*layers] != [END]:
+        network = type(backbone.network).__name__
+        raise UserError(f"{name}: the layers of {network} have different widths, and heads read one: give -1, the end")
+    return layers
+
+
+def _pool(backbone: Backbone, pool: Pool | None) -> Pool:
+    if pool == "class" and not backbone.prefix:
+        name = setting("refine.pool class", 'pool "class"')
+        raise UserError(f'{name}: the backbone has no class token; choose "mean"')
+    return pool or ("class" if backbone.prefix else "mean")
 
 
 __all__ = ["freeze_first", "refiner"]

@@ -50,11 +50,10 @@ class MaskingSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "MaskingSection":
-        if (self.pattern == "none") != (self.ratio == 0):
-            raise ValueError(
-                f'masking.ratio {self.ratio:g} with masking.pattern "{self.pattern}": a pattern hides a share above 0, '
-                'and "none" the share 0'
-            )
+        if self.ratio == 0 and self.pattern != "none":
+            raise ValueError('masking.ratio: must be above 0, not 0, unless masking.pattern is "none"')
+        if self.ratio and self.pattern == "none":
+            raise ValueError(f'masking.pattern "none" hides nothing: masking.ratio must be 0, not {self.ratio:g}')
         if self.cell > 1 and self.cell_pixels:
             raise ValueError(f"masking.cell {self.cell} and masking.cell_pixels {self.cell_pixels}: give one of them")
         if not isinstance(self.predicted, str) and self.predicted > self.ratio:

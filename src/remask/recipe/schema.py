@@ -47,6 +47,11 @@ class Recipe(About):
     probe: ProbeSection | None = Field(default=None, description="kNN on the way; off when absent.")
 
     @property
+    def ete_per_epoch(self) -> int:
+        """ETE of an epoch: the views of a picture, or 4 for whole crops, which have four times a view's tokens at .75."""
+        return 4 if self.masking.pattern == "none" else self.dm.views if self.dm else 1
+
+    @property
     def across_batch(self) -> bool:
         """Whether some term compares the pictures of a batch with one another, so that no batch may be cut."""
         return self.uniformity is not None or self.method.name == "refiner"

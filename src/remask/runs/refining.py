@@ -37,8 +37,8 @@ def refine_recipe(
 
 def _chosen(before: Recipe, run: Path) -> dict[str, Any]:
     """What does not depend on the number of images."""
-    views, optim = before.dm.views if before.dm else 1, before.optim
-    epochs = round(SHARE * optim.epochs * views * (1 - before.masking.ratio))
+    optim = before.optim
+    epochs = round(SHARE * optim.epochs * before.ete_per_epoch * (1 - before.masking.ratio))
     batch = max(128, optim.batch_size)
     return {
         "name": f"{before.name}-refined", "title": f"The second stage of {before.name}", "paper": "", "table": "",

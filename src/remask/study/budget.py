@@ -36,8 +36,7 @@ def size_of(cell: Cell, runs: Mapping[str, Path], command: Command) -> Size:
     if recipe.data.source is None:
         raise UserError(f"row {cell.name} has no images: give the study or the row data")
     count = len(open_source(recipe.data.source, limit=recipe.data.limit, exclude=recipe.data.exclude))
-    views = recipe.dm.views if recipe.dm else 1
-    return in_epochs(_images(budget, cell, runs, command, views, count), count, cell.name)
+    return in_epochs(_images(budget, cell, runs, command, recipe.ete_per_epoch, count), count, cell.name)
 
 
 def in_epochs(images: int, count: int, name: str) -> Size:

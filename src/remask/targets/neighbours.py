@@ -64,7 +64,7 @@ class Neighbours(AverageReader):
         self._latest: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def combine(self, features: Layers, views: Views | None = None) -> Float[Tensor, "B 1 2P"]:
+    def combine(self, features: Layers, views: Views | None = None) -> Float[Tensor, "B 1 PP"]:
         own = F.normalize(self.projector(pooled(features[self.layer, "block"], self.pool)[:, 0]).float(), dim=-1)
         if len(own) % 2:
             raise UserError(f"a batch of {len(own)} crops is not one of pairs: give two crops of every image in turn")

@@ -18,6 +18,7 @@ class Ledger:
     """Counts images, views, hours and waiting over all sessions of a run; saved with every checkpoint.
 
     dataset  images of one epoch     views_per_image  masked views     devices  GPUs in use, 0 on a CPU
+    tokens_per_image   that the backbone reads, in all views
     hours, cpu_hours, wait_hours   wall time, CPU time and wait for data of this process
     others_cpu_hours               CPU time of the other ranks, as of the last `meet`
     epochs_before, images_before   epochs done and images used before the data changed to another number of images
@@ -27,6 +28,7 @@ class Ledger:
     views_per_image: int
     devices: int
     gflops_forward_per_image: float
+    tokens_per_image: int = 0
     images: int = 0
     hours: float = 0.0
     cpu_hours: float = 0.0
@@ -65,6 +67,7 @@ class Ledger:
         return {
             "images": self.images,
             "views": self.images * self.views_per_image,
+            "tokens": self.images * self.tokens_per_image,
             "ete": round(self._ete(), 4),
             "gpu_hours": round(self.hours * self.devices, 6),
             "cpu_hours": round(self.cpu_hours + self.others_cpu_hours, 6),

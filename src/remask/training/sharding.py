@@ -29,10 +29,12 @@ class ShardingPlan:
     blocks   members of module lists that run by their own forward: gathered while they run, sharded otherwise. A block
              whose layers are called one by one (the decoder's last) belongs to its parent's unit. Inner blocks first
     silent   trainable parameters that the loss does not reach
+    at_times_silent   other parameters join during the training: which of them a loss reaches is looked up in every step
     """
 
     blocks: tuple[str, ...] = ()
     silent: frozenset[str] = frozenset()
+    at_times_silent: bool = False
 
 
 def trace_plan(model: nn.Module, loss: Callable[[], Tensor]) -> ShardingPlan:
@@ -77,7 +79,9 @@ def spread(model: nn.Module, plan: ShardingPlan, world: World, parallel: Paralle
         ignored = [*plan.silent, *(name for name, _ in model.named_buffers())]  # buffers are constant tables
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=plan.at_times_silent
+        )
     if any(not p.ndim for p in model.parameters()):
         raise UserError("fsdp cannot cut learned weights of branches, one number each: set runtime.parallel ddp")
     mesh = init_device_mesh(device.type, (world.size,))
