@@ -48,7 +48,7 @@ class Recipe(About):
 
     @property
     def ete_per_epoch(self) -> int:
-        """ETE of an epoch: the views of a picture, or 4 for whole crops, which have four times a view's tokens at .75."""
+        """ETE of an epoch: the views of a picture, or 4 for whole crops, which are as many tokens as 4 views at .75."""
         return 4 if self.masking.pattern == "none" else self.dm.views if self.dm else 1
 
     @property

@@ -81,8 +81,8 @@ def series(metrics: list[dict[str, Any]], key: str, factor: float = 1) -> Curve:
 def facts(cost: Mapping[str, Any]) -> list[Fact]:
     """The numbers of cost.json with their names, for the table of costs."""
     names = {
-        "ete": "ETE, views × epochs", "images": "images", "views": "views", "tokens": "tokens read", "gpu_hours": "GPU-hours",
-        "cpu_hours": "CPU-hours", "gflops_forward_per_image": "GFLOP forward, per image",
+        "ete": "ETE, views × epochs", "images": "images", "views": "views", "tokens": "tokens read",
+        "gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours", "gflops_forward_per_image": "GFLOP forward, per image",
         "peak_memory_mb": "MB of memory at the peak", "data_wait_share": "of the time waiting for data",
     }  # fmt: skip
     known = [(key, name, cost[key]) for key, name in names.items() if isinstance(cost.get(key), int | float)]

@@ -133,7 +133,7 @@ def test_wrong_numbers_are_one_line(wrong: dict[str, object], line: str) -> None
 def test_networks_that_lack_something_are_refused() -> None:
     with pytest.raises(UserError, match='pool "class": the backbone has no class token; choose "mean"'):
         refiner(vit(class_token=False, global_pool="avg"), pool="class", **SMALL)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="the layers of .* have different widths"):
+    with pytest.raises(UserError, match=r"the layers of .* have different widths"):
         refiner(create_backbone("swin_micro", 32), layers=[0], **SMALL)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,152 @@
+"""`remask refine`: a second stage of a run, which survives a kill, is the same in two processes, and refuses early."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from remask import commands
+from remask.errors import UserError
+from remask.runs.refining import refine_recipe
+from remask.training.trainer import Trainer
+from tests.e2e.refining import main
+from tests.e2e.test_processes import torchrun
+
+SMALL = [
+    "data.image_size=16", "backbone.width=32", "backbone.depth=3", "backbone.heads=2", "method.decoder_width=32",
+    "method.decoder_heads=2", "jd.width=32", "optim.batch_size=10", "optim.epochs=1", "optim.warmup_epochs=0",
+    "optim.precision=fp32", "runtime.threads=1", "runtime.device=cpu", "runtime.tensorboard=false", "runtime.workers=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures, `run` that was pre-trained on them, and `one`, which refined it in one process."""
+    folder = tmp_path_factory.mktemp("refine")
+    (folder / "pictures").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((24, 20)).save(
+            folder / "pictures" / f"{i:02d}.png"
+        )
+    source = {"data.source": str(folder / "pictures")}
+    commands.pretrain("dmjd-vit-micro-cifar", source, settings=SMALL, out=folder / "run", quiet=True)
+    main(str(folder / "pictures"), str(folder / "run"), str(folder / "one"))
+    return folder
+
+
+def curve(run: Path) -> list[tuple[float, ...]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss/total"], line["grad_norm"]) for line in lines]
+
+
+def test_it_trains_the_last_block_of_the_runs_backbone(folder: Path) -> None:
+    before, after = (load_file(folder / run / "export" / "backbone.safetensors") for run in ("run", "one"))
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("blocks.2.") for name in moved)
+    assert moved <= {name for name in after if name.startswith(("blocks.2.", "norm."))}
+    status = json.loads((folder / "one" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 8)
+    assert (folder / "one" / "report.html").is_file()
+    assert not list((folder / "one" / "pictures").glob("*")), "nothing is hidden that a picture could show"
+
+
+def test_heads_alone_are_trained_first(folder: Path) -> None:
+    """Of 4 epochs .4 are 3.2 of 8 steps: what is checked is a run that ends after three."""
+    main(str(folder / "pictures"), str(folder / "run"), str(folder / "heads"), "optim.max_steps=3")
+    start, now = (load_file(folder / run / "export" / "backbone.safetensors") for run in ("run", "heads"))
+    assert all(torch.equal(start[name], now[name]) for name in now)
+    state = load_file(folder / "heads" / "checkpoints" / "last" / "model.safetensors")
+    assert int(state["branches.0.target.written"]) == 24
+    assert curve(folder / "heads") == curve(folder / "one")[:3]
+
+
+def test_its_cost_counts_what_the_encoder_reads(folder: Path) -> None:
+    """A picture in two whole crops costs as much as eight masked views: 4 epochs of 16 crops, each of 16 tokens."""
+    cost = json.loads((folder / "one" / "cost.json").read_text())
+    assert (cost["images"], cost["tokens"], cost["ete"]) == (64, 64 * 16, 16)
+    before = json.loads((folder / "run" / "cost.json").read_text())
+    assert before["tokens"] == 20 * 2 * 4
+
+
+@pytest.mark.parametrize("at", [2, 5])
+def test_killed_and_resumed_it_is_the_same(folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the backbone is frozen, and after: queue, average and stage come back."""
+    out, step = folder / f"cut{at}", Trainer.step
+
+    def dies(self: Trainer, batch: object) -> object:
+        if self.global_step == at:
+            raise RuntimeError("killed")
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(str(folder / "pictures"), str(folder / "run"), str(out))
+    commands.resume(out, quiet=True)
+    assert curve(out) == curve(folder / "one")
+    one, cut = (load_file(run / "checkpoints" / "last" / "model.safetensors") for run in (folder / "one", out))
+    assert all(torch.equal(one[name], cut[name]) for name in one)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_are_one(folder: Path, parallel: str) -> None:
+    """Negatives, queue and neighbours are those of all crops, wherever they are."""
+    out = folder / parallel
+    done = torchrun("tests.e2e.refining", folder / "pictures", folder / "run", out, f"runtime.parallel={parallel}")
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(curve(folder / "one"), curve(out), strict=True):
+        assert two[:2] == pytest.approx(one[:2], abs=1e-5)
+    one, two = (load_file(run / "checkpoints" / "last" / "model.safetensors") for run in (folder / "one", out))
+    assert torch.equal(one["branches.0.target.owners"], two["branches.0.target.owners"])
+    assert torch.allclose(one["branches.0.target.queue"], two["branches.0.target.queue"], atol=1e-3)
+
+
+def test_the_recipe_follows_the_run(folder: Path) -> None:
+    recipe = refine_recipe(folder / "run", {}, (), 1000)
+    assert (recipe.name, recipe.method.name) == ("dmjd-vit-micro-cifar-refined", "refiner")
+    assert (recipe.dm, recipe.jd, recipe.masking.ratio, recipe.data.crops) == (None, None, 0, 2)
+    assert recipe.backbone.weights == f"run:{(folder / 'run').resolve()}"
+    assert recipe.refine.queue == 256, "the largest power of two in half of the images"
+    assert recipe.data.image_size == (16, 16)
+    assert refine_recipe(folder / "run", {"optim.epochs": 40}).optim.warmup_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["optim.batch_size=2"], "optim.batch_size 2 is smaller than refine.neighbours 20"),
+        (["refine.queue=10"], "refine.neighbours 20 are more than refine.queue 10 holds"),
+        (["refine.blocks=9"], "refine.blocks: the backbone has 3 blocks, of which 1 to 3 can be trained, not 9"),
+        (["refine.layers=[7]"], "refine.layers: the backbone has blocks 0 to 2"),
+        (["data.crops=1"], "data.crops 1: method.name refiner compares two crops of a picture"),
+        (["dm=on"], "leave dm out"),
+        (["runtime.accumulate=2"], "runtime.accumulate 2 would cut the batch, and method.name refiner compares"),
+        (["masking.ratio=0.5"], 'masking.pattern "none" hides nothing: masking.ratio must be 0, not 0.5'),
+        (["refine.blok=1"], "unknown key refine.blok"),
+    ],
+)
+def test_wrong_settings_are_one_line(folder: Path, tmp_path: Path, settings: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        commands.refine(folder / "run", settings=settings, out=tmp_path / "never", quiet=True)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder / "run", broken)
+    (broken / "checkpoints" / "last" / "state.json").unlink()
+    with pytest.raises(UserError, match="holds no checkpoint 'last'"):
+        commands.refine(broken, out=tmp_path / "never", quiet=True)
+    with pytest.raises(UserError, match="is no run"):
+        commands.refine(tmp_path / "nowhere", out=tmp_path / "never", quiet=True)
+
+
+def test_keys_of_refine_are_for_the_refiner_alone() -> None:
+    with pytest.raises(UserError, match=r"refine.queue has no use with method.name mae: it belongs to refiner"):
+        commands.pretrain("mae-vit-micro-cifar", settings=["refine.queue=64"])
