@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from remask.cli import main as cli
+from remask.errors import UserError
 from remask.images.loading.loader import Loader
 from remask.recipe import Recipe, choose
 from remask.runs.session import train
@@ -22,6 +24,9 @@ SETTINGS = [
     "runtime.tensorboard=false", "jd.target=average", "average.decay=[0.8, 1.0]",
 ]  # fmt: skip
 """41 pictures in batches of 7: five steps an epoch, shares of 4 and 3, pictures left over."""
+
+
+GUIDED = ("masking.pattern=loss", "masking.share=0.9")
 
 
 def recipe(pictures: Path, *settings: str) -> Recipe:
@@ -51,6 +56,9 @@ def equal(pictures: Path, folder: Path) -> None:
         train(begun, folder / "begun", True, True, world)
         train(recipe(pictures, "optim.max_steps=7"), folder / "changed", True, True, world)
         train(recipe(pictures, "runtime.parallel=fsdp"), folder / "changed", True, False, world)
+        train(recipe(pictures, *GUIDED), folder / "guided", True, True, world)
+        with suppress(UserError):
+            train(recipe(pictures, *GUIDED, "runtime.parallel=fsdp"), folder / "refused", True, True, world)
     leave(0)  # as the command line does
 
 

@@ -37,9 +37,11 @@ class Green:
     def check(self, grid: Grid) -> None:
         """Raise UserError unless two blobs, hidden and visible, lie side by side on a grid of so many cells."""
         if 2 * self.blob > max(grid):
+            name = setting("masking.pattern green: masking.blob", "blob")
+            smaller = setting("masking.cell or masking.cell_pixels", "cells")
             raise UserError(
-                f"{setting('masking.blob', 'blob')} {self.blob:g} is too large for {'×'.join(map(str, grid))} cells: "
-                f"two lie side by side, so give at most {max(grid) / 2:g}"
+                f"{name} {self.blob:g} is too large for {'×'.join(map(str, grid))} cells: two lie side by side, so "
+                f"give at most {max(grid) / 2:g}, or smaller {smaller}"
             )
 
     def describe(self) -> str:

@@ -86,9 +86,12 @@ def test_a_guide_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"masking.blob": 5.0}, r"^masking.blob 5 is too large for 8×8 cells: .* at most 4$"),
+        (
+            {"masking.blob": 5.0},
+            r"^masking.pattern green: masking.blob 5 is too large for 8×8 cells: .* at most 4, or smaller",
+        ),
         ({"masking.blob": 0.5}, r"^masking.blob: must be at least 1"),
-        ({"masking.blob": 3.0, "masking.cell": 2}, r"^masking.blob 3 is too large for 4×4 cells: .* at most 2$"),
+        ({"masking.blob": 3.0, "masking.cell": 2}, r"masking.blob 3 is too large for 4×4 cells: .* at most 2, or"),
         ({"masking.pattern": "random"}, "masking.blob has no use with masking.pattern random: it belongs to green"),
         (
             {"masking.share": 0.2},
@@ -111,7 +114,7 @@ def test_mistakes_are_one_line(settings: dict[str, object], why: str) -> None:
 def test_mistakes_in_a_program() -> None:
     with pytest.raises(UserError, match=r"^blob 0.9 is below one cell"):
         Green(0.9)
-    with pytest.raises(UserError, match=r"^blob 3 is too large for 4 cells"):
+    with pytest.raises(UserError, match=r"^blob 3 is too large for 4 cells: .* at most 2, or smaller cells$"):
         Masking(0.5, Green(3.0)).counts((4,))
 
 
