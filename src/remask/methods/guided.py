@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from remask.backbones.attention import class_attention, refuse_without_class_attention
+from remask.backbones.attention import class_attention, full_precision, refuse_without_class_attention
 from remask.backbones.masked_input import Dropped
 from remask.distances import pair_ranking
 from remask.errors import UserError, setting
@@ -120,7 +120,7 @@ class LossGuide(nn.Module):
         everything = Views(
             features.tokens.new_ones(1, len(images), math.prod(grid), dtype=torch.bool), grid, math.prod(grid)
         )
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             return self.head(features, everything).squeeze(-1)
 
     @torch.no_grad()

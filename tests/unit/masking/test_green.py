@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from remask.errors import UserError
 from remask.masking import Masking
 from remask.masking.green import Green
+from remask.masking.scores import random
 from remask.recipe import load_recipe
 
 
@@ -57,6 +58,16 @@ def test_larger_blobs_are_larger_and_of_about_the_size_that_is_given() -> None:
     assert list(sizes.values()) == sorted(sizes.values())
     for blob, size in sizes.items():
         assert 0.9 * blob < size < 1.7 * blob, sizes
+
+
+def test_where_a_quarter_is_visible_blobs_of_two_are_larger_than_what_chance_makes() -> None:
+    """And of one are smaller: such masks are more even than random ones. Cells along a run of hidden or visible ones."""
+    sizes = {
+        name: blob_size(Masking(0.75, score)(256, (14, 14), Generator().manual_seed(0)).mask[0], (14, 14))
+        for name, score in {"random": random, "1": Green(1.0), "2": Green(2.0), "3": Green(3.0)}.items()
+    }
+    assert sizes["1"] < 0.92 * sizes["random"]
+    assert 1.08 * sizes["random"] < sizes["2"] < 0.8 * sizes["3"]
 
 
 def test_there_are_neither_single_cells_nor_large_regions() -> None:
