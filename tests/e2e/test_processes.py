@@ -80,6 +80,10 @@ def test_guided_masks_are_alike_and_their_average_in_one_piece(folder: Path) -> 
     train(recipe(folder / "pictures", *GUIDED), folder / "guided_one", True, True)
     assert_same(folder / "guided_one", folder / "guided")
     assert not (folder / "refused").exists()
+    for rank in (0, 1):
+        line = (folder / f"refused{rank}.txt").read_text()
+        assert line.startswith('masking.pattern "loss" asks the moving average for masks')
+        assert "set runtime.parallel ddp" in line
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

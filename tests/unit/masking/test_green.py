@@ -61,7 +61,7 @@ def test_larger_blobs_are_larger_and_of_about_the_size_that_is_given() -> None:
 
 
 def test_where_a_quarter_is_visible_blobs_of_two_are_larger_than_what_chance_makes() -> None:
-    """And of one are smaller: such masks are more even than random ones. Cells along a run of hidden or visible ones."""
+    """And of one are smaller: such masks are more even than random ones. Cells along a run."""
     sizes = {
         name: blob_size(Masking(0.75, score)(256, (14, 14), Generator().manual_seed(0)).mask[0], (14, 14))
         for name, score in {"random": random, "1": Green(1.0), "2": Green(2.0), "3": Green(3.0)}.items()
