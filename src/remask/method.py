@@ -105,7 +105,8 @@ class Method(nn.Module):
         """Per branch the predictions and the targets of its region: what a loss compares and a figure shows."""
         images = self.backbone.normalise.deep(images)
         features = self.encode(images, views, tuple({layer for branch in self.branches for layer in branch.layers}))
-        targets, pairs = self.targets(images, views), dict[str, Pair]()
+        targets = self.targets(images, views)
+        pairs: dict[str, Pair] = {}
         for b in self.branches:
             target = b.target(pairs) if isinstance(b.target, LossOf) else targets[b.target]
             pairs[b.name] = b(b.read(features), target, views)

@@ -74,7 +74,7 @@ VALUES: dict[str, list[Any]] = {
     "masking.ratio": [0.5],
     "masking.cell": [2, 1],
     "masking.cell_pixels": [16, 8],
-    "masking.blob": [2.0, 1.75],
+    "masking.blob": [1.5],
     "method.name": ["mae", "simmim"],
     "method.target": ["hog", "pixels"],
     "jd.target": ["pixels", "hog-l2"],

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from remask.runs.session import train
-from tests.e2e.together import SETTINGS, recipe
+from tests.e2e.together import GUIDED, SETTINGS, recipe
 from tests.rounding import determined, keys
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -74,6 +74,17 @@ def test_two_processes_are_one(folder: Path, name: str) -> None:
     assert (two["images"], two["views"], two["ete"]) == (one["images"], one["views"], one["ete"])
     status = json.loads((folder / name / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 20)
+
+
+def test_guided_masks_are_alike_and_their_average_in_one_piece(folder: Path) -> None:
+    """Each process asks for its own pictures' guide, and numbers are drawn for all. FSDP is refused before a folder."""
+    train(recipe(folder / "pictures", *GUIDED), folder / "guided_one", True, True)
+    assert_same(folder / "guided_one", folder / "guided")
+    assert not (folder / "refused").exists()
+    for rank in (0, 1):
+        line = (folder / f"refused{rank}.txt").read_text()
+        assert line.startswith('masking.pattern "loss" asks the moving average for masks')
+        assert "set runtime.parallel ddp" in line
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

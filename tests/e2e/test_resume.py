@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from remask.recipe import choose
+from remask.runs.opening import open_run
+from remask.runs.session import train
+
 SETTINGS = [
     "backbone.width=32", "backbone.depth=2", "backbone.heads=2", "backbone.drop_path=0.2", "method.decoder_width=32",
     "method.decoder_heads=2", "method.decoder_depth=1", "jd.width=32", "optim.batch_size=16", "optim.epochs=3",
@@ -84,3 +88,28 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path: Path):
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert json.loads((run / "checkpoints" / "last" / "state.json").read_text())["step"] == status["step"]
+
+
+@pytest.mark.parametrize("pattern", ["green", "attention", "loss"])
+def test_masks_that_adapt_go_on_bit_by_bit(pattern: str, tmp_path: Path) -> None:
+    """In mid-epoch: the averages of network and head, and how far the training is, decide the next masks."""
+    small = [setting for setting in SETTINGS if not setting.startswith("jd.")]
+    small += [f"masking.pattern={pattern}", "data.limit=64", "runtime.log_every=1", "average.decay=[0.5, 0.9]"]
+    small = [setting for setting in small if pattern != "green" or not setting.startswith("average.")]
+
+    def run(folder: Path, steps: int) -> Path:
+        settings = [*small, f"optim.max_steps={steps}"]
+        train(choose("mae-vit-micro-cifar", {"data.source": "digits:train"}, settings=settings), folder, True, True)
+        return folder
+
+    whole, cut = run(tmp_path / "whole", 11), run(tmp_path / "cut", 6)
+    begun, recipe = (cut / "metrics.jsonl").read_text().splitlines(), open_run(cut)[1]
+    longer = recipe.optim.model_copy(update={"max_steps": 11})
+    train(recipe.model_copy(update={"optim": longer}), cut, True, False)
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, cut)]
+    assert len(begun) == 6
+    assert len(lines[0]) == len(lines[1]) == 11
+    losses = [[{k: v for k, v in json.loads(line).items() if k.startswith("loss/")} for line in run] for run in lines]
+    assert losses[0] == losses[1]
+    last = "checkpoints/last/model.safetensors"
+    assert (cut / last).read_bytes() == (whole / last).read_bytes()

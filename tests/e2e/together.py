@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.cli import main as cli
+from remask.errors import UserError
 from remask.images.loading.loader import Loader
 from remask.recipe import Recipe, choose
 from remask.runs.session import train
@@ -23,6 +24,9 @@ SETTINGS = [
 ]  # fmt: skip
 """41 pictures in batches of 7: five steps an epoch, shares of 4 and 3, pictures left over. Of the three terms one
 compares all pictures of a batch, those of the other process too."""
+
+
+GUIDED = ("masking.pattern=loss", "masking.share=0.9")
 
 
 def recipe(pictures: Path, *settings: str) -> Recipe:
@@ -52,6 +56,11 @@ def equal(pictures: Path, folder: Path) -> None:
         train(begun, folder / "begun", True, True, world)
         train(recipe(pictures, "optim.max_steps=7"), folder / "changed", True, True, world)
         train(recipe(pictures, "runtime.parallel=fsdp"), folder / "changed", True, False, world)
+        train(recipe(pictures, *GUIDED), folder / "guided", True, True, world)
+        try:
+            train(recipe(pictures, *GUIDED, "runtime.parallel=fsdp"), folder / "refused", True, True, world)
+        except UserError as error:
+            (folder / f"refused{world.rank}.txt").write_text(str(error))
     leave(0)  # as the command line does
 
 

@@ -105,6 +105,23 @@ def test_disjoint_views_keep_their_promises(case: tuple[Masking, Grid]) -> None:
     )
 
 
+@pytest.mark.parametrize("grid", [(8, 8), (4, 10), (6, 8), (14, 14)])
+@pytest.mark.parametrize("views", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_pattern_is_taken_by_disjoint_masking(name: str, views: int, grid: Grid) -> None:
+    """The promises above for each pattern, for certain: exact counts, the union that is counted, fresh cells evenly."""
+    score, cell = PATTERNS[name]
+    for prediction in (1.0, 0.9):
+        masking = Masking(0.55, score, cell, views, prediction)
+        mask, counts = drawn(masking, grid), masking.counts(grid)
+        assert (mask.sum(-1) == counts.hidden).all()
+        assert (mask.any(0).sum(-1) == counts.predicted).all()
+        earlier = mask.cumsum(0) - mask.long()
+        fresh = (mask & (earlier == 0)).sum(-1)[1:]
+        assert (fresh == fresh[:, :1]).all()
+        assert views == 1 or 0 < int(fresh.min()) >= int(fresh.max()) - cell**2
+
+
 @FEW
 @given(maskings(st.just(2)))
 def test_two_views_count_as_the_official_sampler(case: tuple[Masking, Grid]) -> None:

@@ -77,7 +77,7 @@ def test_parts_that_are_not_chosen_keep_their_rows_and_date(tmp_path: Path, monk
 def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["stop"])
-    assert "there is no part stop: choose from startup, step, cross, alike, hog" in capsys.readouterr().err
+    assert "there is no part stop: choose from startup, step, cross, masks, alike, hog" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", bench.PARTS)

@@ -3,6 +3,7 @@
 Fused attention stores no weights; so does no block that is left as timm has it.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def attention_weights(
     """
     attention = attending_blocks(backbone)[block].attn
     x = _input(backbone, attention, block, images)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         return _weights(attention, x, _bias(backbone, attention, images), queries)
 
 
@@ -63,6 +64,11 @@ def refuse_without_class_attention(backbone: Backbone) -> None:
         f"{setting('masking.pattern attention goes', 'these masks go')} by what a class token attends to, and {why}: "
         f"{cure} a plain vit, or a beit"
     )
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Context without autocast, for numbers that are ranked: in bf16 many would be equal."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _input(backbone: Backbone, attention: Any, number: int, images: Images) -> Float[Tensor, "B T D"]:
@@ -104,4 +110,6 @@ def _weights(
     return (scores if bias is None else scores + bias[:, queries]).softmax(-1)
 
 
-__all__ = ["attending_blocks", "attention_weights", "class_attention", "refuse_without_class_attention"]
+__all__ = [
+    "attending_blocks", "attention_weights", "class_attention", "full_precision", "refuse_without_class_attention",
+]  # fmt: skip

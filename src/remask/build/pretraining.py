@@ -55,16 +55,16 @@ from remask.targets.tokens import Codebook, StoredIds, read_codebook
 from remask.tokens import cell_of
 from remask.types import END, INPUT, Size
 
-PATTERNS: Mapping[str, Callable[[MaskingSection], Score]] = {
-    "random": lambda section: random,
-    "cells": lambda section: random,
-    "blocks": lambda section: Blocks(),
-    "inverse-blocks": lambda section: InverseBlocks(),
-    "green": lambda section: Green(section.blob),
+PATTERNS: Mapping[str, Score] = {
+    "random": random,
+    "cells": random,
+    "blocks": Blocks(),
+    "inverse-blocks": InverseBlocks(),
+    "green": Green(),
 }
 GUIDES: Mapping[str, Callable[[Method, MaskingSection], Method]] = {
-    "attention": lambda method, section: guided_by_attention(method, section.probability, section.hints),
-    "loss": lambda method, section: guided_by_loss(method, section.share),
+    "attention": lambda method, masking: guided_by_attention(method, masking.probability, masking.hints),
+    "loss": lambda method, masking: guided_by_loss(method, masking.share),
 }
 """Patterns that are a plug-in, which brings the score and its guide."""
 UNDECAYED, TABLES = ("simmim", "beit"), ("cls_token", "pos_embed", "relative_position_bias_table")
@@ -115,7 +115,9 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
     if section.pattern == "none":
         return Unmasked(), patch
     count = section.count or count_of(method)
-    score = PATTERNS.get(section.pattern, PATTERNS["random"])(section)
+    score = PATTERNS.get(section.pattern, random)
+    if isinstance(score, Green):
+        score = Green(section.blob)
     masking = Masking(section.ratio, score, section.cell, count=count, predicted=section.predicted)
     if not side:
         return masking, patch

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from remask.backbones.attention import class_attention, refuse_without_class_attention
+from remask.backbones.attention import class_attention, full_precision, refuse_without_class_attention
 from remask.backbones.masked_input import Dropped
 from remask.distances import pair_ranking
 from remask.errors import UserError, setting
@@ -39,7 +39,7 @@ def guided_by_attention(method: Method, probability: float = 0.5, hints: float =
     Raises UserError for backbones without a class token, or whose attention cannot be read.
     """
     refuse_without_class_attention(method.backbone)
-    _refuse_finer_masks(method)
+    _refuse_split_tokens(method)
     masking = replace(method.masking, score=MostAttended(probability, hints))
     return method.with_(masking, guide=AttentionGuide())
 
@@ -53,7 +53,7 @@ def guided_by_loss(method: Method, share: float = 0.5, weight: float = 1.0, dept
     depth    blocks of its decoder, which is half as wide as the backbone
     Raises UserError for methods without a branch that predicts masked tokens one by one.
     """
-    _refuse_finer_masks(method)
+    _refuse_split_tokens(method)
     branch = next((b for b in method.branches if b.region in ("masked", "predicted")), None)
     if branch is None:
         raise UserError(
@@ -120,7 +120,7 @@ class LossGuide(nn.Module):
         everything = Views(
             features.tokens.new_ones(1, len(images), math.prod(grid), dtype=torch.bool), grid, math.prod(grid)
         )
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             return self.head(features, everything).squeeze(-1)
 
     @torch.no_grad()
@@ -167,7 +167,7 @@ def _loss_head(method: Method, region: str, depth: int) -> Head:
     return head.apply(initialise)
 
 
-def _refuse_finer_masks(method: Method) -> None:
+def _refuse_split_tokens(method: Method) -> None:
     if method.mask_unit != method.backbone.patch:
         keys = setting("masking.pattern and masking.cell_pixels", "a guide and mask_unit")
         raise UserError(

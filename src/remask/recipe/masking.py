@@ -30,7 +30,7 @@ class MaskingSection(Section):
         default="all", description="Hidden patches that are predicted: all, a share γ of all patches, once under DM."
     )
     blob: float = Field(
-        default=1.5, ge=1, description="Size of blobs of green noise in cells; two lie side by side in a picture."
+        default=2.0, ge=1, description="Size of blobs of green noise in cells; two lie side by side in a picture."
     )
     probability: float = Field(
         default=0.5, ge=0, le=1, description="Of hiding the most attended first; else at random (attention)."

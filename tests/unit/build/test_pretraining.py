@@ -20,6 +20,7 @@ from remask.build.training import build_loader, build_trainer, gflops_per_image,
 from remask.errors import UserError
 from remask.heads import Decoder, Projector
 from remask.images.sources.opening import open_source
+from remask.masking.green import Green
 from remask.masking.scores import Blocks, InverseBlocks, random
 from remask.method import Method
 from remask.recipe import Recipe, dump, load_recipe
@@ -70,13 +71,19 @@ def test_unset_sizes_are_the_networks_own() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "cell", "score"),
-    [("random", 1, random), ("cells", 2, random), ("blocks", 1, Blocks()), ("inverse-blocks", 1, InverseBlocks())],
+    [
+        ("random", 1, random),
+        ("cells", 2, random),
+        ("blocks", 1, Blocks()),
+        ("inverse-blocks", 1, InverseBlocks()),
+        ("green", 1, Green(2.0)),
+    ],
 )
 def test_the_masking_takes_every_key(pattern: str, cell: int, score: Any) -> None:
     masking, unit = build_masking(tiny(masking__pattern=pattern, masking__ratio=0.6), (4, 4))
     assert (masking.ratio, masking.cell, masking.views, unit) == (0.6, cell, 1, (4, 4))
     assert masking.score == score
-    assert len(PATTERNS) == 4
+    assert len(PATTERNS) == 5
 
 
 @pytest.mark.parametrize(

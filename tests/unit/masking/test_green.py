@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from remask.errors import UserError
 from remask.masking import Masking
 from remask.masking.green import Green
+from remask.masking.scores import random
 from remask.recipe import load_recipe
 
 
@@ -59,6 +60,16 @@ def test_larger_blobs_are_larger_and_of_about_the_size_that_is_given() -> None:
         assert 0.9 * blob < size < 1.7 * blob, sizes
 
 
+def test_where_a_quarter_is_visible_blobs_of_two_are_larger_than_what_chance_makes() -> None:
+    """And of one are smaller: such masks are more even than random ones. Cells along a run."""
+    sizes = {
+        name: blob_size(Masking(0.75, score)(256, (14, 14), Generator().manual_seed(0)).mask[0], (14, 14))
+        for name, score in {"random": random, "1": Green(1.0), "2": Green(2.0), "3": Green(3.0)}.items()
+    }
+    assert sizes["1"] < 0.92 * sizes["random"]
+    assert 1.08 * sizes["random"] < sizes["2"] < 0.8 * sizes["3"]
+
+
 def test_there_are_neither_single_cells_nor_large_regions() -> None:
     """Against the same noise blurred once, whose regions grow without bound: green noise has one size."""
     grid = (32, 32)
@@ -86,9 +97,12 @@ def test_a_guide_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"masking.blob": 5.0}, r"^masking.blob 5 is too large for 8×8 cells: .* at most 4$"),
+        (
+            {"masking.blob": 5.0},
+            r"^masking.pattern green: masking.blob 5 is too large for 8×8 cells: .* at most 4, or smaller",
+        ),
         ({"masking.blob": 0.5}, r"^masking.blob: must be at least 1"),
-        ({"masking.blob": 3.0, "masking.cell": 2}, r"^masking.blob 3 is too large for 4×4 cells: .* at most 2$"),
+        ({"masking.blob": 3.0, "masking.cell": 2}, r"masking.blob 3 is too large for 4×4 cells: .* at most 2, or"),
         ({"masking.pattern": "random"}, "masking.blob has no use with masking.pattern random: it belongs to green"),
         (
             {"masking.share": 0.2},
@@ -111,7 +125,7 @@ def test_mistakes_are_one_line(settings: dict[str, object], why: str) -> None:
 def test_mistakes_in_a_program() -> None:
     with pytest.raises(UserError, match=r"^blob 0.9 is below one cell"):
         Green(0.9)
-    with pytest.raises(UserError, match=r"^blob 3 is too large for 4 cells"):
+    with pytest.raises(UserError, match=r"^blob 3 is too large for 4 cells: .* at most 2, or smaller cells$"):
         Masking(0.5, Green(3.0)).counts((4,))
 
 

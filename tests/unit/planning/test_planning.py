@@ -74,6 +74,29 @@ def test_parts_and_checkpointing_hold_less() -> None:
     assert again.total < 0.8 * whole.total
 
 
+def matrix_products(block: int, tokens: int, width: int, mlp: int = 4) -> float:
+    """FLOPs of so many transformer blocks on so many tokens: projections, MLP, and the two products of attention."""
+    return block * (2 * tokens * width * width * (4 + 2 * mlp) + 4 * tokens * tokens * width)
+
+
+def test_guides_are_counted_once_and_without_a_backward_pass() -> None:
+    """The moving average sees 64 patches and the class token, the second decoder too; a view has 16 and 48 masked."""
+    plain, guided = (anatomy(choose(f"{name}-vit-micro-cifar")) for name in ("mae", "hpm"))
+    stem = 2 * 64 * 48 * 128
+    teacher = stem + matrix_products(6, 65, 128)
+    reads = 2 * 65 * 128 * 64 + matrix_products(1, 65, 64) + 2 * 64 * 64
+    assert (guided.forward - plain.forward) * 1e9 > teacher + reads
+    again = ((guided.forward - plain.forward) * 1e9 - teacher - reads) / reads
+    assert 0.4 < again < 1.1, "the second decoder once more, on a masked view"
+    backward = guided.training - 3 * guided.forward
+    assert backward - (plain.training - 3 * plain.forward) == pytest.approx(-2e-9 * (teacher + reads), rel=0.01)
+    attended = anatomy(choose("mae-attention-vit-micro-cifar"))
+    assert (attended.forward - plain.forward) * 1e9 == pytest.approx(teacher, rel=0.06)  # and queries, keys once more
+    assert anatomy(choose("mae-green-vit-micro-cifar")).forward == pytest.approx(plain.forward, rel=1e-3)
+    assert guided.trained > plain.trained
+    assert gflops_per_image(choose("hpm-vit-micro-cifar")) == guided.forward
+
+
 def test_teachers_beside_the_method_are_held_and_not_trained() -> None:
     recipe = choose("moma-vit-micro-cifar", smoke=True)
     student = build_method(recipe)

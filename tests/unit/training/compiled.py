@@ -27,6 +27,7 @@ METHODS = {
         "crossmae+dmjd",
         [*SETTINGS, "jd.target=average", "masking.predicted=once"],
     ),
+    "guided": ("hpm-vit-micro-cifar", "mae+dm", SETTINGS),
     "maskfeat": ("maskfeat-vit-micro-cifar", None, SETTINGS[:5]),
     "convmae": ("convmae-convit-micro-cifar", "convmae+dmjd", ["method.decoder_depth=2"]),
 }
@@ -66,7 +67,13 @@ COMPILE = torch.compile
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for kind, backend in (("dmjd", "aot_eager"), ("average", "eager"), ("maskfeat", "eager"), ("convmae", "eager")):
+    for kind, backend in (
+        ("dmjd", "aot_eager"),
+        ("average", "eager"),
+        ("guided", "eager"),
+        ("maskfeat", "eager"),
+        ("convmae", "eager"),
+    ):
         eager, compiled = (losses(chosen(kind), how, backend) for how in ("eager", "compiled"))
         print(kind, max(abs(a - b) for a, b in zip(eager, compiled, strict=True)), flush=True)
     store = dist.FileStore(str(Path(sys.argv[1]) / "store"), 1)
