@@ -85,6 +85,8 @@ VALUES: dict[str, list[Any]] = {
     "method.target.weights": ["missing.pth"],
     "jd.target.weights": ["missing.pth"],
     "average.decay": [[0.5, 0.9]],
+    "refine.blocks": [2],
+    "refine.layers": [[0]],
     "method.target.layers": [[0]],
     "jd.target.layers": [[0]],
     "method.target.top": [1, 2],
@@ -315,6 +317,8 @@ def small(name: str) -> str:
         section, _, inner = key.rpartition(".")
         if section and (values.get(section) or section == "probe"):
             values[section] = {**(values[section] or {}), inner: value}
+    if recipe.masking.pattern == "none":
+        values["masking"]["ratio"] = 0.0
     for section in ("method", "jd"):
         if values[section]:
             values[section]["target"] |= {"cell": None}

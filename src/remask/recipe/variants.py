@@ -37,6 +37,11 @@ TOYS: Mapping[str, dict[str, Any]] = {
 }
 """Pattern at the beginning of a network's name → overrides of [backbone] in a smoke run; {} for others."""
 
+_TOY_HEADS = {
+    "blocks": None, "layers": None, "width": 16, "hidden": 32, "predictor": 32, "queue": 32, "neighbours": 4
+}  # fmt: skip
+"""[refine] in a smoke run."""
+
 
 def choose(
     recipe: str | Path,
@@ -119,20 +124,14 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
         "probe": None,
     }  # fmt: skip
     if recipe.method.name == "refiner":
-        small["refine"] = {
-            "blocks": None, "layers": None, "width": 16, "hidden": 32, "predictor": 32, "queue": 32, "neighbours": 4
-        }  # fmt: skip
-        small["backbone"] = {**toy, "weights": None}
+        small |= {"refine": _TOY_HEADS, "backbone": {**toy, "weights": None}}
     if recipe.jd:
         small["jd"] = {"width": 32, "target": _toy_target(recipe.jd.target)}
     if recipe.distill:
         stand_in = "untrained:" + {4: "vit_micro", 8: "vit_tiny"}.get(stride, "vit_tiny_patch16_224")
         small["backbone"] = {**toy, "weights": None}
-        small["distill"] = {
-            "teachers": [{"source": stand_in} for _ in recipe.distill.teachers],
-            "layers": None,
-            "cache": None,
-        }
+        teachers = [{"source": stand_in} for _ in recipe.distill.teachers]
+        small["distill"] = {"teachers": teachers, "layers": None, "cache": None}
     if recipe.progress:  # two sizes, six steps: two after the switch
         keeps_size = "data.image_size" in keep or "progress.sizes" in keep
         height, width = recipe.data.image_size if keeps_size else (2 * side, 2 * side)

@@ -85,6 +85,10 @@ class Schedule:
         """Epochs done after `step` steps, a fraction within an epoch."""
         return (step - self.shift) / self.steps_per_epoch
 
+    def progress_at(self, step: int) -> float:
+        """Share of the training that is done after `step` steps."""
+        return self.epoch_at(step) / self.epochs
+
     def marks(self) -> dict[str, int]:
         """Entries of a checkpoint's state that `going_on` reads: {"steps_per_epoch", "shift"}."""
         return {"steps_per_epoch": self.steps_per_epoch, "shift": self.shift}

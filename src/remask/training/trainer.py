@@ -155,7 +155,7 @@ class Trainer:
         """One optimizer step. Returns this rank's share of the losses and of the gradient norm, still on the device."""
         self.model.train()
         if before_step := getattr(self.model, "before_step", None):
-            before_step(self._progress(self.global_step))
+            before_step(self.schedule.progress_at(self.global_step))
         images = batch.images.to(self.runtime.device, non_blocking=True)
         self._refuse_unnormalised(images)
         draws = self._draws(batch._replace(images=images))
@@ -172,12 +172,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if after_step := getattr(self.model, "after_step", None):
-            after_step(self._progress(self.global_step + 1))
+            after_step(self.schedule.progress_at(self.global_step + 1))
         return {**losses, GRAD_NORM: norm / self.world.size}
-
-    def _progress(self, step: int) -> float:
-        """Share of the training that is done after `step` steps."""
-        return self.schedule.epoch_at(step) / self.schedule.epochs
 
     def _refuse_unnormalised(self, images: Tensor) -> None:
         """Check float images before the forward pass, which may be compiled and cannot raise."""
@@ -189,12 +185,10 @@ class Trainer:
         random = generator(self.seed, "draw", self.global_step)
         if self._draw:
             return self._draw(batch, random)
+        size = self.global_batch_size
         with self.runtime.autocast():
-            if self.global_batch_size is None:
-                draws = self.model.draw(batch.images, random)  # type: ignore[operator]
-            else:
-                rows = self.world.share(self.global_batch_size)
-                draws = self.model.draw(batch.images, random, rows, self.global_batch_size)  # type: ignore[operator]
+            share = () if size is None else (self.world.share(size), size)
+            draws = self.model.draw(batch.images, random, *share)  # type: ignore[operator]
         return draws.of_images(batch.index) if hasattr(draws, "of_images") else draws
 
     def _forward_backward(self, images: Tensor, draws: Draws, micro_batches: int) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from remask.backbones.vit import ViT, create_vit
 from remask.errors import UserError
 from remask.heads import InstanceHead
 from remask.masking.unmasked import Unmasked
-from remask.methods import refiner
+from remask.methods import jd, refiner
+from remask.targets import Hog
 from remask.targets.neighbours import Neighbours
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -113,6 +114,18 @@ def test_other_networks() -> None:
     assert [branch.layer for branch in swin.branches] == [-1]
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert swin(images, generator=Generator().manual_seed(0))["total"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["vit_micro", "beit_micro", "swin_micro", "convvit_micro"])
+def test_it_is_a_plug_in_to_backbones_and_jd_one_to_it(name: str) -> None:
+    """JD keeps what pre-training taught the visible tokens, which are all of them here."""
+    backbone = create_backbone(name, 64)
+    method = jd(refiner(backbone, **SMALL), Hog(backbone.patch, MEAN, STD), width=8)  # type: ignore[arg-type]
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=Generator().manual_seed(1))
+    losses = method(images, generator=Generator().manual_seed(0))
+    assert {"end", "visible", "total"} <= set(losses)
+    losses["total"].backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def write(tmp_path: Path):
         (["masking.ratio=0"], "masking.ratio: must be above 0, not 0"),
         (
             ["masking.pattern=stripes"],
-            "masking.pattern: must be 'random', 'cells', 'blocks', 'inverse-blocks', 'green', 'attention' or 'loss',",
+            "masking.pattern: must be 'random', 'cells', 'blocks', 'inverse-blocks', 'green', 'attention', 'loss' or",
         ),
         (["runtime.workers=some"], "runtime.workers: must be a whole number or 'auto', not 'some'"),
         (["runtime.workers=-1"], "runtime.workers: must be at least 0 or 'auto', not -1"),

@@ -12,12 +12,12 @@ from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
 from remask.backbones.masked_input import Dropped, MaskedInput
-from remask.branch import Branch, Pair, Region
 from remask.color_jitter import BatchColorJitter
 from remask.errors import UserError, setting
 from remask.masking import Masking
 from remask.masking.guided import GuideModule
 from remask.masking.scores import ALL, Guide
+from remask.method.branch import Branch, Pair, Region
 from remask.targets import Target
 from remask.targets.loss_of import LossOf
 from remask.targets.moving_average import Average, AverageReader
