@@ -347,7 +347,7 @@ def context(key: str, recipe: Recipe) -> tuple[Any, ...]:
         return target.kind, target.tokenizer, target.over, target.file is None
 
     deciding: dict[str, tuple[Any, ...]] = {
-        "data": (bool(recipe.progress),),
+        "data": (bool(recipe.progress), recipe.data.crop),
         "backbone": (method, network),
         "masking": (method, network, masking.pattern, masking.cell_pixels is None),
         "method": (method, network, *kind(recipe.method.target)),

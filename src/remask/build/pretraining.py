@@ -103,7 +103,7 @@ def build_target(section: TargetRecipe, recipe: Recipe, patch: Size, backbone: B
     data = recipe.data
     cell = section.cell or hog_cell(patch)
     kinds: dict[str, Callable[[], Target]] = {
-        "pixels": lambda: Pixels(patch, data.mean, data.std, per_patch=section.norm == "patch"),
+        "pixels": lambda: Pixels(patch, data.mean, data.std, section.norm == "patch", section.low_pass),
         "hog": lambda: Hog(patch, data.mean, data.std, section.flavour, cell, section.bins, section.norm),  # type: ignore[arg-type]
         "features": lambda: map_teacher(str(section.teacher), section.weights, section.norm, recipe, patch),
         "tokens": lambda: _tokenizer(section, recipe, patch),

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import Field, model_validator
 
 from remask.recipe.distill import AverageSection, DistillSection
+from remask.recipe.runtime import PretrainingRuntime, ProbeSection
 from remask.recipe.schedule import OptimSection, ProgressSection
 from remask.recipe.sections import (
     DISTILLING,
@@ -19,8 +20,6 @@ from remask.recipe.sections import (
     JDSection,
     MaskingSection,
     MethodSection,
-    PretrainingRuntime,
-    ProbeSection,
 )
 from remask.recipe.terms import UniformitySection
 from remask.recipe.used import ATTENDING
@@ -202,6 +201,18 @@ def _grid_problems(recipe: Recipe, patch: int) -> Iterator[str]:
         if target and target.cell and unit % target.cell:
             whose = "patch" if unit == patch else "masking cell"
             yield f"{where}.target.cell {target.cell} does not divide the {whose} of {unit} pixels"
+    yield from _low_pass_problems(recipe)
+
+
+def _low_pass_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields a message about a low-pass that leaves nothing out: half a cycle a pixel is the finest, both ways."""
+    sides = [min(size) for size in (recipe.progress.sizes if recipe.progress else [recipe.data.image_size])]
+    for where, target in (("method", recipe.method.target), ("jd", recipe.jd and recipe.jd.target)):
+        if target and target.low_pass and target.low_pass >= (finest := math.sqrt(0.5) * min(sides)):
+            yield (
+                f"{where}.target.low_pass {target.low_pass:g} leaves nothing out: images of {min(sides)} pixels have "
+                f"up to {finest:.1f} cycles a side, along the diagonal; lower it"
+            )
 
 
 def _cell_problems(recipe: Recipe, patch: int) -> Iterator[str]:

@@ -143,6 +143,10 @@ PRETRAINING = (
         "plain ViTs, as vit_base_patch16_224: the others have positions of their own",
     ),
     Rule(
+        "data.crop_scale data.crop_ratio", "data.crop", lambda recipe: recipe.data.crop == "random", "random crops"
+    ),
+    Rule("data.crop_padding", "data.crop", lambda recipe: recipe.data.crop == "simple", "simple crops"),
+    Rule(
         "masking.cell", "masking.cell_pixels", lambda recipe: recipe.masking.cell_pixels is None,
         "cells that are counted in patches; give one of the two",
     ),

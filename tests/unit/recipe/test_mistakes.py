@@ -104,6 +104,22 @@ def write(tmp_path: Path):
         (["average.decay=[0.9, 1.1]", "method.target=average"], "average.decay: must be at most 1, not 1.1"),
         (["average.decay=0.9", "method.target=average"], "average.decay: "),
         (["dm.views=0"], "dm.views: must be at least 1, not 0"),
+        (
+            ["data.crop=simple", "data.reduced=true"],
+            'data.crop "simple" is cut from whole pictures on the CPU: leave data.reduced out',
+        ),
+        (
+            ["data.crop=simple", "data.crop_padding=224"],
+            "data.crop_padding 224 must be below data.image_size, (224, 224)",
+        ),
+        (["data.crop=centre"], "data.crop: must be 'random' or 'simple', not 'centre'"),
+        (["data.crop=simple", "data.crop_scale=[0.5, 1]"], "data.crop_scale has no use with data.crop simple: it"),
+        (["data.crop_padding=2"], "data.crop_padding has no use with data.crop random: it belongs to simple crops"),
+        (
+            ["method.target.low_pass=160"],
+            "method.target.low_pass 160 leaves nothing out: images of 224 pixels have up to 158.4 cycles a side",
+        ),
+        (["jd.target.low_pass=3"], 'jd.target.low_pass belongs to kind = "pixels"; leave it out for hog'),
         (["data.image_size=100"], "data.image_size 100x100 cannot be cut into 16x16 patches; the nearest is 96x96"),
         (["data.image_size=8"], "data.image_size 8x8 cannot be cut into 16x16 patches; the nearest is 16x16"),
         (
