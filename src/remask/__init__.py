@@ -30,6 +30,7 @@ _HOMES = {
         "dmae",
         "fastmim",
         "jd",
+        "localmim",
         "mae",
         "maskfeat",
         "moma",

@@ -7,6 +7,7 @@ from remask.methods.data2vec import data2vec
 from remask.methods.dmae import dmae
 from remask.methods.dmjd import dm, jd
 from remask.methods.fastmim import fastmim
+from remask.methods.localmim import localmim
 from remask.methods.mae import mae
 from remask.methods.maskfeat import maskfeat
 from remask.methods.moma import moma
@@ -22,6 +23,7 @@ __all__ = [
     "dmae",
     "fastmim",
     "jd",
+    "localmim",
     "mae",
     "maskfeat",
     "moma",

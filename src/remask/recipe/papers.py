@@ -12,6 +12,7 @@ PAPERS = {
     "dmae": "Masked Autoencoders Enable Efficient Knowledge Distillers, arXiv 2208.12256",
     "crossmae": "Rethinking Patch Dependence for Masked Autoencoders, arXiv 2401.14391",
     "data2vec": "Efficient Self-supervised Learning with Contextualized Target Representations, arXiv 2212.07525",
+    "localmim": "Masked Image Modeling with Local Multi-Scale Reconstruction, arXiv 2303.05251",
     "moma": "MOMA: Distill from Self-Supervised Teachers, arXiv 2302.02089",
 }
 """Method → title and arXiv number of its paper."""

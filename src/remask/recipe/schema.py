@@ -80,6 +80,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if patch:
         yield from _grid_problems(recipe, patch)
     yield from _method_problems(recipe)
+    yield from _network_problems(recipe)
     yield from _decoder_problems(recipe)
     yield from _progress_problems(recipe)
     yield from _distill_problems(recipe)
@@ -128,6 +129,11 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
             else f"method.name {method.name} regresses vectors, and method.target.kind tokens are ids: use method "
             "beit, or another target"
         )
+    if method.name == "localmim" and method.target.kind != "hog":
+        yield (
+            f"method.name localmim predicts HOG in cells of several sizes, and method.target.kind {method.target.kind} "
+            "has none: set method.target hog-l2"
+        )
     if recipe.jd and recipe.jd.target.kind == "tokens":
         yield (
             "jd regresses vectors with smooth-l1, and jd.target.kind tokens are ids: choose hog, pixels-norm or a "
@@ -135,11 +141,24 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _network_problems(recipe: Recipe) -> Iterator[str]:
+    """Yields a message about a number of class tokens for which published weights have no place."""
+    section = recipe.backbone
+    if section.class_tokens and "." in section.name:
+        yield (
+            f"backbone.class_tokens {section.class_tokens}: the weights of backbone.name {section.name} have "
+            f"their own number: leave it out, or take random weights, {section.name.partition('.')[0]}"
+        )
+
+
 def _decoder_problems(recipe: Recipe) -> Iterator[str]:
-    """Yields messages about the sizes of data2vec's decoder."""
+    """Yields messages about the sizes of data2vec's decoder, and of localmim's cells."""
     method = recipe.method
     if method.name == "data2vec" and method.decoder_kernel % 2 == 0:
         yield f"method.decoder_kernel {method.decoder_kernel} is even: convolutions that keep the grid have an odd side"
+    cells, layers = method.cells, method.decoder_layers
+    if method.name == "localmim" and cells and layers and len(cells) != len(layers):
+        yield f"method.cells {cells} are {len(cells)} for the {len(layers)} of method.decoder_layers: one for each"
 
 
 def _distill_problems(recipe: Recipe) -> Iterator[str]:

@@ -7,10 +7,22 @@ from pydantic import Field, field_validator, model_validator
 
 from remask.recipe.values import Deviation, Pattern, PixelRange, Range, Section, Size, Target
 
-METHODS = ("mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae", "data2vec")
+METHODS = (
+    "mae",
+    "simmim",
+    "maskfeat",
+    "beit",
+    "convmae",
+    "fastmim",
+    "dmae",
+    "moma",
+    "crossmae",
+    "data2vec",
+    "localmim",
+)
 """Method names that build/pretraining.py knows."""
 
-DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae", "data2vec")
+DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae", "data2vec", "localmim")
 """Methods whose backbone encodes visible patches only; the others replace the masked ones."""
 
 DISTILLING = ("dmae", "moma")
@@ -146,6 +158,9 @@ class BackboneSection(Section):
     weights: str | None = Field(
         default=None, min_length=1, description="Start from these: mae:FILE, mocov3:FILE, run:RUN, ..."
     )
+    class_tokens: int | None = Field(
+        default=None, ge=1, description="Class tokens of a plain ViT (Pixio: 8); unset = the network's own."
+    )
     width: int | None = Field(default=None, ge=1, description="Overrides the network's width.")
     depth: int | None = Field(default=None, ge=1, description="Overrides the number of blocks.")
     heads: int | None = Field(default=None, ge=1, description="Overrides the number of attention heads.")
@@ -214,7 +229,11 @@ class MethodSection(Section):
         default="self", description="Mask tokens attend to all tokens (MAE), or to visible ones alone (CrossMAE)."
     )
     decoder_layers: list[Annotated[int, Field(ge=0)] | Literal["input", "end"]] | None = Field(
-        default=None, description="Layers that the decoder reads: input, blocks from 0, end; unset = end, cross: all."
+        default=None,
+        description="Layers that the decoder reads: input, blocks from 0, end; unset = end; cross: all; localmim: 4.",
+    )
+    cells: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, description="Pixels of a HOG cell at each layer (localmim); unset = a patch / 4, / 2, · 1, · 2."
     )
     decoder_width: int = Field(default=512, ge=1, description="Width of the decoder.")
     decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")

@@ -25,6 +25,7 @@ OWN_TARGETS = {
     "dmae": "pixels",
     "crossmae": "pixels-norm",
     "data2vec": "average",
+    "localmim": "hog-l2",
 }
 """Method → target of its paper; moma has none, for its students predict their teachers' features."""
 
@@ -59,7 +60,7 @@ def choose(
     if base and switches.get("method.name", base.method.name) not in (base.method.name, "moma"):
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
     if base and flags.get("backbone.name", base.backbone.name) != base.backbone.name:
-        switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
+        switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads", "class_tokens")}
     chosen = load_recipe(recipe, {**switches, **flags})
     return (
         shrink(chosen, {leaf for key, value in flags.items() for leaf in leaves(nest(key, value))}) if smoke else chosen
@@ -110,7 +111,7 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
         "data": {"image_size": (side, side), "limit": 4 * batch, **padding},
         "backbone": toy,
         "method": {
-            "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "decoder_layers": None,
+            "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "decoder_layers": None, "cells": None,
             "target": _toy_target(recipe.method.target, side / min(recipe.data.image_size)),
         },
         "optim": {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 8, "max_steps": 4, "precision": "fp32"},

@@ -1,7 +1,8 @@
 """Attention maps of a block of a vision transformer, per head, drawn over the images.
 
-Attention of the class token on the patches, as in DINO (2104.14294, figure 1); without a class token the mean over the
-queries of all patches. Queries and keys are recomputed from the block's input, for fused attention stores no weights.
+Attention of the class token on the patches, as in DINO (2104.14294, figure 1), the mean of several; without a class
+token the mean over the queries of all patches. Queries and keys are recomputed from the block's input, for fused
+attention stores no weights.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from timm.models.beit import Attention as BeitAttention
 from timm.models.vision_transformer import Attention
 from torch import Tensor
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.backbones.beit import BeitViT
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
@@ -39,7 +40,8 @@ def attention_maps(backbone: Backbone, images: Images, block: int = -1) -> Float
         weights = _weights(attention, x, _bias(backbone, attention, images))
     prefix, grid = backbone.prefix, backbone.grid((images.shape[-2], images.shape[-1]))
     has_class_token = getattr(backbone.network, "cls_token", None) is not None
-    on_patches = weights[:, :, 0, prefix:] if has_class_token else weights[:, :, prefix:, prefix:].mean(2)
+    queries = slice(0, class_tokens(backbone)) if has_class_token else slice(prefix, None)
+    on_patches = weights[:, :, queries, prefix:].mean(2)
     return on_patches.unflatten(-1, grid).clone().cpu()
 
 
