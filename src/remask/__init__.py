@@ -32,6 +32,7 @@ _HOMES = {
         "guided_by_attention",
         "guided_by_loss",
         "jd",
+        "localmim",
         "mae",
         "maskfeat",
         "moma",

@@ -77,6 +77,18 @@ def split_tokens(tokens: Num[Tensor, "R n FP"], grid: Grid, cells: Grid) -> Num[
     return cut.transpose(2, 3).flatten(1, 4)
 
 
+def coarse_ids(grid: Grid, tokens: Grid, device: torch.device) -> Int[Tensor, "N"]:
+    """For each token of the grid, in raster order, the number of the patch of `tokens` rows and columns it lies in.
+
+    Raises UserError where such patches do not tile the grid.
+    """
+    if any(side % size for side, size in zip(grid, tokens, strict=True)):
+        wanted, there = ("×".join(map(str, sides)) for sides in (tokens, grid))
+        raise UserError(f"patches of {wanted} tokens do not tile a grid of {there} tokens")
+    rows, columns = (torch.arange(side, device=device) // size for side, size in zip(grid, tokens, strict=True))
+    return (rows[:, None] * (grid[1] // tokens[1]) + columns).flatten()
+
+
 def take(tokens: Num[Tensor, "R N D"], ids: Int[Tensor, "R K"]) -> Num[Tensor, "R K D"]:
     """The tokens that `ids` names, row by row."""
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

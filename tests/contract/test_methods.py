@@ -38,13 +38,14 @@ BACKBONES = {
     "mae": ("vit_micro",), "convmae": ("convvit_micro",), "simmim": REPLACING, "maskfeat": REPLACING, "beit": REPLACING,
     "fastmim": (*REPLACING, "convvit_micro", "pvt_v2_b0", "cmt_micro"),
     "dmae": ("vit_micro",), "moma": ("vit_micro", "convvit_micro"), "crossmae": ("vit_micro",),
-    "data2vec": ("vit_micro",),
+    "data2vec": ("vit_micro",), "localmim": ("vit_micro",),
 }  # fmt: skip
 STRIDES = {"swin": 8, "pvt": 32, "cmt": 32}
 """Of networks whose tokens are what they are; the others' are made 4 pixels."""
 TEACHER = {"kind": "features", "norm": "layer", "teacher": "untrained:test_vit"}
 VECTORS = {"pixels": "pixels", "pixels-norm": "pixels-norm", "hog": "hog", "hog-l2": "hog-l2", "teacher": TEACHER}
 AVERAGE = {"average": {"kind": "average", "norm": "layer", "outputs": "block"}}
+HOGS = {name: name for name in ("hog", "hog-l2")}
 WORDS = {"words": {"kind": "tokens", "norm": "none", "vocabulary": 8}}
 SMALL: dict[str, Any] = {
     "data.image_size": "24x16", "masking.ratio": 0.6, "method.decoder_width": 16, "method.decoder_heads": 2,
@@ -72,7 +73,7 @@ def combinations() -> list[Combination]:
     """Every base × backbone × plug-in; on the first backbone every target, and under DMJD every pattern."""
     found = []
     for base, backbones in BACKBONES.items():
-        targets = list({"beit": WORDS, "data2vec": AVERAGE}.get(base, VECTORS))
+        targets = list({"beit": WORDS, "data2vec": AVERAGE, "localmim": HOGS}.get(base, VECTORS))
         found += [Combination(base, *pair, targets[-2:][0], "random") for pair in product(PLUGINS, backbones)]
         found += [Combination(base, "+jd", backbones[0], target, "random") for target in targets]
         patterns = {*PATTERNS, *GUIDES} - UNGUIDED.get(base, set())
@@ -184,6 +185,7 @@ def test_losses_are_named_finite_and_add_up(case: Case) -> None:
         "dmae": {"masked": 1.0, "align": 1.0},
         "moma": {"teacher0": 1.0},
         "data2vec": {"masked": 1.0, "class": 0.01},
+        "localmim": {"end": 1.0},
     }.get(case.recipe.method.name, {"masked": 1.0})
     weights = {branch.name: branch.weight for branch in case.method.branches}
     own |= {"difficulty": 1.0} if case.recipe.masking.pattern == "loss" else {}

@@ -94,6 +94,7 @@ VALUES: dict[str, list[Any]] = {
     "method.decoder_heads": [1],
     "method.decoder_layers": [[0], ["input", "end"]],
     "backbone.heads": [1],
+    "method.cells": [[2, 4], [4]],
     "distill.cache": ["features"],
     "distill.teachers": [["untrained:vit_tiny"]],
     "progress.sizes": [[16, 32], [32, 64], [64, 128]],
@@ -352,7 +353,7 @@ def context(key: str, recipe: Recipe) -> tuple[Any, ...]:
         return target.kind, target.tokenizer, target.over, target.file is None
 
     deciding: dict[str, tuple[Any, ...]] = {
-        "data": (bool(recipe.progress),),
+        "data": (bool(recipe.progress), recipe.data.crop),
         "backbone": (method, network),
         "masking": (method, network, masking.pattern, masking.cell_pixels is None),
         "method": (method, network, *kind(recipe.method.target)),
@@ -541,7 +542,7 @@ base_lr = 1e-3
 {distill}
 """
 NETWORKS = {"beit": "beit_micro", "convmae": "convvit_micro"}
-TARGETS = {"beit": 'target = "tokens"', "moma": ""}
+TARGETS = {"beit": 'target = "tokens"', "moma": "", "localmim": 'target = "hog-l2"'}
 TEACHERS = """
 [distill]
 teachers = ["untrained:vit_micro"]

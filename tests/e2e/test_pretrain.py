@@ -51,9 +51,10 @@ def shrunk(name: str) -> Recipe:
     return choose(name, {"data.source": "photos"}, smoke=True)
 
 
-def kind(recipe: Recipe) -> tuple[str, object, bool]:
-    """What decides which code a recipe runs: its method, its family of backbones, and whether images grow."""
-    return recipe.method.name, creator_of(recipe.backbone.name), recipe.progress is not None
+def kind(recipe: Recipe) -> tuple[object, ...]:
+    """What decides which code a recipe runs: its method, backbones and crops, and whether images grow."""
+    backbone = creator_of(recipe.backbone.name), recipe.backbone.class_tokens
+    return recipe.method.name, *backbone, recipe.data.crop, recipe.uniformity is None, recipe.progress is not None
 
 
 ONE_OF_EACH = {kind(shrunk(name)): name for name in reversed(recipe_names())}

@@ -66,9 +66,14 @@ class Backbone(Protocol):
         ...
 
 
+def class_tokens(backbone: Backbone) -> int:
+    """How many of the first prefix tokens are class tokens, whose mean stands for the image; others are registers."""
+    return int(getattr(backbone, "class_tokens", min(backbone.prefix, 1)))
+
+
 def stem_patch(backbone: Backbone) -> Size:
     """Pixels of the smallest part of an image that a mask token stands for: a token of the stem, finer in a Swin."""
     return getattr(backbone, "stem_patch", backbone.patch)
 
 
-__all__ = ["Backbone", "Mode", "stem_patch"]
+__all__ = ["Backbone", "Mode", "class_tokens", "stem_patch"]

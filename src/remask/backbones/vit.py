@@ -39,9 +39,10 @@ class Patches(NamedTuple):
 class ViT(nn.Module):
     """A timm vision transformer as a masked encoder. Images are normalised here, on their device.
 
-    network     the timm model; its state dict is the export
-    mean, std   per channel, of pixel values 0..1
-    origin      name and arguments with which `timm.create_model` rebuilds the network
+    network        the timm model; its state dict is the export
+    mean, std      per channel, of pixel values 0..1
+    origin         name and arguments with which `timm.create_model` rebuilds the network
+    class_tokens   how many of its prefix tokens are class tokens: the first, unless its registers are meant as such
     """
 
     modes: tuple[Mode, ...] = ("drop", "replace")
@@ -54,6 +55,7 @@ class ViT(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         origin: tuple[str, dict[str, Any]] | None = None,
+        class_tokens: int | None = None,
     ) -> None:
         super().__init__()
         refuse_unless(network, VisionTransformer, ("_pos_embed", "forward_features"))
@@ -69,6 +71,7 @@ class ViT(nn.Module):
         self.size: Size = (self.built_for[0] * self.patch[0], self.built_for[1] * self.patch[1])
         self.stem_width = self.width
         self.prefix, self.channels = int(network.num_prefix_tokens), stem.proj.in_channels
+        self.class_tokens = class_tokens or min(self.prefix, 1)
         self.normalise = Normalise(mean, std)
         pixels = self.patch[0] * self.patch[1]
         self.register_buffer("shift", torch.tensor(mean).repeat(pixels) * 255, persistent=False)
@@ -160,11 +163,14 @@ def create_vit(
     positions: str = "sincos",
     drop_path: float = 0.0,
     overrides: Mapping[str, int | float] | None = None,
+    class_tokens: int | None = None,
 ) -> ViT:
     """A ViT by timm name or by one of the small names here, for images of `size` pixels and len(mean) channels.
 
-    positions   "sincos": MAE's fixed table, stored and frozen; "learned": the network's own
-    overrides   timm arguments (patch_size, embed_dim, depth, num_heads, mlp_ratio)
+    positions      "sincos": MAE's fixed table, stored and frozen; "learned": the network's own
+    overrides      timm arguments (patch_size, embed_dim, depth, num_heads, mlp_ratio)
+    class_tokens   as many (Pixio, 2512.15715): timm's class token and its registers, each with a row of its own; their
+                   mean is the class token of probes and figures. The network's own unless given
     Raises UserError for an unknown name, a model that is not a VisionTransformer, or a size no patch divides.
     """
     base, small = SMALL.get(name, (name, {}))
@@ -174,6 +180,7 @@ def create_vit(
     arguments: dict[str, Any] = {
         **small,
         **(overrides or {}),
+        **({"reg_tokens": class_tokens - 1} if class_tokens else {}),
         "img_size": size,
         "in_chans": len(mean),
         "num_classes": 0,
@@ -186,7 +193,9 @@ def create_vit(
         raise UserError(f"timm cannot build {name} with {arguments}: {first_line(error)}") from error
     if not isinstance(network, VisionTransformer):
         raise UserError(f"{name} is a {type(network).__name__}, not a plain vision transformer: {why_named(base)}")
-    backbone = ViT(network, mean, std, origin=(base, arguments))
+    if class_tokens and network.cls_token is None:
+        raise UserError(f"{name} has no class token, of which there could be {class_tokens}: choose another ViT")
+    backbone = ViT(network, mean, std, (base, arguments), class_tokens)
     grid = backbone.grid(size)
     if positions == "sincos" and network.pos_embed is not None:
         own = 0 if network.no_embed_class else backbone.prefix

@@ -34,13 +34,14 @@ from remask.methods import (
     dmae,
     fastmim,
     jd,
+    localmim,
     mae,
     maskfeat,
     moma,
     refiner,
     simmim,
     umae,
-)
+)  # fmt: skip
 from remask.methods.defaults import hog_cell
 from remask.methods.guided import guided_by_attention, guided_by_loss
 from remask.recipe import Recipe
@@ -83,10 +84,11 @@ def build_backbone(recipe: Recipe) -> Backbone:
     overrides = {name: value for name, value in sizes.items() if value is not None}
     create = creator_of(section.name)
     if create is create_vit:
-        create = partial(create_vit, positions=section.positions)
+        create = partial(create_vit, positions=section.positions, class_tokens=section.class_tokens)
     if create is create_hierarchical and recipe.method.name != "fastmim" and known(section.name):
         refuse_tokens(section.name, recipe.method.name)
-    sized = [f"backbone.{key}" for key in ("patch_size", "width", "depth", "heads") if getattr(section, key)]
+    keys = ("patch_size", "width", "depth", "heads", "class_tokens")
+    sized = [f"backbone.{key}" for key in keys if getattr(section, key)]
     if overrides and create is create_hierarchical:
         raise UserError(f"{section.name} has its own sizes: leave out {' and '.join(sized)}, or choose a vit")
     with in_recipe(), naming(sized):
@@ -135,7 +137,7 @@ def build_target(section: TargetRecipe, recipe: Recipe, patch: Size, backbone: B
     data = recipe.data
     cell = section.cell or hog_cell(patch)
     kinds: dict[str, Callable[[], Target]] = {
-        "pixels": lambda: Pixels(patch, data.mean, data.std, per_patch=section.norm == "patch"),
+        "pixels": lambda: Pixels(patch, data.mean, data.std, section.norm == "patch", section.low_pass),
         "hog": lambda: Hog(patch, data.mean, data.std, section.flavour, cell, section.bins, section.norm),  # type: ignore[arg-type]
         "features": lambda: map_teacher(str(section.teacher), section.weights, section.norm, recipe, patch),
         "tokens": lambda: _tokenizer(section, recipe, patch),
@@ -186,6 +188,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
             "fastmim": lambda: fastmim(backbone, masking, target, mask_unit, **decoder),
             "dmae": lambda: _dmae(recipe, backbone, masking, target, decoder),
             "data2vec": lambda: data2vec(backbone, masking, target, **decoder, class_weight=section.class_weight),
+            "localmim": lambda: _localmim(recipe, backbone, masking, decoder),
             "moma": lambda: _moma(recipe, backbone, masking),
             "refiner": lambda: _refiner(recipe, backbone),
         }
@@ -223,7 +226,15 @@ def _decoder(section: MethodSection) -> dict[str, Any]:
     names = {"input": INPUT, "end": END}
     given = section.decoder_layers
     layers = None if given is None else [names[i] if isinstance(i, str) else i for i in given]
-    return sizes | {"layers": layers} | ({} if section.name == "crossmae" else {"decoder": section.decoder})
+    return (
+        sizes | {"layers": layers} | ({} if section.name in ("crossmae", "localmim") else {"decoder": section.decoder})
+    )
+
+
+def _localmim(recipe: Recipe, backbone: Backbone, masking: Masking, decoder: dict[str, Any]) -> Method:
+    section, target = recipe.method, recipe.method.target
+    hog: dict[str, Any] = {"flavour": target.flavour, "norm": target.norm, "bins": target.bins}
+    return localmim(backbone, masking, recipe.data.image_size, cells=section.cells, **hog, **decoder)
 
 
 def _dmae(recipe: Recipe, backbone: Backbone, masking: Masking, target: Target, decoder: dict[str, Any]) -> Method:

@@ -12,7 +12,7 @@ from remask.errors import UserError
 from remask.images.loading.device_crops import no_decoder
 from remask.images.loading.loader import Loader
 from remask.images.sources.opening import Source
-from remask.images.transforms import RandomCropFlip
+from remask.images.transforms import RandomCropFlip, SimpleCropFlip, Transform
 from remask.method import Method
 from remask.recipe import Recipe
 from remask.targets.cached import Cached
@@ -34,7 +34,9 @@ def peak_lr(recipe: Recipe, method: Method) -> float:
 def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:
     """The loader of random crops of the source; no batch holds an image twice. report: callbacks of `Loader`."""
     data, workers = recipe.data, recipe.runtime.workers
-    crop = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
+    crop: Transform = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
+    if data.crop == "simple":
+        crop = SimpleCropFlip(data.image_size, data.crop_padding, data.flip)
     return Loader(
         source, crop, recipe.optim.batch_size, seed=recipe.seed,
         workers=auto_workers(runtime) if workers == "auto" else workers,

@@ -16,7 +16,7 @@ from remask.images.sources.labels import match
 from remask.images.tools.measuring import measure
 from remask.interop.start import start
 from remask.recipe.downstream import DetectModel, FinetuneModel, ImagesSection, SegmentModel
-from remask.recipe.sections import RuntimeSection
+from remask.recipe.runtime import RuntimeSection
 from remask.training.cost import forward_gflops
 from remask.training.runtime import Runtime, auto_workers
 from remask.types import Size

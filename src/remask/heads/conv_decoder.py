@@ -68,18 +68,27 @@ class ConvDecoder(nn.Module):
 
 
 class Pooled(nn.Module):
-    """One row for each view: its class token, or the mean of its tokens; as it is where the target is as wide."""
+    """One row for each view: its class token, or the mean of its tokens; as it is where the target is as wide.
+
+    class_tokens   how many there are, of which the mean is taken
+    """
 
     region = "pooled"
 
-    def __init__(self, width_in: int, width_out: int, of: Literal["class token", "mean"] = "class token") -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        of: Literal["class token", "mean"] = "class token",
+        class_tokens: int = 1,
+    ) -> None:
         super().__init__()
-        self.of = of
+        self.of, self.class_tokens = of, class_tokens
         self.predict = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB 1 P"]:
-        pooled = features.prefix[:, :1] if self.of == "class token" else features.tokens.mean(dim=1, keepdim=True)
-        return self.predict(pooled)
+        chosen = features.prefix[:, : self.class_tokens] if self.of == "class token" else features.tokens
+        return self.predict(chosen.mean(dim=1, keepdim=True))
 
     def describe(self) -> str:
         return self.of if isinstance(self.predict, nn.Identity) else f"linear on the {self.of}"

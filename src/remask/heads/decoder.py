@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from remask.heads.partial_block import entered, last_rows
 from remask.heads.rows import cell_rows
-from remask.tokens import sincos_positions, take
+from remask.tokens import scatter, sincos_positions, take
 from remask.types import Features, Grid
 from remask.views import Views
 
@@ -50,15 +50,27 @@ class Decoder(nn.Module):
             Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=partial(LayerNorm, eps=1e-6)) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, width_out)
+        self.predict: nn.Module = nn.Linear(width, width_out)
         # stored with the weights: a checkpoint's own table is taken as it is
         self.register_buffer("positions", sincos_positions(grid, width))
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB R P"]:
-        positions = self.positions
         masked, rows = views.masked, views.hidden
         if self.region == "predicted":
             masked, rows = views.masked_predicted_last, views.predicted.shape[1]
+        return self.predict(self.norm(self._decoded(features, views, masked, rows)))
+
+    def grid_tokens(self, features: Features, views: Views) -> Float[Tensor, "VB N d"]:
+        """All tokens of the grid in raster order, before the output layer."""
+        tokens = self._decoded(features, views, views.masked, None)[:, features.prefix.shape[1] :]
+        places = torch.cat([views.visible, views.masked], dim=1)
+        return self.norm(scatter(tokens, places, torch.zeros_like(tokens)))
+
+    def _decoded(
+        self, features: Features, views: Views, masked: Int[Tensor, "VB M"], rows: int | None
+    ) -> Float[Tensor, "VB T d"]:
+        """The last block's output for the last `rows` tokens of [prefix, visible, masked]; None: for all of them."""
+        positions = self.positions
         if views.grid != self.grid:
             positions = sincos_positions(views.grid, self.width).to(positions.device)
         visible = self.embed(features.tokens) + positions[views.visible]
@@ -69,8 +81,8 @@ class Decoder(nn.Module):
         for block in rest[:-1]:
             x = self._run(block, x)
         if rest:
-            x = self._run(last_rows, rest[-1], x, rows)
-        return self.predict(self.norm(x))
+            x = self._run(rest[-1], x) if rows is None else self._run(last_rows, rest[-1], x, rows)
+        return x
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)

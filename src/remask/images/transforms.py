@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Num
+from jaxtyping import Int, Num
 from torch import Generator, Tensor
 
 from remask.errors import UserError
@@ -98,6 +98,45 @@ class RandomCropFlip:
 
 
 @dataclass(frozen=True)
+class SimpleCropFlip:
+    """Nearly the whole image: resized to cover the output, padded by reflection, cut at a random place; then a flip.
+
+    The conservative crop of PixMIM (2303.02416), which loses less of what an image shows than RandomResizedCrop.
+    padding   pixels on each side (official: 4 at 224 px)
+    """
+
+    size: Size
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.size)
+        if not 0 <= self.padding < min(self.size):
+            raise UserError(f"padding of {self.padding} px: needs 0 or more, and less than the output's {self.size}")
+
+    def __call__(self, image: Num[Tensor, "C H W"], generator: Generator) -> Num[Tensor, "C h w"]:
+        down, right, along, mirrored = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        (height, width), image = self.size, _shortened(image, self.size, along)
+        rows, columns = image.shape[-2:]
+        # one side is met exactly, the other follows; rounded down as torchvision does
+        if rows * width <= columns * height:
+            tall, wide = height, max(columns * height // rows, width)
+        else:
+            tall, wide = max(rows * width // columns, height), width
+        image = resize(image, (tall, wide))
+        y = self._reflected(int(down * (tall + 2 * self.padding - height + 1)), height, tall)
+        x = self._reflected(int(right * (wide + 2 * self.padding - width + 1)), width, wide)
+        crop = image.view(torch.int16) if image.dtype == torch.uint16 else image  # which torch indexes
+        crop = crop[:, y[:, None], x].view(image.dtype)
+        return mirror(crop) if self.flip and mirrored < 0.5 else crop
+
+    def _reflected(self, start: int, length: int, total: int) -> Int[Tensor, "length"]:
+        """Pixels of a line of `total` that stand at `start` and behind, where the padded line begins at 0."""
+        place = (torch.arange(length) + start - self.padding).abs()
+        return total - 1 - (total - 1 - place).abs()
+
+
+@dataclass(frozen=True)
 class CentreCrop:
     """Resize so that the crop is `ratio` of the image's tighter side, then cut the centre: 256 then 224 as usual.
 
@@ -160,12 +199,13 @@ def rows_first(rows: int, columns: int, size: Size) -> bool:
     return rows > size[0] and rows - size[0] > 2 * (columns - size[1])
 
 
-def _shortened(image: Num[Tensor, "C H W"], size: Size) -> Num[Tensor, "C h w"]:
-    """The middle of a very long image: resizing all of a 20000x16 strip would take gigabytes for one crop."""
+def _shortened(image: Num[Tensor, "C H W"], size: Size, along: float = 0.5) -> Num[Tensor, "C h w"]:
+    """A piece of a very long image, its middle or at a share `along` of its length: resizing all of a 20000x16 strip
+    would take gigabytes for one crop."""
     rows, columns = image.shape[-2:]
     aspect = 4 * max(size) / min(size)
     tall, wide = min(rows, math.ceil(columns * aspect)), min(columns, math.ceil(rows * aspect))
-    top, left = (rows - tall) // 2, (columns - wide) // 2
+    top, left = int((rows - tall) * along), int((columns - wide) * along)
     return image[:, top : top + tall, left : left + wide]
 
 

@@ -167,11 +167,14 @@ def _exported(options: EncoderOptions, path: Path) -> Backbone:
         mean, std = tuple(content["mean"]), tuple(content["std"])
         arguments = {key: v for key, v in content["arguments"].items() if key not in FIXED}
         levels = levels_of(content.get("range"))
+        several = int(content.get("class_tokens", 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{config} is damaged: export the run again with remask export {quoted(path)}") from error
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     make = creator_of(model)
-    keys = {"positions": "learned"} if make is create_vit else {}
+    keys: dict[str, Any] = {}
+    if make is create_vit:
+        keys = {"positions": "learned", "class_tokens": several if several > 1 else None}
     backbone = make(model, size, mean, std, overrides=overrides, **keys)
     backbone.normalise.read_by(levels)
     with torch.device("cpu"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.convvit_network import ConvViTNetwork
 from remask.images.levels import rule_of
@@ -74,6 +74,7 @@ def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     model, arguments = origin
     config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}
+    config |= {"class_tokens": class_tokens(backbone)} if class_tokens(backbone) > 1 else {}
     config |= {"range": rule_of(backbone.normalise.levels), "crop_pct": CROP}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "load_example.py").write_text(example(backbone), encoding="utf-8")

@@ -56,7 +56,10 @@ def start(
     overrides = {key: value for key, value in arguments.items() if key not in FIXED}
     before = _built_for(source, arguments)
     size = size or before
-    keys = {"positions": "sincos" if untrained else "learned"} if make is create_vit else {}
+    keys: dict[str, Any] = {}
+    if make is create_vit:
+        several = source.class_tokens if source.class_tokens > 1 else None
+        keys = {"positions": "sincos" if untrained else "learned", "class_tokens": several}
     fresh = _rebuilt(make, model, size, constants(source), overrides, drop_path=drop_path, **keys)
     if not untrained and kind != "untrained":
         state = resize_state(source.network.state_dict(), fresh.network, before, size, fresh.patch)

@@ -8,6 +8,7 @@ from remask.methods.dmae import dmae
 from remask.methods.dmjd import dm, jd
 from remask.methods.fastmim import fastmim
 from remask.methods.guided import guided_by_attention, guided_by_loss
+from remask.methods.localmim import localmim
 from remask.methods.mae import mae
 from remask.methods.maskfeat import maskfeat
 from remask.methods.moma import moma
@@ -26,6 +27,7 @@ __all__ = [
     "guided_by_attention",
     "guided_by_loss",
     "jd",
+    "localmim",
     "mae",
     "maskfeat",
     "moma",

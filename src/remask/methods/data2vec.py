@@ -1,6 +1,6 @@
 """data2vec 2.0: Efficient Self-supervised Learning with Contextualized Target Representations (arXiv 2212.07525)."""
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.distances import squared
 from remask.errors import UserError, setting
 from remask.heads import ConvDecoder, Pooled
@@ -42,7 +42,8 @@ def data2vec(
         if not backbone.prefix:
             name = setting("method.name data2vec needs method.class_weight 0", "class_weight must be 0")
             raise UserError(f"{name} here: the backbone has no class token that could predict the image")
-        branches.append(Branch("class", Pooled(backbone.width, target.width), target, squared, "pooled", class_weight))
+        pooled = Pooled(backbone.width, target.width, class_tokens=class_tokens(backbone))
+        branches.append(Branch("class", pooled, target, squared, "pooled", class_weight))
     method = Method(backbone, masking, branches)
     method.apply(initialise)
     initialise_tokens(method)

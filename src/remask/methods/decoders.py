@@ -43,7 +43,7 @@ def create_decoder(
     region: Literal["masked", "predicted"] = "masked" if masking.predicted == "all" else "predicted"
     if layers is None:
         layers = every_layer(backbone) if attention == "cross" else (END,)
-    _check_layers(backbone, layers)
+    check_layers(backbone, layers)
     shape = (backbone.width, target.width, grid, *sizes)
     layer = layers[0] if len(layers) == 1 else tuple(layers)
     if attention == "cross":
@@ -66,7 +66,7 @@ def every_layer(backbone: Backbone) -> tuple[int, ...]:
     return (INPUT, *blocks)
 
 
-def _check_layers(backbone: Backbone, layers: Sequence[int]) -> None:
+def check_layers(backbone: Backbone, layers: Sequence[int]) -> None:
     """Raise UserError unless the layers exist, each once."""
     wrong = [layer for layer in layers if layer not in (END, INPUT, *range(backbone.depth))]
     if not wrong and len({*layers}) == len(layers) > 0:
@@ -80,4 +80,4 @@ def _check_layers(backbone: Backbone, layers: Sequence[int]) -> None:
     )
 
 
-__all__ = ["Attention", "DecoderSizes", "create_decoder", "every_layer"]
+__all__ = ["Attention", "DecoderSizes", "check_layers", "create_decoder", "every_layer"]

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from remask.backbones import class_tokens
 from remask.distances import uniformity
 from remask.errors import UserError, setting
 from remask.heads import Pooled
@@ -24,6 +25,7 @@ def umae(method: Method, weight: float = 0.01, of: Literal["mean", "class"] = "m
     if of == "class" and not backbone.prefix:
         cure = setting("set uniformity.of mean", 'give of="mean"')
         raise UserError(f"the backbone has no class token whose uniformity could be asked for: {cure}")
-    head = Pooled(backbone.width, backbone.width, "mean" if of == "mean" else "class token")
+    name: Literal["mean", "class token"] = "mean" if of == "mean" else "class token"
+    head = Pooled(backbone.width, backbone.width, name, class_tokens(backbone))
     branch = Branch("uniformity", head, Nothing(), uniformity, "pooled", weight)
     return method.with_(branches=[*method.branches, branch])

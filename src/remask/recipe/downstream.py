@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from remask.recipe.sections import About, RuntimeSection
+from remask.recipe.runtime import RuntimeSection
+from remask.recipe.sections import About
 from remask.recipe.values import Heads, Pair, Pattern, PixelRange, Range, Section, Size
 
 Drawn = Literal["stored", "upright"]

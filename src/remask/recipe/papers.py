@@ -15,6 +15,7 @@ PAPERS = {
     "refiner": (
         "MIM-Refiner: A Contrastive Learning Boost from Intermediate Pre-Trained Representations, arXiv 2402.10093"
     ),
+    "localmim": "Masked Image Modeling with Local Multi-Scale Reconstruction, arXiv 2303.05251",
     "moma": "MOMA: Distill from Self-Supervised Teachers, arXiv 2302.02089",
 }
 """Method → title and arXiv number of its paper."""

@@ -5,14 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from remask.recipe.values import Deviation, Device, Pattern, PixelRange, Range, Section, Size, Target
+from remask.recipe.values import Deviation, Pattern, PixelRange, Range, Section, Size, Target
 
 METHODS = (
-    "mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae", "data2vec", "refiner"
+    "mae", "simmim", "maskfeat", "beit", "convmae", "fastmim", "dmae", "moma", "crossmae", "data2vec", "localmim",
+    "refiner",
 )  # fmt: skip
 """Method names that build/pretraining.py knows."""
 
-DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae", "data2vec")
+DROPPING = ("mae", "convmae", "dmae", "moma", "crossmae", "data2vec", "localmim")
 """Methods whose backbone encodes visible patches only; the others replace the masked ones."""
 
 DISTILLING = ("dmae", "moma")
@@ -64,6 +65,10 @@ class DataSection(Section):
     std: list[Deviation] = Field(
         default=[], description="Deviation per channel; unset = ImageNet's, measured unless colour."
     )
+    crop: Literal["random", "simple"] = Field(
+        default="random", description="A random part, or nearly all of the picture: resized, padded, cut (PixMIM)."
+    )
+    crop_padding: int = Field(default=4, ge=0, description="Pixels by which a simple crop pads each side.")
     crop_scale: Range = Field(default=(0.2, 1.0), description="Share of the picture's area that a random crop keeps.")
     crop_ratio: Range = Field(default=(3 / 4, 4 / 3), description="Width / height of a random crop.")
     flip: bool = Field(default=True, description="Mirror half of the crops left to right.")
@@ -116,6 +121,11 @@ class DataSection(Section):
                 raise ValueError(
                     f"data.{key} has {len(values)} numbers for data.channels {self.channels}; give 1 or that many"
                 )
+        if self.crop == "simple" and (self.reduced or self.decode == "cuda" or self.keep == "device"):
+            key = "data.reduced" if self.reduced else "data.decode" if self.decode == "cuda" else "data.keep"
+            raise ValueError(f'data.crop "simple" is cut from whole pictures on the CPU: leave {key} out')
+        if self.crop == "simple" and self.crop_padding >= min(self.image_size):
+            raise ValueError(f"data.crop_padding {self.crop_padding} must be below data.image_size, {self.image_size}")
         if self.decode == "cuda" and self.keep in ("ram", "device"):
             raise ValueError(f'data.decode "cuda" keeps no pictures: leave it out, or data.keep "{self.keep}"')
         if self.reduced and self.keep == "ram":
@@ -141,6 +151,9 @@ class BackboneSection(Section):
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="Stochastic depth at the last block.")
     weights: str | None = Field(
         default=None, min_length=1, description="Start from these: mae:FILE, mocov3:FILE, run:RUN, ..."
+    )
+    class_tokens: int | None = Field(
+        default=None, ge=1, description="Class tokens of a plain ViT (Pixio: 8); unset = the network's own."
     )
     width: int | None = Field(default=None, ge=1, description="Overrides the network's width.")
     depth: int | None = Field(default=None, ge=1, description="Overrides the number of blocks.")
@@ -171,7 +184,11 @@ class MethodSection(Section):
         default="self", description="Mask tokens attend to all tokens (MAE), or to visible ones alone (CrossMAE)."
     )
     decoder_layers: list[Annotated[int, Field(ge=0)] | Literal["input", "end"]] | None = Field(
-        default=None, description="Layers that the decoder reads: input, blocks from 0, end; unset = end, cross: all."
+        default=None,
+        description="Layers that the decoder reads: input, blocks from 0, end; unset = end; cross: all; localmim: 4.",
+    )
+    cells: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, description="Pixels of a HOG cell at each layer (localmim); unset = a patch / 4, / 2, · 1, · 2."
     )
     decoder_width: int = Field(default=512, ge=1, description="Width of the decoder.")
     decoder_depth: int = Field(default=8, ge=1, description="Blocks of the decoder.")
@@ -228,39 +245,3 @@ class JDSection(Section):
         if isinstance(value, dict) and isinstance(target := value.get("target"), dict):
             return {**value, "target": {"kind": "hog", **target}}
         return value
-
-
-class RuntimeSection(Section):
-    """Where and how it runs; no key here changes results beyond the order of float sums."""
-
-    device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N, mps.")
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", description="Loader processes.")
-    accumulate: int = Field(default=1, ge=1, description="Parts into which a batch is cut to fit in memory.")
-    compile: bool | Literal["auto", "graphs"] = Field(
-        default="auto", description="torch.compile; auto = on GPUs; graphs = into CUDA graphs, for small batches."
-    )
-    parallel: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="Under torchrun: a whole copy in each process, or a piece (FSDP2), for large models."
-    )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; unset = PyTorch's choice.")
-    save_every_minutes: float = Field(default=10.0, gt=0, description="Minutes between checkpoints to resume from.")
-    keep_every_epochs: int | None = Field(default=None, ge=1, description="Keep a checkpoint of every N-th epoch.")
-    log_every: int = Field(default=10, ge=1, description="Steps between two lines of the log.")
-    tensorboard: bool = Field(default=True, description="Write TensorBoard files beside metrics.jsonl.")
-
-
-class PretrainingRuntime(RuntimeSection):
-    """What pre-training has beside: ways to fit into memory."""
-
-    accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(  # type: ignore[assignment]
-        default=1, description='Parts into which a batch is cut to fit in memory; "auto" finds the fewest that do.'
-    )
-    checkpointing: bool = Field(default=False, description="Recompute blocks in backward: less memory, more time.")
-
-
-class ProbeSection(Section):
-    """kNN on the way, as a curve."""
-
-    source: str = Field(description="Labelled pictures to classify.")
-    every_epochs: int = Field(default=5, ge=1, description="Epochs between two probes.")
-    k: int = Field(default=20, ge=1, description="Neighbours that vote.")

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from remask.recipe.masking import GUIDED
-from remask.recipe.rules import Rule, target_rules
+from remask.recipe.rules import TASK_RULES, Rule, target_rules
 from remask.recipe.sections import DISTILLING, TARGETLESS
 from remask.recipe.values import Section
 
-ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae")
+ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae", "localmim")
 """Methods with a decoder of transformer blocks."""
 
 DECODING = (*ATTENDING, "data2vec")
@@ -69,8 +69,13 @@ PRETRAINING = (
         f"{', '.join(CHOOSING)}, whose decoder is to be chosen",
     ),
     Rule(
-        "method.decoder_layers", "method.name", lambda recipe: recipe.method.name in READING,
-        f"{', '.join(READING)}, whose decoder reads the features of visible tokens",
+        "method.decoder_layers", "method.name", lambda recipe: recipe.method.name in (*READING, "localmim"),
+        f"{', '.join(READING)} and localmim, whose decoders read the features of visible tokens",
+    ),
+    Rule("method.cells", "method.name", lambda recipe: recipe.method.name == "localmim", "localmim"),
+    Rule(
+        "method.target.cell", "method.name", lambda recipe: recipe.method.name != "localmim",
+        "the other methods: localmim has method.cells, one for each of its layers",
     ),
     Rule(
         "masking.predicted", "method.name", lambda recipe: recipe.method.name in (*READING, "data2vec"),
@@ -101,9 +106,14 @@ PRETRAINING = (
         lambda recipe: recipe.method.name != "dmae", "moma",
     ),
     Rule(
-        "backbone.positions", "backbone.name", lambda recipe: recipe.backbone.name.startswith(PLAIN),
+        "backbone.positions backbone.class_tokens", "backbone.name",
+        lambda recipe: recipe.backbone.name.startswith(PLAIN),
         "plain ViTs, as vit_base_patch16_224: the others have positions of their own",
     ),
+    Rule(
+        "data.crop_scale data.crop_ratio", "data.crop", lambda recipe: recipe.data.crop == "random", "random crops"
+    ),
+    Rule("data.crop_padding", "data.crop", lambda recipe: recipe.data.crop == "simple", "simple crops"),
     Rule(
         "masking.cell", "masking.cell_pixels", lambda recipe: recipe.masking.cell_pixels is None,
         "cells that are counted in patches; give one of the two",
@@ -129,57 +139,7 @@ PRETRAINING = (
     *target_rules("jd", file=False),
 )  # fmt: skip
 
-LEARNING = (
-    Rule(
-        "optim.base_lr", "optim.lr", lambda recipe: recipe.optim.lr is None, "runs without optim.lr, which is absolute"
-    ),
-    Rule("optim.power", "optim.schedule", lambda recipe: recipe.optim.schedule == "poly", 'schedule = "poly"'),
-    Rule("optim.drops", "optim.schedule", lambda recipe: recipe.optim.schedule == "steps", 'schedule = "steps"'),
-    Rule(
-        "optim.min_lr", "optim.schedule", lambda recipe: recipe.optim.schedule != "steps",
-        'schedule = "cosine" and "poly": steps end at a tenth of a tenth',
-    ),
-    Rule(
-        "optim.layer_decay", "model.frozen", lambda recipe: not recipe.model.frozen,
-        "training of the whole network: the head alone learns at the full rate",
-    ),
-    Rule(
-        "runtime.parallel", "task", lambda recipe: False,
-        "remask pretrain: this task runs in one process",
-    ),
-)  # fmt: skip
-
-RULES: dict[str, tuple[Rule, ...]] = {
-    "pretrain": PRETRAINING,
-    "finetune": (
-        *LEARNING,
-        Rule(
-            "augment.jitter", "augment.randaugment", lambda recipe: recipe.augment.randaugment in (None, "off"),
-            "training without RandAugment, which replaces it",
-        ),
-        Rule(
-            "augment.mix_prob", "augment.mixup", lambda recipe: bool(recipe.augment.mixup or recipe.augment.cutmix),
-            "mixing: set augment.mixup or augment.cutmix above 0",
-        ),
-        Rule(
-            "augment.switch_prob", "augment.mixup",
-            lambda recipe: bool(recipe.augment.mixup and recipe.augment.cutmix),
-            "mixing in both ways: set augment.mixup and augment.cutmix above 0",
-        ),
-    ),
-    "segment": (
-        *LEARNING,
-        Rule("model.width model.aux", "model.head", lambda recipe: recipe.model.head == "upernet", 'head = "upernet"'),
-        Rule("data.val_masks", "data.val", lambda recipe: recipe.data.val is not None, "test pictures: give data.val"),
-    ),
-    "detect": (
-        *LEARNING,
-        Rule(
-            "data.val_annotations", "data.val", lambda recipe: recipe.data.val is not None,
-            "test pictures: give data.val",
-        ),
-    ),
-}  # fmt: skip
+RULES: dict[str, tuple[Rule, ...]] = {"pretrain": PRETRAINING, **TASK_RULES}
 """Command → rules of its recipes."""
 
 

@@ -31,6 +31,7 @@ NORMS = {
     "average": ("none", "layer", "instance"),
 }
 KEYS = {
+    "low_pass": ("pixels",),
     "flavour": ("hog",), "cell": ("hog",), "bins": ("hog",), "tokenizer": ("tokens",), "over": ("tokens",),
     "vocabulary": ("tokens",), "file": ("tokens",),
     "top": ("average",), "layers": ("average",), "outputs": ("average",),
@@ -143,6 +144,9 @@ class Target(Section):
     )
     norm: Literal["none", "patch", "l2", "layer", "instance"] = Field(
         description="pixels: none, patch; hog: none, l2, layer; features: none, layer; average: instance, layer, none."
+    )
+    low_pass: float | None = Field(
+        default=None, gt=0, description="Leave out finer detail of pixels: cycles per shorter side (PixMIM: 40 of 112)."
     )
     flavour: Literal["central", "sobel"] = Field(default="central", description="HOG of DMJD (central) or MaskFeat.")
     cell: int | None = Field(

@@ -26,6 +26,7 @@ OWN_TARGETS = {
     "dmae": "pixels",
     "crossmae": "pixels-norm",
     "data2vec": "average",
+    "localmim": "hog-l2",
 }
 """Method → target of its paper; moma has none, for its students predict their teachers' features."""
 
@@ -65,7 +66,7 @@ def choose(
     if base and switches.get("method.name", base.method.name) not in (base.method.name, *TARGETLESS):
         switches["method.target"] = OWN_TARGETS[switches["method.name"]]
     if base and flags.get("backbone.name", base.backbone.name) != base.backbone.name:
-        switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads")}
+        switches |= {f"backbone.{key}": "off" for key in ("patch_size", "width", "depth", "heads", "class_tokens")}
     chosen = load_recipe(recipe, {**switches, **flags})
     return (
         shrink(chosen, {leaf for key, value in flags.items() for leaf in leaves(nest(key, value))}) if smoke else chosen
@@ -111,13 +112,14 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
     stride = named.patch or 32
     side = _side(recipe) * math.lcm(stride, recipe.masking.cell_pixels or stride * recipe.masking.cell)
     batch = recipe.optim.batch_size if "optim.batch_size" in keep else 8
+    padding = {"crop_padding": min(recipe.data.crop_padding, side - 1)} if recipe.data.crop == "simple" else {}
     small: dict[str, Any] = {
-        "data": {"image_size": (side, side), "limit": 4 * batch},
+        "data": {"image_size": (side, side), "limit": 4 * batch, **padding},
         "backbone": toy,
         "masking": {"blob": min(recipe.masking.blob, side / 2)},
         "method": {
-            "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "decoder_layers": None,
-            "target": _toy_target(recipe.method.target),
+            "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "decoder_layers": None, "cells": None,
+            "target": _toy_target(recipe.method.target, side / min(recipe.data.image_size)),
         },
         "optim": {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 8, "max_steps": 4, "precision": "fp32"},
         "runtime": {"device": "cpu", "workers": 0, "accumulate": 1, "compile": False},
@@ -126,7 +128,7 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
     if recipe.method.name == "refiner":
         small |= {"refine": _TOY_HEADS, "backbone": {**toy, "weights": None}}
     if recipe.jd:
-        small["jd"] = {"width": 32, "target": _toy_target(recipe.jd.target)}
+        small["jd"] = {"width": 32, "target": _toy_target(recipe.jd.target, side / min(recipe.data.image_size))}
     if recipe.distill:
         stand_in = "untrained:" + {4: "vit_micro", 8: "vit_tiny"}.get(stride, "vit_tiny_patch16_224")
         small["backbone"] = {**toy, "weights": None}
@@ -159,8 +161,13 @@ def _without(small: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]
     return remaining
 
 
-def _toy_target(target: Target) -> dict[str, Any]:
-    """Overrides for a target that would need a file, a download or deep blocks; {} for others."""
+def _toy_target(target: Target, share: float) -> dict[str, Any]:
+    """Overrides for a target that would need a file, a download, deep blocks or large images; {} for others.
+
+    share   side of the small images, in sides of the recipe's
+    """
+    if target.low_pass:
+        return {"low_pass": target.low_pass * min(share, 1)}
     if target.kind == "average":
         return {"top": 1, "layers": None}
     if target.kind == "features":

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import Tensor
 
+from remask.backbones import class_tokens
 from remask.backbones.vit import SMALL, ViT, create_vit
 from remask.errors import UserError, first_line
 from remask.masking import Masking
@@ -268,3 +269,30 @@ def test_an_error_without_a_word_is_named() -> None:
 def test_a_width_without_a_sincos_table_is_one_line() -> None:
     with pytest.raises(UserError, match="divisible by 4"):
         create_vit("vit_micro", (16, 16), MEAN, STD, overrides={"embed_dim": 30, "num_heads": 2})
+
+
+def test_several_class_tokens_are_timms_class_token_and_registers() -> None:
+    """Each with a row of its own; timm builds the same network, and passes images through it alike."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
+    keys = {"overrides": sizes, "class_tokens": 8}
+    backbone = create_vit("vit_tiny_patch16_224", (32, 32), MEAN, STD, positions="learned", **keys)  # type: ignore[arg-type]
+    assert (backbone.prefix, backbone.class_tokens, class_tokens(backbone)) == (8, 8, 8)
+    assert backbone.network.pos_embed.shape == (1, 8 + 16, 32)
+    name, arguments = backbone.origin or ("", {})
+    model = timm.create_model(name, **arguments).eval()
+    model.load_state_dict(backbone.network.state_dict(), strict=True)
+    images = pictures()
+    with torch.no_grad():
+        assert torch.allclose(joined(backbone.eval(), images), model.forward_features(normalised(images)), atol=1e-5)
+    fixed = create_vit("vit_tiny_patch16_224", (32, 32), MEAN, STD, overrides=sizes, class_tokens=3)
+    assert not fixed.network.pos_embed[0, :3].any()
+    assert fixed.network.pos_embed[0, 3:].any(1).all()
+
+
+def test_registers_are_no_class_tokens_unless_they_are_meant() -> None:
+    counts = {name: class_tokens(small(name)) for name in NAMES}
+    assert counts == {name: min(count, 1) for name, count in NAMES.items()}
+    assert NAMES["vit_base_patch16_reg4_gap_256"] == 4
+    with pytest.raises(UserError, match="has no class token, of which there could be 2"):
+        create_vit("vit_base_patch16_reg4_gap_256", (32, 32), MEAN, STD, overrides=SMALLER, class_tokens=2)

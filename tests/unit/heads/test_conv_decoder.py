@@ -50,6 +50,8 @@ def test_pooled_rows() -> None:
     given = features(views)
     assert torch.equal(Pooled(16, 16)(given, views), given.prefix)
     assert torch.allclose(Pooled(16, 16, "mean")(given, views)[:, 0], given.tokens.mean(1))
+    several = given._replace(prefix=torch.cat([given.prefix, 3 * given.prefix, torch.ones(6, 1, 16)], dim=1))
+    assert torch.allclose(Pooled(16, 16, class_tokens=2)(several, views), 2 * given.prefix)
     wider = Pooled(16, 9)
     assert torch.equal(wider(given, views), wider.predict(given.prefix))
     assert wider.describe() == "linear on the class token"

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from remask.errors import UserError
 from remask.images.decoding import decode
 from remask.images.sources.opening import open_source
-from remask.images.transforms import CentreCrop, RandomCropFlip, mirror, resize
+from remask.images.transforms import CentreCrop, RandomCropFlip, SimpleCropFlip, mirror, resize
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -179,3 +179,37 @@ def test_mirror_is_a_flip_of_any_type(dtype: torch.dtype) -> None:
     assert mirror(image).dtype == dtype
     assert np.array_equal(mirror(image).numpy(), image.numpy()[..., ::-1])
     assert np.array_equal(mirror(image[0, :, :, 1:4]).numpy(), image.numpy()[0, :, :, 1:4][..., ::-1])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("image", [(60, 80), (90, 50), (32, 32), (20, 500)])
+def test_a_simple_crop_is_resized_padded_and_cut(image: tuple[int, int], size: tuple[int, int]) -> None:
+    """torchvision's steps at the drawn place; every column of the long side can be reached."""
+    picture, crop = noise(*image), SimpleCropFlip(size, padding=4)
+    for seed in range(8):
+        down, right, along, flipped = torch.rand(4, generator=seeded(seed), dtype=torch.float64).tolist()
+        rows, columns = image
+        if columns > 4 * max(size) / min(size) * rows:  # a strip: a piece of it, at a random place
+            wide = int(np.ceil(rows * 4 * max(size) / min(size)))
+            left = int((columns - wide) * along)
+            piece = picture[:, :, left : left + wide]
+        else:
+            piece = picture
+        rows, columns = piece.shape[-2:]
+        scale = max(size[0] / rows, size[1] / columns)
+        tall, wide = max(int(rows * scale + 1e-9), size[0]), max(int(columns * scale + 1e-9), size[1])
+        padded = v2.functional.pad(resize(piece, (tall, wide)), 4, padding_mode="reflect")
+        top, left = int(down * (tall + 8 - size[0] + 1)), int(right * (wide + 8 - size[1] + 1))
+        expected = padded[:, top : top + size[0], left : left + size[1]]
+        assert torch.equal(crop(picture, seeded(seed)), expected.flip(-1) if flipped < 0.5 else expected)
+
+
+def test_simple_crops_of_deep_pictures_and_without_padding() -> None:
+    deep = noise(40, 40).to(torch.uint16) * 200
+    found = SimpleCropFlip((40, 40), padding=3, flip=False)(deep, seeded(0))
+    eight = SimpleCropFlip((40, 40), padding=3, flip=False)(noise(40, 40), seeded(0))
+    assert found.dtype == torch.uint16
+    assert torch.equal(found.int(), eight.int() * 200)
+    assert torch.equal(SimpleCropFlip((40, 40), padding=0, flip=False)(noise(40, 40), seeded(0)), noise(40, 40))
+    with pytest.raises(UserError, match="padding of 8 px"):
+        SimpleCropFlip((8, 16), padding=8)

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,8 +15,10 @@ from safetensors.torch import load_file
 
 from remask.backbones.hierarchical import create_hierarchical
 from remask.backbones.vit import ViT, create_vit
+from remask.interop.encoders import open_encoder
 from remask.interop.export import EXAMPLE, export_backbone
 from remask.interop.reader import reader_text
+from remask.interop.start import start
 
 SMALL = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 CASES = {
@@ -100,3 +103,23 @@ def test_the_script_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "vit_tiny_patch16_224: tokens (1, 7, 16), features (1, 16)\n"
+
+
+def test_several_class_tokens_come_back(tmp_path: Path) -> None:
+    """timm has them as a class token and registers; here, and as a start, they are class tokens again."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    backbone = create_vit("vit_micro", (16, 16), [0.5] * 3, [0.25] * 3, overrides=sizes, class_tokens=3).eval()
+    torch.nn.init.normal_(backbone.network.reg_token)
+    export_backbone(backbone, tmp_path, (16, 16), [0.5] * 3, [0.25] * 3)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["class_tokens"], config["arguments"]["reg_tokens"]) == (3, 2)
+    model = timm.create_model(config["model"], **config["arguments"])
+    model.load_state_dict(load_file(tmp_path / "backbone.safetensors"), strict=True)
+    opened: Any = open_encoder(f"run:{tmp_path}")
+    started, _ = start(f"run:{tmp_path}", (16, 16))
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    for found in (opened.eval(), started.eval()):
+        assert (found.class_tokens, found.prefix) == (3, 3)
+        with torch.no_grad():
+            assert torch.equal(found(images).prefix, backbone(images).prefix)

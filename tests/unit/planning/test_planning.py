@@ -229,6 +229,24 @@ def test_auto_parts_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plan(fewer, PlanOptions("toy", images=1000))["fits"]
 
 
+def test_a_batch_whose_pictures_are_compared_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not fit, one line says what helps; a number of parts is refused by the recipe."""
+    keys = {"optim.batch_size": 256, "runtime.accumulate": "auto", "uniformity": "on"}
+    recipe = choose("mae-vit-micro-cifar", keys)
+    monkeypatch.setitem(DEVICES, "toy", DEVICES["h100"]._replace(name="toy", gigabytes=0.1))
+    with pytest.raises(UserError, match=r"does not fit in memory, and this loss compares.* lower optim\.batch_size"):
+        plan(recipe, PlanOptions("toy", images=1000))
+    assert plan(recipe, PlanOptions("h100", images=1000))["accumulate"] == 1
+    told = choose("mae-vit-micro-cifar", {**keys, "runtime.accumulate": 1})
+    facts = plan(told, PlanOptions("toy", images=1000))
+    assert "does not fit; try a smaller optim.batch_size or --set runtime.checkpointing=true" in text(facts)
+    monkeypatch.setattr(parts_module, "forecast", lambda *_: LINE)
+    monkeypatch.setattr(parts_module, "available_mb", lambda: 900.0)
+    monkeypatch.setattr(parts_module, "peak_resident_mb", lambda: 0.0)
+    with pytest.raises(UserError, match="does not fit in memory, and this loss compares"):
+        parts_module.choose_micro_batches(recipe, trainer(tmp_path / "run"), Runtime(torch.device("cpu")))
+
+
 def test_growing_images_cost_less() -> None:
     sizes = {"progress.sizes": [[16, 16], [32, 32]], "optim.epochs": 2}
     grown = choose("fastmim-vit-micro", {**sizes, "data.image_size": (32, 32)})

@@ -103,7 +103,50 @@ def write(tmp_path: Path):
         ),
         (["average.decay=[0.9, 1.1]", "method.target=average"], "average.decay: must be at most 1, not 1.1"),
         (["average.decay=0.9", "method.target=average"], "average.decay: "),
+        (
+            ["method.name=localmim"],
+            "method.name localmim predicts HOG in cells of several sizes, and method.target.kind pixels has none: set",
+        ),
+        (
+            ["method.name=localmim", "method.target=hog-l2", "method.cells=[4, 8]", "method.decoder_layers=[1]"],
+            "method.cells [4, 8] are 2 for the 1 of method.decoder_layers: one for each",
+        ),
+        (
+            ["method.name=localmim", "method.target=hog-l2", "method.target.cell=4"],
+            "method.target.cell has no use with method.name localmim: it belongs to the other methods: localmim has",
+        ),
+        (["method.cells=[4]"], "method.cells has no use with method.name mae: it belongs to localmim; leave it out"),
+        (["backbone.class_tokens=0"], "backbone.class_tokens: must be at least 1, not 0"),
+        (
+            ["backbone.name=vit_base_patch16_224.mae", "backbone.class_tokens=8"],
+            "backbone.class_tokens 8: the weights of backbone.name vit_base_patch16_224.mae have their own number",
+        ),
+        (
+            [
+                "method.name=simmim",
+                "method.target=pixels",
+                "backbone.name=swin_tiny_patch4_window7_224",
+                "backbone.class_tokens=2",
+            ],
+            "backbone.class_tokens has no use with backbone.name swin_tiny_patch4_window7_224: it belongs to plain",
+        ),
         (["dm.views=0"], "dm.views: must be at least 1, not 0"),
+        (
+            ["data.crop=simple", "data.reduced=true"],
+            'data.crop "simple" is cut from whole pictures on the CPU: leave data.reduced out',
+        ),
+        (
+            ["data.crop=simple", "data.crop_padding=224"],
+            "data.crop_padding 224 must be below data.image_size, (224, 224)",
+        ),
+        (["data.crop=centre"], "data.crop: must be 'random' or 'simple', not 'centre'"),
+        (["data.crop=simple", "data.crop_scale=[0.5, 1]"], "data.crop_scale has no use with data.crop simple: it"),
+        (["data.crop_padding=2"], "data.crop_padding has no use with data.crop random: it belongs to simple crops"),
+        (
+            ["method.target.low_pass=160"],
+            "method.target.low_pass 160 leaves nothing out: images of 224 pixels have up to 158.4 cycles a side",
+        ),
+        (["jd.target.low_pass=3"], 'jd.target.low_pass belongs to kind = "pixels"; leave it out for hog'),
         (["data.image_size=100"], "data.image_size 100x100 cannot be cut into 16x16 patches; the nearest is 96x96"),
         (["data.image_size=8"], "data.image_size 8x8 cannot be cut into 16x16 patches; the nearest is 16x16"),
         (

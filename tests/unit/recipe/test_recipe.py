@@ -83,11 +83,12 @@ def test_shrink_keeps_the_method_and_passes_every_check(name, write):
     small = shrink(recipe)
     for section in ("masking", "dm"):
         assert getattr(small, section) == getattr(recipe, section)
-    assert small.method.target == local(recipe.method.target)
+    share = min(small.data.image_size) / min(recipe.data.image_size)
+    assert small.method.target == local(recipe.method.target, share)
     patch, masking = small.backbone.patch or 0, recipe.masking
     assert patch == (8 if recipe.backbone.name.startswith("swin") else recipe.backbone.patch)
     assert method_label(small) == method_label(recipe)
-    assert (small.jd and small.jd.target) == (recipe.jd and local(recipe.jd.target))
+    assert (small.jd and small.jd.target) == (recipe.jd and local(recipe.jd.target, share))
     grows = recipe.progress is not None
     assert (small.optim.epochs, small.optim.max_steps) == ((2, 6) if grows else (1, 4))
     assert (small.data.limit, small.runtime.device) == (32, "cpu")
@@ -99,8 +100,11 @@ def test_shrink_keeps_the_method_and_passes_every_check(name, write):
     assert load(write(dump(small))) == small
 
 
-def local(target):
-    """The target of a shrunk recipe: the same, unless it would need a file, a download or more than two blocks."""
+def local(target, share):
+    """The target of a shrunk recipe: the same, unless it would need a file, a download, more than two blocks, or sides
+    of which the small ones are a share."""
+    if target.low_pass:
+        return target.model_copy(update={"low_pass": target.low_pass * share})
     if target.kind == "average":
         return target.model_copy(update={"top": 1})
     if target.kind == "features":

@@ -1,5 +1,6 @@
 """targets/pixels.py: MAE's pixel targets against the formula, patch by patch."""
 
+import cmath
 import math
 import statistics
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from remask.targets import Pixels
+from remask.targets.pixels import low_passed
 
 MEAN, STD = [0.5, 0.25], [0.25, 0.5]
 PATCH = (2, 4)
@@ -78,3 +80,58 @@ def test_words() -> None:
         "pixels, normalised per patch",
         "pixels",
     ]
+
+
+def by_hand(image: list[list[float]], radius: float) -> list[list[float]]:
+    """A discrete Fourier transform in sums, the frequencies of a circle kept, and back."""
+    rows, columns = len(image), len(image[0])
+    shorter, kept = min(rows, columns), {}
+    for u in range(rows):
+        for v in range(columns):
+            down, right = (u if u <= rows / 2 else u - rows), (v if v <= columns / 2 else v - columns)
+            if (down / rows * shorter) ** 2 + (right / columns * shorter) ** 2 <= radius**2 + 1e-6:
+                kept[u, v] = sum(
+                    image[y][x] * cmath.exp(-2j * cmath.pi * (u * y / rows + v * x / columns))
+                    for y in range(rows)
+                    for x in range(columns)
+                )
+    back = [
+        [
+            sum(z * cmath.exp(2j * cmath.pi * (u * y / rows + v * x / columns)) for (u, v), z in kept.items())
+            for x in range(columns)
+        ]
+        for y in range(rows)
+    ]
+    assert max(abs(z.imag) for row in back for z in row) < 1e-9
+    return [[z.real / rows / columns for z in row] for row in back]
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0, 2.0, 2.5])
+def test_low_pass_is_a_fourier_transform_written_out(radius: float) -> None:
+    for size in ((6, 6), (6, 8), (5, 7)):
+        pixels = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))
+        expected = by_hand(pixels[0, 0].tolist(), radius)
+        assert torch.allclose(low_passed(pixels, radius)[0, 0], torch.tensor(expected), atol=1e-5)
+
+
+def test_low_pass_keeps_waves_within_the_circle_and_no_others() -> None:
+    x = torch.arange(32) / 32 * 2 * math.pi
+    for cycles, stays in ((0, True), (3, True), (6, True), (7, False), (16, False)):
+        wave = torch.cos(cycles * x).expand(1, 1, 32, 32)
+        found = low_passed(wave, 6.0)
+        assert torch.allclose(found, wave if stays else torch.zeros_like(wave), atol=1e-5), cycles
+    everything = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(low_passed(everything, 6.0), everything, atol=1e-6)
+
+
+def test_a_low_passed_target_is_the_patches_of_the_filtered_image(images: torch.Tensor) -> None:
+    """Normalised per patch behind the filter; of integers as of a normalised image."""
+    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (MEAN, STD))
+    normalised = (images / 255 - mean) / std
+    for per_patch in (True, False):
+        target = Pixels(PATCH, MEAN, STD, per_patch, low_pass=1.0)
+        plain = Pixels(PATCH, MEAN, STD, per_patch)
+        assert torch.allclose(target(images), plain(low_passed(normalised, 1.0)), atol=1e-4)
+        assert not torch.allclose(target(images), plain(images), atol=0.1)
+    assert target.describe() == "pixels up to 1 cycles"
+    assert Pixels(PATCH, MEAN, STD, low_pass=40).describe() == "pixels up to 40 cycles, normalised per patch"

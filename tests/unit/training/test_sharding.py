@@ -31,6 +31,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "simmim": ("simmim-vit-micro-cifar", TINY),
     "beit": ("beit-vit-micro-cifar", ["method.target.vocabulary=16", *TINY]),
     "convmae": ("convmae-convit-micro-cifar", DECODER[2:]),
+    "localmim": (
+        "localmim-vit-micro-cifar",
+        [*TINY, *DECODER, "method.decoder_layers=[0, 'end']", "method.cells=[2, 8]", "uniformity=on"],
+    ),
     "fastmim": ("fastmim-vit-micro", ["backbone.name=resnet18", "data.image_size=64", "masking.cell_pixels=32"]),
 }
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Generator, Tensor, nn
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.backbones.beit import BeitViT
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
@@ -51,8 +51,8 @@ class MixedLabels:
 class Classifier(nn.Module):
     """A backbone with a linear classifier, trained end to end. Changes the backbone in place (see `prepared`).
 
-    pool        "mean" of the patch tokens, or "cls": the first prefix token after the final norm. A ConvViT has none
-                and uses its top left token instead, as ConvMAE's code does
+    pool        "mean" of the patch tokens, or "cls": the class token after the final norm, the mean of several. A
+                ConvViT has none and uses its top left token instead, as ConvMAE's code does
     dropout     probability, before the head
     smoothing   of the labels: share of their weight that is spread evenly over all classes
     mixing      of images and labels; None: only smoothing
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
         layer = -1 if self.fc_norm is None else self.depth - 1  # the last block, not yet normed
         prefix, tokens = self.backbone.encode(self.backbone.embed(images), layers=(layer,))[layer]
         if self.pool == "cls":
-            return (prefix if prefix.shape[1] else tokens)[:, 0]
+            return prefix[:, : class_tokens(self.backbone)].mean(1) if prefix.shape[1] else tokens[:, 0]
         return tokens.mean(1) if self.fc_norm is None else self.fc_norm(tokens.mean(1))
 
     def logits(self, images: Images, normalised: bool = False) -> Float[Tensor, "B classes"]:

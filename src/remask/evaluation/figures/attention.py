@@ -1,7 +1,7 @@
 """Attention maps of a block of a vision transformer, per head, drawn over the images.
 
-Attention of the class token on the patches, as in DINO (2104.14294, figure 1); without a class token the mean over the
-queries of all patches.
+Attention of the class token on the patches, as in DINO (2104.14294, figure 1), the mean of several; without a class
+token the mean over the queries of all patches.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.backbones.attention import attending_blocks, attention_weights
 from remask.errors import UserError
 from remask.evaluation.figures.sheet import Panel, Reconstruction, rgb, sheet
@@ -41,7 +41,8 @@ def attention_maps(backbone: Backbone, images: Images, block: int = -1) -> Float
         weights = attention_weights(backbone, images, block % len(blocks))
     prefix, grid = backbone.prefix, backbone.grid((images.shape[-2], images.shape[-1]))
     has_class_token = getattr(backbone.network, "cls_token", None) is not None
-    on_patches = weights[:, :, 0, prefix:] if has_class_token else weights[:, :, prefix:, prefix:].mean(2)
+    queries = slice(0, class_tokens(backbone)) if has_class_token else slice(prefix, None)
+    on_patches = weights[:, :, queries, prefix:].mean(2)
     return on_patches.unflatten(-1, grid).clone().cpu()
 
 

@@ -94,11 +94,10 @@ def _prediction(group: _Group, images: Tensor, views: Views, patch: Size, v: int
 def _pixel_prediction(target: Pixels, group: _Group, images: Tensor, views: Views, patch: Size, v: int) -> list[Panel]:
     """Images with predictions at masked patches; without a masked branch, predictions at visible ones, others grey."""
     predicted, hidden = group.predicted[v], _pixels_of(views.mask[v], views.grid, patch).unsqueeze(1)
-    mean, std = target.mean.cpu(), target.std.cpu()
     if target.per_patch:
-        var, centre = torch.var_mean(patchify((images.float() / 255 - mean) / std, patch), dim=-1, keepdim=True)
+        var, centre = torch.var_mean(patchify(_compared(target, images), patch), dim=-1, keepdim=True)
         predicted = predicted * (var + 1e-6).sqrt() + centre
-    painted = (unpatchify(predicted, views.grid, patch) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+    painted = _shown(target, unpatchify(predicted, views.grid, patch))
     if "masked" in group.regions:
         painted = torch.where(hidden, painted, images)
     else:
@@ -106,10 +105,22 @@ def _pixel_prediction(target: Pixels, group: _Group, images: Tensor, views: View
     return [Panel(f"prediction {v + 1}", rgb(image)) for image in painted]
 
 
+def _compared(target: Pixels, images: Tensor) -> Float[Tensor, "B C H W"]:
+    """The normalised image that a target's patches are cut from, of images that may lie elsewhere."""
+    return target.compared(images.to(target.mean.device)).cpu()
+
+
+def _shown(target: Pixels, normalised: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
+    return (normalised * target.std.cpu() + target.mean.cpu()).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _targets(groups: Sequence[_Group], images: Tensor, views: Views) -> list[list[Panel]]:
     """A column for each target that is not the image itself."""
     columns = []
     for group in groups:
+        if isinstance(pixels := group.target, Pixels) and pixels.low_pass is not None:
+            shown = _shown(pixels, _compared(pixels, images))
+            columns.append([Panel(f"target, up to\n{pixels.low_pass:g} cycles", rgb(image)) for image in shown])
         if isinstance(hog := group.target, Hog):
             magnitude, full, side = _magnitudes(hog, images, views)
             strokes = stars(magnitude, full, side, hog.flavour)

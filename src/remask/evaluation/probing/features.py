@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.errors import UserError
 from remask.types import Features, Images
 
@@ -48,7 +48,7 @@ def extract(
     """Features [n, D] of whole images, float32 on the CPU, and their labels if every batch has them.
 
     layer   index of the block; -1 is the end, after the final norm
-    pool    "mean" over the patch tokens, without prefix tokens, or the first prefix token ("cls")
+    pool    "mean" over the patch tokens, without prefix tokens, or the class token ("cls"), the mean of several
     device  of the images; None: the backbone's
     dtype   of autocast; None: no autocast
     The backbone is in evaluation mode during the pass. Raises UserError for "cls" without such a token, or no image.
@@ -77,7 +77,7 @@ def reader(
     """The function images -> features that `extract` applies to every batch."""
     check_pool(backbone, pool)
     encode = frozen(backbone, (layer,), device=device, dtype=dtype)
-    return lambda images: pooled(encode(images)[layer], pool).cpu()
+    return lambda images: pooled(encode(images)[layer], pool, class_tokens(backbone)).cpu()
 
 
 def frozen(
@@ -100,9 +100,10 @@ def frozen(
     return encode
 
 
-def pooled(features: Features, pool: Pool) -> Float[Tensor, "R D"]:
-    """One float32 vector per image: the mean of its patch tokens, or its first prefix token."""
-    return features.tokens.float().mean(1) if pool == "mean" else features.prefix[:, 0].float()
+def pooled(features: Features, pool: Pool, class_tokens: int = 1) -> Float[Tensor, "R D"]:
+    """One float32 vector per image: the mean of its patch tokens, or its class token, the mean of several."""
+    chosen = features.tokens if pool == "mean" else features.prefix[:, :class_tokens]
+    return chosen.float().mean(1)
 
 
 def check_pool(backbone: Backbone, pool: Pool) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.errors import UserError
 from remask.evaluation.figures.lettering import png, shown
 from remask.evaluation.probing.fast_probe import TEMPERATURE, Factory, checked, neighbours, numbered
@@ -124,7 +124,7 @@ def collect_layers(
         for batch in batches:
             for name, encode in encoders.items():
                 for layer, features in encode(batch.images).items():
-                    chunk = _to_half(pooled(features, pool))
+                    chunk = _to_half(pooled(features, pool, class_tokens(backbones[name])))
                     rows[name][layer].append(chunk)
                     read_bytes += chunk.nbytes
             labels.append(batch.labels)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.errors import UserError
 from remask.evaluation.probing.fast_probe import Factory, checked, labelled, numbered
 from remask.evaluation.probing.features import (
@@ -190,7 +190,7 @@ def describer(backbone: Backbone, settings: Settings, dtype: torch.dtype | None 
 
     def describe(images: Images) -> Float[Tensor, "B D"]:
         with torch.no_grad():
-            x = pooled(encode(images)[layer], "mean" if pool == "gap" else pool)
+            x = pooled(encode(images)[layer], "mean" if pool == "gap" else pool, class_tokens(backbone))
             return F.layer_norm(x, x.shape[-1:], eps=EPS) if pool == "gap" else x
 
     return describe

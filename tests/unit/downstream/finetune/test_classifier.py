@@ -287,3 +287,14 @@ def test_mistakes() -> None:
         classifier.draw(given._replace(labels=None), Generator())
     with pytest.raises(UserError, match=r"class number 5 .* 5 classes"):
         classifier.draw(given._replace(labels=given.labels * 0 + CLASSES), Generator())
+
+
+def test_of_several_class_tokens_the_mean_is_classified() -> None:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
+    backbone = create_vit("vit_micro", (32, 32), MEAN, STD, overrides=sizes, class_tokens=3)
+    torch.nn.init.normal_(backbone.network.reg_token)
+    classifier, images = Classifier(backbone, CLASSES, pool="cls").eval(), batch().images
+    with torch.no_grad():
+        assert torch.allclose(classifier.features(images), backbone(images).prefix.mean(1), atol=1e-6)
+        assert not torch.allclose(classifier.features(images), backbone(images).prefix[:, 0], atol=1e-3)

@@ -72,6 +72,17 @@ def test_weights_are_the_network_s_own(kind: str, block: int, size: tuple[int, i
     assert float(found.flatten(2).sum(-1).max()) <= 1 + 1e-5
 
 
+def test_of_several_class_tokens_the_mean_is_shown() -> None:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    backbone = create_vit("vit_micro", (16, 24), MEAN, STD, overrides=sizes, class_tokens=3).eval()
+    torch.nn.init.normal_(backbone.network.reg_token)
+    own = own_weights(backbone, -1, images())
+    found = attention_maps(backbone, images())
+    torch.testing.assert_close(found.flatten(2), own[:, :, :3, 3:].mean(2), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(found.flatten(2), own[:, :, 0, 3:], atol=1e-4)
+
+
 def test_mode_is_evaluation_and_restored() -> None:
     backbone = network("vit")
     backbone.network.train()

@@ -102,3 +102,19 @@ def test_pixels_are_averaged_down(shape: tuple[int, int, int], side: int | None,
     x, _ = pixels([Some(image, None)], side)
     assert x.shape == (2, width)
     torch.testing.assert_close(x.mean(), image.float().mean() / 255, atol=0.02, rtol=0)
+
+
+def test_of_several_class_tokens_the_mean_is_read() -> None:
+    """Of registers that are none, the first token alone."""
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "reg_tokens": 2}
+    given = batches(1)
+    for count in (None, 3):
+        torch.manual_seed(0)
+        backbone = create_vit("vit_micro", (16, 16), [0.5] * 3, [0.25] * 3, overrides=sizes, class_tokens=count)
+        torch.nn.init.normal_(backbone.network.reg_token)
+        with torch.no_grad():
+            prefix = backbone.eval()(given[0].images).prefix
+        x, _ = extract(backbone, given, pool="cls")
+        assert prefix.shape[1] == 3
+        torch.testing.assert_close(x, prefix.mean(1) if count else prefix[:, 0])
+    assert not torch.allclose(prefix.mean(1), prefix[:, 0], atol=1e-3)
