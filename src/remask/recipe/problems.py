@@ -1,4 +1,4 @@
-"""Checks of combinations of keys of a pre-training recipe: what does not fit together, in sentences that name the keys."""
+"""Combinations of keys of a pre-training recipe that do not fit together, in sentences that name the keys."""
 
 import math
 from collections.abc import Iterator
