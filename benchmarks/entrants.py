@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,11 +42,12 @@ class Seconds(NamedTuple):
 
 @dataclass
 class Entrant:
-    """A model in training. `loss` draws new masks whenever it is called."""
+    """A model in training. `loss` draws new masks whenever it is called; `after` follows an update of the weights."""
 
     model: nn.Module
     loss: Callable[[], Tensor]
     optimizer: torch.optim.AdamW
+    after: Callable[[], None] = lambda: None
 
     def seconds(self) -> Seconds:
         """One step; AdamW takes a second one in its fused form, so that both can be told from one another."""
@@ -63,6 +65,7 @@ class Entrant:
     def _update(self) -> float:
         began = time.process_time()
         self.optimizer.step()
+        self.after()
         return time.process_time() - began
 
     def _fuse(self, flags: Sequence[bool | None]) -> None:
@@ -100,7 +103,8 @@ def ours(method: Method, images: Images, dtype: torch.dtype = torch.float32) -> 
         with runtime.autocast():
             return method(images, views)["total"]
 
-    return Entrant(method, loss, adamw(parameter_groups(method.named_parameters(), DECAY), LR, BETAS))
+    optimizer = adamw(parameter_groups(method.named_parameters(), DECAY), LR, BETAS)
+    return Entrant(method, loss, optimizer, partial(method.after_step, 0.5))
 
 
 def textbook(method: Method, images: Images, dtype: torch.dtype = torch.float32) -> Entrant:
