@@ -170,6 +170,7 @@ def test_all_that_decides_is_in_the_state_dict(kind: str) -> None:
     views = [one.draw(images(), Generator().manual_seed(0)).mask for one in (made, other)]
     assert torch.equal(*views)
     fresh = PLUG_INS[kind](method())
+    assert not torch.equal(fresh.draw(images(), Generator().manual_seed(0)).mask, views[0])
     fresh.load_state_dict(saved, strict=True)
     assert torch.equal(fresh.draw(images(), Generator().manual_seed(0)).mask, views[0])
     assert ("guide.progress" in saved) == (kind == "loss")
