@@ -79,7 +79,8 @@ def combinations() -> list[Combination]:
         patterns = {*PATTERNS, *GUIDES} - UNGUIDED.get(base, set())
         found += [Combination(base, "+dmjd", backbones[0], targets[0], pattern) for pattern in sorted(patterns)]
     found += [
-        Combination(base, "+jd", BACKBONES[base][0], "average", "random") for base in ("mae", "simmim", "convmae")
+        Combination(base, "+jd", BACKBONES[base][0], "average", "random")
+        for base in ("mae", "simmim", "convmae", "fastmim")
     ]
     for base, plugin in product(CHOOSING, PLUGINS):
         predicted = "once" if "dm" in plugin.removesuffix("jd") else 0.25

@@ -108,8 +108,7 @@ def scaling_of(data: DataSection) -> Scaling | None:
 def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tuple[Masking, Size]:
     """The masking of [masking] with one view (DM adds the others), and the pixels (h, w) of a cell of its grid.
 
-    Patterns with a guide are random until `build_method` plugs them in.
-
+    Patterns with a guide are random here, until `build_method` plugs them in.
     masking.cell_pixels must be a multiple of `patch`; with fastmim it may also divide `patch`, and with simmim be a
     multiple of `stem`. Raises UserError for other sizes.
     """
@@ -117,9 +116,7 @@ def build_masking(recipe: Recipe, patch: Size, stem: Size | None = None) -> tupl
     if section.pattern == "none":
         return Unmasked(), patch
     count = section.count or count_of(method)
-    score = PATTERNS.get(section.pattern, random)
-    if isinstance(score, Green):
-        score = Green(section.blob)
+    score = Green(section.blob) if section.pattern == "green" else PATTERNS.get(section.pattern, random)
     masking = Masking(section.ratio, score, section.cell, count=count, predicted=section.predicted)
     if not side:
         return masking, patch

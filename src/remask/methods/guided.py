@@ -8,17 +8,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from remask.backbones.attention import class_attention, full_precision, refuse_without_class_attention
-from remask.backbones.masked_input import Dropped
 from remask.distances import pair_ranking
 from remask.errors import UserError, setting
-from remask.heads import Head, TokenDecoder
 from remask.heads.loss_decoder import LossDecoder
 from remask.masking.guided import MostAttended, hardest, rank
 from remask.masking.scores import Guide
@@ -94,13 +91,13 @@ class LossGuide(nn.Module):
 
     progress: Tensor
 
-    def __init__(self, head: Head, share: float = 0.5) -> None:
+    def __init__(self, head: LossDecoder, share: float = 0.5) -> None:
         super().__init__()
         if not 0 <= share < 1:
             raise UserError(
                 f"{setting('masking.share', 'share')} {share:g} is outside [0, 1): hardest alone is worse than random"
             )
-        self.head: Any = copy.deepcopy(head).requires_grad_(False).eval()  # type: ignore[attr-defined]
+        self.head = copy.deepcopy(head).requires_grad_(False).eval()
         self.share, self._student = share, [head]
         self.register_buffer("progress", torch.zeros(()))
 
@@ -115,7 +112,10 @@ class LossGuide(nn.Module):
         return loss.masked_fill(rank(-loss) >= count, -math.inf)
 
     def predicted(self, average: Average, images: Images) -> Float[Tensor, "B N"]:
-        """The number for every token of the whole images; higher is harder. In fp32, for numbers in bf16 would tie."""
+        """The number for every token of the whole images; higher is harder. In fp32, for numbers in bf16 would tie.
+
+        Mask tokens ask at every place, for outputs at visible tokens are never trained, see docs/decisions/0018.
+        """
         features, grid = average(images, [(END, "block")])[END, "block"], _grid(average, images)
         everything = Views(
             features.tokens.new_ones(1, len(images), math.prod(grid), dtype=torch.bool), grid, math.prod(grid)
@@ -126,12 +126,12 @@ class LossGuide(nn.Module):
     @torch.no_grad()
     def follow(self, average: Average, progress: float) -> None:
         """The head's average follows at the pace of the backbone's, and α_t rises."""
-        average.mix(self.head, self._student[0], average.decay_at(progress))  # type: ignore[arg-type]
+        average.mix(self.head, self._student[0], average.decay_at(progress))
         self.progress.fill_(progress)
 
     def restart(self, average: Average) -> None:
         """Equal the student's head."""
-        average.mix(self.head, self._student[0], 0.0)  # type: ignore[arg-type]
+        average.mix(self.head, self._student[0], 0.0)
 
     def describe(self) -> str:
         return (
@@ -155,16 +155,14 @@ def _grid(average: Average, images: Images) -> Grid:
     return average.backbone.grid((images.shape[-2], images.shape[-1]))
 
 
-def _loss_head(method: Method, region: str, depth: int) -> Head:
-    """A decoder that predicts one number a token: from visible tokens, or from all where masked ones are replaced."""
+def _loss_head(method: Method, region: str, depth: int) -> LossDecoder:
+    """A decoder that predicts one number a token, half as wide as the backbone, with heads of 32 channels or more."""
     backbone = method.backbone
     width = max(4, backbone.width // 8 * 4)
     heads = next(count for count in range(max(1, width // 32), 0, -1) if width % count == 0)
-    if isinstance(method.sees, Dropped):
-        head: Any = LossDecoder(backbone.width, 1, method.grid(backbone.size), width, depth, heads, region=region)  # type: ignore[arg-type]
-    else:
-        head = TokenDecoder(backbone.width, 1, width, depth, heads, region=region)
-    return head.apply(initialise)
+    head = LossDecoder(backbone.width, method.grid(backbone.size), width, depth, heads, region)  # type: ignore[arg-type]
+    head.apply(initialise)
+    return head
 
 
 def _refuse_split_tokens(method: Method) -> None:

@@ -6,14 +6,14 @@ from torch import Generator
 from remask.heads import Decoder
 from remask.heads.loss_decoder import LossDecoder
 from remask.masking import Masking
-from remask.tokens import sincos_positions
+from remask.tokens import sincos_positions, take
 from remask.types import Features, Grid
 from remask.views import Views
 
 
 def head(depth: int = 2) -> LossDecoder:
     torch.manual_seed(0)
-    return LossDecoder(12, 1, (4, 6), 16, depth, 2)
+    return LossDecoder(12, (4, 6), 16, depth, 2)
 
 
 def features(tokens: int, rows: int = 3) -> Features:
@@ -28,21 +28,27 @@ def everything(grid: Grid) -> Views:
 
 def test_on_visible_tokens_it_is_the_decoder() -> None:
     ours, plain = head(), Decoder(12, 1, (4, 6), 16, 2, 2)
-    plain.load_state_dict(ours.state_dict())
+    missing = plain.load_state_dict(ours.state_dict(), strict=False).missing_keys
+    assert missing == ["norm.bias", "predict.bias"]
+    torch.nn.init.zeros_(plain.predict.bias)
     views = Masking(0.5)(3, (4, 6), Generator().manual_seed(0))
     assert torch.equal(ours(features(12), views), plain(features(12), views))
 
 
-def test_on_all_tokens_it_needs_no_mask_token() -> None:
+def test_of_an_image_seen_whole_mask_tokens_are_asked_at_every_place() -> None:
     for grid in ((4, 6), (2, 3)):
-        ours, given = head(), features(grid[0] * grid[1])
+        ours, given, n = head(), features(grid[0] * grid[1]), grid[0] * grid[1]
         x = torch.cat([given.prefix, given.tokens], 1) @ ours.embed.weight.T + ours.embed.bias
         x = x + sincos_positions(grid, 16, prefix=1)
+        x = torch.cat([x, (ours.mask_token + sincos_positions(grid, 16)).expand(3, -1, -1)], 1)
         for block in ours.blocks:
             x = block(x)
-        expected = ours.predict(ours.norm(x))[:, 1:]
-        found = ours(given, everything(grid))
-        assert torch.allclose(found, expected, atol=1e-6)
-        with torch.no_grad():
-            ours.mask_token.add_(1)
-        assert torch.equal(ours(given, everything(grid)), found)
+        expected = ours.predict(ours.norm(x))[:, 1 + n :]
+        assert torch.allclose(ours(given, everything(grid)), expected, atol=1e-6)
+
+
+def test_where_masked_tokens_were_replaced_the_visible_ones_are_read() -> None:
+    ours, given = head(), features(24)
+    views = Masking(0.5)(3, (4, 6), Generator().manual_seed(0))
+    dropped = Features(given.prefix, take(given.tokens, views.visible))
+    assert torch.equal(ours(given, views), ours(dropped, views))

@@ -86,7 +86,8 @@ def test_the_predicted_loss_is_that_of_both_averages_on_the_whole_image() -> Non
     features = average.backbone(images())
     head = guide.head
     x = torch.cat([head.embed(features.prefix), head.embed(features.tokens) + head.positions], 1)
-    expected = head.predict(head.norm(head.blocks[0](x)))[:, 1:, 0]
+    x = torch.cat([x, (head.mask_token + head.positions).expand(3, -1, -1)], 1)
+    expected = head.predict(head.norm(head.blocks[0](x)))[:, 25:, 0]
     assert torch.allclose(guide.predicted(average, images()), expected, atol=1e-6)
     assert expected.std() > 1e-3, "nothing to rank"
 
@@ -170,6 +171,7 @@ def test_all_that_decides_is_in_the_state_dict(kind: str) -> None:
     views = [one.draw(images(), Generator().manual_seed(0)).mask for one in (made, other)]
     assert torch.equal(*views)
     fresh = PLUG_INS[kind](method())
+    assert not torch.equal(fresh.draw(images(), Generator().manual_seed(0)).mask, views[0])
     fresh.load_state_dict(saved, strict=True)
     assert torch.equal(fresh.draw(images(), Generator().manual_seed(0)).mask, views[0])
     assert ("guide.progress" in saved) == (kind == "loss")
