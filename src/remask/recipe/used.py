@@ -130,9 +130,12 @@ PRETRAINING = (
         lambda recipe: recipe.method.name != "dmae", "moma",
     ),
     Rule(
-        "backbone.positions backbone.class_tokens", "backbone.name",
-        lambda recipe: recipe.backbone.name.startswith(PLAIN),
+        "backbone.positions", "backbone.name", lambda recipe: recipe.backbone.name.startswith(PLAIN),
         "plain ViTs, as vit_base_patch16_224: the others have positions of their own",
+    ),
+    Rule(
+        "backbone.class_tokens", "backbone.name", lambda recipe: recipe.backbone.name.startswith(PLAIN),
+        "plain ViTs, as vit_base_patch16_224: the others have one class token or none",
     ),
     Rule(
         "data.crop_scale data.crop_ratio", "data.crop", lambda recipe: recipe.data.crop == "random", "random crops"
