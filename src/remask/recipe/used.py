@@ -4,12 +4,13 @@ Without an error, a user would not notice that a key has no effect. A rule names
 condition, and the owner of the keys. Keys that always have an effect need no rule.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from remask.recipe.rules import TASK_RULES, Rule
+from remask.recipe.rules import Rule, target_rules
 from remask.recipe.sections import DISTILLING
-from remask.recipe.values import KEYS, Section
+from remask.recipe.task_rules import TASK_RULES
+from remask.recipe.values import Section
 
 ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae", "localmim")
 """Methods with a decoder of transformer blocks."""
@@ -28,44 +29,6 @@ STARTING = ("simmim", "maskfeat", "beit")
 
 PLAIN = ("vit_", "deit")
 """Prefixes of the names of plain ViTs, whose position tables are fixed or learned."""
-
-
-def _target_rules(section: str, file: bool) -> tuple[Rule, ...]:
-    """Rules for keys of a target by its kind and, with `file`, for keys of a tokenizer by whether it has a file."""
-    target = f"{section}.target"
-
-    def target_of(recipe: Any) -> Any:
-        return getattr(recipe, section).target
-
-    def of_kind(kinds: Sequence[str]) -> Callable[[Any], bool]:
-        return lambda recipe: not getattr(recipe, section) or target_of(recipe).kind in kinds
-
-    kinds = tuple(
-        Rule(f"{target}.{key}", f"{target}.kind", of_kind(kinds), f"targets of the kind {' or '.join(kinds)}")
-        for key, kinds in KEYS.items()
-    )
-    tokens = (
-        Rule(
-            f"{target}.over {target}.teacher {target}.weights", f"{target}.file",
-            lambda recipe: target_of(recipe).kind != "tokens" or target_of(recipe).file is None,
-            "a codebook without a file, which is fitted first",
-        ),
-        Rule(
-            f"{target}.weights", f"{target}.over",
-            lambda recipe: target_of(recipe).kind != "tokens" or target_of(recipe).over == "features",
-            'a codebook over = "features" of a teacher',
-        ),
-        Rule(
-            f"{target}.vocabulary", f"{target}.file",
-            lambda recipe: (
-                target_of(recipe).kind != "tokens"
-                or target_of(recipe).unfitted
-                or target_of(recipe).tokenizer == "stored"
-            ),
-            "a codebook without a file, and stored ids: the file tells it",
-        ),
-    )  # fmt: skip
-    return kinds + tokens if file else kinds
 
 
 def uses_average(recipe: Any) -> bool:
@@ -162,8 +125,8 @@ PRETRAINING = (
         "optim.min_lr", "optim.drop_epoch", lambda recipe: recipe.optim.drop_epoch is None,
         "the cosine; with a drop the rate ends at a tenth",
     ),
-    *_target_rules("method", file=True),
-    *_target_rules("jd", file=False),
+    *target_rules("method", file=True),
+    *target_rules("jd", file=False),
 )  # fmt: skip
 
 RULES: dict[str, tuple[Rule, ...]] = {"pretrain": PRETRAINING, **TASK_RULES}
