@@ -25,6 +25,10 @@ PAPERS = {
     "2212.06593": "remask.methods.fastmim",  # FastMIM
     "2208.12256": "remask.methods.dmae",  # DMAE
     "2302.02089": "remask.methods.moma",  # MOMA
+    "2210.08344": "remask.methods.umae",  # U-MAE
+    "2303.05251": "remask.methods.localmim",  # LocalMIM
+    "2303.02416": "remask.targets.pixels",  # PixMIM
+    "2512.15715": "remask.backbones.vit",  # Pixio
 }
 NAMED = {module.name: module for module in MODULES}
 

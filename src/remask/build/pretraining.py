@@ -41,7 +41,7 @@ from remask.methods import (
     refiner,
     simmim,
     umae,
-)  # fmt: skip
+)
 from remask.methods.defaults import hog_cell
 from remask.methods.guided import guided_by_attention, guided_by_loss
 from remask.recipe import Recipe
@@ -223,9 +223,8 @@ def _decoder(section: MethodSection) -> dict[str, Any]:
     names = {"input": INPUT, "end": END}
     given = section.decoder_layers
     layers = None if given is None else [names[i] if isinstance(i, str) else i for i in given]
-    return (
-        sizes | {"layers": layers} | ({} if section.name in ("crossmae", "localmim") else {"decoder": section.decoder})
-    )
+    chosen = {} if section.name in ("crossmae", "localmim") else {"decoder": section.decoder}
+    return sizes | {"layers": layers} | chosen
 
 
 def _localmim(recipe: Recipe, backbone: Backbone, masking: Masking, decoder: dict[str, Any]) -> Method:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from remask.recipe.masking import GUIDED
-from remask.recipe.rules import TASK_RULES, Rule, target_rules
+from remask.recipe.rules import Rule, target_rules
 from remask.recipe.sections import DISTILLING, TARGETLESS
+from remask.recipe.task_rules import TASK_RULES
 from remask.recipe.values import Section
 
 ATTENDING = ("mae", "convmae", "fastmim", "dmae", "crossmae", "localmim")
@@ -106,9 +107,12 @@ PRETRAINING = (
         lambda recipe: recipe.method.name != "dmae", "moma",
     ),
     Rule(
-        "backbone.positions backbone.class_tokens", "backbone.name",
-        lambda recipe: recipe.backbone.name.startswith(PLAIN),
+        "backbone.positions", "backbone.name", lambda recipe: recipe.backbone.name.startswith(PLAIN),
         "plain ViTs, as vit_base_patch16_224: the others have positions of their own",
+    ),
+    Rule(
+        "backbone.class_tokens", "backbone.name", lambda recipe: recipe.backbone.name.startswith(PLAIN),
+        "plain ViTs, as vit_base_patch16_224: the others have one class token or none",
     ),
     Rule(
         "data.crop_scale data.crop_ratio", "data.crop", lambda recipe: recipe.data.crop == "random", "random crops"

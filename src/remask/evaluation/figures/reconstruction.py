@@ -31,6 +31,8 @@ class _Group(NamedTuple):
     predicted: Float[Tensor, "V B N P"]
     """Predictions where a branch has them, else targets."""
     regions: tuple[str, ...]
+    label: str = ""
+    """What tells it from other groups of its kind, behind the heading."""
 
 
 def reconstruct(method: Method, images: Images, views: Views) -> bytes:
@@ -45,6 +47,7 @@ def panels(method: Method, images: Images, views: Views) -> Reconstruction:
         on_device, placed = method.backbone.normalise.deep(images.to(device)), views.to(device)
         pairs = method.pairs(on_device, placed)
         groups = [_group(target, method.branches, pairs, on_device, placed) for target in _drawable(method.branches)]
+        groups = _labelled(groups)
     images = method.backbone.normalise.shown(images.to(device)).cpu()
     views, patch = views.to(torch.device("cpu")), method.mask_unit
     columns = [_original(images), *_targets(groups, images, views)]
@@ -71,6 +74,14 @@ def _group(
             canvas = scatter(pairs[branch.name][0].float(), views.ids(branch.region), canvas)
             regions.append(branch.region)
     return _Group(target, canvas.unflatten(0, views.mask.shape[:2]).cpu(), tuple(regions))
+
+
+def _labelled(groups: list[_Group]) -> list[_Group]:
+    """The groups; of several HOG targets (LocalMIM) each with the size of its cells."""
+    hogs = [group.target for group in groups if isinstance(group.target, Hog)]
+    if len(hogs) < 2:
+        return groups
+    return [g._replace(label=f"\n{g.target.cell} px") if isinstance(g.target, Hog) else g for g in groups]
 
 
 def _original(images: Tensor) -> list[Panel]:
@@ -125,7 +136,7 @@ def _targets(groups: Sequence[_Group], images: Tensor, views: Views) -> list[lis
             magnitude, full, side = _magnitudes(hog, images, views)
             strokes = stars(magnitude, full, side, hog.flavour)
             colours = torch.tensor(_GIVEN).expand(*strokes.shape, 3)
-            columns.append([Panel("HOG target", image) for image in _painted(strokes, colours)])
+            columns.append([Panel(f"HOG target{group.label}", image) for image in _painted(strokes, colours)])
     return columns
 
 
@@ -137,7 +148,7 @@ def _hog_prediction(hog: Hog, group: _Group, images: Tensor, views: Views, v: in
     masked = _MASKED if "masked" in group.regions else _DIM
     visible = _VISIBLE if "visible" in group.regions else _DIM
     colours = torch.where(hidden.unsqueeze(-1), torch.tensor(masked), torch.tensor(visible))
-    return [Panel(f"HOG prediction {v + 1}", image) for image in _painted(strokes, colours)]
+    return [Panel(f"HOG prediction {v + 1}{group.label}", image) for image in _painted(strokes, colours)]
 
 
 def _magnitudes(hog: Hog, images: Tensor, views: Views) -> tuple[Tensor, Tensor, int]:

@@ -13,7 +13,7 @@ from remask.evaluation.figures.reconstruction import _GIVEN, _MASKED, _PAPER, _V
 from remask.evaluation.figures.sheet import Panel
 from remask.masking import Masking
 from remask.method import Method
-from remask.methods import dm, jd, mae
+from remask.methods import dm, jd, localmim, mae
 from remask.targets import Hog, Pixels, Target
 from remask.types import Features, Size
 from remask.views import Views
@@ -145,6 +145,19 @@ def test_perfect_stars_are_the_target_in_other_colours() -> None:
     drawn, wanted = column(rows, "HOG prediction 1").float().mean(-1), column(rows, "HOG target").float().mean(-1)
     drawn = (drawn - paper) / (torch.where(hidden, orange, blue) - paper)
     torch.testing.assert_close(drawn, (wanted - paper) / (white - paper), atol=0.01, rtol=0)
+
+
+def test_several_hog_targets_are_told_apart_by_their_cells() -> None:
+    """LocalMIM's: cells finer than a patch and as large; larger ones are not drawn."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "depth": 3, "num_heads": 2, "patch_size": 8}
+    method = localmim(create_vit("vit_micro", (32, 32), MEAN, STD, overrides=sizes), 0.75, width=16, heads=2)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    rows, _ = panels(method, images, method.draw(images, torch.Generator().manual_seed(0)))
+    assert [panel.heading for panel in rows[0]] == [
+        "original", "HOG target\n4 px", "HOG target\n8 px", "view 1\n75 % hidden",
+        "HOG prediction 1\n4 px", "HOG prediction 1\n8 px", "union of the views",
+    ]  # fmt: skip
 
 
 def test_mode_and_weights_are_kept() -> None:
