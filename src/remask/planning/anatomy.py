@@ -61,6 +61,8 @@ def anatomy(recipe: Recipe) -> Anatomy:
     again = 1 if recipe.runtime.checkpointing else 0  # upper bound: heads and embeddings are not recomputed
     # 3 times forward: the counter sees a grouped convolution's backward as if it were dense
     training = (3 + again) * (forward - targets) + targets
+    if recipe.method.name == "refiner":  # whose first blocks are not trained
+        training = _counted(method, recipe) + again * (forward - targets)
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     size = parameters(method.backbone.network), parameters(method), trained
     return Anatomy(*size, method.masking.views, round(forward / 1e9, 4), round(training / 1e9, 4))
@@ -129,13 +131,23 @@ def _on_meta(recipe: Recipe) -> Method:
 def _flops(method: Method, recipe: Recipe) -> tuple[int, int]:
     """Forward FLOPs of one image, and the share of them that computes targets and guides, without gradient."""
     with torch.device("meta"), torch.no_grad():
-        image = torch.zeros(1, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
+        crops = recipe.data.crops  # of one image, which some methods compare
+        images = torch.zeros(crops, recipe.data.channels, *recipe.data.image_size, dtype=torch.uint8)
         with FlopCounterMode(display=False) as everything:
-            views = method.draw(image)
-            method(image, views)
+            views = method.draw(images)
+            method(images, views)
         with FlopCounterMode(display=False) as targets:
-            method.targets(image, method.draw(image))
-    return everything.get_total_flops(), targets.get_total_flops()
+            method.targets(images, method.draw(images))
+    return everything.get_total_flops() // crops, targets.get_total_flops() // crops
+
+
+def _counted(method: Method, recipe: Recipe) -> int:
+    """FLOPs of forward and backward of one image, where only some blocks are trained."""
+    crops, size = recipe.data.crops, recipe.data.image_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        images = torch.zeros(crops, recipe.data.channels, *size, dtype=torch.uint8)
+        method(images, method.draw(images))["total"].backward()
+    return counter.get_total_flops() // crops
 
 
 def _networks(method: Method) -> Iterator[nn.Module]:

@@ -80,11 +80,12 @@ def forecast(recipe: Recipe, batch: int, gflops: float) -> Forecast:
 
     gflops   training GFLOP of one image. Raises UserError if a dry run fails.
     """
-    large = max(2, min(batch // 2, round(WORK / max(gflops, 1e-9)), 256))
+    crops = recipe.data.crops  # of one image, which stay together
+    large = max(2, min(batch // 2, round(WORK / max(gflops, 1e-9)), 256) // crops)
     small = max(1, large // 3)
     data = recipe.data
     pixels = data.channels * data.image_size[0] * data.image_size[1] / 2**20
-    return Forecast(dry_run(recipe, small), dry_run(recipe, large), pixels, kept_mb(recipe))
+    return Forecast(dry_run(recipe, small * crops), dry_run(recipe, large * crops), pixels, kept_mb(recipe))
 
 
 def kept_mb(recipe: Recipe) -> float:
