@@ -33,9 +33,12 @@ def is_across_batch(distance: Any) -> bool:
     return getattr(distance.func if isinstance(distance, partial) else distance, "across_batch", False)
 
 
-def full_precision(x: Tensor) -> AbstractContextManager[None]:
-    """Context in which autocast does not lower products of tensors on the device of `x`; there is none on "meta"."""
-    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Context without autocast, for numbers that are ranked or choose an id: in bf16 many would be equal.
+
+    The "meta" device has no autocast.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def squared(prediction: Rows, target: Rows) -> Float[Tensor, "*rows"]:
@@ -92,7 +95,7 @@ def info_nce(
     z = F.normalize(prediction.squeeze(-2), dim=-1)
     positive, own = target.squeeze(-2).chunk(2, dim=-1)
     z, positive, own = (x.unflatten(1, (-1, 2)).transpose(1, 2) for x in (z, positive, own))  # V, crop, image, P
-    with full_precision(z):
+    with full_precision(z.device):
         logits = z @ own.mT
     image = torch.eye(z.shape[2], dtype=torch.bool, device=z.device)
     logits = torch.where(image, (z * positive).sum(-1, keepdim=True), logits) / temperature
@@ -121,7 +124,7 @@ def uniformity(prediction: Float[Tensor, "V B 1 P"], target: Float[Tensor, "V B 
     # official: i = j is a pair too, which adds a constant to the loss
     """
     rows = F.normalize(prediction.squeeze(-2), dim=-1)
-    with full_precision(rows):
+    with full_precision(rows.device):
         squares = (rows @ rows.mT).square()
     count = squares.shape[-1]
     itself = torch.eye(count, dtype=torch.bool, device=rows.device)

@@ -526,23 +526,23 @@ def downstream(recipe: Downstream) -> str:
 MINIMAL = """
 [data]
 image_size = 32
+{crops}
 [backbone]
 name = "{network}"
 [masking]
-pattern = "random"
-ratio = 0.5
+{masking}
 [method]
 name = "{method}"
 {target}
 [optim]
 epochs = 2
 warmup_epochs = 0
-batch_size = 4
+batch_size = {batch}
 base_lr = 1e-3
 {distill}
 """
 NETWORKS = {"beit": "beit_micro", "convmae": "convvit_micro"}
-TARGETS = {"beit": 'target = "tokens"', "moma": "", "localmim": 'target = "hog-l2"'}
+TARGETS = {"beit": 'target = "tokens"', "moma": "", "refiner": "", "localmim": 'target = "hog-l2"'}
 TEACHERS = """
 [distill]
 teachers = ["untrained:vit_micro"]
@@ -559,6 +559,9 @@ def test_the_keys_that_must_be_given_are_enough_to_train(method: str, tmp_path: 
             network=NETWORKS.get(method, "vit_micro"),
             target=TARGETS.get(method, 'target = "pixels"'),
             distill=TEACHERS if method in DISTILLING else "",
+            masking='pattern = "none"\nratio = 0' if method == "refiner" else 'pattern = "random"\nratio = 0.5',
+            crops="crops = 2" if method == "refiner" else "",
+            batch=32 if method == "refiner" else 4,
         )
     )
     given = {"data.source": "digits:train", "runtime.device": "cpu"}

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from remask import commands
 from remask.errors import UserError
+from remask.planning.anatomy import anatomy
+from remask.recipe import load_recipe
 from remask.runs.refining import refine_recipe
 from remask.training.trainer import Trainer
 from tests.e2e.refining import main
@@ -125,7 +127,7 @@ def test_the_recipe_follows_the_run(folder: Path) -> None:
         (["refine.blocks=9"], "refine.blocks: the backbone has 3 blocks, of which 1 to 3 can be trained, not 9"),
         (["refine.layers=[7]"], "refine.layers: the backbone has blocks 0 to 2"),
         (["data.crops=1"], "data.crops 1: method.name refiner compares two crops of a picture"),
-        (["dm=on"], "leave dm out"),
+        (["dm=on"], "dm has no use with method.name refiner"),
         (["runtime.accumulate=2"], "runtime.accumulate 2 would cut the batch, and method.name refiner compares"),
         (["masking.ratio=0.5"], 'masking.pattern "none" hides nothing: masking.ratio must be 0, not 0.5'),
         (["refine.blok=1"], "unknown key refine.blok"),
@@ -150,3 +152,14 @@ def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, tmp_path: Pat
 def test_keys_of_refine_are_for_the_refiner_alone() -> None:
     with pytest.raises(UserError, match=r"refine.queue has no use with method.name mae: it belongs to refiner"):
         commands.pretrain("mae-vit-micro-cifar", settings=["refine.queue=64"])
+
+
+def test_a_plan_counts_what_is_trained() -> None:
+    """Two networks forward, and backward through the last third alone: heads are small beside a ViT-B."""
+    third, all_blocks = (
+        anatomy(load_recipe("refiner-vit-b", {"refine.blocks": blocks}, environment={})) for blocks in (4, 12)
+    )
+    assert third.forward == all_blocks.forward
+    one = third.forward / 2
+    assert all_blocks.training == pytest.approx(4 * one, rel=0.02)
+    assert third.training == pytest.approx(2 * one + 2 * one / 3, rel=0.02)

@@ -3,7 +3,6 @@
 Fused attention stores no weights; so does no block that is left as timm has it.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from remask.backbones import Backbone
 from remask.backbones.beit import BeitViT
 from remask.backbones.convvit import ConvViT
 from remask.backbones.vit import ViT
+from remask.distances import full_precision
 from remask.errors import UserError, setting
 from remask.types import Images
 
@@ -66,11 +66,6 @@ def refuse_without_class_attention(backbone: Backbone) -> None:
     )
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Context without autocast, for numbers that are ranked: in bf16 many would be equal."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
 def _input(backbone: Backbone, attention: Any, number: int, images: Images) -> Float[Tensor, "B T D"]:
     """The input of a block's attention module."""
     network: Any = backbone.network
@@ -111,5 +106,5 @@ def _weights(
 
 
 __all__ = [
-    "attending_blocks", "attention_weights", "class_attention", "full_precision", "refuse_without_class_attention",
+    "attending_blocks", "attention_weights", "class_attention", "refuse_without_class_attention",
 ]  # fmt: skip

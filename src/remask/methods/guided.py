@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from remask.backbones.attention import class_attention, full_precision, refuse_without_class_attention
-from remask.distances import pair_ranking
+from remask.backbones.attention import class_attention, refuse_without_class_attention
+from remask.distances import full_precision, pair_ranking
 from remask.errors import UserError, setting
 from remask.heads.loss_decoder import LossDecoder
 from remask.masking.guided import MostAttended, hardest, rank

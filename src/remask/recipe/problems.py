@@ -93,8 +93,6 @@ def _refine_problems(recipe: Any) -> Iterator[str]:
         return
     if recipe.data.crops != 2:
         yield f"data.crops {recipe.data.crops}: method.name refiner compares two crops of a picture; set data.crops 2"
-    elif recipe.dm:
-        yield "dm hides tokens in several views, and method.name refiner compares whole crops: leave dm out"
     elif not recipe.refine.neighbours <= recipe.refine.queue:
         yield (
             f"refine.neighbours {recipe.refine.neighbours} are more than refine.queue {recipe.refine.queue} holds: "

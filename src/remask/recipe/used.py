@@ -64,6 +64,14 @@ PRETRAINING = (
         "average", "method.target.kind", uses_average,
         "targets of the kind average, of the method or of jd, refiner, and masking.pattern attention or loss",
     ),
+    Rule(
+        "masking.cell masking.cell_pixels masking.count", "masking.pattern",
+        lambda recipe: recipe.masking.pattern != "none", "patterns that hide something",
+    ),
+    Rule(
+        "dm", "method.name", lambda recipe: recipe.method.name != "refiner",
+        "methods that hide tokens: refiner compares whole crops",
+    ),
     Rule("refine", "method.name", lambda recipe: recipe.method.name == "refiner", "refiner"),
     Rule(
         "method.decoder", "method.name", lambda recipe: recipe.method.name in CHOOSING,

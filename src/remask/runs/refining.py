@@ -45,8 +45,8 @@ def _chosen(before: Recipe, run: Path) -> dict[str, Any]:
         "expected": "", "command": f"remask refine {run}", "cost": "",
         "notes": ["Chosen by remask refine from the run that it starts from."],
         "data.crops": 2, "backbone.weights": f"run:{run.resolve()}", "method.name": "refiner",
-        "masking.pattern": "none", "masking.ratio": 0.0, "masking.cell": 1, "masking.cell_pixels": "off",
-        "dm": "off", "jd": "off", "distill": "off", "progress": "off",
+        "masking.pattern": "none", "masking.ratio": 0.0,
+        "dm": "off", "jd": "off", "uniformity": "off", "distill": "off", "progress": "off",
         "optim.epochs": max(10, epochs), "optim.batch_size": batch + batch % 2, "optim.base_lr": 4e-3,
         "optim.max_steps": "off", "optim.drop_epoch": "off", "optim.clip": "off", "optim.lr": "off",
     }  # fmt: skip

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from remask.distances import full_precision
 from remask.errors import UserError, setting
 from remask.files.tensors import Foreign, content_of, refuse_non_finite
 from remask.targets.hog import pixel_values
-from remask.targets.map_teacher import Frozen, full_precision, resized
+from remask.targets.map_teacher import Frozen, resized
 from remask.tokens import grid_of
 from remask.types import Images, Size
 from remask.views import Views

@@ -5,7 +5,6 @@ tensors a checkpoint. It only moves to the device with it. See docs/decisions/00
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -110,9 +109,4 @@ def resized(pixels: Float[Tensor, "B C H W"], size: Size) -> Float[Tensor, "B C 
     return F.interpolate(pixels, size, mode="bicubic", antialias=True).round().clamp(0, 255)
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A context without autocast, for choices between ids; the meta device has no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-__all__ = ["Frozen", "MapTeacher", "full_precision", "resized"]
+__all__ = ["Frozen", "MapTeacher", "resized"]

@@ -80,7 +80,7 @@ class Neighbours(AverageReader):
     def _near(self, x: Float[Tensor, "B P"], images: Int[Tensor, "B"], chance: Float[Tensor, "B"]) -> Tensor:
         """One of the nearest entries of other images, by a number in 0..1; x where there is none."""
         own = (self.owners == images[:, None]) & (self.owners >= 0)
-        with full_precision(x):
+        with full_precision(x.device):
             similar = (x @ self.queue.T).masked_fill((self.owners == EMPTY) | own, -torch.inf)
         nearest = similar.topk(self.neighbours, dim=1)
         known = nearest.values.isfinite().sum(1)

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from remask.distances import full_precision
 from remask.errors import UserError
 from remask.files.paths import check_readable
 from remask.targets.dalle import Dalle, DalleEncoder, load_dalle
-from remask.targets.map_teacher import full_precision
 from remask.tokens import grid_of
 from remask.types import Images, Size
 from remask.views import Views
