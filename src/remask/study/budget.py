@@ -61,9 +61,10 @@ def core_seconds(cell: Cell, runs: Mapping[str, Path], command: Command) -> floa
     """Of an image of the row, on one thread: from its file, else by two short runs, whose difference goes into it."""
     file = cell.place.results(cell.study) / f"{cell.name}.speed.json"
     words = train_arguments(cell, Size(1000), runs)  # so many that the steps are there
+    said = train_arguments(cell, Size(1000), {})[:-1]  # without the seed, and the folders of the rows it needs
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8"))
-        if known["train"] == words[:-1]:  # the seed is last
+        if known["train"] == said:
             return float(known["core_seconds_per_image"])
     measured = []
     with tempfile.TemporaryDirectory(prefix="remask-study-") as folder:
@@ -78,7 +79,7 @@ def core_seconds(cell: Cell, runs: Mapping[str, Path], command: Command) -> floa
         raise UserError(f"row {cell.name}: its steps could not be timed: give its budget in images or epochs")
     content: dict[str, Any] = {
         "row": cell.name,
-        "train": words[:-1],
+        "train": said,
         "core_seconds_per_image": 3600 * hours / images,
         "machine": {key: machine.get(key) for key in ("cpu", "instructions")},
         "versions": machine.get("versions", {}),

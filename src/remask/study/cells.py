@@ -85,7 +85,7 @@ def cells(study: Study, place: Place, names: tuple[str, ...] = ()) -> Iterator[C
 def recipe_of(cell: Cell) -> Recipe:
     """The recipe of a row that pre-trains, without its budget. Raises UserError for any mistake in it."""
     row, study = cell.row, cell.study
-    given = {"data.source": row.data or study.data, **study.set, **row.set}
+    given = {"data.source": row.data or study.data, "backbone.weights": _weights(row, {}), **study.set, **row.set}
     known = {key: value for key, value in given.items() if value is not None}
     return choose(_recipe_name(cell), known, method=row.method, teachers=row.teachers)
 
@@ -105,6 +105,12 @@ def _filled(text: str, runs: Mapping[str, Path]) -> str:
     return text
 
 
+def _weights(row: Row, runs: Mapping[str, Path]) -> str | None:
+    """backbone.weights of a row that pre-trains further: the run of another row, or a network."""
+    start = row.start or ""
+    return _filled(f"run:{start}" if start.startswith(ROW) else start, runs) or None
+
+
 def train_arguments(cell: Cell, size: Size, runs: Mapping[str, Path]) -> list[str]:
     """The command after `remask` that trains the cell, without its folder. `runs`: the folders of the rows it needs."""
     row, study = cell.row, cell.study
@@ -113,6 +119,7 @@ def train_arguments(cell: Cell, size: Size, runs: Mapping[str, Path]) -> list[st
         words += ["--recipe", _recipe_name(cell), *(["--method", row.method] if row.method else [])]
         for teacher in row.teachers:
             words += ["--teacher", _filled(teacher, runs)]
+        words += ["--set", f"backbone.weights={weights}"] if (weights := _weights(row, runs)) else []
     else:
         words += [_filled(row.start or "", runs), "--recipe", _recipe_name(cell)]
         words += ["--untrained"] if row.untrained else []

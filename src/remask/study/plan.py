@@ -57,7 +57,7 @@ class Row(Section):
     verb: Verb = Field(default="pretrain", description="pretrain, finetune, segment or detect.")
     recipe: str | None = Field(default=None, description="A recipe's name, or a TOML file beside the study.")
     method: str | None = Field(default=None, description="As --method of pretrain.")
-    start: str | None = Field(default=None, description="What a task starts from: row:NAME, or a network.")
+    start: str | None = Field(default=None, description="What a row starts from: row:NAME, or a network.")
     untrained: bool = Field(default=False, description="A task's control: the same network with its first weights.")
     teachers: list[str] = Field(default=[], description="As --teacher of pretrain; run:row:NAME is another row's run.")
     data: str | None = Field(default=None, description="Other images than the study's.")
@@ -71,7 +71,7 @@ class Row(Section):
     @model_validator(mode="after")
     def _fits_its_verb(self) -> "Row":
         if self.verb == "pretrain":
-            if wrong := [key for key in ("start", "val", "masks", "val_masks") if getattr(self, key)]:
+            if wrong := [key for key in ("val", "masks", "val_masks") if getattr(self, key)]:
                 raise ValueError(f"{wrong[0]} is for finetune, segment and detect, and this row pre-trains")
         elif not self.start:
             raise ValueError(

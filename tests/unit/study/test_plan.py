@@ -6,7 +6,7 @@ import pytest
 from remask.errors import UserError
 from remask.recipe.write import literal
 from remask.study.budget import in_epochs
-from remask.study.cells import Cell, Place, Size, cells, digest, settings_of, train_arguments
+from remask.study.cells import Cell, Place, Size, cells, digest, recipe_of, settings_of, train_arguments
 from remask.study.plan import Study, load_study, needs, order
 
 STUDIES = sorted((Path(__file__).parents[3] / "studies").glob("*.toml"))
@@ -62,7 +62,8 @@ MISTAKES = {
     "a pair of no row": ({"compare": [["mae", "simmim"]]}, "simmim is no row: there are mae, dmjd"),
     "no probe": ({"probe": None}, "[probe] is missing, and row mae has no other test"),
     "a task without a start": ({"rows": {"a": {"verb": "finetune"}}}, "rows.a: a row of verb finetune needs start"),
-    "a start of pre-training": ({"rows": {"a": {"start": "row:a"}}}, "rows.a: start is for finetune, segment"),
+    "a test set of pre-training": ({"rows": {"a": {"val": "digits"}}}, "rows.a: val is for finetune, segment"),
+    "a row that starts from itself": ({"rows": {"a": {"start": "row:a"}}}, "rows need each other in a circle: a"),
     "no such start": ({"rows": {"a": {"verb": "finetune", "start": "row:b"}}}, "b is no row: there are a"),
     "a circle": (
         {"rows": {n: {"teachers": [f"run:row:{m}"]} for n, m in (("a", "b"), ("b", "a"))}},
@@ -96,15 +97,19 @@ def test_rows_come_after_those_they_need(tmp_path: Path) -> None:
     rows = {
         "tuned": {"verb": "finetune", "start": "row:mae", "val": "digits:val"},
         "taught": {"recipe": "moma-vit-micro-cifar", "teachers": ["run:row:mae,layer=1", "torchvision:mobilenet_v2"]},
+        "refined": {"recipe": "refiner-vit-micro-cifar", "start": "row:mae"},
         "mae": {"recipe": "mae-vit-micro-cifar"},
     }
     study = study_of(tmp_path, rows=rows)
-    assert order(study) == ["mae", "tuned", "taught"]
+    assert order(study) == ["mae", "tuned", "taught", "refined"]
     place = Place(tmp_path / "two.toml", tmp_path / "runs")
     assert [cell.run for cell in cells(study, place)] == [f"{n}-seed{s}" for s in (0, 1) for n in order(study)]
     runs = {"mae": tmp_path / "runs" / "mae-seed0-1234"}
     tuned = train_arguments(cell_of(study, "tuned"), Size(3), runs)
     assert tuned[:2] == ["finetune", f"{tmp_path}/runs/mae-seed0-1234"]
+    refined = cell_of(study, "refined")
+    assert f"backbone.weights=run:{tmp_path}/runs/mae-seed0-1234" in train_arguments(refined, Size(3), runs)
+    assert recipe_of(refined).backbone.weights == "run:row:mae", "which no folder's name changes"
     taught = train_arguments(cell_of(study, "taught", 1), Size(3, 50), runs)
     assert f"run:{tmp_path}/runs/mae-seed0-1234,layer=1" in taught
     assert taught[-6:] == ["--epochs", "3", "--limit", "50", "--seed", "1"]
