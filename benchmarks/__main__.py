@@ -19,7 +19,7 @@ from remask.training.environment import environment
 
 PARTS = tuple(
     part
-    for part in ("startup", "step", "cross", "masks", "average", "alike", "hog", "distill", "loader", "plan")
+    for part in ("startup", "step", "cross", "masks", "alike", "hog", "average", "distill", "loader", "plan")
     if importlib.util.find_spec(f"benchmarks.{part}")
 )
 NAMED = ("alike",)

@@ -14,9 +14,10 @@ Pool = Literal["class", "mean"]
 """What stands for an image or a view: its class token, or the mean of its tokens."""
 
 
-def pooled(features: Features, of: Pool) -> Float[Tensor, "B 1 D"]:
-    """The class token, or the mean of the tokens without prefix."""
-    return features.prefix[:, :1] if of == "class" else features.tokens.mean(dim=1, keepdim=True)
+def pooled(features: Features, of: Pool, class_tokens: int = 1) -> Float[Tensor, "B 1 D"]:
+    """The class token, the mean of several, or the mean of the tokens without prefix."""
+    chosen = features.prefix[:, :class_tokens] if of == "class" else features.tokens
+    return chosen.mean(dim=1, keepdim=True)
 
 
 def grid_of(size: Size, patch: Size) -> Grid:

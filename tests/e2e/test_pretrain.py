@@ -69,7 +69,8 @@ def test_a_recipe_of_each_kind_runs_shrunk(recipe: str, tmp_path: Path):
     assert all(torch.tensor(line["loss/total"]).isfinite() for line in lines)
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert (run / "export" / "backbone.safetensors").is_file()
-    assert (run / "pictures" / "reconstruction.png").read_bytes()[:4] == b"\x89PNG"
+    if not recipe.startswith("refiner"):  # which hides nothing that could be drawn
+        assert (run / "pictures" / "reconstruction.png").read_bytes()[:4] == b"\x89PNG"
     assert "<html" in (run / "report.html").read_text()
 
 
@@ -88,7 +89,9 @@ def test_every_recipe_builds_shrunk_and_reaches_every_parameter():
             losses["total"].backward()
         assert set(losses) >= {branch.name for branch in method.branches}, name
         assert any(p.grad is not None for p in method.backbone.network.parameters()), name
-        assert all(p.grad is not None for branch in method.branches for p in branch.parameters()), name
+        learned = [p for branch in method.branches for p in branch.parameters() if p.requires_grad]
+        assert all(p.grad is not None for p in learned), name
+        assert all(p.requires_grad for branch in method.branches for p in branch.head.parameters()), name  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

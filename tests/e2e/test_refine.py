@@ -71,7 +71,7 @@ def test_heads_alone_are_trained_first(folder: Path) -> None:
 def test_its_cost_counts_what_the_encoder_reads(folder: Path) -> None:
     """A picture in two whole crops costs as much as eight masked views: 4 epochs of 16 crops, each of 16 tokens."""
     cost = json.loads((folder / "one" / "cost.json").read_text())
-    assert (cost["images"], cost["tokens"], cost["ete"]) == (64, 64 * 16, 16)
+    assert (cost["images"], cost["views"], cost["tokens"], cost["ete"]) == (64, 64, 64 * 16, 16)
     before = json.loads((folder / "run" / "cost.json").read_text())
     assert before["tokens"] == 20 * 2 * 4
 
@@ -115,6 +115,7 @@ def test_the_recipe_follows_the_run(folder: Path) -> None:
     assert (recipe.dm, recipe.jd, recipe.masking.ratio, recipe.data.crops) == (None, None, 0, 2)
     assert recipe.backbone.weights == f"run:{(folder / 'run').resolve()}"
     assert recipe.refine.queue == 256, "the largest power of two in half of the images"
+    assert recipe.optim.base_lr == pytest.approx(12e-3 * 2 / 3)
     assert recipe.data.image_size == (16, 16)
     assert refine_recipe(folder / "run", {"optim.epochs": 40}).optim.warmup_epochs == 2
 
@@ -131,6 +132,14 @@ def test_the_recipe_follows_the_run(folder: Path) -> None:
         (["runtime.accumulate=2"], "runtime.accumulate 2 would cut the batch, and method.name refiner compares"),
         (["masking.ratio=0.5"], 'masking.pattern "none" hides nothing: masking.ratio must be 0, not 0.5'),
         (["refine.blok=1"], "unknown key refine.blok"),
+        (["optim.batch_size=abc"], "optim.batch_size: must be a whole number"),
+        (["optim.batch_size=off"], "optim.batch_size: must be a whole number"),
+        (["optim.batch_size=64"], "20 images are fewer than the 32 pairs of a batch"),
+        (["progress.sizes=[8,16]"], "progress.sizes: queue and average of method.name refiner do not grow"),
+        (["masking.pattern=green"], "masking.pattern green: method.name refiner compares whole crops"),
+        (["backbone.weights=off"], "remask refine starts from"),
+        (["average.decay=0.99"], "average.decay: must be two numbers"),
+        (["average.decay=[1,1]"], "would never follow"),
     ],
 )
 def test_wrong_settings_are_one_line(folder: Path, tmp_path: Path, settings: list[str], line: str) -> None:
@@ -152,6 +161,45 @@ def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, tmp_path: Pat
 def test_keys_of_refine_are_for_the_refiner_alone() -> None:
     with pytest.raises(UserError, match=r"refine.queue has no use with method.name mae: it belongs to refiner"):
         commands.pretrain("mae-vit-micro-cifar", settings=["refine.queue=64"])
+
+
+def test_it_starts_from_the_last_checkpoint_and_writes_nothing_beside_it(folder: Path, tmp_path: Path) -> None:
+    """An export that is older, of another size, damaged or missing does not matter."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    shutil.rmtree(run / "export")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    options = ["optim.max_steps=3"]  # of which none trains the backbone
+    main(str(folder / "pictures"), str(run), str(tmp_path / "a"), *options)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    start, now = (load_file(r / "export" / "backbone.safetensors") for r in (folder / "run", tmp_path / "a"))
+    assert all(torch.equal(start[name], now[name]) for name in start)
+    shutil.copytree(folder / "one" / "export", run / "export")
+    main(str(folder / "pictures"), str(run), str(tmp_path / "b"), *options)
+    again = load_file(tmp_path / "b" / "export" / "backbone.safetensors")
+    assert all(torch.equal(start[name], again[name]) for name in start)
+
+
+def test_variables_of_the_environment_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMASK_OPTIM__BATCH_SIZE", "64")
+    assert refine_recipe(folder / "run", {}).optim.batch_size == 64
+    assert refine_recipe(folder / "run", {"optim.batch_size": 32}).optim.batch_size == 32
+
+
+def test_few_images_are_smaller_batches(folder: Path) -> None:
+    recipe = refine_recipe(folder / "run", {}, (), 6)
+    assert (recipe.optim.batch_size, recipe.refine.neighbours) == (12, 12)
+
+
+@pytest.mark.parametrize("recipe", ["simmim-swin-b", "fastmim-pvtv2-b2", "fastmim-vit-micro", "beit-vit-micro-cifar"])
+def test_runs_of_other_networks_are_refined(recipe: str, tmp_path: Path) -> None:
+    source = {"data.source": "crops", "data.limit": 32}
+    commands.pretrain(recipe, source, smoke=True, out=tmp_path / "run", quiet=True)
+    settings = ["optim.epochs=2", "optim.max_steps=2", "refine.frozen=0", "optim.batch_size=8", "refine.neighbours=2"]
+    commands.refine(tmp_path / "run", settings=settings, out=tmp_path / "refined", quiet=True)
+    start, now = (load_file(tmp_path / run / "export" / "backbone.safetensors") for run in ("run", "refined"))
+    assert start.keys() == now.keys()
+    assert any(not torch.equal(start[name], now[name]) for name in now)
 
 
 def test_a_plan_counts_what_is_trained() -> None:

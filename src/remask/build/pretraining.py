@@ -85,7 +85,7 @@ def build_backbone(recipe: Recipe) -> Backbone:
     create = creator_of(section.name)
     if create is create_vit:
         create = partial(create_vit, positions=section.positions, class_tokens=section.class_tokens)
-    if create is create_hierarchical and recipe.method.name != "fastmim" and known(section.name):
+    if create is create_hierarchical and recipe.method.name not in ("fastmim", "refiner") and known(section.name):
         refuse_tokens(section.name, recipe.method.name)
     keys = ("patch_size", "width", "depth", "heads", "class_tokens")
     sized = [f"backbone.{key}" for key in keys if getattr(section, key)]
@@ -191,7 +191,7 @@ def build_method(recipe: Recipe, start: bool = True) -> Method:
         }
         method = bases[section.name]()
         if start:
-            start_from(method, recipe)
+            start_from(method, recipe, build_backbone)
         if plug_in := GUIDES.get(recipe.masking.pattern):
             method = plug_in(method, recipe.masking)
         if recipe.dm:

@@ -1,6 +1,6 @@
 """Loads a student's initial weights from [backbone].weights or the tag of a timm name, and describes them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from remask.interop.loaded import Loaded, loaded_of, remember, resized
 from remask.interop.mae import DECODER, HEAD, check
 from remask.interop.state_dicts import read
 from remask.method import Method
-from remask.recipe import Recipe
+from remask.recipe import Recipe, load_recipe
+from remask.recipe.formats import rules_of
 from remask.recipe.networks import split_spec
 from remask.recipe.used import DECODING
 from remask.targets.cached import Cached
+from remask.training.checkpoint import load_weights
+from remask.training.run_folder import RunFolder, find, is_task_run
 
 DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}
 """Kinds of files with a decoder → methods whose decoder has the same layout."""
@@ -32,9 +35,10 @@ DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convma
 POSITIONS = HEAD + "positions"
 
 
-def start_from(method: Method, recipe: Recipe) -> None:
+def start_from(method: Method, recipe: Recipe, rebuild: Callable[[Recipe], Any]) -> None:
     """Load [backbone].weights, or the weights of the tag in backbone.name; `loaded_of(backbone)` describes them.
 
+    rebuild   recipe → backbone, for the run that is started from: its last checkpoint is read
     Position tables are resized, and all loaded weights are trained (MOMA). A decoder in the file is loaded too if the
     method has one of the same sizes. Raises UserError for weights that are unavailable or do not fit.
     """
@@ -47,9 +51,10 @@ def start_from(method: Method, recipe: Recipe) -> None:
         return
     with naming(["backbone.weights"]):
         spec, stated = split_spec(spec)
-        source = _source(spec, stated, backbone, recipe)
+        source = _source(spec, stated, backbone, recipe, rebuild)
     if not hasattr(source, "built_for"):
-        raise UserError(f"backbone.weights {spec} is a {type(source.network).__name__}: start from a ViT or a ConViT")
+        _same_network(source, backbone, spec)
+        return
     if source.patch != backbone.patch:
         raise UserError(
             f"backbone.weights {spec} has patches of {source.patch[0]} px, the student of {backbone.patch[0]}; change "
@@ -72,11 +77,30 @@ def loaded_lines(method: Method) -> list[str]:
     return list(dict.fromkeys(loaded.line for network in networks if (loaded := loaded_of(network))))
 
 
-def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe) -> Any:
+def _same_network(source: Any, backbone: Any, spec: str) -> None:
+    """Load the weights of a network whose tables cannot be resized, into one of the same sizes."""
+    state, own = source.network.state_dict(), backbone.network.state_dict()
+    if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
+        network = type(source.network).__name__
+        raise UserError(
+            f"backbone.weights {spec} is a {network}, whose weights fit the same network at the same image size alone: "
+            "start from those, or from a ViT or a ConViT"
+        )
+    backbone.network.load_state_dict(state)
+    remember(backbone, loaded_of(source) or Loaded(spec, len(state)))
+
+
+def _source(
+    spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe, rebuild: Callable[[Recipe], Any]
+) -> Any:
     """The network whose weights the student takes, with the student's heads: weights do not show their number."""
     if stated.keys() - {"heads"}:
         raise UserError(f"backbone.weights {spec} takes heads and no more: pictures are normalised as [data] says")
-    if spec.partition(":")[0] in ("timm", "untrained", "run"):
+    kind, _, name = spec.partition(":")
+    folder = Path(name).expanduser()
+    if kind == "run" and (folder / "recipe.toml").is_file() and not is_task_run(folder):
+        return _of_run(folder, rebuild)
+    if kind in ("timm", "untrained", "run"):
         return open_encoder(spec, heads=stated.get("heads"))
     blocks = getattr(backbone.network, "blocks", None) or getattr(backbone.network, "blocks3", None)  # of a ConvViT
     own = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks is not None else None
@@ -86,6 +110,15 @@ def _source(spec: str, stated: Mapping[str, Any], backbone: Any, recipe: Recipe)
             f"backbone.weights {spec} was said to have {heads} heads, and the student has {own}: set backbone.heads"
         )
     return open_encoder(spec, heads=heads, mean=recipe.data.mean, std=recipe.data.std)
+
+
+def _of_run(folder: Path, rebuild: Callable[[Recipe], Any]) -> Any:
+    """The backbone of a run of pre-training, with the weights of its last checkpoint."""
+    run = RunFolder.open(folder)
+    file = find(run) / "model.safetensors"
+    backbone = rebuild(load_recipe(folder / "recipe.toml", rules_of(run.format), environment={}, strict=False))
+    load_weights(file, backbone, "backbone.")
+    return backbone
 
 
 def _named_weights(backbone: Any, recipe: Recipe) -> None:

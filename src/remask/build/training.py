@@ -34,6 +34,11 @@ def peak_lr(recipe: Recipe, method: Method) -> float:
 def build_loader(recipe: Recipe, source: Source, runtime: Runtime, method: Method, **report: Any) -> Loader:
     """The loader of random crops of the source; no batch holds an image twice. report: callbacks of `Loader`."""
     data, workers = recipe.data, recipe.runtime.workers
+    if recipe.method.name == "refiner" and len(source) < (pairs := recipe.optim.batch_size // 2):
+        raise UserError(
+            f"{len(source)} images are fewer than the {pairs} pairs of a batch, which are told apart: lower "
+            f"optim.batch_size to at most {2 * len(source)}"
+        )
     crop: Transform = RandomCropFlip(data.image_size, data.crop_scale, data.crop_ratio, data.flip)
     if data.crop == "simple":
         crop = SimpleCropFlip(data.image_size, data.crop_padding, data.flip)
@@ -80,7 +85,8 @@ def build_trainer(
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
     images = len(loader) * optim.batch_size
-    ledger = Ledger(images, recipe.ete_per_epoch, runtime.gpus, gflops, tokens_per_image(recipe, method))
+    tokens, views = tokens_per_image(recipe, method), method.masking.views
+    ledger = Ledger(images, views, runtime.gpus, gflops, tokens, recipe.ete_per_epoch)
     return Trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
         seed=recipe.seed, hooks=hooks, tensorboard=settings.tensorboard, ddp_model=ddp_model,

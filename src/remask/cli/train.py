@@ -81,7 +81,7 @@ def refine(
     run: options.Run,
     data: Annotated[str | None, options.data("Pictures.  [those of the run]")] = None,
     out: Annotated[Path | None, options.out("New folder for the run.  [runs/RUN-refined-DATE]")] = None,
-    epochs: Annotated[int | None, options.epochs("Passes over the pictures, in crops: two are one of each.")] = None,
+    epochs: Annotated[int | None, options.epochs("One shows half of the pictures, each in two crops.")] = None,
     batch_size: Annotated[int | None, options.batch_size("Crops per step, two of a picture, over all devices.")] = None,
     limit: options.Limit = None,
     max_bad: options.MaxBad = None,

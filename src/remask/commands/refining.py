@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.commands.exporting import export
 from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import pretrain
 from remask.errors import UserError
@@ -32,8 +31,6 @@ def refine(
     recipe = refine_recipe(path, overrides or {}, settings)
     if recipe.data.source is None:
         raise UserError(f"{path} does not say which images it was trained on: name them with --data SRC")
-    if not (path / "export" / "backbone.safetensors").is_file():
-        export(path)
     source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
     recipe = refine_recipe(path, overrides or {}, settings, len(source))
     return pretrain(recipe, out=out or _folder(recipe), quiet=quiet, verify_data=verify_data)

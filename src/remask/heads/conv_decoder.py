@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from remask.errors import UserError, setting
-from remask.tokens import take
+from remask.tokens import Pool, pooled, take
 from remask.types import Features
 from remask.views import Views
 
@@ -87,8 +87,8 @@ class Pooled(nn.Module):
         self.predict = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)
 
     def forward(self, features: Features, views: Views) -> Float[Tensor, "VB 1 P"]:
-        chosen = features.prefix[:, : self.class_tokens] if self.of == "class token" else features.tokens
-        return self.predict(chosen.mean(dim=1, keepdim=True))
+        of: Pool = "class" if self.of == "class token" else "mean"
+        return self.predict(pooled(features, of, self.class_tokens))
 
     def describe(self) -> str:
         return self.of if isinstance(self.predict, nn.Identity) else f"linear on the {self.of}"

@@ -37,6 +37,7 @@ def guided_by_attention(method: Method, probability: float = 0.5, hints: float =
     """
     refuse_without_class_attention(method.backbone)
     _refuse_split_tokens(method)
+    _refuse_guided(method)
     masking = replace(method.masking, score=MostAttended(probability, hints))
     return method.with_(masking, guide=AttentionGuide())
 
@@ -51,6 +52,7 @@ def guided_by_loss(method: Method, share: float = 0.5, weight: float = 1.0, dept
     Raises UserError for methods without a branch that predicts masked tokens one by one.
     """
     _refuse_split_tokens(method)
+    _refuse_guided(method)
     branch = next((b for b in method.branches if b.region in ("masked", "predicted")), None)
     if branch is None:
         raise UserError(
@@ -61,6 +63,11 @@ def guided_by_loss(method: Method, share: float = 0.5, weight: float = 1.0, dept
     ranking = Branch("difficulty", head, LossOf(branch.name, branch.distance), pair_ranking, branch.region, weight)
     masking = replace(method.masking, score=hardest)
     return method.with_(masking, [*method.branches, ranking], LossGuide(head, share))
+
+
+def _refuse_guided(method: Method) -> None:
+    if method.guide:
+        raise UserError(f"masks go by one guide, and this method's by the {method.guide.describe()} already")
 
 
 class AttentionGuide(nn.Module):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from remask.backbones import Backbone
+from remask.backbones import Backbone, class_tokens
 from remask.backbones.masked_input import AllTokens
 from remask.color_jitter import BatchColorJitter
 from remask.distances import info_nce
@@ -58,7 +58,7 @@ def refiner(
     width = width or min(256, backbone.width)
     inside, branches = (hidden or 2 * backbone.width, predictor or 4 * backbone.width), []
     for layer in layers:
-        head = InstanceHead(backbone.width, width, inside, pool)
+        head = InstanceHead(backbone.width, width, inside, pool, class_tokens(backbone))
         head.apply(initialise)
         name, distance = "end" if layer == END else f"block{layer}", partial(info_nce, temperature=temperature)
         target = Neighbours(head, layer, queue, neighbours)

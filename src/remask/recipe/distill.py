@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from remask.recipe.values import Deviation, Section, Size
+from remask.recipe.values import Deviation, Section, Size, pair
 
 
 class TeacherSection(Section):
@@ -80,13 +80,17 @@ Decay = Annotated[float, Field(ge=0, le=1)]
 class AverageSection(Section):
     """The student's moving average as teacher: average ← τ · average + (1 - τ) · student after every step."""
 
-    decay: tuple[Decay, Decay] = Field(default=(0.9998, 0.99999), description="τ at the start, and after the warm-up.")
+    decay: Annotated[tuple[Decay, Decay], BeforeValidator(pair)] = Field(
+        default=(0.9998, 0.99999), description="τ at the start, and after the warm-up."
+    )
     warmup: float = Field(default=1.0, ge=0, le=1, description="Share of the training over which τ rises, linearly.")
 
-    @field_validator("decay", mode="before")
+    @field_validator("decay")
     @classmethod
-    def _pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    def _follows(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] == 1:
+            raise ValueError(f"{list(value)} would never follow: the first τ must be below 1, as in [0.99, 1.0]")
+        return value
 
 
 __all__ = ["AverageSection", "DistillSection", "TeacherSection"]

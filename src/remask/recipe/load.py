@@ -113,6 +113,18 @@ def _variables(environment: Mapping[str, str]) -> list[Layer]:
     return [(name, nest(path, _value(environment[name]))) for name, path in paths.items()]
 
 
+def variables(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The keys that environment variables set, as overrides: REMASK_OPTIM__EPOCHS=1 -> {"optim.epochs": 1}."""
+    layers = [values for _, values in _variables(environment)]
+    return {key: _at(values, key) for values in layers for key in leaves(values)}
+
+
+def _at(values: Any, path: str) -> Any:
+    for key in path.split("."):
+        values = values[key]
+    return values
+
+
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """The texts of `--set` as overrides: ["optim.epochs=1"] -> {"optim.epochs": 1}; the last of equal keys wins."""
     settings: dict[str, Any] = {}

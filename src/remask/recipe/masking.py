@@ -54,6 +54,11 @@ class MaskingSection(Section):
             raise ValueError('masking.ratio: must be above 0, not 0, unless masking.pattern is "none"')
         if self.ratio and self.pattern == "none":
             raise ValueError(f'masking.pattern "none" hides nothing: masking.ratio must be 0, not {self.ratio:g}')
+        if self.pattern == "attention" and self.hints > 1 - self.ratio:
+            raise ValueError(
+                f"masking.hints {self.hints:g} is more than masking.ratio {self.ratio:g} lets be shown, "
+                f"{1 - self.ratio:g} of all cells: lower it"
+            )
         if self.cell > 1 and self.cell_pixels:
             raise ValueError(f"masking.cell {self.cell} and masking.cell_pixels {self.cell_pixels}: give one of them")
         if not isinstance(self.predicted, str) and self.predicted > self.ratio:

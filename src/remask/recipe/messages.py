@@ -92,6 +92,8 @@ def first_problem(error: ValidationError, known: Mapping[str, str], origin: Mapp
 def _as_list(details: ErrorDetails) -> str:
     """How to write a list, if the value is its items as text; else empty."""
     text = details["input"]
+    if details["type"] == "list_type" and isinstance(text, str) and text.startswith("["):
+        return ': words in a list are written in quotes, as in [0, "end"]'
     return f": write [{text}]" if details["type"] == "list_type" and isinstance(text, str) and "," in text else ""
 
 

@@ -91,6 +91,8 @@ def _refine_problems(recipe: Any) -> Iterator[str]:
         yield f"method.name {method} {other if method == 'refiner' else 'predicts what is hidden: choose a pattern'}"
     if method != "refiner":
         return
+    if recipe.progress:
+        yield "progress.sizes: queue and average of method.name refiner do not grow with images: leave [progress] out"
     if recipe.data.crops != 2:
         yield f"data.crops {recipe.data.crops}: method.name refiner compares two crops of a picture; set data.crops 2"
     elif not recipe.refine.neighbours <= recipe.refine.queue:

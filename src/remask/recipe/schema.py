@@ -55,9 +55,16 @@ class Recipe(About):
     @model_validator(mode="before")
     @classmethod
     def _teachers(cls, value: Any) -> Any:
-        """Check that the method has teachers, before the keys of [distill] are validated."""
+        """Check what belongs to a method, before the keys of [distill] and [masking] are validated."""
         method = value.get("method") if isinstance(value, dict) else None
         name = method.get("name") if isinstance(method, dict) else None
+        masking = value.get("masking") if isinstance(value, dict) else None
+        pattern = masking.get("pattern") if isinstance(masking, dict) else None
+        if name == "refiner" and pattern not in (None, "none"):
+            raise ValueError(
+                f"masking.pattern {pattern}: method.name refiner compares whole crops, of which nothing is hidden: set "
+                "masking.pattern none and masking.ratio 0"
+            )
         if name in METHODS and name not in DISTILLING and isinstance(value.get("distill"), dict):
             keys = ", ".join(f"distill.{key}" for key in value["distill"]) or "distill"
             raise ValueError(

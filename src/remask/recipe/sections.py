@@ -125,7 +125,10 @@ class DataSection(Section):
             key = "data.reduced" if self.reduced else "data.decode" if self.decode == "cuda" else "data.keep"
             raise ValueError(f'data.crop "simple" is cut from whole pictures on the CPU: leave {key} out')
         if self.crop == "simple" and self.crop_padding >= min(self.image_size):
-            raise ValueError(f"data.crop_padding {self.crop_padding} must be below data.image_size, {self.image_size}")
+            raise ValueError(
+                f"data.crop_padding {self.crop_padding} must be below data.image_size, "
+                f"{self.image_size[0]}x{self.image_size[1]}"
+            )
         if self.decode == "cuda" and self.keep in ("ram", "device"):
             raise ValueError(f'data.decode "cuda" keeps no pictures: leave it out, or data.keep "{self.keep}"')
         if self.reduced and self.keep == "ram":

@@ -44,7 +44,8 @@ Pattern = Annotated[str, Field(min_length=1)]
 """A shell-style pattern."""
 
 
-def _pair(value: Any) -> Any:
+def pair(value: Any) -> Any:
+    """A list of two as a tuple."""
     if isinstance(value, list | tuple) and len(value) == 2:
         return tuple(value)
     raise ValueError(f"must be two numbers, as in [0.2, 1.0], not {value}")
@@ -121,8 +122,8 @@ def _device(value: str) -> str:
     raise ValueError(f'must be auto, cpu, cuda, cuda:N or mps, not "{value}"')
 
 
-Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
-Range = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_range)]
+Pair = Annotated[tuple[float, float], BeforeValidator(pair)]
+Range = Annotated[tuple[float, float], BeforeValidator(pair), AfterValidator(_range)]
 PixelRange = Annotated[Literal["auto", "full", "byte"] | tuple[float, float], BeforeValidator(_levels)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Heads = Annotated[int | list[int], BeforeValidator(_heads)]

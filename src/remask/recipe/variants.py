@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from remask.recipe.layers import leaves, merge, nest
 from remask.recipe.load import load_recipe, parse_settings
-from remask.recipe.messages import fail
-from remask.recipe.schema import METHODS, Recipe
+from remask.recipe.messages import fail, first_problem
+from remask.recipe.schema import METHODS, Recipe, recipe_keys
 from remask.recipe.sections import TARGETLESS
 from remask.recipe.used import reset
 from remask.recipe.values import Target
@@ -143,7 +145,10 @@ def shrink(recipe: Recipe, keep: Collection[str] = ()) -> Recipe:
     content = recipe.model_dump()
     if recipe.data.measured:  # defaults would count as set
         content["data"] = {key: value for key, value in content["data"].items() if key not in ("mean", "std")}
-    return reset(Recipe.model_validate(merge(content, _without(small, keep))))
+    try:
+        return reset(Recipe.model_validate(merge(content, _without(small, keep))))
+    except ValidationError as error:  # a flag that the small numbers do not allow
+        fail(f"--smoke: {first_problem(error, recipe_keys(), {})}")
 
 
 def _without(small: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:

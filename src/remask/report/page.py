@@ -74,7 +74,7 @@ PROBED = {"classes": "What is to be told apart", "neighbours": "What it takes to
 NAMES = {
     "mae": "MAE", "simmim": "SimMIM", "maskfeat": "MaskFeat", "beit": "BEiT", "convmae": "ConvMAE",
     "fastmim": "FastMIM", "dmae": "DMAE", "moma": "MOMA", "crossmae": "CrossMAE", "data2vec": "data2vec",
-    "localmim": "LocalMIM",
+    "localmim": "LocalMIM", "refiner": "Refiner",
 }  # fmt: skip
 """Names of methods as in their papers."""
 

@@ -24,6 +24,7 @@ class ProjectorHead(Protocol):
 
     width: int
     pool: Pool
+    class_tokens: int
 
 
 EMPTY, UNKNOWN = -1, -2
@@ -54,7 +55,8 @@ class Neighbours(AverageReader):
         if not 0 < neighbours <= queue:
             names = setting("refine.neighbours and refine.queue", "neighbours and queue")
             raise UserError(f"{names}: of a queue of {queue} 1 to all are neighbours, not {neighbours}")
-        self.width, self.pool, self.neighbours = head.width, head.pool, neighbours
+        self.width, self.pool, self.class_tokens = head.width, head.pool, head.class_tokens
+        self.neighbours = neighbours
         self.layer = layer
         self.wanted: list[tuple[int, Outputs]] = [(layer, "block")]
         self.projector: nn.Module = copy.deepcopy(head.project).requires_grad_(False)
@@ -65,7 +67,8 @@ class Neighbours(AverageReader):
 
     @torch.no_grad()
     def combine(self, features: Layers, views: Views | None = None) -> Float[Tensor, "B 1 PP"]:
-        own = F.normalize(self.projector(pooled(features[self.layer, "block"], self.pool)[:, 0]).float(), dim=-1)
+        row = pooled(features[self.layer, "block"], self.pool, self.class_tokens)[:, 0]
+        own = F.normalize(self.projector(row).float(), dim=-1)
         if len(own) % 2:
             raise UserError(f"a batch of {len(own)} crops is not one of pairs: give two crops of every image in turn")
         other = own.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

@@ -81,8 +81,8 @@ def _load_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {why}; the run cannot be resumed from this checkpoint") from error
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Strictly load a safetensors file into a model, sharded or not.
+def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
+    """Strictly load a safetensors file, or its keys that begin with `prefix`, into a model, sharded or not.
 
     Raises UserError, which names the first keys, if keys or shapes do not fit, or if values are not finite.
     """
@@ -91,6 +91,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}; take another checkpoint of the run") from error
     own, renamed = model.state_dict(), getattr(model, "former_names", {})
+    stored = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
     stored = {renamed.get(key, key): value for key, value in stored.items()}
     if faults := _faults(stored, own):
         raise UserError(

@@ -19,6 +19,7 @@ class Ledger:
 
     dataset  images of one epoch     views_per_image  masked views     devices  GPUs in use, 0 on a CPU
     tokens_per_image   that the backbone reads, in all views
+    ete_per_epoch      the views, unless an epoch costs as much as another number of them
     hours, cpu_hours, wait_hours   wall time, CPU time and wait for data of this process
     others_cpu_hours               CPU time of the other ranks, as of the last `meet`
     epochs_before, images_before   epochs done and images used before the data changed to another number of images
@@ -29,6 +30,7 @@ class Ledger:
     devices: int
     gflops_forward_per_image: float
     tokens_per_image: int = 0
+    ete_per_epoch: int | None = None
     images: int = 0
     hours: float = 0.0
     cpu_hours: float = 0.0
@@ -78,8 +80,8 @@ class Ledger:
         }
 
     def _ete(self) -> float:
-        images = self.images - self.images_before
-        return self.epochs_before * self.views_per_image + images * self.views_per_image / max(self.dataset, 1)
+        epochs = self.epochs_before + (self.images - self.images_before) / max(self.dataset, 1)
+        return epochs * (self.ete_per_epoch or self.views_per_image)
 
     def state(self) -> dict[str, float]:
         cpu_hours = self.cpu_hours + self.others_cpu_hours

@@ -303,3 +303,10 @@ def test_the_equation_says_it() -> None:
         "v  attention-guided masking (most attended first with probability 0.5, 0.1 of all shown again), m_corr" in said
     )
     assert "g  attention of the moving average's class token on the whole image, last block, mean over heads" in said
+
+
+def test_masks_go_by_one_guide() -> None:
+    for first in (guided_by_loss, guided_by_attention):
+        for second in (guided_by_loss, guided_by_attention):
+            with pytest.raises(UserError, match=r"masks go by one guide, and this method's by the .* already"):
+                second(first(method()))

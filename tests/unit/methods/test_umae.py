@@ -74,3 +74,10 @@ def test_a_class_token_must_be_there() -> None:
     with pytest.raises(UserError, match=r'no class token whose uniformity could be asked for: give of="mean"'):
         umae(simmim(swin, 0.5), of="class")
     assert umae(simmim(swin, 0.5)).branches[-1].name == "uniformity"
+
+
+def test_it_is_a_plug_in_once() -> None:
+    with pytest.raises(UserError, match="the method has this term already"):
+        umae(umae(mae(vit(), width=16, heads=2)))
+    with pytest.raises(UserError, match=r"umae is a plug-in: give it a method, as in umae\(mae\(backbone\)\)"):
+        umae(vit(), 0.01)  # type: ignore[arg-type]

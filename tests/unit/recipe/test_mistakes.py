@@ -102,7 +102,13 @@ def write(tmp_path: Path):
             "method.target.layers [1] and top 2: give one of them",
         ),
         (["average.decay=[0.9, 1.1]", "method.target=average"], "average.decay: must be at most 1, not 1.1"),
-        (["average.decay=0.9", "method.target=average"], "average.decay: "),
+        (["average.decay=0.9", "method.target=average"], "average.decay: must be two numbers"),
+        (["average.decay=[1,1]", "method.target=average"], "average.decay: [1.0, 1.0] would never follow"),
+        (["masking.pattern=attention", "masking.hints=0.3"], "masking.hints 0.3 is more than masking.ratio 0.75 lets"),
+        (
+            ["method.decoder_layers=[0,end]"],
+            "method.decoder_layers: must be a list, not '[0,end]': words in a list",
+        ),
         (
             ["method.name=localmim"],
             "method.name localmim predicts HOG in cells of several sizes, and method.target.kind pixels has none: set",
@@ -137,7 +143,7 @@ def write(tmp_path: Path):
         ),
         (
             ["data.crop=simple", "data.crop_padding=224"],
-            "data.crop_padding 224 must be below data.image_size, (224, 224)",
+            "data.crop_padding 224 must be below data.image_size, 224x224",
         ),
         (["data.crop=centre"], "data.crop: must be 'random' or 'simple', not 'centre'"),
         (["data.crop=simple", "data.crop_scale=[0.5, 1]"], "data.crop_scale has no use with data.crop simple: it"),
