@@ -21,8 +21,6 @@ def umae(method: Method, weight: float = 0.01, of: Literal["mean", "class"] = "m
     # official: the class token goes through the final norm a second time before it is compared; here it does not
     Raises UserError for the class token of a backbone that has none.
     """
-    if not isinstance(method, Method):
-        raise UserError("umae is a plug-in: give it a method, as in umae(mae(backbone))")
     if any(branch.name == "uniformity" for branch in method.branches):
         raise UserError("the method has this term already: give it another weight in place of a second one")
     backbone = method.backbone

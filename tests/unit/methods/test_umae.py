@@ -79,5 +79,3 @@ def test_a_class_token_must_be_there() -> None:
 def test_it_is_a_plug_in_once() -> None:
     with pytest.raises(UserError, match="the method has this term already"):
         umae(umae(mae(vit(), width=16, heads=2)))
-    with pytest.raises(UserError, match=r"umae is a plug-in: give it a method, as in umae\(mae\(backbone\)\)"):
-        umae(vit(), 0.01)  # type: ignore[arg-type]
