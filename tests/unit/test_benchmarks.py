@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import entrants, gpu, gpu_steps, results, step
+from benchmarks import average, entrants, gpu, gpu_steps, results, step
 from benchmarks.apart import Maker, apart
 from benchmarks.entrants import Seconds
 from remask.errors import UserError
@@ -191,3 +191,21 @@ def test_gpu_rows_are_written_one_by_one(tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_case_is_a_recipe() -> None:
     assert [load_recipe(case.recipe, {}, environment={}).name for case in gpu_steps.CASES]
     assert all(case.faster is None or case.faster > 1 for case in gpu_steps.CASES)
+
+
+def test_a_supervised_step_is_one_of_the_whole_network() -> None:
+    """What a refiner's step is measured against."""
+    entrant = average.supervised("refiner-vit-micro-cifar", 2)
+    entrant.loss().backward()
+    assert all(p.grad is not None for p in entrant.model.parameters() if p.requires_grad)
+    blocks = [p for name, p in entrant.model.named_parameters() if "blocks.0." in name]
+    assert blocks
+    assert all(p.requires_grad for p in blocks)
+
+
+def test_what_follows_an_update_is_in_the_step() -> None:
+    """The moving average and the queue of a refiner."""
+    entrant = step.trained(entrants.ours, "refiner-vit-micro-cifar", {"refine.queue": 32}, 4)
+    entrant.model.train()
+    entrant.seconds()
+    assert all(int(branch.target.written) == 4 for branch in entrant.model.branches)  # type: ignore[attr-defined,union-attr]
