@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from remask import commands
+from remask import Run, commands
 from remask.errors import UserError
 from remask.planning.anatomy import anatomy
 from remask.recipe import load_recipe
@@ -178,6 +178,14 @@ def test_it_starts_from_the_last_checkpoint_and_writes_nothing_beside_it(folder:
     main(str(folder / "pictures"), str(run), str(tmp_path / "b"), *options)
     again = load_file(tmp_path / "b" / "export" / "backbone.safetensors")
     assert all(torch.equal(start[name], again[name]) for name in start)
+
+
+def test_from_python_a_run_gives_a_run(folder: Path, tmp_path: Path) -> None:
+    settings = ["optim.batch_size=8", "optim.max_steps=1", "refine.neighbours=2"]
+    refined = Run(folder / "run").refine(tmp_path / "refined", settings=settings)
+    assert refined.recipe.method.name == "refiner"
+    assert (tmp_path / "refined" / "export" / "backbone.safetensors").is_file()
+    assert refined.backbone().depth == 3
 
 
 def test_variables_of_the_environment_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,15 @@ class Run:
         """Linear probe and kNN on labelled sources, beside the untrained network and raw pixels, as eval/probe.json."""
         return commands.probe(self.path, data, val, quiet=quiet, **options)
 
+    def refine(self, out: str | Path | None = None, *, settings: Sequence[str] = (), quiet: bool = True) -> "Run":
+        """The run of a second stage, in which the last blocks learn to tell images apart (MIM-Refiner).
+
+        out        its new folder; runs/NAME-refined-DATE unless given
+        settings   texts "section.key=value"
+        """
+        path = commands.refine(self.path, settings=settings, out=None if out is None else Path(out), quiet=quiet)
+        return Run(path)
+
     def export(self) -> Path:
         """The folder of the exported backbone, which timm loads without remask."""
         return commands.export(self.path)
