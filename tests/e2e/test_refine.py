@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from remask import Run, commands
 from remask.errors import UserError
 from remask.planning.anatomy import anatomy
-from remask.recipe import load_recipe
+from remask.recipe import dump, load_recipe
 from remask.runs.refining import refine_recipe
 from remask.training.trainer import Trainer
 from tests.e2e.refining import main
@@ -192,6 +192,31 @@ def test_variables_of_the_environment_count(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("REMASK_OPTIM__BATCH_SIZE", "64")
     assert refine_recipe(folder / "run", {}).optim.batch_size == 64
     assert refine_recipe(folder / "run", {"optim.batch_size": 32}).optim.batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "epochs"),
+    [
+        ("dmjd-vit-micro-cifar", {"optim.epochs": 104}, 13),  # 104 · 2 views · 16 of 64 tokens, a quarter of that
+        ("mae-vit-micro-cifar", {"optim.epochs": 320}, 20),
+        ("simmim-vit-micro-cifar", {"optim.epochs": 100}, 25),  # which reads masked tokens too
+        ("refiner-vit-micro-cifar", {"optim.epochs": 80}, 20),
+    ],
+)
+def test_the_length_is_a_quarter_of_the_tokens_read(
+    recipe: str, overrides: dict[str, int], epochs: int, folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    (run / "recipe.toml").write_text(dump(load_recipe(recipe, overrides, environment={})))
+    assert refine_recipe(run, {}).optim.epochs == epochs
+
+
+def test_processes_that_may_restart_need_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.raises(UserError, match="give --out"):
+        commands.refine(folder / "run", settings=["optim.batch_size=8", "refine.neighbours=2"], quiet=True)
 
 
 def test_few_images_are_smaller_batches(folder: Path) -> None:

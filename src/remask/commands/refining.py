@@ -1,6 +1,5 @@
 """`remask refine`: a second stage after masked image modeling, from a run that is there (MIM-Refiner, 2402.10093)."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from remask.commands.paths import paths_or_texts
 from remask.commands.pretraining import pretrain
 from remask.errors import UserError
 from remask.images.sources.opening import open_source
-from remask.recipe import Recipe
 from remask.runs.refining import refine_recipe
 
 
@@ -33,11 +31,7 @@ def refine(
         raise UserError(f"{path} does not say which images it was trained on: name them with --data SRC")
     source = open_source(str(recipe.data.source), limit=recipe.data.limit, exclude=recipe.data.exclude)
     recipe = refine_recipe(path, overrides or {}, settings, len(source))
-    return pretrain(recipe, out=out or _folder(recipe), quiet=quiet, verify_data=verify_data)
-
-
-def _folder(recipe: Recipe) -> Path:
-    return Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return pretrain(recipe, out=out, quiet=quiet, verify_data=verify_data)
 
 
 __all__ = ["refine"]

@@ -184,8 +184,16 @@ def _exported(options: EncoderOptions, path: Path) -> Backbone:
     check(state, backbone.network.state_dict(), str(weights))
     if not counting():
         backbone.network.load_state_dict(dict(state))
-    remember(backbone, Loaded(options.spec, len(state)))
+    remember(backbone, Loaded(options.spec, len(state), said=_outdated(path, weights)))
     return backbone
+
+
+def _outdated(run: Path, weights: Path) -> tuple[str, ...]:
+    """A line where a run has a checkpoint that was written after its export: it has been trained further since."""
+    last = run / "checkpoints" / "last" / "model.safetensors"
+    if not last.is_file() or last.stat().st_mtime <= weights.stat().st_mtime:
+        return ()
+    return (f"its export is older than its last checkpoint; remask export {quoted(run)} writes it anew",)
 
 
 def _refuse_stated(options: EncoderOptions, *names: str) -> None:

@@ -8,14 +8,13 @@ from typing import Any
 from remask.errors import UserError
 from remask.recipe.load import load_recipe, parse_settings, variables
 from remask.recipe.schema import Recipe
+from remask.recipe.sections import DROPPING
 from remask.runs.opening import open_run
 from remask.training.run_folder import find
 
 SHARE = 0.25
 """Tokens that the encoder reads in refining, over those it read in pre-training (MIM-Refiner: 100 whole crops of an
 image after 1600 epochs at a quarter of its tokens)."""
-
-
 RATE = 2 / 3
 """Base rate in refining over that of pre-training (MIM-Refiner after MAE: 1e-4 after 1.5e-4)."""
 
@@ -49,7 +48,10 @@ def _chosen(before: Recipe, run: Path) -> dict[str, Any]:
     """What does not depend on the number of images."""
     optim = before.optim
     peak = optim.base_lr or (optim.lr or 0.0) * 256 / optim.batch_size
-    epochs = round(SHARE * optim.epochs * before.ete_per_epoch * (1 - before.masking.ratio))
+    views, seen = before.dm.views if before.dm else 1, 1.0
+    if before.method.name in DROPPING:
+        seen -= before.masking.ratio
+    epochs = round(SHARE * optim.epochs * views * seen)
     batch = max(128, optim.batch_size)
     return {
         "name": f"{before.name}-refined", "title": f"The second stage of {before.name}", "paper": "", "table": "",

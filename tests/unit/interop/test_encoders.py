@@ -1,6 +1,7 @@
 """interop/encoders.py: every kind of specification gives the network that was saved; what is missing is one line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from remask.errors import UserError
 from remask.interop import convmae, dmjd, encoders, mae
 from remask.interop.encoders import open_encoder
 from remask.interop.export import export_backbone
+from remask.interop.loaded import loaded_of
 from remask.interop.mae import MEAN, STD
 from remask.masking import Masking
 from remask.methods import mae as build_mae
@@ -206,6 +208,21 @@ def test_exports_of_runs(tmp_path: Path, kind: str) -> None:
     with torch.device("meta"):
         assert next(open_encoder(f"run:{tmp_path}").network.parameters()).device.type == "meta"
     assert "brings its own heads and mean" in refusal(f"run:{tmp_path}", heads=3, mean=MEAN, std=STD)
+
+
+def test_exports_that_are_older_than_the_run_say_so(tmp_path: Path) -> None:
+    """Whoever reads an export is told: teachers, tasks, figures. A run that ends writes it anew."""
+    run = tmp_path / "run"
+    export_backbone(EXPORTS["vit"](), run / "export", SIZE, [0.4] * 3, [0.2] * 3)
+    last = run / "checkpoints" / "last" / "model.safetensors"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"")
+    written = (run / "export" / "backbone.safetensors").stat().st_mtime
+    for later, told in ((-5, False), (5, True)):
+        os.utime(last, (written + later, written + later))
+        loaded = loaded_of(open_encoder(f"run:{run}"))
+        assert loaded
+        assert ("its export is older than its last checkpoint; remask export" in loaded.line) == told
 
 
 def test_runs_without_an_export(tmp_path: Path) -> None:

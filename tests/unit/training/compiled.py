@@ -35,6 +35,19 @@ METHODS = {
         "localmim+dm",
         [*SETTINGS, "method.decoder_layers=[0, 'end']", "method.cells=[2, 8]"],
     ),
+    "refiner": (
+        "refiner-vit-micro-cifar",
+        None,
+        [
+            *SETTINGS[:3],
+            "optim.batch_size=8",
+            "optim.precision=fp32",
+            "refine.blocks=1",
+            "refine.layers=[-1]",
+            "refine.neighbours=3",
+            "refine.queue=16",
+        ],
+    ),
     "pixmim": ("pixmim-vit-micro-cifar", None, SETTINGS),
 }
 STEPS = 4

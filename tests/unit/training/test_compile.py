@@ -16,5 +16,16 @@ def test_forwards_compile_whole_and_once(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = {name: float(worst) for name, worst in (line.split() for line in done.stdout.splitlines())}
-    assert list(found) == ["dmjd", "average", "guided", "maskfeat", "convmae", "localmim", "pixmim", "ddp", "fsdp"]
+    assert list(found) == [
+        "dmjd",
+        "average",
+        "guided",
+        "maskfeat",
+        "convmae",
+        "localmim",
+        "refiner",
+        "pixmim",
+        "ddp",
+        "fsdp",
+    ]
     assert all(worst < 1e-6 for worst in found.values()), found
