@@ -48,10 +48,10 @@ def _chosen(before: Recipe, run: Path) -> dict[str, Any]:
     """What does not depend on the number of images."""
     optim = before.optim
     peak = optim.base_lr or (optim.lr or 0.0) * 256 / optim.batch_size
-    views, seen = before.dm.views if before.dm else 1, 1.0
+    views, encoded = before.dm.views if before.dm else 1, 1.0
     if before.method.name in DROPPING:
-        seen -= before.masking.ratio
-    epochs = round(SHARE * optim.epochs * views * seen)
+        encoded -= before.masking.ratio
+    epochs = round(SHARE * optim.epochs * views * encoded)
     batch = max(128, optim.batch_size)
     return {
         "name": f"{before.name}-refined", "title": f"The second stage of {before.name}", "paper": "", "table": "",
