@@ -19,6 +19,10 @@ ROW = "row:"
 """Before the name of a row where a run is meant: the run of that row with the same seed."""
 
 
+CONTROLS = {"untrained": "untrained", "pixels": "raw pixels"}
+"""What every pre-trained network is compared with, and its words."""
+
+
 class Budget(Section):
     """What a row's pre-training may cost: exactly one of the keys.
 
@@ -82,6 +86,17 @@ class Row(Section):
         return self
 
 
+class Claim(Section):
+    """What a study is to decide, written before it is run: one row minus another is more than `by` points."""
+
+    text: str = Field(description="The claim in words.")
+    first: str = Field(description="The row that is said to be ahead.")
+    second: str = Field(description="The row it is compared with; untrained or pixels: the first row's own controls.")
+    measure: str = Field(default="linear", description="linear, kNN, ..., as in the report.")
+    by: float = Field(default=0.0, description="Points that the difference exceeds; negative: how much may be lost.")
+    level: float = Field(default=0.95, gt=0, lt=1, description="Of the interval that decides.")
+
+
 class Study(Section):
     """A comparison: what is asked, and the rows that answer it."""
 
@@ -96,12 +111,15 @@ class Study(Section):
     compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
         default=[], description="Pairs of rows: the first minus the second."
     )
+    claims: list[Claim] = Field(default=[], description="What is decided by the intervals of the differences.")
     rows: dict[Name, Row] = Field(min_length=1, description="What is compared.")
 
     @model_validator(mode="after")
     def _names_are_rows(self) -> "Study":
         unknown = [name for pair in self.compare for name in pair if name not in self.rows]
         unknown += [name for row in self.rows.values() for name in needs(row) if name not in self.rows]
+        unknown += [claim.first for claim in self.claims if claim.first not in self.rows]
+        unknown += [claim.second for claim in self.claims if claim.second not in (*self.rows, *CONTROLS)]
         if unknown:
             raise ValueError(f"{unknown[0]} is no row: there are {', '.join(self.rows)}")
         for name, row in self.rows.items():
@@ -157,7 +175,7 @@ def _problem(error: ValidationError) -> str:
     """The first mistake, by the key where it is."""
     first = error.errors(include_url=False)[0]
     key, kind = ".".join(map(str, first["loc"])), first["type"]
-    model: Any = {"budget": Budget, "probe": Probe, "rows": Row}.get(
+    model: Any = {"budget": Budget, "probe": Probe, "rows": Row, "claims": Claim}.get(
         str(first["loc"][0]) if first["loc"] else "", Study
     )
     if kind == "extra_forbidden":
@@ -172,4 +190,4 @@ def _problem(error: ValidationError) -> str:
     return f"{key}: {first['msg']}, not {first['input']!r}"
 
 
-__all__ = ["ROW", "Budget", "Probe", "Row", "Study", "Verb", "load_study", "needs", "order"]
+__all__ = ["CONTROLS", "ROW", "Budget", "Claim", "Probe", "Row", "Study", "Verb", "load_study", "needs", "order"]

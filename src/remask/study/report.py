@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 from remask.files.records import atomic_write
 from remask.study.cells import Cell, Place, cells, is_current, read_result
-from remask.study.plan import Study
+from remask.study.plan import CONTROLS, Claim, Study
 from remask.study.statistics import LEVEL, mean_and_deviation, paired
 
-KINDS = {"untrained": "untrained", "pixels": "raw pixels"}
-"""What a trained network is compared with, and its words."""
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #8884;"
@@ -90,15 +88,15 @@ def tables_of(study: Study, results: Results) -> list[Table]:
     """Each measure with what it is compared with, differences of rows, and what rows cost."""
     tables = []
     for measure in measures_of(results):
-        kinds = [kind for kind in KINDS if any(measured(results, name, measure, kind) for name in results)]
+        kinds = [kind for kind in CONTROLS if any(measured(results, name, measure, kind) for name in results)]
         rows = []
         for name in results:
             if values := measured(results, name, measure):
                 others = [measured(results, name, measure, kind) for kind in kinds]
                 texts = [mean_and_deviation([*some.values()]) if some else "–" for some in (values, *others)]
                 rows.append([label(study, name), *texts, str(len(values))])
-        tables.append(Table(f"{measure}, %", ["", "trained", *map(KINDS.__getitem__, kinds), "seeds"], rows))
-    return [*tables, *_differences(study, results), _costs(study, results)] if results else []
+        tables.append(Table(f"{measure}, %", ["", "trained", *map(CONTROLS.__getitem__, kinds), "seeds"], rows))
+    return [*tables, *_differences(study, results), *_claims(study, results), _costs(study, results)] if results else []
 
 
 def _differences(study: Study, results: Results) -> list[Table]:
@@ -111,6 +109,30 @@ def _differences(study: Study, results: Results) -> list[Table]:
         rows.append([f"{label(study, first)} − {label(study, second)}", *texts, str(seeds)])
     title = f"differences in points, paired by seed, [{100 * LEVEL:.0f} % interval of the mean]"
     return [Table(title, ["", *names, "seeds"], rows)] if rows else []
+
+
+def _claims(study: Study, results: Results) -> list[Table]:
+    """Each claim of the study with the difference that decides it."""
+    rows = [[claim.text, *_verdict(claim, study, results)] for claim in study.claims]
+    return [Table("claims", ["", "measure", "difference", "more than", "verdict"], rows)] if rows else []
+
+
+def _verdict(claim: Claim, study: Study, results: Results) -> list[str]:
+    """Measure, difference with its interval, bound, and one of: seen (the whole interval lies above the bound), opposite
+    (below it), not seen (it holds the bound), open (one seed, or not yet all of them)."""
+    row, kind = (claim.first, claim.second) if claim.second in CONTROLS else (claim.second, "trained")
+    first, second = (
+        measured(results, name, claim.measure, of) if name in results else {}
+        for name, of in ((claim.first, "trained"), (row, kind))
+    )
+    found = paired(first, second, claim.level)
+    planned = set.intersection(*(set(study.rows[name].seeds or study.seeds) for name in (claim.first, row)))
+    decided = "open"
+    if found and found.interval and planned == set(found.seeds):
+        low, high = found.interval
+        decided = "seen" if low > claim.by else "opposite" if high < claim.by else "not seen"
+    difference = f"{found} at {100 * claim.level:g} %" if found else "–"
+    return [claim.measure, difference, f"{claim.by:+g}", decided]
 
 
 def _costs(study: Study, results: Results) -> Table:

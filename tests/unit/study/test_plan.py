@@ -59,6 +59,14 @@ MISTAKES = {
     "no budget": ({"budget": {}}, "budget: set one of"),
     "nothing for it": ({"budget": {"images": 0}}, "budget.images: "),
     "no seed": ({"seeds": []}, "seeds: "),
+    "a claim on no row": (
+        {"claims": [{"text": "it is better", "first": "mae", "second": "simmim"}]},
+        "simmim is no row: there are mae, dmjd",
+    ),
+    "a claim without words": (
+        {"claims": [{"first": "mae", "second": "dmjd"}]},
+        "claims.0.text is missing: The claim in words.",
+    ),
     "a pair of no row": ({"compare": [["mae", "simmim"]]}, "simmim is no row: there are mae, dmjd"),
     "no probe": ({"probe": None}, "[probe] is missing, and row mae has no other test"),
     "a task without a start": ({"rows": {"a": {"verb": "finetune"}}}, "rows.a: a row of verb finetune needs start"),

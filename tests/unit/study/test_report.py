@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from remask.errors import UserError
 from remask.study.cells import Cell, Place, Size, settings_of
@@ -67,6 +67,59 @@ def test_the_page_is_made_from_the_files(place: Place) -> None:
     assert "Row A: remask pretrain --out runs/a" in text
     assert "A &lt;b&gt; &amp; B" in html.read_text()
     assert (page.parent / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+CLAIMS = """
+[[claims]]
+text = "B is ahead of A"
+first = "b"
+second = "a"
+
+[[claims]]
+text = "B is ahead of A by 2"
+first = "b"
+second = "a"
+by = 2.0
+
+[[claims]]
+text = "A is not 2 points worse than B"
+first = "a"
+second = "b"
+by = -2.0
+level = 0.5
+
+[[claims]]
+text = "B learns ten neighbours more"
+first = "b"
+second = "untrained"
+measure = "kNN"
+by = 10.0
+
+[[claims]]
+text = "C is ahead of A"
+first = "c"
+second = "a"
+"""
+
+
+def test_claims_are_decided_by_their_intervals(place: Place) -> None:
+    place.file.write_text(TEXT + CLAIMS)
+    text = write_report(load_study(place.file), place)[0].read_text()
+    low, high = ttest_rel(LINEAR["b"], LINEAR["a"]).confidence_interval(0.95)
+    assert 0 < low < 2 < high
+    assert f"| B is ahead of A | linear | +2.9 [{low:+.1f}, {high:+.1f}] at 95 % | +0 | seen |" in text
+    assert f"| B is ahead of A by 2 | linear | +2.9 [{low:+.1f}, {high:+.1f}] at 95 % | +2 | not seen |" in text
+    low, high = ttest_rel(LINEAR["a"], LINEAR["b"]).confidence_interval(0.5)
+    assert high < -2
+    assert (
+        f"| A is not 2 points worse than B | linear | -2.9 [{low:+.1f}, {high:+.1f}] at 50 % | -2 | opposite |" in text
+    )
+    low, high = ttest_1samp([value - 30 for value in LINEAR["b"]], 0).confidence_interval(0.95)
+    assert f"| kNN | +23.1 [{low:+.1f}, {high:+.1f}] at 95 % | +10 | seen |" in text
+    assert "| C is ahead of A | linear | – | +0 | open |" in text
+    (place.file.parent / "results/ab/b-seed3.json").unlink()
+    text = write_report(load_study(place.file), place)[0].read_text()
+    assert text.count("| open |") == 5, "a claim waits for all seeds"
 
 
 def test_nothing_is_there_yet(place: Place) -> None:
