@@ -3,14 +3,13 @@
 `decoding` interprets the values; nothing here does.
 """
 
-import io
 import re
 import warnings
 from typing import Any
 
 import numpy as np
 
-from remask.images.arrays import EXTRA, Deep, Unread, bands_last, fits, laid_out, only_array, upright
+from remask.images.arrays import EXTRA, Deep, Unread, bands_last, fits, laid_out, only_array, plain_array, upright
 from remask.images.tiff import TIFF, misread_planes, read_tiff
 
 
@@ -20,7 +19,7 @@ def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
     Raises Unread, and any exception that a library raises on a damaged file.
     """
     if data[:6] == b"\x93NUMPY":
-        return laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
+        return laid_out(plain_array(data, max_pixels), channels)
     if data[:4] == b"PK\x03\x04":
         return laid_out(only_array(data, max_pixels), channels)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and data[25:26] != b"\0":
@@ -57,6 +56,9 @@ def _jpeg2000(data: bytes, header: int, max_pixels: int) -> Deep:
     """More than 8 bits a colour. The header's box holds height, width and the number of bands (15444-1, I.5.3.1)."""
     height, width = (int.from_bytes(data[at : at + 4]) for at in (header, header + 4))
     fits(width, height, max_pixels)
+    if (at := data.find(b"\xff\x4f\xff\x51")) > 0:  # the image's own header (15444-1, A.5.1), which decoders go by
+        columns, rows, left, top = (int.from_bytes(data[at + n : at + n + 4]) for n in (8, 12, 16, 20))
+        fits(columns - left, rows - top, max_pixels)
     values = bands_last(_library("imagecodecs").jpeg2k_decode(data))
     return Deep(values, int(values.shape[2] in (2, 4)))
 

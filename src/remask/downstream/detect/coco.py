@@ -6,6 +6,7 @@ annotations are turned too: boxes and masks fit the decoded image.
 """
 
 import contextlib
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from remask.downstream.detect.coco_file import Entry, Faults, categories_of, fir
 from remask.downstream.detect.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
 from remask.downstream.inputs import annotated_folder
 from remask.errors import UserError
+from remask.files.bounds import open_regular, read_file
 from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
 from remask.images.sources.files import files_under, printable, sorted_out
 from remask.images.sources.left_out import UNNAMED, Patterns
@@ -61,8 +63,7 @@ class CocoSource:
 
     def read(self, i: int) -> tuple[bytes, Target]:
         """The encoded image and its target: boxes x0 y0 x1 y1 in pixels, clipped to the image. Raises OSError."""
-        with open(os.path.join(self.folder, self.images[i]["file_name"]), "rb") as file:
-            return file.read(), self.target(i)
+        return read_file(os.path.join(self.folder, self.images[i]["file_name"])), self.target(i)
 
     def target(self, i: int) -> Target:
         """The target of an image, without reading its file."""
@@ -245,12 +246,12 @@ MISSING = "missing"
 def _header(path: str) -> Header | str | None:
     """The header of an image file; MISSING if there is no file, None if it cannot be read."""
     try:
-        with open(path, "rb", buffering=4096) as file:
+        with open_regular(path, buffering=4096) as file:
             return read_header(file)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return MISSING
-    except OSError:
-        return None
+    except OSError as error:
+        return MISSING if error.errno == errno.EINVAL else None  # no regular file, or a name that none can have
 
 
 def _file_name(name: str, folder: str) -> str:

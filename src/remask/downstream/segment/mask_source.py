@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +48,7 @@ from remask.downstream.segment.mask_checks import (
     turned,
 )
 from remask.errors import UserError
+from remask.files.bounds import read_file
 from remask.files.text import read_json
 from remask.images.decoding import BadImage
 from remask.images.orientation import Exif
@@ -113,8 +113,8 @@ class MaskFiles:
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        image = Path(pair.image).read_bytes()
-        ids, entries = read_mask(Path(pair.mask).read_bytes(), self.coloured, self.said.decides)
+        image = read_file(pair.image)
+        ids, entries = read_mask(read_file(pair.mask), self.coloured, self.said.decides)
         if entries is not None and self.entries and other_colour(different(ids), entries, self.entries):
             raise BadImage("its mask has another palette than others: give a palette in classes.json")
         return image, known.apply(turned(ids, image, self.exif))
@@ -272,7 +272,7 @@ def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, e
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
     def unknown(pair: Pair) -> Ids:
-        return Ids(np.setdiff1d(np.unique(read_ids(Path(pair.mask).read_bytes(), True)), by_mask[pair.mask].ids))
+        return Ids(np.setdiff1d(np.unique(read_ids(read_file(pair.mask), True)), by_mask[pair.mask].ids))
 
     facts = examine_pairs(pairs, unknown, exif=exif)
     if faulty := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:

@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from remask.files.bounds import open_regular, read_file
 from remask.images.sources.files import Files, files_under
 from remask.images.sources.subset import Subset
 
@@ -111,7 +111,7 @@ def sampled(path: str, blocks: int | None = SAMPLED) -> str:
     """A hash of so many blocks of 64 KiB, evenly spread over a file, or of all of it; "" where it cannot be read."""
     sums = hashlib.blake2b(digest_size=16)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             total = max(1, -(-os.fstat(file.fileno()).st_size // BLOCK))
             for number in range(min(total, blocks or total)):
                 file.seek(BLOCK * (number * (total - 1) // max(min(total, blocks or total) - 1, 1)))
@@ -184,7 +184,7 @@ def _entries(source: Any) -> tuple[list[str], Int64[np.ndarray, "n"], dict[str, 
 
 def reader(paths: Sequence[str]) -> Callable[[int], bytes]:
     """i -> the bytes of file i. Raises OSError when it is called."""
-    return lambda i: Path(paths[i]).read_bytes()
+    return lambda i: read_file(paths[i])
 
 
 def _size(path: str) -> int:
