@@ -53,7 +53,7 @@ KNOWN_AS = {
 PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 WEB = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 WANTED = "give a file that torch.save or safetensors wrote"
-CURE = "give a file of the weights alone, a dictionary of names and tensors, as safetensors files always are"
+CURE = 'where the network was trained, save its weights alone: torch.save(model.state_dict(), "weights.pth")'
 OTHERS: Mapping[bytes, str] = {
     b"\x1f\x8b": "is compressed by gzip: unpack it and give the file inside",
     b"BZh": "is compressed by bzip2: unpack it and give the file inside",
@@ -149,7 +149,7 @@ def reason_of(error: BaseException) -> str:
     first = (str(error).splitlines() or ["it ends too early"])[0]
     if isinstance(error, MemoryError):
         return "it claims more memory than there is"
-    return "it holds more than tensors and plain values" if "weights_only" in first or "weights only" in first.lower() else first
+    return "it holds more than tensors and plain values" if "weights" in first.lower() else first
 
 
 def described(entry: object) -> str:

@@ -1,5 +1,6 @@
 """DALL-E's discrete VAE (Ramesh et al., 2102.12092) as tokenizer: BEiT's target (2106.08254, section 2.1)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
