@@ -9,7 +9,27 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-INTERESTING = (0, 1, 2, 7, 8, 16, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 65536, 10**6, 2**31 - 1, 2**31, 2**32 - 1)
+INTERESTING = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    16,
+    127,
+    128,
+    255,
+    256,
+    1000,
+    32767,
+    32768,
+    65535,
+    65536,
+    10**6,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+)
 NODES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 0.5, -0.0, 255, 256, 65536, 2**31, 2**63, 2**64, -(2**63), 10**400, 1e308, -1e308,
     float("nan"), float("inf"), "", "0", "1", "a", "\0", "\n", "\ud800", "é" * 300, "../x", "/dev/zero", "$\\foo$",
@@ -187,7 +207,9 @@ def archive(data: bytes, draw: random.Random, seeds: Sequence[bytes]) -> bytes:
         members = [(info.filename, old.read(info)) for info in old.infolist()]
     chosen = 0 if draw.random() < 0.8 else draw.randrange(len(members))
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as new:
+    with zipfile.ZipFile(
+        stream, "w", draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    ) as new:
         for number, (name, content) in enumerate(members):
             new.writestr(zipfile.ZipInfo(name), mutate_bytes(content, draw, [content]) if number == chosen else content)
     return stream.getvalue()

@@ -73,13 +73,13 @@ def _npz(**arrays: np.ndarray) -> bytes:
 def texts() -> dict[str, list[bytes]]:
     recipe = (
         'extends = "mae-vit-b"\nname = "x"\n[data]\nimage_size = 32\nmean = [0.5, 0.5, 0.5]\ncrop_scale = [0.2, 1.0]\n'
-        '[masking]\nratio = 0.5\n[optim]\nepochs = 2\nbase_lr = 1e-3\n[dm]\nviews = 2\n[jd]\ntarget = "hog"\n'
+        '[masking]\nratio = 0.5\n[optim]\nepochs = 2\nwarmup_epochs = 0\nbase_lr = 1e-3\n[dm]\nviews = 2\n[jd]\ntarget = "hog"\n'
     )
-    target = 'name = "y"\n[method]\nname = "mae"\ntarget = {kind = "pixels", norm = "patch"}\n[backbone]\nname = "vit_micro"\n'
+    target = 'extends = "mae-vit-b"\nname = "y"\n[method]\nname = "mae"\ntarget = {kind = "pixels", norm = "patch"}\n[backbone]\nname = "vit_micro"\n'
     settings = ["optim.epochs=3", "dm=off", "data.image_size=[96, 160]", "method.target=hog", "jd.target={kind=\"pixels\"}",
-                "runtime.device=cuda:1", "masking.ratio=.5", "data.range=[0, 4095]", "probe=on", "data.exclude=[\"a\"]"]  # fmt: skip
+                "runtime.device=cuda:1", "masking.ratio=.5", "data.range=[0, 4095]", "data.exclude=[\"a\"]"]  # fmt: skip
     lists = ["p/a.png 0\np/b.png 1\n", "path,label,split\np/a.png,cat,train\np/b.png,dog,val\n", "p/a.png\tx y\np/b.png\tz\n",
-             "\"p/a.png\" 3\n# comment\n./p/b.png 4\n", "0 p/a.png\n", "p/a\np/b\n", "file;class\np/a.png;1.0\np/b.png;02\n"]  # fmt: skip
+             "\"p/a.png\" 3\n# comment\n./p/b.png 4\n", "p/a\np/b\n", "file;class\np/a.png;1.0\np/b.png;02\n"]  # fmt: skip
     classes = ['{"classes": ["a", "b", "c"], "ignore_index": 254, "palette": [[0, 0, 0], [1, 2, 3], [255, 255, 255]]}',
                '["a", "b"]', '{"classes": ["a", "b"], "palette": null}']  # fmt: skip
     return {
@@ -145,7 +145,8 @@ def tars() -> list[bytes]:
             link = tarfile.TarInfo("c.png")
             link.type, link.linkname = tarfile.SYMTYPE, "a.png"
             tar.addfile(link)
-        found.append(stream.getvalue()[:-7168] if len(stream.getvalue()) > 8192 else stream.getvalue())
+        content = stream.getvalue().rstrip(b"\0")
+        found.append(content + bytes(-len(content) % 512 + 1024))
     return found
 
 
@@ -213,7 +214,7 @@ def weights(folder: Path) -> dict[str, list[bytes]]:
         "param_groups": [{"lr": 0.1, "params": [0]}],
     }
     save_codebook(
-        folder / "c", torch.randn(4, 6), {"target": {"kind": "pixels", "norm": "none"}, "patch": [4, 4], "pictures": 3}
+        folder / "c", torch.randn(4, 48), {"target": {"kind": "pixels", "norm": "none"}, "patch": [4, 4], "pictures": 3}
     )
     save_ids(folder / "i", torch.arange(3), torch.zeros(3, 4, dtype=torch.int64), 8)
     return {

@@ -34,30 +34,34 @@ class Target(NamedTuple):
 
 def picture(data: bytes, folder: Path) -> None:
     """Decoded as training does it and as eight bits do, its header read, the words about it found."""
+    from remask.images.levels import RAW
     from remask.images.orientation import header_of
     from remask.images.sources.stored import stored
 
-    refused = 0
-    for channels, levels in ((3, None), (1, False)):
+    reasons = list[str]()
+    for channels, levels in ((3, None), (1, RAW)):
         try:
-            decode(data, channels) if levels is False else decode(data, channels, levels=None)
+            decode(data, channels, levels=levels)
         except BadImage as error:
-            refused += 1
-            assert str(error), "no reason"
-            assert "\n" not in str(error), "a reason of several lines"
+            reasons.append(str(error))
+    assert all(reason and "\n" not in reason for reason in reasons), "no reason, or one of several lines"
     header_of(data)
     stored(data)
-    if refused == 2:
+    if len(reasons) == 2:
         raise UserError("refused")
 
 
 def mask(data: bytes, folder: Path) -> None:
     from remask.downstream.segment.label_map import read_mask, table
 
+    read = 0
     for coloured in (False, True):
         with contextlib.suppress(BadImage):
             ids = read_mask(data, coloured, palettes=not coloured)
+            read += 1
             table({number: number for number in range(5)}).apply(ids.ids)
+    if not read:
+        raise UserError("refused")
 
 
 def classes(data: bytes, folder: Path) -> None:

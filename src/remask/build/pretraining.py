@@ -153,13 +153,14 @@ def _tokenizer(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     if section.tokenizer == "stored":
         return StoredIds(Path(section.file), patch, section.vocabulary)
     centres, about = read_codebook(Path(section.file))
+    unknown = UserError(f"{section.file} does not say which features its words are of: fit it again")
     try:
-        features = TargetRecipe.model_validate(about.get("target"))
+        clustered = TargetRecipe.model_validate(about.get("target"))
     except ValidationError:
-        features = None
-    if features is None or features.kind not in ("pixels", "hog", "features"):
-        raise UserError(f"{section.file} does not say which features its words are of: fit it again")
-    return Codebook(build_target(features, recipe, patch), centres)
+        raise unknown from None
+    if clustered.kind not in ("pixels", "hog", "features"):
+        raise unknown
+    return Codebook(build_target(clustered, recipe, patch), centres)
 
 
 def codebook_features(section: TargetRecipe) -> TargetRecipe:

@@ -71,6 +71,8 @@ def load(
         recipe = schema.model_validate(merged)
     except ValidationError as error:
         fail(first_problem(error, known, origin))
+    except UnicodeEncodeError as error:  # pydantic's, for a word that must be one of several
+        fail(f"{error.object!r:.80} holds bytes that are no UTF-8, which a path alone may hold: write it anew")
     if strict:
         of_runs = {where for where, _ in files if _of_run(Path(where))}
         refuse_unused(schema, recipe, layers, len(files), of_runs)

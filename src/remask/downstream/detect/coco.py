@@ -21,7 +21,7 @@ from remask.downstream.detect.coco_file import Entry, Faults, categories_of, fir
 from remask.downstream.detect.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
 from remask.downstream.inputs import annotated_folder
 from remask.errors import UserError
-from remask.files.bounds import open_regular, read_file
+from remask.files.bounds import MOST_PIXELS, open_regular, read_file
 from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
 from remask.images.sources.files import files_under, printable, sorted_out
 from remask.images.sources.left_out import UNNAMED, Patterns
@@ -225,6 +225,8 @@ def _matched(
             continue
         if isinstance(header, Header):
             turn = agreed((entry["height"], entry["width"]), header, exif)
+        if entry["height"] * entry["width"] > MOST_PIXELS:  # its masks would be drawn before it is refused
+            turn = f"{entry['width']}x{entry['height']} is more than {MOST_PIXELS:,} pixels"
         if (other := known.setdefault(os.path.normpath(entry["file_name"]), entry["id"])) != entry["id"]:
             turn = f"it is picture {printable(str(entry['id']))} and {printable(str(other))}"
         if isinstance(turn, str):
