@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.fuzz.campaign import Result, keep, run, state
+from tests.fuzz.campaign import Result, keep, replayed, run, state
 from tests.fuzz.targets import FAST, SLOW, TARGETS
 
 
@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--state", type=Path, help="a file from which the campaign goes on, and where it is stored")
     parser.add_argument("--keep", action="store_true", help="write each kind of finding to tests/fuzz/found")
+    parser.add_argument("--replay", action="store_true", help="read all that was ever found, too")
     options = parser.parse_args()
     names = options.targets or [name for name, target in TARGETS.items() if not target.pending]
     if unknown := [name for name in names if name not in TARGETS]:
@@ -45,8 +46,11 @@ def main() -> int:
         print("stopped", file=sys.stderr)
     if options.state:
         state(options.state, results)
+    again = replayed(names) if options.replay else {}
+    for name, kinds in again.items():
+        print(f"{name}: found again: {'; '.join(kinds)}")
     print(table({name: results[name] for name in names}))
-    return int(any(results[name].found for name in names))
+    return int(bool(again) or any(results[name].found for name in names))
 
 
 def table(results: dict[str, Result]) -> str:
@@ -56,10 +60,9 @@ def table(results: dict[str, Result]) -> str:
     for name, result in results.items():
         found = "; ".join(f"{kind} ×{len(numbers)}" for kind, numbers in result.found.items()) or "0"
         most = f"{result.most / 1e6:.0f} MB"
-        lines.append(
-            f"{name:10} {result.inputs:9,} {result.taken:9,} {result.refused:9,} {result.slowest:7.2f} s {most:>8}  {found}"
-        )
-    lines.append(f"{'all':10} {sum(result.inputs for result in results.values()):9,}")
+        numbers = f"{result.inputs:9,} {result.taken:9,} {result.refused:9,}"
+        lines.append(f"{name:10} {numbers} {result.slowest:7.2f} s {most:>8}  {found}")
+    lines.append(f"{'together':10} {sum(result.inputs for result in results.values()):9,}")
     return "\n".join(lines)
 
 

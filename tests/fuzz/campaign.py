@@ -29,6 +29,8 @@ ROOM = 6 << 30
 """Bytes of addresses beyond those at the start, so that an input cannot take the machine's memory."""
 CHUNK = 200
 """Inputs that a worker takes at a time."""
+STEP = 2.0
+"""Seconds between two looks for inputs that hang."""
 
 
 @dataclass
@@ -103,18 +105,7 @@ def _status(key: str) -> int:
 
 def worker(orders: Connection, progress: Any) -> None:
     """Take (target, first, last) from the pipe, and answer with a Result each; `progress` holds the input's number."""
-    import warnings
-
-    warnings.simplefilter("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)  # libjpeg's and libtiff's own lines
-    import torch
-
-    torch.set_num_threads(1)
-    room = _status("VmSize") + ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prepare()
     seeds: dict[str, list[bytes]] = {}
     while True:
         try:
@@ -131,6 +122,22 @@ def worker(orders: Connection, progress: Any) -> None:
                 result.found.setdefault(kind, []).append(number)
         progress[1] = 0.0
         orders.send(result)
+
+
+def _prepare() -> None:
+    """Bounds on this process, and silence of the libraries."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # libjpeg's and libtiff's own lines
+    import torch
+
+    torch.set_num_threads(1)
+    room = _status("VmSize") + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _warm(name: str, seeds: list[bytes]) -> None:
@@ -182,7 +189,7 @@ def run(names: list[str], counts: dict[str, int], workers: int, done: dict[str, 
             for one in pool:
                 if one.order is None and orders:
                     one.give(orders.pop())
-            wait([one.orders for one in pool if one.order], timeout=5)
+            wait([one.orders for one in pool if one.order], timeout=STEP)
             for one in [*pool]:
                 if one.order is None:
                     continue
@@ -221,6 +228,30 @@ def keep(name: str, kind: str, number: int) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     return file
+
+
+def replayed(names: list[str]) -> dict[str, list[str]]:
+    """The inputs in found/ of these targets, each in a process of its own: {target: what is found again}."""
+    again: dict[str, list[str]] = {}
+    context = multiprocessing.get_context("fork")
+    for file in sorted(path for name in names for path in (FOUND / name).glob("*")):
+        outcome = context.SimpleQueue()
+        process = context.Process(target=_replay, args=(file.parent.name, file.read_bytes(), outcome))
+        process.start()
+        process.join(WALL)
+        kind = f"no end within {WALL:g} s" if process.is_alive() else f"crash, exit {process.exitcode}"
+        process.kill()
+        process.join()
+        kind = outcome.get() if not outcome.empty() else kind
+        if kind is not None:
+            again.setdefault(file.parent.name, []).append(f"{file.name}: {kind}")
+    return again
+
+
+def _replay(name: str, data: bytes, outcome: Any) -> None:
+    _prepare()
+    _warm(name, seeds_of(name)[:1])
+    outcome.put(run_one(name, data, Result()))
 
 
 def state(file: Path, results: dict[str, Result]) -> None:

@@ -1,4 +1,4 @@
-"""Mutations: bytes, texts and JSON, and repairs of checksums, so that what is changed is read and not refused at once."""
+"""Mutations of bytes, texts and JSON, and repairs of checksums, so that what is changed is read and not refused."""
 
 import io
 import json
@@ -112,8 +112,8 @@ def mutated_document(document: Any, draw: random.Random) -> Any:
             other, name = draw.choice(places)
             if name in other if isinstance(other, dict) else name < len(other):
                 holder[key] = json.loads(json.dumps(other[name]))
-        elif isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-            holder[key] = draw.choice((-holder[key], holder[key] + 1, holder[key] * 1000, holder[key] + 0.5))
+        elif type(value := holder[key]) in (int, float) and abs(value) < 1 << 70:
+            holder[key] = draw.choice((-value, value + 1, value * 1000, value + 0.5))
         if not root:
             root = [None]
     return root[0]

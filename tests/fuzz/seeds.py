@@ -28,6 +28,7 @@ def pictures() -> dict[str, list[bytes]]:
     exif[0x0112] = 6
     rgb, gray, noise = Image.fromarray(SMOOTH), Image.fromarray(SMOOTH[:, :, 0]), Image.fromarray(PIXELS)
     rgba, palette = rgb.convert("RGBA"), rgb.convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    ids = Image.fromarray(SMOOTH[:, :, 0] % 5)
     deep = Image.fromarray(SMOOTH[:, :, 0].astype(np.uint16) * 257)
     return {
         "jpeg": [
@@ -35,10 +36,13 @@ def pictures() -> dict[str, list[bytes]]:
             image("JPEG", rgb.convert("CMYK")), image("JPEG", noise, subsampling=0, restart_marker_rows=1),
         ],
         "png": [
-            image("PNG"), image("PNG", palette), image("PNG", rgba), image("PNG", deep), image("PNG", gray.convert("1")),
-            image("PNG", noise, exif=exif),
+            image("PNG"), image("PNG", palette), image("PNG", rgba), image("PNG", deep),
+            image("PNG", gray.convert("1")), image("PNG", noise, exif=exif),
         ],
-        "webp": [image("WEBP"), image("WEBP", lossless=True), image("WEBP", rgba), image("WEBP", save_all=True, append_images=[noise.resize((40, 24))])],
+        "webp": [
+            image("WEBP"), image("WEBP", lossless=True), image("WEBP", rgba),
+            image("WEBP", save_all=True, append_images=[noise.resize((40, 24))]),
+        ],
         "tiff": [
             image("TIFF"), image("TIFF", compression="tiff_lzw"), image("TIFF", compression="tiff_adobe_deflate"),
             image("TIFF", deep), image("TIFF", gray.convert("1"), compression="group4"), image("TIFF", palette),
@@ -53,7 +57,7 @@ def pictures() -> dict[str, list[bytes]]:
         "avif": [image("AVIF", quality=50), image("AVIF", rgba, quality=30)],
         "npy": [_numpy(SMOOTH), _numpy(SMOOTH[:, :, 0].astype(np.float32) / 255), _numpy(SMOOTH.transpose(2, 0, 1)),
                 _npz(image=SMOOTH), _npz(image=SMOOTH, other=PIXELS)],
-        "mask": [image("PNG", Image.fromarray(SMOOTH[:, :, 0] % 5)), image("PNG", palette), image("TIFF", Image.fromarray(SMOOTH[:, :, 0] % 5)),
+        "mask": [image("PNG", ids), image("PNG", palette), image("TIFF", ids),
                  image("PNG", deep), image("BMP", palette), image("GIF", palette)],
     }  # fmt: skip
 
@@ -73,15 +77,26 @@ def _npz(**arrays: np.ndarray) -> bytes:
 def texts() -> dict[str, list[bytes]]:
     recipe = (
         'extends = "mae-vit-b"\nname = "x"\n[data]\nimage_size = 32\nmean = [0.5, 0.5, 0.5]\ncrop_scale = [0.2, 1.0]\n'
-        '[masking]\nratio = 0.5\n[optim]\nepochs = 2\nwarmup_epochs = 0\nbase_lr = 1e-3\n[dm]\nviews = 2\n[jd]\ntarget = "hog"\n'
+        "[masking]\nratio = 0.5\n[optim]\nepochs = 2\nwarmup_epochs = 0\nbase_lr = 1e-3\n[dm]\nviews = 2\n"
+        '[jd]\ntarget = "hog"\n'
     )
-    target = 'extends = "mae-vit-b"\nname = "y"\n[method]\nname = "mae"\ntarget = {kind = "pixels", norm = "patch"}\n[backbone]\nname = "vit_micro"\n'
-    settings = ["optim.epochs=3", "dm=off", "data.image_size=[96, 160]", "method.target=hog", "jd.target={kind=\"pixels\"}",
-                "runtime.device=cuda:1", "masking.ratio=.5", "data.range=[0, 4095]", "data.exclude=[\"a\"]"]  # fmt: skip
-    lists = ["p/a.png 0\np/b.png 1\n", "path,label,split\np/a.png,cat,train\np/b.png,dog,val\n", "p/a.png\tx y\np/b.png\tz\n",
-             "\"p/a.png\" 3\n# comment\n./p/b.png 4\n", "p/a\np/b\n", "file;class\np/a.png;1.0\np/b.png;02\n"]  # fmt: skip
-    classes = ['{"classes": ["a", "b", "c"], "ignore_index": 254, "palette": [[0, 0, 0], [1, 2, 3], [255, 255, 255]]}',
-               '["a", "b"]', '{"classes": ["a", "b"], "palette": null}']  # fmt: skip
+    target = (
+        'extends = "mae-vit-b"\nname = "y"\n[method]\nname = "mae"\ntarget = {kind = "pixels", norm = "patch"}\n'
+        '[backbone]\nname = "vit_micro"\n'
+    )
+    settings = [
+        "optim.epochs=3", "dm=off", "data.image_size=[96, 160]", "method.target=hog", 'jd.target={kind="pixels"}',
+        "runtime.device=cuda:1", "masking.ratio=.5", "data.range=[0, 4095]", 'data.exclude=["a"]',
+    ]  # fmt: skip
+    lists = [
+        "p/a.png 0\np/b.png 1\n", "path,label,split\np/a.png,cat,train\np/b.png,dog,val\n",
+        "p/a.png\tx y\np/b.png\tz\n", '"p/a.png" 3\n# comment\n./p/b.png 4\n', "p/a\np/b\n",
+        "file;class\np/a.png;1.0\np/b.png;02\n",
+    ]  # fmt: skip
+    classes = [
+        '{"classes": ["a", "b", "c"], "ignore_index": 254, "palette": [[0, 0, 0], [1, 2, 3], [255, 255, 255]]}',
+        '["a", "b"]', '{"classes": ["a", "b"], "palette": null}',
+    ]  # fmt: skip
     return {
         "recipe": [recipe.encode(), target.encode()],
         "set": [line.encode() for line in settings],
@@ -159,7 +174,8 @@ def parquets() -> list[bytes]:
         [{"bytes": small, "path": "a.png"}, {"bytes": None, "path": "b.png"}, {"bytes": broken, "path": None}]
     )
     tables = [
-        pyarrow.table({"image": struct, "label": [0, 1, 1]}), pyarrow.table({"img": [small, small], "label": ["x", "y"]}),
+        pyarrow.table({"image": struct, "label": [0, 1, 1]}),
+        pyarrow.table({"img": [small, small], "label": ["x", "y"]}),
         pyarrow.table({"image": [PIXELS[:, :, 0].tolist()] * 3, "label": [0.0, 1.0, None]}),
     ]  # fmt: skip
     features = {"image": {"_type": "Image"}, "label": {"names": ["a", "b"], "_type": "ClassLabel"}}

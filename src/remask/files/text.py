@@ -69,6 +69,8 @@ def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
         content: dict[str, Any] = unmarked(tomllib.loads(read_text(path, where)))
     except RecursionError:
         raise tomllib.TOMLDecodeError("it is nested too deeply") from None
+    except ValueError as error:  # tomllib's own, or Python's for a number of more than 4,300 digits
+        raise tomllib.TOMLDecodeError(str(error)) from None
     return content
 
 

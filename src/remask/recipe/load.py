@@ -151,7 +151,7 @@ def _toml(text: str) -> dict[str, Any] | None:
     """{"value": the text as TOML}; None if it is none."""
     try:
         return tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of more than 4,300 digits, or a thousand brackets
         return None
 
 

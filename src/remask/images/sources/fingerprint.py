@@ -158,7 +158,7 @@ def below(paths: Sequence[str], root: str) -> list[str]:
     """Paths relative to `root`; absolute paths outside of it are made relative to their common folder."""
     root = root.rstrip(os.sep) + os.sep
     if paths and not paths[0].startswith(root):
-        if not os.path.isabs(paths[0]):
+        if not all(os.path.isabs(path) for path in (paths[0], min(paths), max(paths))):  # a list may mix both
             return list(paths)
         root = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))]).rstrip(os.sep) + os.sep
     return [path.removeprefix(root) for path in paths]
