@@ -1,5 +1,6 @@
 """Mutations of bytes, texts and JSON, and repairs of checksums, so that what is changed is read and not refused."""
 
+import copy
 import io
 import json
 import random
@@ -103,7 +104,7 @@ def mutated_document(document: Any, draw: random.Random) -> Any:
         holder, key = draw.choice(places)
         kind = draw.randrange(8)
         if kind <= 3:
-            holder[key] = draw.choice(NODES)
+            holder[key] = copy.deepcopy(draw.choice(NODES))  # never the same object twice, which could hold itself
         elif kind == 4:
             del holder[key]
         elif kind == 5 and isinstance(holder, list):
