@@ -69,7 +69,8 @@ def test_a_damaged_16_bit_png_is_a_bad_picture_and_a_sound_one_keeps_its_values(
     data = png16(np.full((40, 50, 3), 777, np.uint16))
     code = (
         "import sys\nfrom remask.images.decoding import BadImage, decode\ndata = sys.stdin.buffer.read()\n"
-        "for end in range(30, data.find(b'IEND') - 24, 9):\n    try:\n        decode(data[:end])\n        print('read', end)\n"
+        "for end in range(30, data.find(b'IEND') - 24, 9):\n"
+        "    try:\n        decode(data[:end])\n        print('read', end)\n"
         "    except BadImage:\n        pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, timeout=600, check=False)
@@ -79,7 +80,7 @@ def test_a_damaged_16_bit_png_is_a_bad_picture_and_a_sound_one_keeps_its_values(
 def test_a_numpy_file_that_claims_more_than_it_holds() -> None:
     stream = io.BytesIO()
     np.save(stream, np.zeros((4, 5, 3), np.uint8))
-    claimed = stream.getvalue().replace(b"(4, 5, 3)", b"(4000000, 5000, 3)").replace(b" " * 9, b"", 1)
+    claimed = stream.getvalue().replace(b"(4, 5, 3), }" + b" " * 9, b"(4000000, 5000, 3), }")
     for data in (claimed, _zipped(claimed)):
         with pytest.raises(BadImage, match="claims an array of shape"):
             decode(data)
