@@ -5,6 +5,7 @@ the loader counts by `data.max_bad`. Any other exception is a finding.
 """
 
 import contextlib
+import functools
 import json
 import random
 from collections.abc import Callable
@@ -172,14 +173,20 @@ def dalle(data: bytes, folder: Path) -> None:
     load_dalle(folder / "d.pkl")
 
 
+@functools.cache
+def _recipe() -> Any:
+    from remask.recipe import load_recipe
+
+    return load_recipe("mae-vit-b", environment={})
+
+
 def codebook(data: bytes, folder: Path) -> None:
     from remask.build.pretraining import build_target
     from remask.recipe import Target as Section
-    from remask.recipe import load_recipe
 
     (folder / "c.safetensors").write_bytes(data)
     section = Section.model_validate({"kind": "tokens", "norm": "none", "file": str(folder / "c.safetensors")})
-    build_target(section, load_recipe("mae-vit-b", environment={}), (4, 4))
+    build_target(section, _recipe(), (4, 4))
 
 
 def ids(data: bytes, folder: Path) -> None:

@@ -209,8 +209,10 @@ def _matched(
 ) -> list[Entry]:
     """The entries whose file exists, is listed once, and has the annotated size, turned by EXIF or not."""
     images, path = map(printable, typed)
+    paths = [os.path.join(folder, entry["file_name"]) for entry in entries]
+    chunks = [paths[begin : begin + 64] for begin in range(0, len(paths), 64)]
     with ThreadPoolExecutor(8, "remask-headers") as pool:
-        headers = list(pool.map(_header, (os.path.join(folder, p["file_name"]) for p in entries), chunksize=64))
+        headers = [header for found in pool.map(lambda chunk: [*map(_header, chunk)], chunks) for header in found]
     names = [printable(entry["file_name"]) for entry in entries]
     missing = [name for name, header in zip(names, headers, strict=True) if header == MISSING]
     description = f"pictures of {path} are not in {images}"

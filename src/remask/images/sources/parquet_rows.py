@@ -40,19 +40,18 @@ def read_rows(file: Any, path: str, group: int, columns: Sequence[str], rows: in
     batches, size, found = list[Any](), 0, 0
     try:
         claimed = max(1, _claimed(file, group, columns))
-        if why := unfolds_to(claimed, on_disk):
-            raise OSError(errno.EFBIG, why)
+        why = unfolds_to(claimed, on_disk)
         # no value is longer than its column: so many rows fit in the bound, even where one value stands in all of them
         step = max(1, min(rows, most // (2 * claimed)))
-        for batch in file.iter_batches(step, row_groups=[group], columns=[*columns], use_threads=False):
+        read = file.iter_batches(step, row_groups=[group], columns=[*columns], use_threads=False)
+        while not why and found < rows and (batch := next(read, None)) is not None:
             size, found = size + batch.get_total_buffer_size(), found + batch.num_rows
-            if why := unfolds_to(size, on_disk):
-                raise OSError(errno.EFBIG, why)
+            why = unfolds_to(size, on_disk)
             batches.append(batch)
-            if found >= rows:
-                return batches
-    except (pyarrow.ArrowException, ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError) as error:
         raise OSError(errno.EIO, f"damaged in the parquet file: {' '.join(str(error).split())}") from None
+    if why:
+        raise OSError(errno.EFBIG, why)
     if found < rows:
         raise OSError(errno.EIO, f"damaged in the parquet file: row group {group} has {found} rows, and says {rows}")
     return batches
