@@ -58,7 +58,7 @@ def test_the_harness_finds_what_it_looks_for() -> None:
     )
     assert done.stdout.split("\n")[:6] == [
         "0 ZeroDivisionError <string>.planted", "1 crash, exit -11", "2 no end within 1 s", "3 more than 2 s",
-        "4 more than 1 GB", "taken 1 refused 1",
+        "4 more than 1 GB", "taken 3 refused 1",
     ], done.stdout + done.stderr  # fmt: skip
 
 
