@@ -211,7 +211,7 @@ def _no_torch_archive(path: Path) -> str | None:
             names, sizes = archive.namelist(), [info.file_size for info in archive.infolist()]
         if why := unfolds_to(sum(sizes), path.stat().st_size):
             return f"is an archive that claims too much: {why}; {WANTED}"
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error) as error:
         return f"is damaged or cut off ({error}): download or copy it again"
     if any(name.endswith("constants.pkl") for name in names):
         return "is a TorchScript archive, which holds code: save torch.jit.load(FILE).state_dict() and give that file"

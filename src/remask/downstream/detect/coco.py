@@ -133,11 +133,8 @@ class CocoSource:
         if area is None:
             area = area_of(shape, size) if shape else annotation["bbox"][2] * annotation["bbox"][3]
         copied = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        return (
-            copied
-            | {"area": area, "iscrowd": annotation.get("iscrowd", 0)}
-            | ({"segmentation": shape} if shape else {})
-        )
+        copied |= {"area": area, "iscrowd": annotation.get("iscrowd", 0)}
+        return copied | ({"segmentation": shape} if shape else {})
 
     def as_annotated(self, results: Sequence[Entry]) -> list[Entry]:
         """Results on decoded images, turned back to the images of the file if EXIF turned them."""

@@ -109,7 +109,7 @@ def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
 
 
 DAMAGED = (
-    OSError, ValueError, EOFError, MemoryError, LookupError, TypeError, SyntaxError, NotImplementedError,
+    OSError, ValueError, EOFError, MemoryError, LookupError, TypeError, SyntaxError,
     ArithmeticError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
 """What numpy, which reads a header as a literal of Python, and zipfile raise on damaged files."""
