@@ -282,6 +282,6 @@ def _voc(number: int) -> Colour:
 
 
 __all__ = [
-    "COLOUR", "IGNORE", "Classes", "Colour", "Declared", "Ids", "Table", "by_colour", "colour_id", "colours", "declared",
-    "gray_colour", "listed", "numbered", "read_ids", "read_mask", "table",
+    "COLOUR", "IGNORE", "Classes", "Colour", "Declared", "Ids", "Table", "by_colour", "colour_id", "colours",
+    "declared", "gray_colour", "listed", "numbered", "read_ids", "read_mask", "table",
 ]  # fmt: skip
