@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from remask.backbones import Backbone, stem_patch
@@ -152,7 +153,14 @@ def _tokenizer(section: TargetRecipe, recipe: Recipe, patch: Size) -> Target:
     if section.tokenizer == "stored":
         return StoredIds(Path(section.file), patch, section.vocabulary)
     centres, about = read_codebook(Path(section.file))
-    return Codebook(build_target(TargetRecipe.model_validate(about["target"]), recipe, patch), centres)
+    unknown = UserError(f"{section.file} does not say which features its words are of: fit it again")
+    try:
+        clustered = TargetRecipe.model_validate(about.get("target"))
+    except ValidationError:
+        raise unknown from None
+    if clustered.kind not in ("pixels", "hog", "features"):
+        raise unknown
+    return Codebook(build_target(clustered, recipe, patch), centres)
 
 
 def codebook_features(section: TargetRecipe) -> TargetRecipe:

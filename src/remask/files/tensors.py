@@ -8,6 +8,7 @@ so that the weights can be read, and an object in the place of a weight can be n
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from remask.errors import UserError
+from remask.files.bounds import MOST_WEIGHTS, open_regular, unfolds_to
 
 HEAD = 512
 """Bytes read from the beginning of a file to recognise its format."""
@@ -51,10 +53,7 @@ KNOWN_AS = {
 PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 WEB = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 WANTED = "give a file that torch.save or safetensors wrote"
-CURE = (
-    "where the file is trusted, save the weights alone: "
-    'torch.save(torch.load(FILE, weights_only=False)["model"], "weights.pth")'
-)
+CURE = 'where the network was trained, save its weights alone: torch.save(model.state_dict(), "weights.pth")'
 OTHERS: Mapping[bytes, str] = {
     b"\x1f\x8b": "is compressed by gzip: unpack it and give the file inside",
     b"BZh": "is compressed by bzip2: unpack it and give the file inside",
@@ -108,7 +107,7 @@ def content_of(path: Path) -> Any:
     try:
         if path.is_dir():
             raise UserError(f"{path} cannot be read: it is a folder; give a file in it")
-        with open(path, "rb") as file:
+        with open_regular(path, MOST_WEIGHTS) as file:
             head = file.read(HEAD)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -116,12 +115,41 @@ def content_of(path: Path) -> Any:
         raise UserError(f"{path} {why}")
     try:
         with torch.device("cpu"):  # the caller may be in torch.device("meta")
-            return load_file(path) if _is_safetensors(path, head) else _unpickled(path)
+            content = load_file(path) if _is_safetensors(path, head) else _unpickled(path)
+            if why := unfolds_to(unfolded(content), path.stat().st_size):
+                raise UserError(f"{path} holds tensors that are expanded from few numbers: {why}; save them as clones")
+            return content
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or ["it ends too early"])[0]
-        raise UserError(f"{path} is damaged or no checkpoint: {reason}; download or copy it again") from error
+    except DAMAGED as error:
+        raise UserError(f"{path} is damaged or no checkpoint: {reason_of(error)}; download or copy it again") from error
+
+
+DAMAGED = (
+    SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error,
+)  # fmt: skip
+"""What torch's, pickle's and zipfile's readers raise on damaged files: nearly everything, as the fuzzing shows."""
+
+
+def unfolded(content: Any, known: set[int] | None = None) -> int:
+    """Bytes that the tensors of nested entries would take, each for itself, which may be more than their storages."""
+    known = set() if known is None else known
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    entries = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
+    if not entries or id(content) in known:
+        return 0
+    known.add(id(content))
+    return sum(unfolded(entry, known) for entry in entries)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what a reader raised, without torch's advice to load files as code."""
+    first = (str(error).splitlines() or ["it ends too early"])[0]
+    if isinstance(error, MemoryError):
+        return "it claims more memory than there is"
+    return "it holds more than tensors and plain values" if "weights" in first.lower() else first
 
 
 def described(entry: object) -> str:
@@ -180,8 +208,10 @@ def _no_torch_archive(path: Path) -> str | None:
     """Why a zip archive is no checkpoint of torch, and the remedy; None if it is one."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            names, sizes = archive.namelist(), [info.file_size for info in archive.infolist()]
+        if why := unfolds_to(sum(sizes), path.stat().st_size):
+            return f"is an archive that claims too much: {why}; {WANTED}"
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error) as error:
         return f"is damaged or cut off ({error}): download or copy it again"
     if any(name.endswith("constants.pkl") for name in names):
         return "is a TorchScript archive, which holds code: save torch.jit.load(FILE).state_dict() and give that file"
@@ -217,11 +247,11 @@ def _refused(message: str) -> tuple[str | None, type]:
 
 
 def _reason(message: str) -> str:
-    """The first line of torch's reason, without its advice."""
+    """Why torch refused a pickle, in our words: its own advise to load it as code."""
     if "persistent_load" in message:
         return "it holds a whole network, not its weights"
-    lines = message.partition("WeightsUnpickler error:")[2].strip().splitlines() or message.splitlines() or ["damaged"]
-    return lines[0].strip().rstrip(".")
+    name = _refused(message)[0]
+    return f"it holds a {name}" if name else "its pickle is damaged or holds more than tensors and plain values"
 
 
 def _stand_in(path: Path, name: str, kind: type = Foreign) -> type[Foreign]:
@@ -266,4 +296,4 @@ def _operations(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((code.name, argument) for code, argument, _ in pickletools.genops(file))
 
 
-__all__ = ["Foreign", "content_of", "described", "refuse_non_finite"]
+__all__ = ["DAMAGED", "Foreign", "content_of", "described", "reason_of", "refuse_non_finite", "unfolded"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.files.bounds import MOST_TEXT, read_file
 from remask.files.escaping import unmarked
 
 LONGEST = 255
@@ -46,15 +47,15 @@ def decoded(data: bytes, where: str, *, names: bool = False) -> str:
     return text
 
 
-def read_text(path: str | Path, where: str | None = None, *, names: bool = False) -> str:
-    """The text of the file at `path`; see `decoded`. Raises OSError and UserError."""
-    return decoded(Path(path).read_bytes(), where or str(path), names=names)
+def read_text(path: str | Path, where: str | None = None, *, names: bool = False, most: int = MOST_TEXT) -> str:
+    """The text of the regular file at `path`, of `most` bytes; see `decoded`. Raises OSError and UserError."""
+    return decoded(read_file(path, most), where or str(path), names=names)
 
 
-def read_json(path: str | Path, where: str | None = None) -> Any:
+def read_json(path: str | Path, where: str | None = None, *, most: int = MOST_TEXT) -> Any:
     """The content of a JSON file. Raises OSError, UserError for bytes that are no text, ValueError for other faults."""
     try:
-        return json.loads(read_text(path, where))
+        return json.loads(read_text(path, where, most=most))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -64,7 +65,12 @@ def read_toml(path: str | Path, where: str | None = None) -> dict[str, Any]:
 
     Raises OSError, UserError for bytes that are no text, tomllib.TOMLDecodeError.
     """
-    content: dict[str, Any] = unmarked(tomllib.loads(read_text(path, where)))
+    try:
+        content: dict[str, Any] = unmarked(tomllib.loads(read_text(path, where)))
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("it is nested too deeply") from None
+    except ValueError as error:  # tomllib's own, or Python's for a number of more than 4,300 digits
+        raise tomllib.TOMLDecodeError(str(error)) from None
     return content
 
 

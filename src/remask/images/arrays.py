@@ -4,6 +4,7 @@
 """
 
 import io
+import math
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -34,19 +35,46 @@ def fits(width: int, height: int, max_pixels: int) -> None:
         raise Unread(f"{width}x{height} is more than {max_pixels:,} pixels")
 
 
+def plain_array(data: bytes, max_pixels: int) -> np.ndarray:
+    """The array of a .npy. Raises Unread where its header claims more than the file holds."""
+    _check_claim(io.BytesIO(data), len(data), max_pixels)
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
 def only_array(data: bytes, max_pixels: int) -> np.ndarray:
     """The one array of an npz archive, or the one that is named image. Raises Unread."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
-    name = "image" if "image" in sizes else next(iter(sizes), "")
-    if len(sizes) != 1 and name != "image":
-        raise Unread(f"the archive holds {len(sizes)} arrays ({', '.join(list(sizes)[:3])}); name one of them image")
-    if sizes[name] > 20 * max_pixels:
-        raise Unread(f"an array of {sizes[name]:,} bytes is more than {max_pixels:,} pixels")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        if not isinstance(array := arrays[name], np.ndarray):  # the bytes of any other file
+        infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        name = "image" if "image" in infos else next(iter(infos), "")
+        if len(infos) != 1 and name != "image":
+            first = ", ".join(list(infos)[:3])
+            raise Unread(f"the archive holds {len(infos)} arrays ({first}); name one of them image")
+        if (size := infos[name].file_size) > 20 * max_pixels:
+            raise Unread(f"an array of {size:,} bytes is more than {max_pixels:,} pixels")
+        with archive.open(infos[name]) as file:
+            head = io.BytesIO(file.read(_HEADER))
+        if head.getvalue()[:6] != np.lib.format.MAGIC_PREFIX:
             raise Unread(f"the archive holds no array: {name} is another file")
+        _check_claim(head, size, max_pixels)
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        array: np.ndarray = arrays[name]
         return array
+
+
+_HEADER = 1 << 16
+"""Bytes of the header of an array, at most."""
+
+
+def _check_claim(file: io.BytesIO, size: int, max_pixels: int) -> None:
+    """Raise Unread for an array of more bytes than the `size` that its file has, by its header."""
+    read = {1: np.lib.format.read_array_header_1_0}.get(
+        np.lib.format.read_magic(file)[0], np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(file)
+    if min(shape, default=1) < 0 or (claimed := math.prod(shape) * dtype.itemsize) > size:
+        raise Unread(f"its header claims an array of shape {shape} and type {dtype}, and the file is too short for it")
+    if claimed > 20 * max_pixels:
+        raise Unread(f"an array of {claimed:,} bytes is more than {max_pixels:,} pixels")
 
 
 def laid_out(array: np.ndarray, channels: int) -> Deep:
@@ -87,4 +115,4 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return TURNS[orientation](image) if orientation in TURNS else image
 
 
-__all__ = ["EXTRA", "Deep", "Unread", "bands_last", "fits", "laid_out", "only_array", "upright"]
+__all__ = ["EXTRA", "Deep", "Unread", "bands_last", "fits", "laid_out", "only_array", "plain_array", "upright"]

@@ -4,7 +4,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,13 @@ from jaxtyping import Num, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from remask.errors import UserError
+from remask.files.bounds import MOST_PIXELS
 from remask.images.deep import EXTRA, Deep, Unread, misread_by_pillow, read_deep
 from remask.images.heif import NoHeifReader, heif_formats, holds_heif
+from remask.images.jpeg import JpegHeader, jpeg_header, too_many_scans
 from remask.images.levels import RAW, Levels, luma
+from remask.images.shortage import claims_too_much, is_shortage, shortage
 from remask.images.tiff import TIFF, WHITE
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
@@ -33,7 +37,7 @@ def decode(
     data: bytes | np.ndarray,
     channels: int = 3,
     *,
-    max_pixels: int = 100_000_000,
+    max_pixels: int = MOST_PIXELS,
     reduction: Reduction | None = None,
     levels: Levels | None = RAW,
 ) -> Num[Tensor, "C H W"]:
@@ -48,15 +52,23 @@ def decode(
              beyond 16 bits and floats are scaled from their own minimum..maximum; of arrays, floats are 0..1
 
     The size is read from the header first: an image of more than `max_pixels` is refused before a pixel is decoded,
-    and one within it takes at most 20 bytes a pixel and band while it is decoded (2 GB at the default).
+    and one within it takes at most 24 bytes a pixel while it is decoded (2.4 GB at the default); see `files.bounds`.
 
     A JPEG that EXIF does not turn is decoded at the scale that `reduction` allows, if one is given: the inverse cosine
     transform then makes 4, 2 or 1 pixels of 8.
 
-    Raises BadImage, and nothing else, for any fault of the data, NaN and infinite values included.
+    Raises BadImage, and nothing else, for any fault of the data, NaN and infinite values included; UserError where the
+    memory does not suffice for a good image.
     """
-    image = _decoded(data, channels, max_pixels, reduction, levels)
-    return image if levels is None else levels.values(image)
+    try:
+        image = _decoded(data, channels, max_pixels, reduction, levels)
+        return image if levels is None else levels.values(image)
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+    if claims := claims_too_much(data):
+        raise BadImage(claims)
+    raise UserError(shortage(data))
 
 
 def _decoded(
@@ -66,9 +78,11 @@ def _decoded(
         return _from_array(data, channels, levels)
     if not data:
         raise BadImage("the file is empty")
-    header = _jpeg_header(data)
+    header = jpeg_header(data)
     if header is not None:
         _check_size(header.width, header.height, max_pixels)
+        if slow := too_many_scans(data, header):
+            raise BadImage(slow)
         if header.bits == 8 and header.components in (1, 3):
             if reduction and (by := reduction(header.height, header.width)) > 1:
                 with contextlib.suppress(Exception):  # decoding at full size, below, reports the fault
@@ -79,34 +93,6 @@ def _decoded(
             except (RuntimeError, ImportError):
                 pass  # Pillow decodes what torchvision refuses, or reports the fault
     return _decode_other(data, channels, max_pixels, levels)
-
-
-class _JpegHeader(NamedTuple):
-    bits: int
-    height: int
-    width: int
-    components: int
-
-
-def _jpeg_header(data: bytes) -> _JpegHeader | None:
-    """The frame header (SOF) of a JPEG: ITU T.81, B.2.2. None where there is none."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0 or at + 10 > len(data):
-            return None
-        marker = data[at + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # stuffing, fill and markers without a length
-            at += 1 if marker == 0xFF else 2
-        elif marker in (0xD9, 0xDA):  # the end, or data before any frame header
-            return None
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-            return _JpegHeader(data[at + 4], height, width, data[at + 9])
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4])
 
 
 def _decode_jpeg(data: bytes, components: int) -> UInt8[Tensor, "C H W"]:
@@ -120,7 +106,7 @@ def _decode_jpeg(data: bytes, components: int) -> UInt8[Tensor, "C H W"]:
     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
 
 
-def _decode_reduced(data: bytes, header: _JpegHeader, by: int, channels: int) -> UInt8[Tensor, "C h w"] | None:
+def _decode_reduced(data: bytes, header: JpegHeader, by: int, channels: int) -> UInt8[Tensor, "C h w"] | None:
     """A JPEG with both sides divided by `by`, rounded up; None for one that has to be turned."""
     if b"Exif\0\0" in data:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -171,6 +157,8 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
     except Image.DecompressionBombError:
         raise BadImage(f"more than {max_pixels:,} pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on broken data
+        if is_shortage(error):
+            raise MemoryError from None
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
@@ -180,6 +168,8 @@ def _tried(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         return read_deep(data, channels, max_pixels)
     except Unread as error:
         raise BadImage(str(error)) from None
+    except MemoryError:
+        raise
     except Exception:  # whatever a library raises on it
         return None
 
@@ -191,8 +181,12 @@ def _unknown(data: bytes) -> str:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+    try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:  # it would be another image
+        raise
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return
 
 
 def _from_pillow(image: Image.Image, channels: int, levels: Levels | None) -> Num[Tensor, "C H W"]:

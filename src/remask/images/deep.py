@@ -3,14 +3,16 @@
 `decoding` interprets the values; nothing here does.
 """
 
-import io
 import re
+import struct
 import warnings
+import zlib
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from remask.images.arrays import EXTRA, Deep, Unread, bands_last, fits, laid_out, only_array, upright
+from remask.images.arrays import EXTRA, Deep, Unread, bands_last, fits, laid_out, only_array, plain_array, upright
 from remask.images.tiff import TIFF, misread_planes, read_tiff
 
 
@@ -20,7 +22,7 @@ def read_deep(data: bytes, channels: int, max_pixels: int) -> Deep | None:
     Raises Unread, and any exception that a library raises on a damaged file.
     """
     if data[:6] == b"\x93NUMPY":
-        return laid_out(np.load(io.BytesIO(data), allow_pickle=False), channels)
+        return laid_out(plain_array(data, max_pixels), channels)
     if data[:4] == b"PK\x03\x04":
         return laid_out(only_array(data, max_pixels), channels)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and data[25:26] != b"\0":
@@ -57,6 +59,9 @@ def _jpeg2000(data: bytes, header: int, max_pixels: int) -> Deep:
     """More than 8 bits a colour. The header's box holds height, width and the number of bands (15444-1, I.5.3.1)."""
     height, width = (int.from_bytes(data[at : at + 4]) for at in (header, header + 4))
     fits(width, height, max_pixels)
+    if (at := data.find(b"\xff\x4f\xff\x51")) > 0:  # the image's own header (15444-1, A.5.1), which decoders go by
+        columns, rows, left, top = (int.from_bytes(data[at + n : at + n + 4]) for n in (8, 12, 16, 20))
+        fits(columns - left, rows - top, max_pixels)
     values = bands_last(_library("imagecodecs").jpeg2k_decode(data))
     return Deep(values, int(values.shape[2] in (2, 4)))
 
@@ -69,8 +74,54 @@ def _png(data: bytes, max_pixels: int) -> Deep:
     from torchvision.io import ImageReadMode, decode_png
 
     fits(int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), max_pixels)
-    pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    pixels = decode_png(torch.frombuffer(bytearray(_sound_png(data)), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     return Deep(pixels.permute(1, 2, 0).numpy(), int(len(pixels) in (2, 4)))
+
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Column, row and their steps of each pass of an interlaced PNG (PNG, 8.2)."""
+
+
+def _sound_png(data: bytes) -> bytes:
+    """The pixels of a 16-bit PNG as a PNG without any fault and without other chunks. Raises Unread where it has one.
+
+    torchvision crashes, and the process with it, wherever libpng finds an error, as in a file that is cut short.
+    """
+    width, height, _, colour, *methods = struct.unpack(">IIBBBBB", data[16:29])
+    channels = {2: 3, 4: 2, 6: 4}.get(colour, 0)
+    if (
+        data[12:16] != b"IHDR"
+        or not channels
+        or methods[:2] != [0, 0]
+        or methods[2] > 1
+        or not 0 < width <= 10**6
+        or not 0 < height <= 10**6
+    ):
+        raise Unread("a PNG with a header that no PNG has")
+    at, packed = 33, list[bytes]()
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT":
+            packed.append(data[at + 8 : at + 8 + length])
+        at += 12 + length
+    passes = _ADAM7 if methods[2] else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes]
+    lines = [1 + 2 * channels * columns for columns, rows in sizes if columns > 0 for _ in range(max(0, rows))]
+    try:
+        pixels = zlib.decompressobj().decompress(b"".join(packed), sum(lines))
+    except zlib.error as error:
+        raise Unread(f"its pixels are damaged ({error})") from None
+    filters = (
+        pixels[:: lines[0]]
+        if not methods[2]
+        else bytes(pixels[at] for at in accumulate([0, *lines[:-1]]) if at < len(pixels))
+    )
+    if len(pixels) < sum(lines) or max(filters, default=5) > 4:
+        raise Unread("its pixels are damaged or end too early")
+    chunks = ((b"IHDR", data[16:29]), (b"IDAT", zlib.compress(pixels, 0)), (b"IEND", b""))
+    return data[:8] + b"".join(
+        len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4) for name, content in chunks
+    )
 
 
 def _ppm(data: bytes, max_pixels: int) -> Deep | None:

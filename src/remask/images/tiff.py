@@ -65,6 +65,8 @@ def misread_planes(data: bytes) -> bool:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page: Any = file.pages[0]
             return _is_planar(page) and (page.bitspersample > 8 or page.photometric == LAB)
+    except MemoryError:
+        raise
     except Exception:  # no library, or a damaged file: the reader reports it
         return False
 

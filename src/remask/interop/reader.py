@@ -5,7 +5,8 @@ import re
 from types import ModuleType
 from typing import Any
 
-from remask.images import arrays, decoding, deep, heif, levels, tiff, transforms
+from remask.files import bounds
+from remask.images import arrays, decoding, deep, heif, jpeg, levels, shortage, tiff, transforms
 
 HEAD = '''"""Pictures as this network was trained on them: `read_picture(path, config)` gives what it takes.
 
@@ -22,8 +23,7 @@ from collections.abc import Iterator
 TAIL = '''
 def read_image(path: str, config: dict[str, Any]) -> Tensor:
     """The picture in a file [C, H, W], upright, with the values that it has."""
-    with open(path, "rb") as file:
-        return decode(file.read(), len(config["mean"]), levels=levels_of(config.get("range")))
+    return decode(read_file(path), len(config["mean"]), levels=levels_of(config.get("range")))
 
 
 def normalised(image: Tensor, config: dict[str, Any]) -> Tensor:
@@ -59,11 +59,14 @@ def reader_text() -> str:
     crop = (transforms.CentreCrop, transforms.resize, transforms.rows_first, transforms._shortened, transforms._check)
     types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
     sections = [
+        _standalone(bounds),
         _standalone(levels),
         _standalone(arrays),
         _standalone(tiff),
         _standalone(deep),
         _standalone(heif),
+        _standalone(jpeg),
+        _standalone(shortage),
         _standalone(decoding),
         types,
         _imports(transforms),

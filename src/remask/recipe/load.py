@@ -71,6 +71,8 @@ def load(
         recipe = schema.model_validate(merged)
     except ValidationError as error:
         fail(first_problem(error, known, origin))
+    except UnicodeEncodeError as error:  # pydantic's, for a word that must be one of several
+        fail(f"{error.object!r:.80} holds bytes that are no UTF-8, which a path alone may hold: write it anew")
     if strict:
         of_runs = {where for where, _ in files if _of_run(Path(where))}
         refuse_unused(schema, recipe, layers, len(files), of_runs)
@@ -149,7 +151,7 @@ def _toml(text: str) -> dict[str, Any] | None:
     """{"value": the text as TOML}; None if it is none."""
     try:
         return tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of more than 4,300 digits, or a thousand brackets
         return None
 
 

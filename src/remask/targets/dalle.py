@@ -1,5 +1,6 @@
 """DALL-E's discrete VAE (Ramesh et al., 2102.12092) as tokenizer: BEiT's target (2106.08254, section 2.1)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -143,14 +144,19 @@ def load_dalle(path: str | Path) -> DalleEncoder:
         vocabulary = state["blocks.output.conv.w"].shape[0]
     except KeyError as error:
         raise UserError(f"{path} is no DALL-E encoder: it has no {error.args[0]}") from None
-    depth = len({key.split(".")[2] for key in state if key.startswith("blocks.group_1.")})
-    encoder = DalleEncoder(hidden, depth, vocabulary, channels)
-    expected = encoder.state_dict()
+    except (ValueError, IndexError):
+        raise UserError(f"{path} is no DALL-E encoder: {FIRST} or blocks.output.conv.w is no kernel") from None
+    depth = len({key.split(".")[2] for key in state if re.match(r"blocks\.group_1\.block_\d+\.", key)})
+    if not (hidden and channels and vocabulary and depth) or depth > len(state):
+        raise UserError(f"{path} is no DALL-E encoder: its tensors are empty")
+    with torch.device("meta"):
+        expected = DalleEncoder(hidden, depth, vocabulary, channels).state_dict()
     differing = [key for key in expected if key in state and expected[key].shape != state[key].shape]
     faults = {"missing": expected.keys() - state, "unknown": state.keys() - expected, "of another shape": differing}
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(sorted(keys))}" for fault, keys in faults.items() if keys)
         raise UserError(f"{path} is no DALL-E encoder as published: {listed}")
+    encoder = DalleEncoder(hidden, depth, vocabulary, channels)
     if not encoder.blocks["input"].w.is_meta:
         encoder.load_state_dict(state)
     return encoder
@@ -161,8 +167,8 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     content = content_of(path)
     if isinstance(content, Foreign):
         raise UserError(
-            f"{path} holds a pickled module, which could run code: where the dall_e package is installed, save "
-            f"torch.load(path, weights_only=False).state_dict() with torch.save, and give that file"
+            f"{path} holds a pickled module, which could run code: give a file of its state_dict(), saved where the "
+            "dall_e package is installed, as safetensors or by torch.save"
         )
     if isinstance(content, Mapping):
         content = next((content[name] for name in ("state_dict", "model") if name in content), content)

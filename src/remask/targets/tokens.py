@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from remask.distances import full_precision
 from remask.errors import UserError
+from remask.files.bounds import MOST_WEIGHTS, open_regular
 from remask.files.paths import check_readable
 from remask.targets.dalle import Dalle, DalleEncoder, load_dalle
 from remask.tokens import grid_of
@@ -102,9 +103,18 @@ def save_codebook(path: str | Path, centres: Float[Tensor, "V P"], about: Mappin
 def read_codebook(path: str | Path) -> tuple[Float[Tensor, "V P"], dict[str, Any]]:
     """Centres and the features that they were fitted on. Raises UserError for a file that is no codebook."""
     tensors, metadata = _read(path, ("centres",), "codebook")
-    if tensors["centres"].ndim != 2:
-        raise UserError(f"{path} is no codebook: its centres are no table but {[*tensors['centres'].shape]}")
-    return tensors["centres"].float(), json.loads(metadata.get("about", "{}"))
+    centres = tensors["centres"]
+    if centres.ndim != 2 or not centres.numel():
+        raise UserError(f"{path} is no codebook: its centres are no table but {[*centres.shape]}")
+    if not centres.is_floating_point() or not bool(torch.isfinite(centres.float()).all()):
+        raise UserError(f"{path} is no codebook: its centres are no finite numbers; fit it again")
+    try:
+        about = json.loads(metadata.get("about", "{}"))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is no codebook: what it says of its features is damaged; fit it again")
+    return centres.float(), about
 
 
 class StoredIds(nn.Module):
@@ -122,8 +132,10 @@ class StoredIds(nn.Module):
     def __init__(self, path: str | Path, patch: Size, vocabulary: int) -> None:
         super().__init__()
         tensors, _ = _read(path, ("keys", "ids"), "file of stored ids")
-        keys, order = tensors["keys"].long().sort()
         ids = tensors["ids"]
+        if tensors["keys"].ndim != 1 or any(t.is_floating_point() or t.is_complex() for t in tensors.values()):
+            raise UserError(f"{path} is no file of stored ids: its keys and ids are no whole numbers")
+        keys, order = tensors["keys"].long().sort()
         if ids.ndim != 2 or len(ids) != len(keys) or not ids.numel():
             raise UserError(f"{path} needs one row of ids per key, not {[*ids.shape]} for {len(keys)}")
         if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
@@ -191,11 +203,12 @@ def _read(path: str | Path, names: tuple[str, ...], what: str) -> tuple[dict[str
     """Tensors and metadata of a safetensors file."""
     check_readable(path)
     try:
+        open_regular(path, MOST_WEIGHTS).close()
         with torch.device("cpu"), safe_open(path, "pt") as stored:  # also where networks are counted on "meta"
             return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise UserError(f"{path} is no {what}: {(str(error).splitlines() or ['empty'])[0]}") from error
 
 

@@ -6,6 +6,7 @@ annotations are turned too: boxes and masks fit the decoded image.
 """
 
 import contextlib
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from remask.downstream.detect.coco_file import Entry, Faults, categories_of, fir
 from remask.downstream.detect.coco_masks import area_of, decode_mask, encode_mask, turned_segmentation
 from remask.downstream.inputs import annotated_folder
 from remask.errors import UserError
+from remask.files.bounds import MOST_PIXELS, open_regular, read_file
 from remask.images.orientation import INVERSE, Exif, Header, agreed, read_header, turned_box, turned_size
 from remask.images.sources.files import files_under, printable, sorted_out
 from remask.images.sources.left_out import UNNAMED, Patterns
@@ -61,8 +63,7 @@ class CocoSource:
 
     def read(self, i: int) -> tuple[bytes, Target]:
         """The encoded image and its target: boxes x0 y0 x1 y1 in pixels, clipped to the image. Raises OSError."""
-        with open(os.path.join(self.folder, self.images[i]["file_name"]), "rb") as file:
-            return file.read(), self.target(i)
+        return read_file(os.path.join(self.folder, self.images[i]["file_name"])), self.target(i)
 
     def target(self, i: int) -> Target:
         """The target of an image, without reading its file."""
@@ -132,11 +133,8 @@ class CocoSource:
         if area is None:
             area = area_of(shape, size) if shape else annotation["bbox"][2] * annotation["bbox"][3]
         copied = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        return (
-            copied
-            | {"area": area, "iscrowd": annotation.get("iscrowd", 0)}
-            | ({"segmentation": shape} if shape else {})
-        )
+        copied |= {"area": area, "iscrowd": annotation.get("iscrowd", 0)}
+        return copied | ({"segmentation": shape} if shape else {})
 
     def as_annotated(self, results: Sequence[Entry]) -> list[Entry]:
         """Results on decoded images, turned back to the images of the file if EXIF turned them."""
@@ -208,8 +206,10 @@ def _matched(
 ) -> list[Entry]:
     """The entries whose file exists, is listed once, and has the annotated size, turned by EXIF or not."""
     images, path = map(printable, typed)
+    paths = [os.path.join(folder, entry["file_name"]) for entry in entries]
+    chunks = [paths[begin : begin + 64] for begin in range(0, len(paths), 64)]
     with ThreadPoolExecutor(8, "remask-headers") as pool:
-        headers = list(pool.map(_header, (os.path.join(folder, p["file_name"]) for p in entries), chunksize=64))
+        headers = [header for found in pool.map(lambda chunk: [*map(_header, chunk)], chunks) for header in found]
     names = [printable(entry["file_name"]) for entry in entries]
     missing = [name for name, header in zip(names, headers, strict=True) if header == MISSING]
     description = f"pictures of {path} are not in {images}"
@@ -224,6 +224,8 @@ def _matched(
             continue
         if isinstance(header, Header):
             turn = agreed((entry["height"], entry["width"]), header, exif)
+        if entry["height"] * entry["width"] > MOST_PIXELS:  # its masks would be drawn before it is refused
+            turn = f"{entry['width']}x{entry['height']} is more than {MOST_PIXELS:,} pixels"
         if (other := known.setdefault(os.path.normpath(entry["file_name"]), entry["id"])) != entry["id"]:
             turn = f"it is picture {printable(str(entry['id']))} and {printable(str(other))}"
         if isinstance(turn, str):
@@ -245,12 +247,12 @@ MISSING = "missing"
 def _header(path: str) -> Header | str | None:
     """The header of an image file; MISSING if there is no file, None if it cannot be read."""
     try:
-        with open(path, "rb", buffering=4096) as file:
+        with open_regular(path, buffering=4096) as file:
             return read_header(file)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return MISSING
-    except OSError:
-        return None
+    except OSError as error:
+        return MISSING if error.errno == errno.EINVAL else None  # no regular file, or a name that none can have
 
 
 def _file_name(name: str, folder: str) -> str:

@@ -10,6 +10,8 @@ from remask.images.sources.files import printable
 
 _CROWD = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "none": 0, "null": 0, "": 0}
 """Values of iscrowd that exporters write as text."""
+_NUMBERS = frozenset((int, float))
+"""Types of a box's numbers; true and false are none."""
 
 
 class Known(NamedTuple):
@@ -55,7 +57,7 @@ def _is_annotation(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
     box = entry.get("bbox")
-    if type(box) is not list or len(box) != 4 or not all(type(n) is float or type(n) is int for n in box):
+    if type(box) is not list or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
         return False
     for name in ("image_id", "category_id"):
         value = entry.get(name)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from remask.downstream.inputs import unreadable_annotations
 from remask.errors import UserError
+from remask.files.bounds import MOST_ANNOTATIONS, read_file
 from remask.images.sources.files import printable
 
 Entry: TypeAlias = dict[str, Any]
@@ -54,8 +55,8 @@ def load(path: str) -> dict[str, Any]:
     """The file's content. Raises UserError, in one line: no file, no JSON, missing lists, no images or categories."""
     shown = printable(path)
     try:
-        with open(os.path.expanduser(path), "rb") as file, _without_gc():
-            data = json.loads(file.read())  # json detects UTF-8, 16 or 32, with or without a byte order mark
+        with _without_gc():  # json detects UTF-8, 16 or 32, with or without a byte order mark
+            data = json.loads(read_file(os.path.expanduser(path), MOST_ANNOTATIONS))
     except OSError as error:
         raise unreadable_annotations(path, error) from None
     except (ValueError, RecursionError) as error:

@@ -89,7 +89,9 @@ def _meet(low: float, high: float, begin: float, length: float) -> bool:
 
 def _has_area(polygon: list[float]) -> bool:
     """Whether the points are not all on one line."""
-    x, y = polygon[0], polygon[1]
+    x, y, x1, y1, x2, y2 = polygon[:6]
+    if (x1 - x) * (y2 - y) != (y1 - y) * (x2 - x):  # true for nearly all, a fast test
+        return True
     far = next((i for i in range(2, len(polygon), 2) if (polygon[i], polygon[i + 1]) != (x, y)), None)
     if far is None:
         return False

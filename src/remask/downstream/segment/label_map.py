@@ -10,9 +10,11 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from remask.errors import UserError
+from remask.files.bounds import MOST_PIXELS
 from remask.files.text import read_json, read_text
 from remask.images.decoding import FORMATS, BadImage
 from remask.images.heif import heif_formats
+from remask.images.shortage import claims_too_much, is_shortage, shortage
 from remask.images.sources.files import printable
 from remask.images.sources.labels import repeated
 
@@ -20,7 +22,6 @@ IGNORE = 255
 """The class number of pixels without a label."""
 COLOUR = 1 << 24
 """The id of a colour is COLOUR + R + 256 G + 65536 B, so that no colour has the id of a gray level."""
-MAX_PIXELS = 100_000_000
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -106,9 +107,16 @@ def _from_json(path: str) -> Declared:
     try:
         content = read_json(path, printable(path))
         fields = content if isinstance(content, dict) else {"classes": content}
-        names, palette = [printable(str(name)) for name in fields["classes"]], fields.get("palette")
+        said, palette, ignore = fields["classes"], fields.get("palette"), fields.get("ignore_index")
+        if not isinstance(said, list) or not all(isinstance(name, str | int | float) for name in said):
+            raise ValueError("classes are no list of names")
+        if not isinstance(palette, list | None):
+            raise ValueError("the palette is no list of colours")
+        if not (ignore is None or (type(ignore) is int and -COLOUR < ignore < COLOUR)):
+            raise ValueError(f"ignore_index is {ignore!r:.40}, and no number of a mask")
+        names = [printable(str(name)) for name in said]
         colour = None if palette is None else [_colour(entry) for entry in palette]
-        result = Declared(names, fields.get("ignore_index"), colour, numbers="palette" in fields and palette is None)
+        result = Declared(names, ignore, colour, numbers="palette" in fields and palette is None)
     except (OSError, ValueError, TypeError, KeyError) as error:
         shape = '{"classes": [names], "ignore_index": id, "palette": [[r, g, b]]}'
         raise UserError(f"{printable(path)} cannot be read as {shape}: {error}") from None
@@ -124,7 +132,7 @@ def _colour(entry: Any) -> Colour:
         or len(entry) not in (3, 4)
         or not all(type(value) is int and 0 <= value <= 255 for value in entry)
     ):
-        raise ValueError(f"{entry} is no colour of three numbers 0..255")
+        raise ValueError(f"{entry!r:.40} is no colour of three numbers 0..255")
     return entry[0], entry[1], entry[2]
 
 
@@ -210,8 +218,8 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
     """
     try:
         with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"its mask of {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+            if image.width * image.height > MOST_PIXELS:
+                raise BadImage(f"its mask of {image.width}x{image.height} is more than {MOST_PIXELS:,} pixels")
             if image.format == "JPEG":
                 raise BadImage("its mask is a JPEG, which blurs class ids: save masks as PNG")
             if image.mode not in ("1", "L", "P", "LA", "PA", "I", "RGB", "RGBA") and not image.mode.startswith("I;16"):
@@ -225,6 +233,8 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins raise nearly everything on broken data
+        if is_shortage(error) and not claims_too_much(data):
+            raise UserError(shortage(data)) from None
         raise BadImage(f"its mask: {' '.join(str(error).split()) or type(error).__name__}") from error
     if ids.ndim == 2:
         return Ids(ids)
@@ -272,21 +282,6 @@ def _voc(number: int) -> Colour:
 
 
 __all__ = [
-    "COLOUR",
-    "IGNORE",
-    "Classes",
-    "Colour",
-    "Declared",
-    "Ids",
-    "Table",
-    "by_colour",
-    "colour_id",
-    "colours",
-    "declared",
-    "gray_colour",
-    "listed",
-    "numbered",
-    "read_ids",
-    "read_mask",
-    "table",
-]
+    "COLOUR", "IGNORE", "Classes", "Colour", "Declared", "Ids", "Table", "by_colour", "colour_id", "colours",
+    "declared", "gray_colour", "listed", "numbered", "read_ids", "read_mask", "table",
+]  # fmt: skip

@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Int32
 
 from remask.downstream.segment.label_map import COLOUR, IGNORE, Ids, Table, listed, read_mask
 from remask.errors import UserError
+from remask.files.bounds import open_regular, read_file
 from remask.images.decoding import BadImage
 from remask.images.orientation import Exif, Header, agreed, header_of, read_header, turned_mask
 from remask.images.sources.files import describe, files_under, printable, sorted_out, splits_of
@@ -138,7 +138,7 @@ def examine_pairs(
 
 def ids_of(pair: Pair, palettes: bool = False) -> Ids:
     """The distinct ids of a pair's mask; palettes: see `read_mask`."""
-    ids, entries = read_mask(Path(pair.mask).read_bytes(), palettes=palettes)
+    ids, entries = read_mask(read_file(pair.mask), palettes=palettes)
     return Ids(different(ids), entries)
 
 
@@ -150,7 +150,7 @@ def different(ids: Int32[np.ndarray, "H W"]) -> Int32[np.ndarray, "n"]:
 
 
 def _header(path: str) -> Header:
-    with open(path, "rb", buffering=4096) as file:
+    with open_regular(path, buffering=4096) as file:
         if (header := read_header(file)) is None:
             raise BadImage("its header cannot be read")
     return header

@@ -5,12 +5,11 @@ For all formats `read` returns classes 0..C-1 without gaps, and 255 for pixels w
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,7 +30,6 @@ from remask.downstream.segment.label_map import (
     numbered,
     read_ids,
     read_mask,
-    table,
 )
 from remask.downstream.segment.mask_checks import (
     SCANNED,
@@ -48,12 +46,13 @@ from remask.downstream.segment.mask_checks import (
     paired,
     turned,
 )
+from remask.downstream.segment.panoptic_file import read_panoptic
 from remask.errors import UserError
-from remask.files.text import read_json
+from remask.files.bounds import read_file
 from remask.images.decoding import BadImage
 from remask.images.orientation import Exif
 from remask.images.sources.files import files_under, printable, sorted_out
-from remask.images.sources.labels import match, repeated
+from remask.images.sources.labels import match
 from remask.images.sources.left_out import UNNAMED, Patterns
 
 UNDECLARED = Declared(None)
@@ -113,8 +112,8 @@ class MaskFiles:
 
     def read(self, i: int) -> tuple[bytes, UInt8[np.ndarray, "H W"]]:
         pair, known = self.pairs[i], self.tables[i % len(self.tables)]
-        image = Path(pair.image).read_bytes()
-        ids, entries = read_mask(Path(pair.mask).read_bytes(), self.coloured, self.said.decides)
+        image = read_file(pair.image)
+        ids, entries = read_mask(read_file(pair.mask), self.coloured, self.said.decides)
         if entries is not None and self.entries and other_colour(different(ids), entries, self.entries):
             raise BadImage("its mask has another palette than others: give a palette in classes.json")
         return image, known.apply(turned(ids, image, self.exif))
@@ -231,14 +230,8 @@ def _open_panoptic(
 
     Classes are the categories in the order of the file; void is 255.
     """
-    try:
-        content = read_json(path, printable(path))
-        categories = {int(c["id"]): n for n, c in enumerate(content["categories"])}
-        names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
-        entries = [(names[a["image_id"]], str(a["file_name"]), a["segments_info"]) for a in content["annotations"]]
-        tables = [_segments(segments, categories) for _, _, segments in entries]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{printable(path)} is no COCO panoptic file: {type(error).__name__} {error}") from None
+    content = read_panoptic(path)
+    entries, tables = content.entries, content.tables
     masks = masked_folder(path.removesuffix(".json"), "masks")
     included = [not patterns.exclude(entry[0]) for entry in entries]
     entries, tables = list(compress(entries, included)), list(compress(tables, included))
@@ -250,21 +243,16 @@ def _open_panoptic(
     if unnamed := len(sorted_out([name for name in image_files if name not in named], left_out)):
         left_out[UNNAMED] = unnamed
     root_path, masks_path = os.path.abspath(root), os.path.abspath(masks)
-    pairs = [
-        Pair(os.path.join(root_path, i), os.path.join(masks_path, m), os.path.join(root, i)) for i, m, _ in entries
-    ][:limit]
-    if not pairs or not 2 <= len(categories) <= IGNORE:
+    pairs = [Pair(os.path.join(root_path, i), os.path.join(masks_path, m), os.path.join(root, i)) for i, m in entries][
+        :limit
+    ]
+    if not pairs or not 2 <= len(content.titles) <= IGNORE:
         raise UserError(
-            f"{printable(path)} has {len(pairs)} pictures and {len(categories)} classes; 1 and 2 are needed"
+            f"{printable(path)} has {len(pairs)} pictures and {len(content.titles)} classes; 1 and 2 are needed"
         )
     _check_segments(pairs, tables, path, exif)
-    palette = [c.get("color") for c in content["categories"]]
-    chosen = [(int(c[0]), int(c[1]), int(c[2])) for c in palette] if all(palette) else colours(len(palette))
-    titles = [printable(str(c["name"])) for c in content["categories"]]
-    if duplicate := repeated(titles):
-        raise UserError(f"{printable(path)} has two categories of the name {duplicate!r}: give each its own")
     counts = {**left_out, **patterns.counts}
-    return MaskFiles(typed, pairs, tables[:limit], True, titles, chosen, exif=exif, left_out=counts)
+    return MaskFiles(typed, pairs, tables[:limit], True, content.titles, content.palette, exif=exif, left_out=counts)
 
 
 def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, exif: Exif | None) -> None:
@@ -272,7 +260,7 @@ def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, e
     by_mask = {pair.mask: known for pair, known in zip(pairs, tables, strict=False)}
 
     def unknown(pair: Pair) -> Ids:
-        return Ids(np.setdiff1d(np.unique(read_ids(Path(pair.mask).read_bytes(), True)), by_mask[pair.mask].ids))
+        return Ids(np.setdiff1d(np.unique(read_ids(read_file(pair.mask), True)), by_mask[pair.mask].ids))
 
     facts = examine_pairs(pairs, unknown, exif=exif)
     if faulty := [f"{s.shown} has {listed(s.ids)}" for s in facts if len(s.ids)]:
@@ -280,11 +268,6 @@ def _check_segments(pairs: Sequence[Pair], tables: Sequence[Table], path: str, e
             f"{len(faulty)} of {len(facts)} masks hold ids that {printable(path)} does not name: {first_of(faulty)}; "
             "give the file and the masks that belong together"
         )
-
-
-def _segments(segments: Iterable[Any], categories: dict[int, int]) -> Table:
-    ids = {COLOUR + int(segment["id"]): categories[int(segment["category_id"])] for segment in segments}
-    return table({COLOUR: IGNORE} | ids)
 
 
 __all__ = ["IGNORE", "SCANNED", "MaskFiles", "MaskSource", "Pair", "open_masks"]

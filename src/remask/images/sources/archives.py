@@ -1,8 +1,8 @@
 """Images packed in few large files: tar shards in the WebDataset layout, parquet in the Hugging Face layout."""
 
 import bisect
+import errno
 import itertools
-import json
 import os
 from collections import Counter, OrderedDict
 from typing import Any, NamedTuple
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remask.errors import UserError
+from remask.files.bounds import MOST_ENCODED, open_regular, read_file, too_long
 from remask.images.deep import Unread, laid_out
 from remask.images.sources.columns import Columns, LabelColumn, is_label, joined, label_column, why_none
 from remask.images.sources.files import EXTENSIONS, one_split, printable, splits_of
 from remask.images.sources.labels import TextLabels, of_texts, says_none
 from remask.images.sources.left_out import NO_LABEL, Patterns, further, listed
+from remask.images.sources.parquet_rows import features_of, open_parquet, read_rows, values_of
 from remask.images.sources.tar_index import Member, index
 
 CACHED_BYTES = 1 << 30
@@ -58,9 +60,14 @@ class Tar:
 
     def read(self, i: int) -> bytes:
         shard, member = self._members[i]
-        with open(self._shards[shard], "rb") as file:
+        if member.size > MOST_ENCODED:
+            raise OSError(errno.EFBIG, too_long(member.size, MOST_ENCODED))
+        with open_regular(self._shards[shard]) as file:
             file.seek(member.offset)
-            return file.read(member.size)
+            data = file.read(member.size)
+        if len(data) < member.size:
+            raise OSError(errno.EIO, "cut short: the tar ends within it")
+        return data
 
     def where(self, i: int) -> str:
         shard, member = self._members[i]
@@ -80,6 +87,8 @@ class _Group(NamedTuple):
     row: int
     """Its first row within the file."""
     rows: int
+    used: int
+    """Its first rows that are read, all unless there is a limit."""
 
 
 class Parquet:
@@ -92,7 +101,7 @@ class Parquet:
     def __init__(self, name: str, files: list[str], limit: int | None) -> None:
         one_split(name, files)
         self.name, self._files = name, [os.path.abspath(file) for file in files]
-        schema = _parquet(self._files[0], name).schema_arrow
+        schema = open_parquet(self._files[0], name).schema_arrow
         (self._column, *others), label = _columns(schema, name)
         self._label = label
         self._kind: Any = None
@@ -102,24 +111,22 @@ class Parquet:
         total, size = 0, 0
         label_columns: list[LabelColumn] = []
         for number, path in enumerate(self._files):
-            file, row, values = _parquet(path, name), 0, list[Any]()
+            file, row, values = open_parquet(path, name), 0, list[Any]()
             if not {self._column, label or self._column} <= set(file.schema_arrow.names):
                 raise UserError(f"{printable(path)} lacks the column {self._column} or {label} that the others have")
             for group in range(file.num_row_groups):
                 if limit is not None and total >= limit:
                     break
                 meta = file.metadata.row_group(group)
-                self._groups.append(_Group(number, group, row, meta.num_rows))
-                row, total = row + meta.num_rows, total + meta.num_rows
-                size += meta.total_byte_size
+                used = meta.num_rows if limit is None else min(meta.num_rows, limit - total)
+                self._groups.append(_Group(number, group, row, meta.num_rows, used))
+                row, total, size = row + meta.num_rows, total + used, size + meta.total_byte_size
                 if label is not None:
-                    values += file.read_row_group(group, [label], use_threads=False)[label].to_pylist()
+                    values += values_of(file, path, group, label, used)
             if label is not None and values:
-                remaining = None if limit is None else limit - (total - len(values))
-                label_columns.append(
-                    LabelColumn(values[:remaining], _names(file.schema_arrow, label), os.path.basename(path))
-                )
-        self._length = total if limit is None else min(total, limit)
+                names = _names(file.schema_arrow, label)
+                label_columns.append(LabelColumn(values, names, os.path.basename(path)))
+        self._length = total
         if not self._length:
             raise UserError(f"{printable(name)} holds no rows")
         self.labels, self.classes = joined(label_columns)
@@ -130,12 +137,10 @@ class Parquet:
             self.left_out[NO_LABEL] = unused
         used = [self._column, *([label] if label else [])]
         self.remarks = Columns(used, [name for name in schema.names if name not in (*used, *others)]).remarks()
-        self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
+        self._starts = [0, *itertools.accumulate(group.used for group in self._groups)]
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._cached = len(self._groups) if size <= CACHED_BYTES else CACHED_GROUPS
-        if size <= CACHED_BYTES:
-            for number in range(len(self._groups)):
-                self._load(number)
+        self._cache_all(size)
 
     def __len__(self) -> int:
         return self._length
@@ -143,11 +148,19 @@ class Parquet:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
 
+    def _cache_all(self, size: int) -> None:
+        """Read a set of `size` bytes, as its files state them, if it is small and is what they state."""
+        read = 0
+        for number in range(len(self._groups) if size <= CACHED_BYTES else 0):
+            read += sum(batch.get_total_buffer_size() for batch in self._load(number).batches)
+            if read > 2 * CACHED_BYTES:
+                self._cached = CACHED_GROUPS
+                return
+
     def read(self, i: int) -> bytes | np.ndarray:
         number = bisect.bisect_right(self._starts, i) - 1
-        if number not in self._cache:
-            self._load(number)
-        value = self._cache[number][i - self._starts[number]].as_py()
+        rows = self._cache[number] if number in self._cache else self._load(number)
+        value = rows[i - self._starts[number]]
         if isinstance(value, list):
             return self._array(value)
         if isinstance(value, dict):
@@ -163,11 +176,9 @@ class Parquet:
             raise OSError("its numbers make no array HW, HWC or CHW") from None
 
     def _beside(self, file: int, path: str) -> bytes:
-        try:
-            with open(os.path.join(os.path.dirname(self._files[file]), path), "rb") as stream:
-                return stream.read()
-        except ValueError:
-            raise OSError(f"a path with a NUL byte: {printable(path)}") from None
+        if "\0" in path:
+            raise OSError(errno.EINVAL, f"a path with a NUL byte: {printable(path)}")
+        return read_file(os.path.join(os.path.dirname(self._files[file]), path))
 
     def where(self, i: int) -> str:
         number = bisect.bisect_right(self._starts, i) - 1
@@ -182,26 +193,34 @@ class Parquet:
         facts = {"columns": [self._column, self._label], "rows": [*rows.values()]}
         return [os.path.basename(file) for file in rows], [os.path.getsize(file) for file in rows], facts
 
-    def _load(self, number: int) -> None:
+    def _load(self, number: int) -> "_Rows":
         group = self._groups[number]
-        table = _parquet(self._files[group.file], self.name).read_row_group(
-            group.group, [self._column], use_threads=False
-        )
-        self._cache[number] = table[self._column]
+        path = self._files[group.file]
+        try:
+            rows = _Rows(read_rows(open_parquet(path, self.name), path, group.group, [self._column], group.used))
+        except (OSError, UserError) as error:
+            rows = _Rows([], getattr(error, "strerror", None) or str(error))
+        self._cache[number] = rows
         while len(self._cache) > self._cached:
             self._cache.popitem(last=False)
+        return rows
 
 
-def _parquet(path: str, name: str) -> Any:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{printable(name)} is parquet, which needs pyarrow: pip install 'remask[data]'") from None
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{printable(path)} cannot be read as parquet: {' '.join(str(error).split())}") from None
+class _Rows:
+    """The values of a row group, or why it cannot be read, so that it is not tried again for each of its rows."""
+
+    def __init__(self, batches: list[Any], fault: str = "") -> None:
+        self.batches, self._fault = batches, fault
+        self._starts = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
+
+    def __getitem__(self, row: int) -> Any:
+        if self._fault:
+            raise OSError(errno.EIO, self._fault)
+        number = bisect.bisect_right(self._starts, row) - 1
+        try:
+            return self.batches[number][0][row - self._starts[number]].as_py()
+        except ValueError as error:  # text that is none
+            raise OSError(errno.EIO, f"damaged in the parquet file: {error}") from None
 
 
 def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
@@ -209,7 +228,7 @@ def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
 
     They come from the metadata, or else from the types.
     """
-    features = _features(schema)
+    features = features_of(schema)
     kinds = {key: value.get("_type") for key, value in features.items() if isinstance(value, dict)}
     images = [field.name for field in schema if kinds.get(field.name) == "Image" or _holds_bytes(field.type)]
     images = images or [field.name for field in schema if _array_of(field.type)]
@@ -220,15 +239,10 @@ def _columns(schema: Any, name: str) -> tuple[list[str], str | None]:
     return images, label_column(types | {column: kind for column, kind in kinds.items() if kind == "ClassLabel"})
 
 
-def _features(schema: Any) -> dict[str, Any]:
-    """The features that the `datasets` library wrote into a file, {column: {"_type": …}}; empty without any."""
-    metadata: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return metadata.get("info", {}).get("features", {}) or {}
-
-
 def _names(schema: Any, label: str) -> list[str] | None:
     """The class names of a label column in the file's own order; None where the file has none."""
-    names = _features(schema).get(label, {}).get("names")
+    feature = features_of(schema).get(label)
+    names = feature.get("names") if isinstance(feature, dict) else None
     return [str(value) for value in names] if isinstance(names, list) else None
 
 

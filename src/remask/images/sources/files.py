@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from remask.errors import UserError
+from remask.files.bounds import read_file
 from remask.files.escaping import printable as printable
 from remask.files.escaping import quoted
 from remask.images import heif
@@ -44,8 +45,7 @@ class Files:
         return len(self.paths)
 
     def read(self, i: int) -> bytes:
-        with open(self.paths[i], "rb") as file:
-            return file.read()
+        return read_file(self.paths[i])
 
     def where(self, i: int) -> str:
         return printable(self.shown[i])
@@ -98,10 +98,10 @@ def files_under(root: str, patterns: Patterns | None = None, left_out: Counter[s
                 continue
             elif is_folder:
                 (linked if entry.is_symlink() else folders).append(path)
-            elif os.path.isfile(entry.path) or entry.is_symlink() or entry.is_file():
-                files.append(path)  # a file without permission too: it is named when it is read
+            elif os.path.isfile(entry.path) or entry.is_file(follow_symlinks=False) or not os.path.exists(entry.path):
+                files.append(path)  # a link to nothing and a file without permission too: named when they are read
             else:
-                counts[SPECIAL] += 1  # reading a pipe or a socket never ends
+                counts[SPECIAL] += 1  # reading a pipe, a device or a socket, or a link to one, may never end
     return sorted(files, key=lambda path: path.split(os.sep))
 
 

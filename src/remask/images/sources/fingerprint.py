@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from remask.files.bounds import open_regular, read_file
 from remask.images.sources.files import Files, files_under
 from remask.images.sources.subset import Subset
 
@@ -111,7 +111,7 @@ def sampled(path: str, blocks: int | None = SAMPLED) -> str:
     """A hash of so many blocks of 64 KiB, evenly spread over a file, or of all of it; "" where it cannot be read."""
     sums = hashlib.blake2b(digest_size=16)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             total = max(1, -(-os.fstat(file.fileno()).st_size // BLOCK))
             for number in range(min(total, blocks or total)):
                 file.seek(BLOCK * (number * (total - 1) // max(min(total, blocks or total) - 1, 1)))
@@ -158,7 +158,7 @@ def below(paths: Sequence[str], root: str) -> list[str]:
     """Paths relative to `root`; absolute paths outside of it are made relative to their common folder."""
     root = root.rstrip(os.sep) + os.sep
     if paths and not paths[0].startswith(root):
-        if not os.path.isabs(paths[0]):
+        if not all(os.path.isabs(path) for path in (paths[0], min(paths), max(paths))):  # a list may mix both
             return list(paths)
         root = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))]).rstrip(os.sep) + os.sep
     return [path.removeprefix(root) for path in paths]
@@ -184,7 +184,7 @@ def _entries(source: Any) -> tuple[list[str], Int64[np.ndarray, "n"], dict[str, 
 
 def reader(paths: Sequence[str]) -> Callable[[int], bytes]:
     """i -> the bytes of file i. Raises OSError when it is called."""
-    return lambda i: Path(paths[i]).read_bytes()
+    return lambda i: read_file(paths[i])
 
 
 def _size(path: str) -> int:

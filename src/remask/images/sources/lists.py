@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from remask.errors import UserError
+from remask.files.bounds import MOST_LIST
 from remask.files.text import read_text
 from remask.images import heif
 from remask.images.sources.columns import Columns
@@ -99,7 +100,7 @@ def read_rows(path: str, where: str) -> list[Row]:
 
 def _read(path: str, where: str) -> tuple[list[Row], Columns]:
     """The rows of a list, and its columns where a line names them."""
-    text, files = read_text(path, where, names=True), _ListedFiles(os.path.dirname(os.path.abspath(path)))
+    text, files = _text(path, where), _ListedFiles(os.path.dirname(os.path.abspath(path)))
     lines = [(number, line.strip(" \t\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     separator = _separator([line for _, line in lines], files)
@@ -116,6 +117,13 @@ def _read(path: str, where: str) -> tuple[list[Row], Columns]:
         rows.append(Row(files.resolved(image, at), label, split, number))
     _check_columns(rows[:LOOKED_AT], files, where)
     return rows, _columns(lines[0][1], separator, columns) if columns else Columns([], [])
+
+
+def _text(path: str, where: str) -> str:
+    try:
+        return read_text(path, where, names=True, most=MOST_LIST)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
 
 
 def _columns(line: str, separator: str, columns: dict[str, int]) -> Columns:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from remask.errors import UserError
+from remask.files.bounds import read_file
 from remask.images.decoding import decode
 from remask.images.sources import crops
 from remask.images.sources.columns import Columns, LabelColumn, joined, label_column, why_none
@@ -116,7 +117,7 @@ class Hub:
     def read(self, i: int) -> bytes:
         value = self.rows[i][self.column]
         if value["bytes"] is None and value["path"]:
-            return Path(value["path"]).read_bytes()
+            return read_file(value["path"])
         return value["bytes"] or b""
 
     def where(self, i: int) -> str:

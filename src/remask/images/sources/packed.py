@@ -9,6 +9,7 @@ The head is written last, and then the file gets its name: a file of that name i
 
 import errno
 import json
+import math
 import mmap
 import os
 import struct
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from remask.errors import UserError
+from remask.files.bounds import open_regular
+from remask.files.escaping import on_one_line
 from remask.images.sources.files import printable
 
 MAGIC, VERSION, SUFFIX = b"\x89remask\n", 1, ".remask"
@@ -75,7 +78,7 @@ class Packed:
 
     def _name_of(self, i: int) -> str:
         begin, end = int(self._ends[i - 1]) if i else 0, int(self._ends[i])
-        return self._names[begin:end].tobytes().decode()
+        return on_one_line(self._names[begin:end].tobytes().decode("utf-8", "surrogateescape"))
 
     def entries(self) -> tuple[list[str], list[int], dict[str, Any]]:
         """Names, sizes in bytes, and a checksum of the checksums in the table; see `fingerprint`."""
@@ -85,7 +88,7 @@ class Packed:
 
 def is_packed(path: str) -> bool:
     """Whether a file is a packed set, by its first bytes or its name."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(len(MAGIC)) == MAGIC or path.lower().endswith(SUFFIX)
 
 
@@ -106,7 +109,7 @@ def table(about: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
 
 def _mapping(path: str, name: str) -> np.ndarray:
     """The bytes of a file, mapped privately: writable, as torch wants them, with no effect on the file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size < HEAD_BYTES:
             raise UserError(f"{printable(name)} is no packed set: it is shorter than a head; pack it again")
         flags, protection = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
@@ -128,11 +131,55 @@ def _table(data: np.ndarray, name: str) -> tuple[dict[str, Any], dict[str, np.nd
     pixels = data[start:]
     if zlib.crc32(pixels.data) != checksum:
         raise UserError(f"{printable(name)} is damaged: its table does not fit its checksum; copy or pack it again")
-    at = 8 + int.from_bytes(pixels[:8].tobytes(), "little")
-    about = json.loads(pixels[8:at].tobytes())
+    try:
+        at = 8 + int.from_bytes(pixels[:8].tobytes(), "little")
+        about = json.loads(pixels[8:at].tobytes())
+        columns = _columns(pixels, at, dict(about.pop("columns")))
+        _check(about, columns, start)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        why = " ".join(str(error).split())  # a file that somebody made: its checksums are right, its table is none
+        raise UserError(f"{printable(name)} holds a table that no remask wrote ({why}): pack it again") from None
+    return about, columns
+
+
+COLUMNS = {"start": "<u8", "size": "<u8", "name_end": "<u8", "label": "<i8", "checksum": "<u4", "shape": "<u4",
+           "names": "|u1"}  # fmt: skip
+"""The columns of a table and their types; label is absent without labels, and shape from JPEGs."""
+
+
+def _columns(pixels: np.ndarray, at: int, kinds: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The columns that lie behind one another from byte `at` on, by their types and shapes."""
     columns = {}
-    for key, (kind, shape) in about.pop("columns").items():
-        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    for key, (kind, shape) in kinds.items():
+        if COLUMNS[key] != kind or not all(type(length) is int and 0 <= length <= len(pixels) for length in shape):
+            raise ValueError(f"a column {key} of type {kind} and shape {shape}")
+        size = math.prod(shape) * np.dtype(kind).itemsize
         columns[key] = pixels[at : at + size].view(kind).reshape(shape)
         at += size
-    return about, columns
+    return columns
+
+
+def _check(about: Mapping[str, Any], columns: Mapping[str, np.ndarray], end: int) -> None:
+    """Raise ValueError or KeyError unless the columns describe images that lie before `end`, and names and classes."""
+    start, size, ends, names = (columns[key] for key in ("start", "size", "name_end", "names"))
+    count = len(start)
+    rows = [start, size, ends, columns["checksum"], *([columns["label"]] if "label" in columns else [])]
+    if not count or any(column.shape != (count,) for column in rows) or names.ndim != 1:
+        raise ValueError("columns of different lengths, or none")
+    if (start < HEAD_BYTES).any() or (start > end).any() or (size > end - start).any():
+        raise ValueError("images outside the file")
+    if (ends > len(names)).any() or (ends[1:] < ends[:-1]).any():
+        raise ValueError("names outside the table")
+    if "shape" in columns:
+        shape = columns["shape"]
+        if shape.shape != (count, 3) or (shape.astype(np.float64).prod(axis=1) != size).any() or not shape.all():
+            raise ValueError("pixels of other shapes than their bytes")
+    classes, label = about["classes"], columns.get("label")
+    if classes is not None:
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes that are no names")
+        if label is None or label.min() < 0 or label.max() >= len(classes):
+            raise ValueError("class numbers without a name")
+    counts = about.get("source_left_out", {})
+    if not isinstance(about.get("left_out", {}), dict) or not all(type(n) is int for n in dict(counts).values()):
+        raise ValueError("no numbers of what was left out")

@@ -2,13 +2,17 @@
 
 import os
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from remask.errors import UserError
+from remask.files.bounds import UNFOLDED_ARRAYS, open_regular, unfolds_to
 from remask.images.deep import laid_out
 from remask.images.sources.addresses import entry_of
 from remask.images.sources.files import printable
@@ -86,11 +90,29 @@ def open_stack(name: str, path: str, limit: int | None, key: str | None = None) 
 
 
 def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
+    """All arrays of a file. Raises UserError for one that numpy cannot read, or that would unfold without bound."""
     try:
+        open_regular(path).close()
         arrays: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        return {"array": arrays} if isinstance(arrays, np.ndarray) else {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{printable(name)} cannot be read as numpy's: {' '.join(str(error).split())}") from None
+        if isinstance(arrays, np.ndarray):
+            return {"array": arrays}
+        claimed = sum(info.file_size for info in arrays.zip.infolist())
+        if why := unfolds_to(claimed, os.path.getsize(path), UNFOLDED_ARRAYS):
+            raise ValueError(why)
+        found = {key: arrays[key] for key in arrays.files}
+        if others := [key for key, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{others[0]} is no array")
+        return found
+    except DAMAGED as error:
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{printable(name)} cannot be read as numpy's: {why or type(error).__name__}") from None
+
+
+DAMAGED = (
+    OSError, ValueError, EOFError, MemoryError, LookupError, TypeError, SyntaxError,
+    ArithmeticError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+"""What numpy, which reads a header as a literal of Python, and zipfile raise on damaged files."""
 
 
 def _is_stack(arrays: Mapping[str, np.ndarray], key: str) -> bool:

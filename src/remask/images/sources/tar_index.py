@@ -12,9 +12,10 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from remask.errors import UserError
+from remask.files.bounds import MOST_HEADER, MOST_NAME, open_regular
 from remask.files.text import decoded
 from remask.images import heif
 from remask.images.sources.files import EXTENSIONS, is_image, printable
@@ -60,8 +61,13 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
     result = Shard()
     try:
         members = _members(shard, result.left_out)
-    except (tarfile.TarError, OSError, EOFError, UnicodeError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError) as error:
+        # tarfile raises all of these on damaged headers
         raise UserError(f"{printable(shard)} cannot be read as an uncompressed tar: {error}") from None
+    except RecursionError:
+        raise UserError(
+            f"{printable(shard)} cannot be read as an uncompressed tar: extended headers follow one another without end"
+        ) from None
     if any(member.offset + member.size > os.path.getsize(shard) for member in members):
         raise UserError(f"{printable(shard)} is cut short: copy it again")
     images, classes = list[Member](), dict[str, Member]()
@@ -78,7 +84,7 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
         else:
             result.left_out[heif.REASON if heif.is_heif(name) else kind_of(name)] += 1
     chosen = _one_each(images, result.left_out)
-    with open(shard, "rb") as file:
+    with open_regular(shard) as file:
         numbers = {stem: _class_number(file, member, shard) for stem, member in classes.items()}
     stems = _classes(chosen, numbers)
     result.images = [
@@ -89,15 +95,42 @@ def index(shard: str, patterns: Patterns | None = None) -> Shard:
     return result
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose sizes cannot lead tarfile backwards (CVE-2025-8194 of CPython), nor into a gigabyte of names."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError("a size below 0")
+        return int(super()._block(count))  # type: ignore[misc]
+
+    def _proc_gnulong(self, tar: tarfile.TarFile) -> Any:
+        self._check_size()
+        return super()._proc_gnulong(tar)  # type: ignore[misc]
+
+    def _proc_pax(self, tar: tarfile.TarFile) -> Any:
+        self._check_size()
+        return super()._proc_pax(tar)  # type: ignore[misc]
+
+    def _check_size(self) -> None:
+        if self.size > MOST_HEADER:
+            raise tarfile.ReadError(f"an extended header of {self.size:,} bytes")
+
+    def _proc_gnusparse_10(self, info: tarfile.TarInfo, headers: Any, tar: tarfile.TarFile) -> None:
+        """Sparse files are left out: tarfile would read their map, to the end of the file and on."""
+        info.sparse = b""
+
+
 def _headers(shard: str) -> Iterator[tarfile.TarInfo]:
     """All headers of a tar, and of others that are joined to its end."""
-    with open(shard, "rb") as file:
+    with open_regular(shard, buffering=1 << 16) as file:
         begin, size = 0, os.fstat(file.fileno()).st_size
         while True:
             file.seek(begin)
-            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape", tarinfo=_Header) as tar:
                 while (info := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would hold all headers in memory
+                    if max(len(info.name), len(info.linkname)) > MOST_NAME or info.size < 0:
+                        raise tarfile.ReadError(f"a name of more than {MOST_NAME:,} bytes, or a size below 0")
                     yield info
                 at, begin = begin, tar.offset
             if begin == at and file.seek(begin) == at and file.read(tarfile.BLOCKSIZE).strip(b"\0"):

@@ -250,8 +250,11 @@ def test_panoptic_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"categories": [{"id": 7, "name": "cat"}]}, "is no COCO panoptic file: KeyError 2"),
-        ({"annotations": [{}]}, "is no COCO panoptic file: KeyError 'image_id'"),
+        (
+            {"categories": [{"id": 7, "name": "cat"}]},
+            "is no COCO panoptic file: segment 1 of annotation 0 is of a category_id that the file does not list",
+        ),
+        ({"annotations": [{}]}, "is no COCO panoptic file: annotation 0 has no image_id, or one of another type"),
         ({"images": [{"id": 1, "file_name": "gone.jpg"}]}, r"1 entries of .*p\.json have no picture: gone\.jpg"),
     ],
 )
