@@ -17,6 +17,9 @@ class UserError(Exception):
         super().__init__(on_one_line(line))
 
 
+GO_ON = "go on with: "
+"""How a note on an exception begins that says how a training goes on; the command line appends it to the line."""
+
 _IN_RECIPE = ContextVar("whether mistakes are those of a recipe", default=False)
 
 
@@ -51,4 +54,4 @@ def naming(keys: Sequence[str]) -> Iterator[None]:
         raise UserError(f"{', '.join(keys)}: {error}") from error
 
 
-__all__ = ["UserError", "first_line", "in_recipe", "naming", "setting"]
+__all__ = ["GO_ON", "UserError", "first_line", "in_recipe", "naming", "setting"]
