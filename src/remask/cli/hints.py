@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.errors import GO_ON, UserError
+from remask.errors import GO_ON, MachineError, UserError
 from remask.files.escaping import on_one_line, quoted
 from remask.files.system_errors import system_line
 
@@ -100,6 +100,11 @@ def _extra(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
     return "see "
 
 
+def going_on(error: BaseException) -> str:
+    """The notes on an exception of a training that say how it goes on, to be appended to a line; "" without any."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if GO_ON in note)
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """A line about an error for a person, and the exit code."""
     parsed = getattr(error, "format_message", None)
@@ -110,12 +115,11 @@ def explain(error: Exception) -> tuple[str, int]:
         options = [name for option in context.command.params for name in option.opts] if context else []
         group = context.command if context and hasattr(context.command, "commands") else None
         return f"remask: {hint(text, sys.argv[1:], options, group)}", int(getattr(error, "exit_code", 2))
-    then = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith(GO_ON))
     if isinstance(error, UserError):
-        return f"remask: {error}{then}", 2
+        return f"remask: {error}{going_on(error) if isinstance(error, MachineError) else ''}", 2
     if line := system_line(error):
-        return f"remask: {on_one_line(line)}{then}", 2
+        return f"remask: {on_one_line(line)}{going_on(error)}", 2
     return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
 
 
-__all__ = ["aliased", "explain", "hint"]
+__all__ = ["aliased", "explain", "going_on", "hint"]

@@ -40,7 +40,9 @@ Drawer = Callable[[Any, Generator], Draws]
 
 
 class Batches(Protocol):
-    """Batches of an epoch, from the batch `start` on; `len` is batches per epoch."""
+    """Batches of an epoch, from the batch `start` on; `len` is batches per epoch. patience: seconds to wait for one."""
+
+    patience: float
 
     def __len__(self) -> int: ...
 

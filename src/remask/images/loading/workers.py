@@ -1,13 +1,27 @@
-"""A function applied to a list of tasks by worker processes; results come in the order of the tasks."""
+"""A function applied to a list of tasks by worker processes or a thread; results come in the order of the tasks.
 
+A worker that dies or gives nothing for too long ends the work with one line. What a worker raises is raised here.
+"""
+
+import pickle
 import signal
+import time
+import traceback
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Generic, TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Generator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from remask.errors import MachineError, first_line
+from remask.files.system_errors import SHARED_MEMORY
 
 Result = TypeVar("Result")
 Job = TypeVar("Job")
@@ -15,26 +29,96 @@ Job = TypeVar("Job")
 IMAGES_PER_TASK = 16
 """Images that a worker takes at a time."""
 
+PATIENCE = 1800.0
+"""Seconds without a result, by default, after which what is waited for counts as stuck."""
+
+TICK = 1.0
+"""Seconds between two looks at the workers while nothing comes."""
+
+_BY_SIGNAL = {
+    signal.SIGKILL: "the system kills what takes too much memory: lower runtime.workers (or --workers), or use fewer "
+    "other programs",
+    signal.SIGBUS: SHARED_MEMORY,
+    signal.SIGSEGV: "a decoder crashed: remask data check finds the picture with --workers 0",
+}
+"""What is likely, and what to do, by the signal that ended a worker."""
+
 
 def map_batches(
-    work: Callable[[Job], Result], tasks: Sequence[Job], workers: int, *, pin: bool = False
+    work: Callable[[Job], Result],
+    tasks: Sequence[Job],
+    workers: int,
+    *,
+    pin: bool = False,
+    patience: float = PATIENCE,
 ) -> Iterator[Result]:
     """work(task) for every task, in their order, by `workers` processes, or by this one for 0.
 
     `work` is pickled where processes are not forked. With `pin` its tensors arrive in page-locked memory.
+    patience   seconds to wait for a result; 0: for ever
+    Raises MachineError for a worker that died or is stuck, and whatever `work` raises.
     """
-    return iter(
-        DataLoader(
-            _AsDataset(work),
-            batch_size=None,
-            sampler=tasks,
-            num_workers=min(workers, len(tasks)),
-            collate_fn=_as_it_is,
-            worker_init_fn=_quiet,
-            pin_memory=pin,
-            generator=Generator(),  # else starting the workers draws from torch's global generator
-        )
+    workers = min(workers, len(tasks))
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # --workers is the user's choice
+    loader = DataLoader(
+        _AsDataset(work),
+        batch_size=None,
+        sampler=tasks,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_quiet,
+        pin_memory=pin,
+        timeout=TICK if workers else 0,
+        generator=Generator(),  # else starting the workers draws from torch's global generator
     )
+    return _watched(loader, patience) if workers else iter(loader)
+
+
+def in_thread(
+    work: Callable[[Job], Result], tasks: Sequence[Job], *, ahead: int = 2, patience: float = PATIENCE
+) -> Iterator[Result]:
+    """work(task) for every task, in their order, by one thread that works up to `ahead` tasks ahead.
+
+    patience   seconds to wait for a result; 0: for ever
+    Raises MachineError for a result that does not come, and whatever `work` raises.
+    """
+    jobs, pending = SimpleQueue[tuple[Future[Result], Job] | None](), deque[Future[Result]]()
+    # a daemon, unlike the threads of an executor: Python does not wait at its end for one that is stuck
+    thread = Thread(target=_work_off, args=(work, jobs), name="remask-images", daemon=True)
+    thread.start()
+    stuck = False
+    try:
+        for task in tasks:
+            pending.append(Future())
+            jobs.put((pending[-1], task))
+            if len(pending) > ahead:
+                yield pending.popleft().result(patience or None)
+        while pending:
+            yield pending.popleft().result(patience or None)
+    except (KeyboardInterrupt, TimeoutError) as error:
+        stuck = True
+        if isinstance(error, TimeoutError) and not error.args:  # the wait's own, not one of the file system
+            raise MachineError(
+                f"reading pictures has given nothing for {patience:g} s: the disk does not answer; see that it can be "
+                "read, or raise runtime.patience"
+            ) from None
+        raise
+    finally:
+        for future in pending:
+            future.cancel()
+        jobs.put(None)
+        if not stuck:  # what it works with is not for two threads at once
+            thread.join()
+
+
+def _work_off(work: Callable[[Job], Result], jobs: "SimpleQueue[tuple[Future[Result], Job] | None]") -> None:
+    while (job := jobs.get()) is not None:
+        future, task = job
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work(task))
+            except BaseException as error:  # raised where the result is waited for
+                future.set_exception(error)
 
 
 def each(work: Callable[[int], Result], total: int, workers: int) -> Iterator[Result]:
@@ -50,18 +134,98 @@ def chunks(total: int, size: int) -> list[range]:
     return [range(first, min(first + size, total)) for first in range(0, total, size)]
 
 
+def _watched(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
+    """The loader's results. Workers are killed when the wait for one fails, since one that is stopped ends no other
+    way and Python would wait for it at its own end."""
+    results = _started(loader)
+    processes = [*results._workers]
+    for number in range(len(loader)):
+        try:
+            result = _next(results, processes, number, patience)
+        except BaseException:
+            for process in processes:
+                process.kill()
+            raise
+        if isinstance(result, _Failed):
+            raise result.error
+        yield result
+
+
+def _started(loader: DataLoader[Any]) -> Any:
+    """The loader's iterator, without torch's handler of SIGCHLD, which raises wherever the program happens to be, in
+    the middle of a step or of writing a file. A dead worker is found when its result is waited for."""
+    before = _handler()
+    results = iter(loader)
+    if _handler() is not before:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return results
+
+
+def _handler() -> Any:
+    return signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+
+
+def _next(results: Any, processes: Sequence[Any], number: int, patience: float) -> Any:
+    """The result of task `number`. torch gives up after each TICK and may be asked again: it has lost nothing."""
+    began = time.monotonic()
+    while True:
+        try:
+            return next(results)
+        except RuntimeError as error:
+            if dead := [process for process in processes if not process.is_alive() and process.exitcode]:
+                raise MachineError(_of_dead(dead[0])) from None
+            if not first_line(error).startswith("DataLoader timed out"):
+                raise
+        if patience and time.monotonic() - began > patience:
+            worker = number % len(processes)  # tasks are dealt out in turn
+            raise MachineError(
+                f"loader worker {worker} (process {processes[worker].pid}) has given nothing for {patience:g} s: it is "
+                "stopped, or its disk does not answer; see that it can be read, or raise runtime.patience"
+            ) from None
+
+
+def _of_dead(process: Any) -> str:
+    code = process.exitcode
+    if code > 0:
+        return f"a loader worker (process {process.pid}) ended with exit code {code}; give the command again"
+    ended = signal.Signals(-code)
+    cure = _BY_SIGNAL.get(ended, "something else ended it; give the command again")
+    return f"a loader worker (process {process.pid}) was ended by {ended.name}: {cure}"
+
+
 def _all(work: Callable[[int], Result], numbers: range) -> list[Result]:
     return [work(i) for i in numbers]
 
 
-class _AsDataset(Dataset[Result], Generic[Job, Result]):
-    """A function as a Dataset, for DataLoader: item `task` is work(task)."""
+class _Failed(NamedTuple):
+    """What a worker raised."""
+
+    error: Exception
+
+
+class _AsDataset(Dataset[Any], Generic[Job, Result]):
+    """A function as a Dataset, for DataLoader: item `task` is work(task), or in a worker `_Failed`."""
 
     def __init__(self, work: Callable[[Job], Result]) -> None:
         self._work = work
 
-    def __getitem__(self, task: Job) -> Result:
-        return self._work(task)
+    def __getitem__(self, task: Job) -> Result | _Failed:
+        if get_worker_info() is None:
+            return self._work(task)
+        try:
+            return self._work(task)
+        except Exception as error:  # raised again in the main process, without torch's text of 20 lines
+            error.add_note(f"in a loader worker:\n{traceback.format_exc()}")
+            return _Failed(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, if it can be sent to another process; else its name and first line."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its own methods raise
+        return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+    return error
 
 
 def _as_it_is(item: Any) -> Any:
@@ -70,6 +234,14 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _quiet(worker: int) -> None:
-    """Ignore Ctrl-C in a worker, since the main process handles it, and compute with one thread."""
+    """Ignore Ctrl-C in a worker, since the main process handles it, and compute with one thread.
+
+    The other signals end it, without what the main process does at SIGTERM and what torch prints: the main process
+    tells of it.
+    """
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGBUS", "SIGSEGV", "SIGFPE"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
     torch.set_num_threads(1)
