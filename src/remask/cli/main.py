@@ -18,9 +18,9 @@ from remask.cli import options
 from remask.cli import plan as cli_plan
 from remask.cli import study as cli_study
 from remask.cli import train as cli_train
-from remask.cli.ending import end, report_error
+from remask.cli.ending import end, report_error, report_interrupt
 from remask.files.escaping import escape_on
-from remask.training import launcher
+from remask.training import launcher, stopping
 
 app = typer.Typer(
     name="remask",
@@ -183,21 +183,28 @@ def doctor() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted."""
+    """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted, 143 terminated."""
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # wait a fraction of a millisecond, then leave the core to others
     if said := launcher.left_over():
         print(f"remask: {said}", file=sys.stderr)
     escape_on(sys.stdout, sys.stderr)
     debug = "--debug" in sys.argv
     arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
+    with stopping.answered():
+        code = _run(arguments, debug)
+    end(code)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """The exit code of a command, after one line about what went wrong."""
     try:
-        end(app(arguments, standalone_mode=False) or 0)
+        return app(arguments, standalone_mode=False) or 0
     except Exception as error:
         if debug:
             raise
-        end(report_error(error))
-    except KeyboardInterrupt:
-        end(130)
+        return report_error(error)
+    except KeyboardInterrupt as error:
+        return report_interrupt(error)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ SHARED_MEMORY = (
     "runtime.workers to 0"
 )
 _NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|std::bad_alloc|out of memory|unable to mmap .* memory"
+    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|std::bad_alloc|unable to mmap .* memory|"
+    r"CUDA error: out of memory|_STATUS_ALLOC_FAILED"
 )
 _FILE_WRITER = re.compile(r"PytorchStreamWriter|inline_container.*(?:file write failed|unexpected pos)")
 _GONE = re.compile(r"Parent directory (.*) does not exist")

@@ -3,6 +3,8 @@
 A worker that dies or gives nothing for too long ends the work with one line. What a worker raises is raised here.
 """
 
+import atexit
+import contextlib
 import pickle
 import signal
 import time
@@ -15,6 +17,7 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Generator
@@ -34,6 +37,9 @@ PATIENCE = 1800.0
 
 TICK = 1.0
 """Seconds between two looks at the workers while nothing comes."""
+
+_LIVE = WeakSet[Any]()
+"""Workers that may still run."""
 
 _BY_SIGNAL = {
     signal.SIGKILL: "the system kills what takes too much memory: lower runtime.workers (or --workers), or use fewer "
@@ -139,6 +145,7 @@ def _watched(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
     way and Python would wait for it at its own end."""
     results = _started(loader)
     processes = [*results._workers]
+    _LIVE.update(processes)
     for number in range(len(loader)):
         try:
             result = _next(results, processes, number, patience)
@@ -149,6 +156,13 @@ def _watched(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
         if isinstance(result, _Failed):
             raise result.error
         yield result
+
+
+@atexit.register  # before multiprocessing's own, which waits for ever for a worker that is stopped
+def _kill_all() -> None:
+    for process in _LIVE:
+        with contextlib.suppress(ValueError):  # closed, or of another process
+            process.kill()
 
 
 def _started(loader: DataLoader[Any]) -> Any:
