@@ -5,17 +5,18 @@ A worker that dies or gives nothing for too long ends the work with one line. Wh
 
 import atexit
 import contextlib
+import math
 import pickle
 import signal
 import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakSet
 
@@ -146,23 +147,70 @@ def _watched(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
     results = _started(loader)
     processes = [*results._workers]
     _LIVE.update(processes)
-    for number in range(len(loader)):
+    with _Watchdog(processes, patience) as watchdog:
+        for number in range(len(loader)):
+            try:
+                with watchdog.waiting(number):
+                    result = _next(results, processes)
+            except BaseException:
+                _kill(processes)
+                raise
+            if isinstance(result, _Failed):
+                raise result.error
+            yield result
+
+
+class _Watchdog:
+    """A thread that kills the workers when a result has been waited for too long: the wait may stand in a read from a
+    worker that is stopped, which knows no time limit and fails only when the worker dies."""
+
+    def __init__(self, processes: Sequence[Any], patience: float) -> None:
+        self._processes, self._patience = processes, patience
+        self._since, self._stuck = math.inf, False
+        self._over = Event()
+
+    def __enter__(self) -> "_Watchdog":
+        if self._patience:
+            Thread(target=self._watch, name="remask-watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(TICK):
+            if time.monotonic() - self._since > self._patience:
+                self._stuck = True
+                _kill(self._processes)
+
+    @contextlib.contextmanager
+    def waiting(self, number: int) -> Iterator[None]:
+        """Context of the wait for task `number`."""
+        self._since = time.monotonic()
         try:
-            result = _next(results, processes, number, patience)
-        except BaseException:
-            for process in processes:
-                process.kill()
-            raise
-        if isinstance(result, _Failed):
-            raise result.error
-        yield result
+            yield
+        except Exception as error:
+            if not self._stuck:
+                raise
+            worker = number % len(self._processes)  # tasks are dealt out in turn
+            raise MachineError(
+                f"loader worker {worker} (process {self._processes[worker].pid}) has given nothing for "
+                f"{self._patience:g} s: it is stopped, or its disk does not answer; see that it can be read, or raise "
+                "runtime.patience"
+            ) from error
+        finally:
+            self._since = math.inf
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
+        with contextlib.suppress(ValueError):  # closed already
+            process.kill()
 
 
 @atexit.register  # before multiprocessing's own, which waits for ever for a worker that is stopped
 def _kill_all() -> None:
-    for process in _LIVE:
-        with contextlib.suppress(ValueError):  # closed, or of another process
-            process.kill()
+    _kill(_LIVE)
 
 
 def _started(loader: DataLoader[Any]) -> Any:
@@ -179,23 +227,19 @@ def _handler() -> Any:
     return signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
 
 
-def _next(results: Any, processes: Sequence[Any], number: int, patience: float) -> Any:
-    """The result of task `number`. torch gives up after each TICK and may be asked again: it has lost nothing."""
-    began = time.monotonic()
+def _next(results: Any, processes: Sequence[Any]) -> Any:
+    """The next result. torch gives up after each TICK and may be asked again: it has lost nothing."""
     while True:
         try:
             return next(results)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # of a connection to a worker too
+            waits = first_line(error).startswith("DataLoader timed out")
+            if not waits:
+                time.sleep(0.1)  # a connection ends before its process
             if dead := [process for process in processes if not process.is_alive() and process.exitcode]:
-                raise MachineError(_of_dead(dead[0])) from None
-            if not first_line(error).startswith("DataLoader timed out"):
+                raise MachineError(_of_dead(dead[0])) from error
+            if not waits:
                 raise
-        if patience and time.monotonic() - began > patience:
-            worker = number % len(processes)  # tasks are dealt out in turn
-            raise MachineError(
-                f"loader worker {worker} (process {processes[worker].pid}) has given nothing for {patience:g} s: it is "
-                "stopped, or its disk does not answer; see that it can be read, or raise runtime.patience"
-            ) from None
 
 
 def _of_dead(process: Any) -> str:

@@ -82,6 +82,18 @@ def test_a_stopped_worker_is_named_after_the_time_stated_and_killed() -> None:
     assert not multiprocessing.active_children(), "a stopped worker outlives the work"
 
 
+def test_workers_that_stop_while_their_results_are_read() -> None:
+    """torch then waits for a tensor's file in a read without a time limit."""
+    results = map_batches(square, range(500), 2, patience=1)
+    next(results)
+    for process in multiprocessing.active_children():
+        os.kill(int(process.pid or 0), signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(MachineError, match=r"loader worker \d \(process \d+\) has given nothing for 1 s: "):
+        list(results)
+    assert time.monotonic() - began < 8
+
+
 def test_a_slow_worker_is_waited_for() -> None:
     slow = partial(at, 3, lambda: time.sleep(1.2))
     assert list(map_batches(slow, range(6), 2, patience=5)) == [*range(6)]
