@@ -167,6 +167,59 @@ def test_a_step_that_hears_nothing() -> None:
     assert errors.startswith("remask: interrupted: ")
 
 
+def torchrun(out: Path, *more: str) -> subprocess.Popen[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "remask"]
+    given = ["pretrain", "--recipe", "demo", "--limit", "320", "--out", str(out), *SET, *more, "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        launch + given,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def rank(number: int, process: subprocess.Popen[str]) -> int:
+    """The process of a rank."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if f"\0RANK={number}\0" in Path(f"/proc/{pid}/environ").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_stops_is_named_by_the_other(number: signal.Signals, tmp_path: Path) -> None:
+    """In one line, without gloo's; the run goes on afterwards."""
+    run = tmp_path / "run"
+    process = torchrun(run, "--set", "runtime.patience=5")
+    try:
+        reach(run, 5, process)
+        victim = rank(1, process)
+        os.kill(victim, number)
+        status: dict[str, object] = {"state": "running"}
+        deadline = time.monotonic() + 60
+        while status["state"] == "running" and time.monotonic() < deadline:
+            time.sleep(0.1)
+            status = json.loads((run / "status.json").read_text())
+        time.sleep(5)
+        os.kill(victim, signal.SIGKILL) if number == signal.SIGSTOP else None  # torchrun would wait for 30 s
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.poll() is None and os.killpg(process.pid, signal.SIGKILL)
+    lines = [line for line in errors.splitlines() if line.startswith("remask: ")]
+    assert status["state"] == "failed"
+    assert len(lines) == 1, errors
+    assert f"rank 1 (after step {status['step']}) of 2 processes died or is stopped" in lines[0] or (
+        f"rank 1 (after step {int(str(status['step'])) + 1})" in lines[0]
+    )
+    assert f"; go on with: remask resume {run}" in lines[0]
+    assert "GLHF" not in errors
+    assert "do report it" not in errors
+    resumed = start("resume", run, "--quiet")
+    assert resumed.wait(timeout=300) == 0
+    assert [step for step, _ in curve(run)] == list(range(1, 41))
+
+
 # ---------------------------------------------------------------------------------------------------- paths and disks
 
 

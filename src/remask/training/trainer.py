@@ -103,6 +103,7 @@ class Trainer:
                     before = self.micro_batches
                     losses = self.step(batch)
                     self.global_step += 1
+                    self.world.at_step(self.global_step)
                     if before < self.micro_batches:
                         console.say(
                             f"memory ran out in step {self.global_step}: done again, batches now in "
