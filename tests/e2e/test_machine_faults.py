@@ -116,8 +116,11 @@ def test_a_signal_while_a_stuck_worker_is_waited_for(
     time.sleep(3)  # what was made ahead is used up
     began, step = time.monotonic(), curve(run)[-1][0]
     process.send_signal(number)
-    line = ended(process, 130)
-    assert time.monotonic() - began < 4  # 2 beside other work of this machine
+    assert process.stderr
+    line = process.stderr.readline()
+    assert time.monotonic() - began < 2
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
     assert f"interrupted: step {step} of 40 is saved; go on with: remask resume {run}" in line
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
     resumed = start("resume", run, "--quiet")

@@ -51,10 +51,7 @@ KNOWN_AS = {
 PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 WEB = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 WANTED = "give a file that torch.save or safetensors wrote"
-CURE = (
-    "where the file is trusted, save the weights alone: "
-    'torch.save(torch.load(FILE, weights_only=False)["model"], "weights.pth")'
-)
+CURE = "give a file of weights alone, which torch.save(model.state_dict(), FILE) writes in the program that it is from"
 OTHERS: Mapping[bytes, str] = {
     b"\x1f\x8b": "is compressed by gzip: unpack it and give the file inside",
     b"BZh": "is compressed by bzip2: unpack it and give the file inside",

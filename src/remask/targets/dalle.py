@@ -161,8 +161,8 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     content = content_of(path)
     if isinstance(content, Foreign):
         raise UserError(
-            f"{path} holds a pickled module, which could run code: where the dall_e package is installed, save "
-            f"torch.load(path, weights_only=False).state_dict() with torch.save, and give that file"
+            f"{path} holds a pickled module, which could run code: give a file of its weights alone, which "
+            "torch.save(encoder.state_dict(), FILE) writes where the dall_e package is installed"
         )
     if isinstance(content, Mapping):
         content = next((content[name] for name in ("state_dict", "model") if name in content), content)
