@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -213,9 +212,7 @@ def test_a_rank_that_dies_or_stops_is_named_by_the_other(number: signal.Signals,
     lines = [line for line in errors.splitlines() if line.startswith("remask: ")]
     assert status["state"] == "failed"
     assert len(lines) == 1, errors
-    named = re.search(r"rank 1 \(after step (\d+)\) of 2 processes died or is stopped: ", lines[0])
-    assert named, lines[0]
-    assert 1 <= int(named[1]) <= int(str(status["step"])) + 1  # a sign of life is half a second old at most
+    assert f"rank 1 of 2 processes died or stopped after step {status['step']}: " in lines[0]
     assert f"; go on with: remask resume {run}" in lines[0]
     assert "GLHF" not in errors
     assert "do report it" not in errors

@@ -1,4 +1,4 @@
-"""Which of a run's processes died or is stuck: each tells the others, twice a second, that it lives and its last step.
+"""Which of a run's processes died or is stuck: each tells the others, twice a second, that it lives.
 
 A collective says no more than that a connection was closed, or that time ran out; and NCCL's ends the process.
 """
@@ -24,7 +24,8 @@ LISTEN = 4 * BEAT
 class Pulse:
     """The signs of life of rank `rank` of `size`, in a store that all ranks share.
 
-    step       the last step that this process has done
+    step       the last step that this process has done; gradients are exchanged in each, so that the others are within
+               one of it
     patience   seconds of silence of another rank after which this process ends, where collectives cannot raise; 0:
                never
     """
@@ -39,12 +40,12 @@ class Pulse:
         """Give no more signs."""
         self._over.set()
 
-    def silent(self, seconds: float = LISTEN) -> dict[int, int]:
-        """The other ranks that give no sign within `seconds`, each with its last step. Listens as long."""
+    def silent(self, seconds: float = LISTEN) -> list[int]:
+        """The other ranks that give no sign within `seconds`. Listens as long."""
         before = self._signs()
         time.sleep(seconds)
         now = self._signs()
-        return {rank: int(sign.partition(":")[2] or 0) for rank, sign in now.items() if before[rank] == sign}
+        return [rank for rank, sign in now.items() if before.get(rank) == sign]
 
     def lost(self, error: BaseException) -> MachineError:
         """The error of this process, whose `error` came from an exchange with others."""
@@ -56,7 +57,7 @@ class Pulse:
             return MachineError(
                 f"another process of the run ended or did not answer after step {self.step}; see what it says above"
             )
-        line = MachineError(_line(silent, self._size))
+        line = MachineError(self._line(silent))
         line.__notes__ = getattr(error, "__notes__", [])
         return line
 
@@ -65,7 +66,7 @@ class Pulse:
         return {rank: self._store.get(_key(rank)).decode() for rank in others if self._store.check([_key(rank)])}
 
     def _beat(self, number: int) -> None:
-        self._store.set(_key(self._rank), f"{number}:{self.step}")
+        self._store.set(_key(self._rank), str(number))
 
     def _live(self) -> None:
         number, heard, since = 0, dict[int, str](), dict[int, float]()
@@ -78,21 +79,20 @@ class Pulse:
                     since = {rank: since[rank] if heard.get(rank) == sign else now for rank, sign in signs.items()}
                     heard = signs
                     if late := [rank for rank, at in since.items() if now - at > self._patience]:
-                        self._give_up({rank: int(heard[rank].partition(":")[2]) for rank in late})
+                        self._give_up(late)
         except RuntimeError:  # the store is gone: so is the run, and the main thread says so
             return
 
-    def _give_up(self, silent: dict[int, int]) -> None:
-        print(f"remask: {_line(silent, self._size)}; go on with: remask resume RUN", file=sys.stderr, flush=True)
+    def _give_up(self, silent: list[int]) -> None:
+        print(f"remask: {self._line(silent)}; go on with: remask resume RUN", file=sys.stderr, flush=True)
         os._exit(2)
 
-
-def _line(silent: dict[int, int], size: int) -> str:
-    which = ", ".join(f"rank {rank} (after step {step})" for rank, step in silent.items())
-    return (
-        f"{which} of {size} processes died or is stopped: see what it says above, or what its machine's log says, and "
-        "raise runtime.patience if it was only slow"
-    )
+    def _line(self, silent: list[int]) -> str:
+        ranks = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
+        return (
+            f"{ranks} of {self._size} processes died or stopped after step {self.step}: see what was said above, or "
+            "what its machine's log says, and raise runtime.patience if it was only slow"
+        )
 
 
 def from_exchange(error: BaseException) -> bool:
