@@ -48,9 +48,9 @@ def test_files_to_read(tmp_path: Path) -> None:
 
 def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped user is a line; a file of such a name is itself; no other way of asking is used, as it raises."""
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
     monkeypatch.chdir(tmp_path)
-    assert home_expanded("~/a") == home_expanded(Path("~/a")) == "/home/me/a"
+    assert home_expanded("~/a") == home_expanded(Path("~/a")) == str(tmp_path / "me" / "a")
     assert home_expanded("a/~b") == "a/~b"
     with pytest.raises(UserError, match=r"^~nosuch/a: there is no user 'nosuch', whose home ~nosuch means: ") as found:
         home_expanded("~nosuch/a")

@@ -18,7 +18,8 @@ from remask.images.loading.batch_builder import ORDER, BatchBuilder, BuiltBatch,
 from remask.images.loading.device_crops import CachedOnDevice, CropOnDevice, DecodedOnDevice, fits
 from remask.images.loading.image_cache import KEPT_MB, ImageCache, Keep
 from remask.images.loading.memory import half_of_memory_mb
-from remask.images.loading.workers import PATIENCE, in_thread, map_batches
+from remask.images.loading.reading_thread import in_thread
+from remask.images.loading.workers import PATIENCE, map_batches
 from remask.images.sources.opening import Source
 from remask.images.transforms import RandomCropFlip, Transform
 from remask.seeds import mix

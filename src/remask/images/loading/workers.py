@@ -1,4 +1,4 @@
-"""A function applied to a list of tasks by worker processes or a thread; results come in the order of the tasks.
+"""A function applied to a list of tasks by worker processes; results come in the order of the tasks.
 
 A worker that dies or gives nothing for too long ends the work with one line. What a worker raises is raised here.
 """
@@ -11,11 +11,8 @@ import signal
 import time
 import traceback
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakSet
@@ -79,53 +76,6 @@ def map_batches(
         generator=Generator(),  # else starting the workers draws from torch's global generator
     )
     return _watched(loader, patience) if workers else iter(loader)
-
-
-def in_thread(
-    work: Callable[[Job], Result], tasks: Sequence[Job], *, ahead: int = 2, patience: float = PATIENCE
-) -> Iterator[Result]:
-    """work(task) for every task, in their order, by one thread that works up to `ahead` tasks ahead.
-
-    patience   seconds to wait for a result; 0: for ever
-    Raises MachineError for a result that does not come, and whatever `work` raises.
-    """
-    jobs, pending = SimpleQueue[tuple[Future[Result], Job] | None](), deque[Future[Result]]()
-    # a daemon, unlike the threads of an executor: Python does not wait at its end for one that is stuck
-    thread = Thread(target=_work_off, args=(work, jobs), name="remask-images", daemon=True)
-    thread.start()
-    stuck = False
-    try:
-        for task in tasks:
-            pending.append(Future())
-            jobs.put((pending[-1], task))
-            if len(pending) > ahead:
-                yield pending.popleft().result(patience or None)
-        while pending:
-            yield pending.popleft().result(patience or None)
-    except (KeyboardInterrupt, TimeoutError) as error:
-        stuck = True
-        if isinstance(error, TimeoutError) and not error.args:  # the wait's own, not one of the file system
-            raise MachineError(
-                f"reading pictures has given nothing for {patience:g} s: the disk does not answer; see that it can be "
-                "read, or raise runtime.patience"
-            ) from None
-        raise
-    finally:
-        for future in pending:
-            future.cancel()
-        jobs.put(None)
-        if not stuck:  # what it works with is not for two threads at once
-            thread.join()
-
-
-def _work_off(work: Callable[[Job], Result], jobs: "SimpleQueue[tuple[Future[Result], Job] | None]") -> None:
-    while (job := jobs.get()) is not None:
-        future, task = job
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work(task))
-            except BaseException as error:  # raised where the result is waited for
-                future.set_exception(error)
 
 
 def each(work: Callable[[int], Result], total: int, workers: int) -> Iterator[Result]:
@@ -208,9 +158,11 @@ def _kill(processes: Iterable[Any]) -> None:
             process.kill()
 
 
-@atexit.register  # before multiprocessing's own, which waits for ever for a worker that is stopped
 def _kill_all() -> None:
     _kill(_LIVE)
+
+
+atexit.register(_kill_all)  # runs before multiprocessing's own, which waits for ever for a worker that is stopped
 
 
 def _started(loader: DataLoader[Any]) -> Any:

@@ -17,7 +17,8 @@ import torch
 
 from remask.errors import MachineError, UserError
 from remask.images.loading import workers
-from remask.images.loading.workers import each, in_thread, map_batches
+from remask.images.loading.reading_thread import in_thread
+from remask.images.loading.workers import each, map_batches
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +170,7 @@ def test_a_time_out_of_the_work_itself_is_not_taken_for_the_wait() -> None:
 
 def test_python_ends_although_the_thread_is_stuck() -> None:
     code = (
-        "import time\nfrom remask.images.loading.workers import in_thread\n"
+        "import time\nfrom remask.images.loading.reading_thread import in_thread\n"
         "try:\n    list(in_thread(time.sleep, [600], patience=.2))\nexcept Exception as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
