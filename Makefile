@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; say `make` for the list.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-lowest fuzz lint format bench bench-gpu lock clean
+.PHONY: help demo test test-fast test-lowest fuzz lint format errors bench bench-gpu lock clean
 
 PYTHON ?= python3
 LOCK_FLAGS ?=
@@ -48,6 +48,9 @@ lint: $(READY) ## lint, format check, strict types
 format: $(READY) ## format, and repair what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+errors: $(READY) ## write docs/errors.md anew, the list of all messages
+	$(BIN)/python -m tests.errors_page
 
 bench: $(PEERS_READY) ## speed and memory, as ratios
 	$(BIN)/python -m benchmarks

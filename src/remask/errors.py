@@ -17,6 +17,14 @@ class UserError(Exception):
         super().__init__(on_one_line(line))
 
 
+GO_ON = "go on with: "
+"""Stands in a note on an exception that says how a training goes on; the command line appends it to the line."""
+
+
+class MachineError(UserError):
+    """The machine failed, not the user: a process died or is stuck. A training goes on from its last checkpoint."""
+
+
 _IN_RECIPE = ContextVar("whether mistakes are those of a recipe", default=False)
 
 
@@ -51,4 +59,4 @@ def naming(keys: Sequence[str]) -> Iterator[None]:
         raise UserError(f"{', '.join(keys)}: {error}") from error
 
 
-__all__ = ["UserError", "first_line", "in_recipe", "naming", "setting"]
+__all__ = ["GO_ON", "MachineError", "UserError", "first_line", "in_recipe", "naming", "setting"]

@@ -51,6 +51,22 @@ def test_tsne_of_few_images_lowers_what_they_do_not_allow(
         commands.tsne([NET], "digits", tmp_path / "no.png", commands.Mapped(classes=3, per_class=1), LOOK)
 
 
+def test_tsne_leaves_out_what_cannot_be_used_and_takes_any_class_name(tmp_path: Path) -> None:
+    """The map, its table and its summary are of the pictures that could be read."""
+    numbers = np.random.default_rng(0)
+    for name in ("$\\foo$", "_hidden", "$5-$10"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = numbers.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    bad = tmp_path / "pictures" / "_hidden" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:900])
+    options = commands.TsneOptions(classes=3, per_class=8, perplexity=3, k=3)
+    commands.tsne([NET, NET], str(tmp_path / "pictures"), tmp_path / "maps.png", options, LOOK, quiet=True)
+    assert len((tmp_path / "maps.csv").read_text().splitlines()) == 1 + 2 * 23
+    assert json.loads((tmp_path / "maps.json").read_text())["protocol"]["bad_images"] == 1
+
+
 def test_attention(tmp_path: Path) -> None:
     picture = commands.attention(
         NET, "photos", commands.ModelOptions(image_size=(32, 32)), out=tmp_path / "a.png", count=2

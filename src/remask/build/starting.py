@@ -11,6 +11,7 @@ from torch import Tensor
 from remask.backbones.makers import tag_of
 from remask.backbones.tables import resize_state
 from remask.errors import UserError, naming
+from remask.files.paths import home_expanded
 from remask.files.tensors import refuse_non_finite
 from remask.heads import Decoder
 from remask.interop import convmae, mae
@@ -97,7 +98,7 @@ def _source(
     if stated.keys() - {"heads"}:
         raise UserError(f"backbone.weights {spec} takes heads and no more: pictures are normalised as [data] says")
     kind, _, name = spec.partition(":")
-    folder = Path(name).expanduser()
+    folder = Path(home_expanded(name))
     if kind == "run" and (folder / "recipe.toml").is_file() and not is_task_run(folder):
         return _of_run(folder, rebuild)
     if kind in ("timm", "untrained", "run"):
@@ -143,7 +144,7 @@ def _with_decoder(loaded: Loaded, method: Method, recipe: Recipe) -> Loaded:
     kind, _, name = loaded.spec.partition(":")
     if kind not in DECODERS or not any(key.startswith("decoder") for key in loaded.left_out):
         return loaded
-    head, state = method.branches[0].head, read(Path(name).expanduser(), LAYOUT_OF.get(kind, kind))
+    head, state = method.branches[0].head, read(Path(home_expanded(name)), LAYOUT_OF.get(kind, kind))
     layout = convmae if kind in ("convmae", "dmjd") else mae
     theirs = layout.from_official({key: tensor for key, tensor in state.items() if key.startswith(tuple(DECODER))})
     if recipe.method.name not in DECODERS[kind] or not isinstance(head, Decoder):

@@ -84,7 +84,7 @@ def build_trainer(
         optim.max_steps, settings.log_every, settings.save_every_minutes, settings.keep_every_epochs,
         (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
     )  # fmt: skip
-    images = len(loader) * optim.batch_size
+    loader.patience, images = settings.patience, len(loader) * optim.batch_size
     tokens, views = tokens_per_image(recipe, method), method.masking.views
     ledger = Ledger(images, views, runtime.gpus, gflops, tokens, recipe.ete_per_epoch)
     return Trainer(

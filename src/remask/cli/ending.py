@@ -6,6 +6,7 @@ from typing import NoReturn
 from remask.cli.hints import explain
 from remask.errors import UserError
 from remask.training import launcher
+from remask.training.stopping import TerminatedError, interrupted_line
 
 
 def end(code: int) -> NoReturn:
@@ -37,3 +38,10 @@ def report_error(error: Exception) -> int:
     if speaks:
         print(line, file=sys.stderr)
     return code
+
+
+def report_interrupt(error: KeyboardInterrupt) -> int:
+    """The exit code of an interrupted command, 130, or 143 for SIGTERM outside a training, after a line on stderr."""
+    if launcher.place().rank == 0:
+        print(f"remask: {interrupted_line(error)}", file=sys.stderr)
+    return 143 if isinstance(error, TerminatedError) else 130

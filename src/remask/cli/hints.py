@@ -1,15 +1,14 @@
 """Errors as one line for a person; after a command line that the parser refused, with a guess of what was meant."""
 
 import difflib
-import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remask.errors import UserError
-from remask.files.escaping import quoted
+from remask.errors import GO_ON, MachineError, UserError
+from remask.files.escaping import on_one_line, quoted
+from remask.files.system_errors import system_line
 
 ALIASES = {"help": "--help", "version": "--version"}
 """First words that other programs take, and the options that stand for them here."""
@@ -101,6 +100,11 @@ def _extra(line: str, arguments: Sequence[str], options: Sequence[str]) -> str:
     return "see "
 
 
+def going_on(error: BaseException) -> str:
+    """The notes on an exception of a training that say how it goes on, to be appended to a line; "" without any."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if GO_ON in note)
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """A line about an error for a person, and the exit code."""
     parsed = getattr(error, "format_message", None)
@@ -111,21 +115,11 @@ def explain(error: Exception) -> tuple[str, int]:
         options = [name for option in context.command.params for name in option.opts] if context else []
         group = context.command if context and hasattr(context.command, "commands") else None
         return f"remask: {hint(text, sys.argv[1:], options, group)}", int(getattr(error, "exit_code", 2))
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "remask: the disk is full; free some space, then continue with remask resume RUN", 2
     if isinstance(error, UserError):
-        return f"remask: {error}", 2
-    if isinstance(error, PermissionError):
-        return f"remask: no permission for {error.filename}; choose another --out, or another folder to read", 2
-    if isinstance(error, OSError) and error.filename and _was_named(str(error.filename)):
-        return f"remask: {error.filename}: {error.strerror}; choose another path", 2
+        return f"remask: {error}{going_on(error) if isinstance(error, MachineError) else ''}", 2
+    if line := system_line(error):
+        return f"remask: {on_one_line(line)}{going_on(error)}", 2
     return f"remask: unexpected {type(error).__name__}: {error} (--debug shows where; do report it)", 1
 
 
-def _was_named(path: str) -> bool:
-    """Whether an argument names a file, or a folder that lies in it or holds it."""
-    named = [os.path.abspath(word.partition("=")[2] or word) for word in sys.argv[1:] if not word.startswith("-")]
-    return any(word.startswith(os.path.abspath(path)) or os.path.abspath(path).startswith(word) for word in named)
-
-
-__all__ = ["aliased", "explain", "hint"]
+__all__ = ["aliased", "explain", "going_on", "hint"]

@@ -5,10 +5,12 @@ Nothing heavy is imported before a command needs it, so that `remask --help` ans
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from remask.cli import data as cli_data
 from remask.cli import downstream as cli_downstream
@@ -18,12 +20,26 @@ from remask.cli import options
 from remask.cli import plan as cli_plan
 from remask.cli import study as cli_study
 from remask.cli import train as cli_train
-from remask.cli.ending import end, report_error
+from remask.cli.ending import end, report_error, report_interrupt
 from remask.files.escaping import escape_on
-from remask.training import launcher
+from remask.training import launcher, stopping
+
+
+class _Interruptible(TyperGroup):
+    """Its own `main` would turn Ctrl-C into an exit code, and forget what the exception says of it."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> Any:
+        """The result of a command, or its exit code."""
+        try:
+            with self.make_context("remask", [*(args or ())]) as context:
+                return self.invoke(context)
+        except typer.Exit as end:
+            return end.exit_code
+
 
 app = typer.Typer(
     name="remask",
+    cls=_Interruptible,
     help="Efficient masked image modeling: pre-train a vision backbone on your pictures, then see what it learned.",
     epilog="Start with: remask pretrain --data DIR   (or, with no pictures at hand: remask pretrain --recipe demo)",
     rich_markup_mode=None,
@@ -183,21 +199,33 @@ def doctor() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted."""
+    """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted, 143 terminated."""
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # wait a fraction of a millisecond, then leave the core to others
     if said := launcher.left_over():
         print(f"remask: {said}", file=sys.stderr)
     escape_on(sys.stdout, sys.stderr)
     debug = "--debug" in sys.argv
     arguments = cli_hints.aliased([argument for argument in sys.argv[1:] if argument != "--debug"])
+    with stopping.answered():
+        code = _run(arguments, debug)
+    end(code)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """The exit code of a command, after one line about what went wrong."""
     try:
-        end(app(arguments, standalone_mode=False) or 0)
+        return app(arguments, standalone_mode=False) or 0
+    except BrokenPipeError as error:  # the reader of the output is gone, as `head` after its lines
+        if error.filename:
+            return report_error(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return 1
     except Exception as error:
         if debug:
             raise
-        end(report_error(error))
-    except KeyboardInterrupt:
-        end(130)
+        return report_error(error)
+    except KeyboardInterrupt as error:
+        return report_interrupt(error)
 
 
 if __name__ == "__main__":

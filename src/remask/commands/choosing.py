@@ -6,6 +6,7 @@ from typing import Any
 
 from remask.commands.paths import absolute, relative_patterns, resolve_spec
 from remask.errors import UserError
+from remask.files.paths import home_expanded
 from remask.recipe import Recipe, choose
 from remask.recipe.downstream import TASKS, Downstream
 from remask.recipe.load import load, parse_settings
@@ -58,7 +59,7 @@ def _network_of(start: str) -> str:
 
     Raises UserError for what is neither a folder nor a specification.
     """
-    if Path(start).expanduser().is_dir():
+    if Path(home_expanded(start)).is_dir():
         return f"run:{start}"
     if ":" not in start:
         raise UserError(f"{start} is no run: give a folder that --out named, or mae:FILE, timm:NAME, untrained:NAME")

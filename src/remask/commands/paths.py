@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from remask.files.paths import home_expanded
 from remask.images.sources.addresses import entry_of
 from remask.images.sources.left_out import relative_pattern
 from remask.recipe import Recipe
@@ -43,7 +44,7 @@ def _converted(value: Any, annotation: Any) -> Any:
     if isinstance(value, Path) and str in kinds:
         return str(value)
     if isinstance(value, str) and Path in kinds and str not in kinds:
-        return Path(value).expanduser()
+        return Path(home_expanded(value))
     return value
 
 
@@ -66,7 +67,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
             for t in recipe.distill.teachers
         ]
         cache = recipe.distill.cache  # which may not be there yet
-        kept = str(Path(cache).expanduser().resolve()) if cache else None
+        kept = str(Path(home_expanded(cache)).resolve()) if cache else None
         updates["distill"] = recipe.distill.model_copy(update={"teachers": teachers, "cache": kept})
     updates["backbone"] = recipe.backbone.model_copy(update={"weights": resolve_spec(recipe.backbone.weights)})
     return recipe.model_copy(update=updates)
@@ -87,7 +88,7 @@ def absolute(path: str | None) -> str | None:
     """The whole path of what exists; any other text as it is, a set's name for instance."""
     if path and (entry := entry_of(path)):  # an array of a numpy file
         return f"{Path(entry[0]).resolve()}:{entry[1]}"
-    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+    return str(Path(home_expanded(path)).resolve()) if path and Path(home_expanded(path)).exists() else path
 
 
 def relative_patterns(source: str | None, patterns: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ def pretrain(
     chosen = resolve_paths(recipe)
     if out is None and may_restart():
         raise UserError("give --out: processes that torchrun starts anew have to find the run they go on with")
-    with joined(chosen.runtime.device) as world:
+    with joined(chosen.runtime.device, chosen.runtime.patience) as world:
         path = world.first(lambda: out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         begun = world.first(lambda: _is_begun(path, chosen))
         train(open_run(path)[1] if begun else chosen, path, quiet, not begun, world, Care(verify=verify_data))

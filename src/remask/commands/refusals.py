@@ -13,7 +13,7 @@ from remask.downstream.inputs import check_task_recipe
 from remask.errors import UserError
 from remask.evaluation.figures.feature_file import check_name
 from remask.files.escaping import quoted
-from remask.files.paths import check_file_out, write_error
+from remask.files.paths import check_file_out, home_expanded, write_error
 from remask.files.text import LONGEST
 from remask.images.sources.addresses import check_second, check_source
 from remask.planning.devices import device as data_sheet
@@ -89,7 +89,7 @@ def check_reconstruct(path: Path, checkpoint: str, images: str | None, exclude: 
 
 def check_subject(spec: str, checkpoint: str | None = None) -> None:
     """Raise UserError for what is neither a run nor a network: a folder without export, a file that does not exist."""
-    path = Path(spec).expanduser()
+    path = Path(home_expanded(spec))
     if (path / "recipe.toml").is_file() and not is_task_run(path):
         if checkpoint is not None:
             find(RunFolder.open(path), checkpoint)

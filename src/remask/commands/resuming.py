@@ -36,7 +36,7 @@ def resume(
     _, recipe = open_run(path)
     if device:
         recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
-    with joined(recipe.runtime.device) as world:
+    with joined(recipe.runtime.device, recipe.runtime.patience) as world:
         train(recipe, path, quiet, False, world, care)
     return write_results(path, quiet, world)
 

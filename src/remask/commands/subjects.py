@@ -10,6 +10,7 @@ import torch
 from remask.backbones import Backbone
 from remask.commands.refusals import check_subject
 from remask.commands.unusable_images import refuse_too_many
+from remask.files.paths import home_expanded
 from remask.images.levels import FULL, Levels, rule_of
 from remask.images.loading.loader import Batch, iterate
 from remask.images.sources.opening import Source
@@ -107,7 +108,7 @@ def open_subject(spec: str, options: ModelOptions = MODEL_DEFAULTS, quiet: bool 
     quiet   do not say what was loaded
     Raises UserError for what is neither.
     """
-    path, size, where = Path(spec).expanduser(), options.image_size, device_of(options)
+    path, size, where = Path(home_expanded(spec)), options.image_size, device_of(options)
     check_subject(spec)
     if (path / "recipe.toml").is_file() and not is_task_run(path):
         run, recipe = open_run(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from remask.downstream.detect.coco import CocoSource
 from remask.downstream.segment.mask_source import MaskFiles
+from remask.files.paths import home_expanded
 from remask.images.sources.fingerprint import THREADS, Inventory, announce, below, inventory, of_file, reader, sizes_of
 from remask.recipe.downstream import Downstream
 from remask.training.data_record import FIRST, Sources
@@ -30,7 +31,7 @@ def of_task(recipe: Downstream, sources: Mapping[str, tuple[Any, ...]], say: Cal
         addresses[role] = str(getattr(recipe.data, address))  # type: ignore[attr-defined]
         if file := getattr(recipe.data, annotations, None):  # type: ignore[attr-defined]
             inventories[annotations_role], addresses[annotations_role] = (
-                of_file(str(Path(file).expanduser()), hash_all=True),
+                of_file(home_expanded(file), hash_all=True),
                 file,
             )
     weights = file_of(recipe.model.source)  # type: ignore[attr-defined]
@@ -42,7 +43,7 @@ def of_task(recipe: Downstream, sources: Mapping[str, tuple[Any, ...]], say: Cal
 def file_of(spec: str | None) -> str | None:
     """The existing local file or folder in a spec like "mae:FILE"; for "run:FOLDER" its exported weights; else None."""
     kind, _, name = (spec or "").partition(":")
-    path = Path(name).expanduser()
+    path = Path(home_expanded(name))
     if not name or kind in ("timm", "untrained") or not path.exists():
         return None
     if kind == "run":

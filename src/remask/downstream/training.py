@@ -68,6 +68,7 @@ def train(
     and UserError if a run's data changed, unless `care` accepts it.
     """
     assert task.train
+    task.train.patience = recipe.runtime.patience
     run, optim, say = RunFolder(path), recipe.optim, (lambda line: None) if quiet else print
     if not fresh:
         _same_classes(task, recipe, run)

@@ -7,6 +7,22 @@ from pathlib import Path
 from remask.errors import UserError
 
 
+def home_expanded(path: str | Path) -> str:
+    """The path with `~` and `~user` as the folder that they mean. Raises UserError for a user who does not exist.
+
+    What exists under the very name, `~x` in this folder, is that.
+    """
+    text = str(path)
+    if not text.startswith("~") or os.path.lexists(text):
+        return text
+    if (expanded := os.path.expanduser(text)).startswith("~"):
+        user = text.partition("/")[0]
+        raise UserError(
+            f"{text}: there is no user {user[1:]!r}, whose home {user} means: correct it, or write ./{text}"
+        )
+    return expanded
+
+
 def check_readable(path: str | Path) -> None:
     """Raise UserError for a file that does not exist, or a folder."""
     if not os.path.exists(path):
@@ -33,4 +49,4 @@ def check_file_out(file: Path | None) -> None:
         raise error
 
 
-__all__ = ["check_file_out", "check_readable", "write_error"]
+__all__ = ["check_file_out", "check_readable", "home_expanded", "write_error"]

@@ -28,6 +28,7 @@ from remask.backbones.makers import creator_of, refuse_tag
 from remask.backbones.vit import SMALL, ViT, create_vit
 from remask.errors import UserError
 from remask.files.escaping import quoted
+from remask.files.paths import home_expanded
 from remask.files.tensors import content_of, refuse_non_finite
 from remask.files.text import read_json
 from remask.images.levels import levels_of
@@ -67,7 +68,7 @@ def open_encoder(
     """
     options = _options(spec, heads, size, normalise, mean, std)
     kind, _, name = options.spec.partition(":")
-    path = Path(name).expanduser()
+    path = Path(home_expanded(name))
     kinds: dict[str, Callable[[], Backbone]] = {
         **{file: lambda: open_file(options, path) for file in FILES},
         "timm": lambda: _published(options, name),

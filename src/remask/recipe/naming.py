@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from remask.files.paths import home_expanded
 from remask.files.text import read_toml
 from remask.recipe.messages import fail
 from remask.recipe.sections import METHODS
@@ -42,7 +43,7 @@ def locate(name: str, beside: Path, folder: Path) -> Place:
     Raises UserError, with a suggestion, if there is none.
     """
     if name.endswith(".toml") or "/" in name or os.sep in name:
-        path = beside / Path(name).expanduser()
+        path = beside / Path(home_expanded(name))
         if not path.exists():
             fail(f"recipe file {path} does not exist; {_instead(Path(name).stem, folder)}")
         if (path / "recipe.toml").is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.files.paths import home_expanded
 
 FILES = (
     "mae", "dmae", "mocov3", "mocov3-momentum", "dino", "dmjd", "convmae", "beit", "simmim", "maskfeat", "fastmim",
@@ -35,7 +36,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """
     kind, _, name = spec.partition(":")
     match = SETTING.search(name)
-    if match is None or Path(name).expanduser().exists():
+    if match is None or Path(home_expanded(name)).exists():
         return spec, {}
     settings: dict[str, Any] = {}
     for setting in re.split(r",(?![^\[]*\])", name[match.start() + 1 :]):
@@ -51,7 +52,7 @@ def check_encoder(spec: str) -> None:
     kind, _, name = split_spec(spec)[0].partition(":")
     if kind not in (*FILES, "timm", "untrained", "run") or not name:
         raise UserError(f"{spec!r} names no encoder; known are {', '.join(ENCODERS)}")
-    if kind not in ("timm", "untrained") and not Path(name).expanduser().exists():
+    if kind not in ("timm", "untrained") and not Path(home_expanded(name)).exists():
         raise UserError(f"{name} does not exist: the weights of the encoder {spec} were expected there")
 
 

@@ -22,6 +22,9 @@ class RuntimeSection(Section):
     threads: int | None = Field(default=None, ge=1, description="CPU threads; unset = PyTorch's choice.")
     save_every_minutes: float = Field(default=10.0, gt=0, description="Minutes between checkpoints to resume from.")
     keep_every_epochs: int | None = Field(default=None, ge=1, description="Keep a checkpoint of every N-th epoch.")
+    patience: float = Field(
+        default=1800.0, ge=0, description="Seconds after which a loader or a process counts as stuck; 0 = never."
+    )
     log_every: int = Field(default=10, ge=1, description="Steps between two lines of the log.")
     tensorboard: bool = Field(default=True, description="Write TensorBoard files beside metrics.jsonl.")
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from remask.evaluation.figures.lettering import as_written, legend
+
 COLOURS = ("#3f83c8", "#d9822b", "#4c9f70", "#b0567c", "#8a6fc0")
 """Readable on white and on near-black."""
 _INK = "#010203"
@@ -36,10 +38,10 @@ def curves(name: str, series: Mapping[str, Curve], x_label: str, *, markers: boo
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        for number, (label, curve) in enumerate(series.items()):
+        for number, curve in enumerate(series.values()):
             x, y = averaged(*curve)
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(x, y, color=colour, linewidth=1.6, label=label, marker="o" if markers or len(x) < 3 else None)
+            axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if markers or len(x) < 3 else None)
         axes.set_xlabel(x_label, color=_INK)
         axes.tick_params(colors=_INK, labelsize=8)
         axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
@@ -47,7 +49,8 @@ def curves(name: str, series: Mapping[str, Curve], x_label: str, *, markers: boo
         if zero:
             axes.set_ylim(bottom=0)
         if len(series) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+            legend(axes, axes.lines, [*series], frameon=False, labelcolor=_INK, fontsize=8)
+        as_written(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return inline(buffer.getvalue())

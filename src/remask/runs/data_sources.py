@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remask.downstream.data_sources import file_of
+from remask.files.paths import home_expanded
 from remask.images.sources.fingerprint import announce, inventory, of_file
 from remask.images.sources.opening import Source
 from remask.recipe import Recipe
@@ -38,7 +39,7 @@ def files_of(recipe: Recipe) -> dict[str, str]:
     for number, teacher in enumerate(recipe.distill.teachers if recipe.distill else (), 1):
         paths[f"teacher {number}"] = teacher.weights or file_of(teacher.source)
     paths[FIRST] = file_of(recipe.backbone.weights)
-    return {role: path for role, path in paths.items() if path and Path(path).expanduser().exists()}
+    return {role: path for role, path in paths.items() if path and Path(home_expanded(path)).exists()}
 
 
 __all__ = ["CODEBOOK", "files_of", "of_pretraining"]

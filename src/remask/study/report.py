@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from remask.evaluation.figures.lettering import as_written, legend
 from remask.files.records import atomic_write
 from remask.study.cells import Cell, Place, cells, is_current, read_result
 from remask.study.plan import CONTROLS, Claim, Study
@@ -214,14 +215,16 @@ def cost_figure(study: Study, results: Results) -> bytes | None:
             values = measured(results, name, measure)
             costs = [results[name][seed]["cost"] for seed in values]
             minutes = [60 * (cost["cpu_hours"] + cost["gpu_hours"]) for cost in costs]
-            axes.plot(minutes, [*values.values()], "o", alpha=0.8, label=label(study, name))
+            axes.plot(minutes, [*values.values()], "o", alpha=0.8)
         untrained = [value for name in results for value in measured(results, name, measure, "untrained").values()]
         if untrained:
-            axes.axhline(fmean(untrained), color="0.6", linewidth=1, linestyle="--", label="untrained")
+            axes.axhline(fmean(untrained), color="0.6", linewidth=1, linestyle="--")
         axes.set_xlim(left=0)
         axes.set(xlabel="minutes of a run", ylabel=f"{measure}, %")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        rows = [*(label(study, name) for name in results), *(["untrained"] if untrained else [])]
+        legend(axes, axes.lines, rows, frameon=False, fontsize=8)
+    as_written(figure)
     written = io.BytesIO()
     figure.savefig(written, format="png", metadata={"Software": None})
     return written.getvalue()

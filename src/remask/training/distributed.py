@@ -8,11 +8,11 @@ returns its input.
 import contextlib
 import gc
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -20,12 +20,20 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from remask.errors import UserError
+from remask.files.system_errors import system_line
 from remask.training.launcher import count, place
+from remask.training.pulse import Pulse, from_exchange, ignore_sigterm
 
 T = TypeVar("T")
 
 _JOINED = list["World"]()
 """The worlds that this process joined; empty in a single process."""
+
+_PULSES = list[Pulse]()
+"""Its signs of life in them."""
+
+FOR_EVER = 10 * 365 * 86400.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,20 @@ class World:
         return slice(begin, begin + size + (self.rank < rest))
 
     def first(self, act: Callable[[], T]) -> T:
-        """Result of `act`, called on rank 0 only and broadcast; its UserError is raised on all ranks. Collective."""
+        """Result of `act`, called on rank 0 only and broadcast; its UserError is raised on all ranks. Collective.
+
+        An error of the machine is a UserError then.
+        """
         if self.alone:
             return act()
         message: list[Any] = [None]
         if self.main:
             try:
                 message = [(act(), None)]
-            except UserError as error:
-                message = [(None, str(error))]
+            except (UserError, OSError) as error:
+                if (line := str(error) if isinstance(error, UserError) else system_line(error)) is None:
+                    raise
+                message = [(None, line)]
         dist.broadcast_object_list(message, src=0)
         result, error_text = message[0]
         if error_text is not None:
@@ -85,6 +98,11 @@ class World:
         yield
         if not self.local:
             self.wait()
+
+    def at_step(self, step: int) -> None:
+        """Note the step that this process has done, for what the others say if it dies."""
+        if _PULSES:
+            _PULSES[-1].step = step
 
     def wait(self) -> None:
         """Barrier."""
@@ -119,8 +137,12 @@ class World:
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
-    """Context with the process group of torchrun's processes: gloo for the CPU, and nccl if CUDA is available."""
+def joined(device: str = "auto", patience: float = 0.0) -> Iterator[World]:
+    """Context with the process group of torchrun's processes: gloo for the CPU, and nccl if CUDA is available.
+
+    patience   seconds that a process is waited for; 0: for ever
+    Raises MachineError, which names rank and step, where another process died or does not answer.
+    """
     world = World.here()
     if world.alone or dist.is_initialized():
         yield world
@@ -130,10 +152,20 @@ def joined(device: str = "auto") -> Iterator[World]:
     # torchrun keeps one store over its restarts: the prefix hides the addresses of processes that died before.
     start = f"remask/start-{count('TORCHELASTIC_RESTART_COUNT')}"
     store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
+    backends, limit = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=patience or FOR_EVER)
+    dist.init_process_group(backends, store=store, rank=rank, world_size=size, timeout=limit)
     _JOINED.append(world)
-    yield world
-    world.wait()
+    pulse = Pulse(store, rank, size, patience if cuda else 0.0)
+    _PULSES.append(pulse)
+    try:
+        yield world
+        world.wait()
+    except RuntimeError as error:
+        if not from_exchange(error):
+            raise
+        ignore_sigterm()
+        raise pulse.lost(error) from error
+    pulse.end()
     dist.destroy_process_group()  # not after an error: it could wait for processes that died
     gc.collect()  # DistributedDataParallel, kept by reference cycles, keeps gloo's threads alive: see `leave`
 
@@ -155,9 +187,7 @@ def ended(code: int) -> tuple[bool, int]:
         return True, code
     if not dist.is_initialized():
         return world.main, code
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # torchrun sends it when another process died; this one exits by itself
+    ignore_sigterm()
     if code == 1:  # perhaps only because another process failed: let that one be first
         time.sleep(1)
     own_entry = f"{world.rank}:{code}"

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from remask.errors import UserError
+from remask.files.system_errors import no_memory
 
 Result = TypeVar("Result")
 
@@ -85,7 +86,7 @@ def fits_in_memory(
 
 @contextmanager
 def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[list[bool]]:
-    """Yield a list; an OutOfMemoryError appends True, clears gradients and restores BatchNorm buffers.
+    """Yield a list; memory that runs out, of GPU or CPU, appends True, clears gradients, restores BatchNorm buffers.
 
     always   clear and restore after success too
     """
@@ -93,7 +94,9 @@ def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[li
     before, failed = [mean.clone() for mean in means], list[bool]()
     try:
         yield failed
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, a CPU's has no class
+        if not no_memory(error):
+            raise
         failed.append(True)
     if failed or always:
         for mean, old in zip(means, before, strict=True):

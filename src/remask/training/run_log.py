@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from remask.errors import GO_ON, MachineError
 from remask.files.escaping import quoted
+from remask.files.system_errors import system_line
 from remask.training.cost import Ledger, Window
 from remask.training.optim import Schedule
 from remask.training.progress import Console, clock
+from remask.training.pulse import from_exchange, ignore_sigterm
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 
@@ -88,6 +91,15 @@ class RunLog:
             for name, value in line.items():
                 if name not in ("step", "epoch"):
                     self._writer.add_scalar(name, value, step)
+
+    def ended_by(self, error: BaseException, step: int) -> None:
+        """Write why a training ended before its end; an error that is no fault of its own is told how it goes on."""
+        interrupted, of_another = isinstance(error, KeyboardInterrupt), from_exchange(error)
+        if of_another:
+            ignore_sigterm()
+        if interrupted or of_another or isinstance(error, MachineError) or system_line(error):
+            error.add_note(f"{GO_ON}remask resume {quoted(self.run.path)}")
+        self.status("interrupted" if interrupted else "failed", step, str(error))
 
     def status(self, state: str, step: int, why: str = "") -> None:
         """Write status.json: the state (running, finished, interrupted, failed), the step, the command to resume."""

@@ -6,9 +6,7 @@ Only this file, the trainer and the checkpoints use `distributed` (exchange of v
 import contextlib
 import ctypes
 import os
-import signal
 import sys
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,28 +17,6 @@ from remask.errors import UserError
 from remask.training.devices import cores, no_device
 from remask.training.distributed import ALONE, World
 from remask.training.sharding import Parallel, ShardingPlan, spread
-
-
-class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets `requested`, so that a step can end; a second raises."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 @dataclass(frozen=True)
@@ -222,4 +198,4 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(probe and probe())
 
 
-__all__ = ["Runtime", "StopRequest", "auto_workers", "resolve"]
+__all__ = ["Runtime", "auto_workers", "resolve"]

@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from remask.errors import UserError
@@ -20,35 +20,15 @@ from remask.seeds import generator, seeded
 from remask.training.checkpoint import restore, save
 from remask.training.cost import Ledger, Window
 from remask.training.finite import CURE, FiniteGuard
+from remask.training.interfaces import Batches, Drawer, Draws, Hook
 from remask.training.oom import LESS, across_batch, fewest_micro_batches, fits_in_memory, oom_retry
 from remask.training.optim import Schedule, set_lr
 from remask.training.progress import Console
 from remask.training.run_folder import RunFolder, find
 from remask.training.run_log import GRAD_NORM, RunLog
-from remask.training.runtime import Runtime, StopRequest
+from remask.training.runtime import Runtime
 from remask.training.sharding import exchanging
-
-
-class Draws(Protocol):
-    """The random draws of a step, for this rank's rows; `split` cuts them like `Tensor.tensor_split`."""
-
-    def split(self, chunks: int) -> Sequence[Any]: ...
-
-
-Drawer = Callable[[Any, Generator], Draws]
-"""(batch, generator) -> the random draws of a step, and the labels if there are any."""
-
-
-class Batches(Protocol):
-    """Batches of an epoch, from the batch `start` on; `len` is batches per epoch."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
-
-
-Hook = Callable[[int], Mapping[str, float]]
-"""Called with the number of epochs done, in every process; returns values to log. Its time is not in the cost."""
+from remask.training.stopping import StopRequest
 
 
 class Trainer:
@@ -119,10 +99,11 @@ class Trainer:
         self._status("running")
         try:
             with console, StopRequest() as stop:
-                for batch, waited in self._steps():
+                for batch, waited in self._steps(stop):
                     before = self.micro_batches
                     losses = self.step(batch)
                     self.global_step += 1
+                    self.world.at_step(self.global_step)
                     if before < self.micro_batches:
                         console.say(
                             f"memory ran out in step {self.global_step}: done again, batches now in "
@@ -130,23 +111,24 @@ class Trainer:
                         )
                     self.log.add(losses, waited, self.global_batch_size or len(batch.images))
                     self._after_step(stop, console)
-            self._save()
+                self._save()
             then()
             self._status("finished" if self.global_step >= self.schedule.steps else "running")
         except BaseException as error:
-            self._status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
+            self.log.ended_by(error, self.global_step)
             raise
         finally:
             self.log.close()
 
-    def _steps(self) -> Iterator[tuple[Any, float]]:
-        """(batch, seconds waited for it) from the current position to the end."""
+    def _steps(self, stop: StopRequest) -> Iterator[tuple[Any, float]]:
+        """(batch, seconds waited for it) from the current position to the end, unless it is to stop while waiting."""
         while self.global_step < self.schedule.last_step:
             epoch, start = self.schedule.place(self.global_step)
             batches = self.batches.epoch(epoch, start)
             for _ in range(start, self.schedule.steps_per_epoch):
                 began = time.perf_counter()
-                batch = next(batches)
+                if (batch := stop.next_of(batches, self.world.alone)) is None:
+                    self._stop()
                 yield batch, time.perf_counter() - began
                 if self.global_step >= self.schedule.last_step:
                     return
@@ -248,8 +230,14 @@ class Trainer:
         if end_of_epoch and every and epoch % every == 0:
             self._save(f"epoch-{epoch:04d}")
         if stops:
-            self._save()
-            raise KeyboardInterrupt
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        """Save this very step, and end."""
+        self._save()
+        error = KeyboardInterrupt()
+        error.add_note(f"step {self.global_step} of {self.schedule.steps} is saved")
+        raise error
 
     def _log(self, end_of_epoch: bool, console: Console) -> None:
         line = self.log.line(self.global_step)

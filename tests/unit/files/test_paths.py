@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from remask.errors import UserError
-from remask.files.paths import check_file_out, check_readable, write_error
+from remask.files.paths import check_file_out, check_readable, home_expanded, write_error
+from tests.architecture.source import LIBRARY
 
 
 def test_what_can_be_written_has_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +44,18 @@ def test_files_to_read(tmp_path: Path) -> None:
         check_readable(tmp_path / "absent")
     with pytest.raises(UserError, match="it is a folder"):
         check_readable(tmp_path)
+
+
+def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped user is a line; a file of such a name is itself; no other way of asking is used, as it raises."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    assert home_expanded("~/a") == home_expanded(Path("~/a")) == str(tmp_path / "me" / "a")
+    assert home_expanded("a/~b") == "a/~b"
+    with pytest.raises(UserError, match=r"^~nosuch/a: there is no user 'nosuch', whose home ~nosuch means: ") as found:
+        home_expanded("~nosuch/a")
+    assert str(found.value).endswith("write ./~nosuch/a")
+    (tmp_path / "~nosuch").mkdir()
+    (tmp_path / "~nosuch" / "a").touch()
+    assert home_expanded("~nosuch/a") == "~nosuch/a"
+    assert [path.name for path in LIBRARY.rglob("*.py") if ").expanduser()" in path.read_text()] == []

@@ -10,6 +10,7 @@ import torch
 from remask.cli import main as cli
 from remask.errors import UserError
 from remask.training import distributed as processes
+from remask.training import pulse
 from remask.training.distributed import World, ended, joined, leave
 from remask.training.launcher import may_restart, restarted
 
@@ -78,7 +79,7 @@ def test_after_that_the_first_to_fail_speaks_and_all_end_with_its_code(launched:
     launched.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
     launched.setattr(processes.time, "sleep", lambda seconds: None)
     handlers = dict[int, object]()
-    launched.setattr(processes.signal, "signal", handlers.__setitem__)  # of a process that ends, not of this one
+    launched.setattr(pulse.signal, "signal", handlers.__setitem__)  # of a process that ends, not of this one
     assert ended(2) == (True, 2)
     assert handlers == {signal.SIGTERM: signal.SIG_IGN}
     launched.setenv("RANK", "0")

@@ -155,3 +155,30 @@ def test_other_errors_are_not_swallowed() -> None:
     run: Callable[[], Any] = lambda: oom_retry(nn.Linear(1, 1), attempt, 1, 8)  # noqa: E731
     with pytest.raises(ValueError, match="broken"):
         run()
+
+
+@pytest.mark.parametrize("kind", ["torch", "python"])
+def test_memory_of_a_cpu_is_memory_too(tmp_path: Path, kind: str) -> None:
+    """A real refusal of torch's allocator, which raises a plain RuntimeError, and of Python's."""
+
+    class Huge(Small):
+        def forward(self, images: Tensor, draw: Noise) -> dict[str, Tensor]:
+            try:
+                return super().forward(images, draw)
+            except torch.OutOfMemoryError:
+                torch.empty(2**60, dtype=torch.uint8) if kind == "torch" else bytearray(2**62)
+                raise
+
+    made = trainer(tmp_path / "found", Huge(4))
+    assert losses(train(made)) == losses(train(trainer(tmp_path / "start", Small(BATCH), accumulate=2)))
+    assert made.micro_batches == 2
+
+
+def test_another_error_of_a_step_is_not_taken_for_memory(tmp_path: Path) -> None:
+    class Wrong(Small):
+        def forward(self, images: Tensor, draw: Noise) -> dict[str, Tensor]:
+            raise RuntimeError("shapes cannot be multiplied")
+
+    made = trainer(tmp_path / "run", Wrong(BATCH))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        train(made)

@@ -13,7 +13,8 @@ from remask.errors import UserError
 from remask.seeds import derive, generator, seeded
 from remask.training import runtime
 from remask.training.distributed import World
-from remask.training.runtime import Runtime, StopRequest, resolve
+from remask.training.runtime import Runtime, resolve
+from remask.training.stopping import StopRequest
 
 
 def test_derived_seeds_are_pure_and_distinct() -> None:

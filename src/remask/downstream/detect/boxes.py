@@ -17,6 +17,7 @@ from remask.images.decoding import BadImage, Reduction
 from remask.images.levels import Scaling
 from remask.images.loading.image_cache import decoded
 from remask.images.loading.loader import BatchLoader
+from remask.images.loading.workers import PATIENCE
 
 
 class BoxBatch(NamedTuple):
@@ -41,8 +42,11 @@ class BoxLoader:
     pin       use page-locked memory, for asynchronous copies to a GPU
     scaling   of images deeper than 8 bits; None: all become uint8
     report    called once with a line for each unusable image
+    patience  seconds to wait for a batch before MachineError is raised; 0: for ever
     Raises UserError if no image has an instance to train on.
     """
+
+    patience: float = PATIENCE
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class BoxLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BoxBatch]:
         """Yields the batches of one epoch from number `start` on. Raises TooManyBad."""
+        self._loader.patience = self.patience
         for built in self._loader.batches(epoch, start):
             batch: BoxBatch = built.images
             yield batch._replace(images=batch.images.pin_memory()) if self._pin else batch

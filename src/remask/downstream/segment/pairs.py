@@ -22,6 +22,7 @@ from remask.images.decoding import BadImage
 from remask.images.levels import RAW, Ready, Scaling
 from remask.images.loading.image_cache import decoded
 from remask.images.loading.loader import Loader
+from remask.images.loading.workers import PATIENCE
 from remask.images.transforms import mirror, resize
 from remask.types import Size
 
@@ -153,6 +154,8 @@ class PairLoader:
     of one size.
     """
 
+    patience: float = PATIENCE
+
     def __init__(
         self,
         source: MaskSource,
@@ -188,6 +191,7 @@ class PairLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
         """Yields the batches of one epoch from number `start` on. Raises TooManyBad."""
+        self._loader.patience = self.patience
         for batch in self._loader.epoch(epoch, start):
             yield PairBatch(batch.images[:, :-1], batch.images[:, -1].to(torch.uint8), batch.index)
 

@@ -1,4 +1,4 @@
-"""Prepares names for figures: one line, printable, shortened. Draw them with parse_math=False."""
+"""Names in figures: one line, printable, shortened, and drawn as they are written, never as mathematics."""
 
 import io
 import warnings
@@ -26,10 +26,27 @@ def labels(names: Sequence[str]) -> list[str]:
     return [text if count[text] == 1 else f"{text} ({number})" for number, text in enumerate(short)]
 
 
+def legend(where: Any, handles: Sequence[Any], names: Sequence[str], **style: Any) -> None:
+    """A legend of a figure or axes. matplotlib's own leaves out names that begin with an underscore."""
+    made = where.legend(handles, [*map(str, range(len(names)))], **style)
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(on_one_line(name))
+
+
+def as_written(figure: Any) -> None:
+    """Let every text of a figure be drawn as it is written: between two $ matplotlib reads mathematics, or fails."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
 def png(figure: Any) -> bytes:
-    """A matplotlib figure as a PNG, without warnings for characters that the font lacks."""
+    """A matplotlib figure as a PNG, texts as written, without warnings for characters that the font lacks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    as_written(figure)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
@@ -37,4 +54,4 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["SHORT", "labels", "png", "shown"]
+__all__ = ["SHORT", "as_written", "labels", "legend", "png", "shown"]

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from remask.errors import UserError
 from remask.evaluation.figures.lettering import labels as short
-from remask.evaluation.figures.lettering import png, shown
+from remask.evaluation.figures.lettering import legend, png, shown
 
 COMPONENTS = 50
 LEGEND = 20
@@ -157,16 +157,11 @@ def tsne_figure(
         axes.set_yticks([])
         axes.set_aspect("equal", "datalim")
     if len(classes) <= LEGEND:
-        legend = figure.legend(
-            figure.axes[0].collections, map(str, classes), loc="outside lower center",
-            ncols=min(len(classes), COLUMNS * across), frameon=False, fontsize=8, markerscale=2,
+        legend(
+            figure, figure.axes[0].collections, short([named(label, names) for label in classes]),
+            loc="outside lower center", ncols=min(len(classes), COLUMNS * across), frameon=False, fontsize=8,
+            markerscale=2,
         )  # fmt: skip
-        texts = short([named(label, names) for label in classes])
-        for text, label in zip(
-            legend.get_texts(), texts, strict=True
-        ):  # matplotlib omits legend entries that begin with _
-            text.set_parse_math(False)
-            text.set_text(label)
     else:
         figure.supxlabel(f"{len(classes)} classes", fontsize=8)
     return png(figure)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from remask.backbones import Backbone, class_tokens
 from remask.errors import UserError
-from remask.evaluation.figures.lettering import png, shown
+from remask.evaluation.figures.lettering import legend, png, shown
 from remask.evaluation.probing.fast_probe import TEMPERATURE, Factory, checked, neighbours, numbered
 from remask.evaluation.probing.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
 from remask.evaluation.probing.knn import weighted_knn
@@ -195,6 +195,7 @@ def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
     figure = Figure(figsize=(6.4, 3.8), dpi=150, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     layers = [row["layer"] for row in next(iter(result["layers"].values()))]
+    lines = dict[str, Any]()
     for name, table in result["layers"].items():
         trained = name != "untrained"
         for kind, colour in _COLOURS.items():
@@ -205,7 +206,8 @@ def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
                 "linewidth": 1.8 if trained else 1.2,
                 "linestyle": "-" if trained else "--",
             }
-            axes.plot(range(len(layers)), values, label=label, marker=".", alpha=1 if trained else 0.6, **style)
+            alpha = 1 if trained else 0.6
+            (lines[label],) = axes.plot(range(len(layers)), values, marker=".", alpha=alpha, **style)
             if trained:
                 best = layers.index(result["best"][name][kind]["layer"])
                 axes.plot(best, values[best], "o", markersize=10, markerfacecolor="none", markeredgecolor=colour)
@@ -217,7 +219,7 @@ def layers_figure(result: Mapping[str, Any], title: str = "") -> bytes:
     axes.set_title(shown(title, TITLE), fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.15)
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes, [*lines.values()], [*lines], frameon=False, fontsize=8)
     return png(figure)
 
 

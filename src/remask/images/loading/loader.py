@@ -5,9 +5,7 @@ that a run can be resumed in the middle of one.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +18,8 @@ from remask.images.loading.batch_builder import ORDER, BatchBuilder, BuiltBatch,
 from remask.images.loading.device_crops import CachedOnDevice, CropOnDevice, DecodedOnDevice, fits
 from remask.images.loading.image_cache import KEPT_MB, ImageCache, Keep
 from remask.images.loading.memory import half_of_memory_mb
-from remask.images.loading.workers import map_batches
+from remask.images.loading.reading_thread import in_thread
+from remask.images.loading.workers import PATIENCE, map_batches
 from remask.images.sources.opening import Source
 from remask.images.transforms import RandomCropFlip, Transform
 from remask.seeds import mix
@@ -56,7 +55,10 @@ class BatchLoader:
     cut      (images, seeds) -> one batch of them, of any type
     where    number of an image -> its address for a person
     The other arguments are those of `Loader`.
+    patience   seconds to wait for a batch before MachineError is raised; 0: for ever
     """
+
+    patience: float = PATIENCE
 
     def __init__(
         self,
@@ -98,8 +100,11 @@ class BatchLoader:
         tasks = self._tasks(epoch, start)
         self._note({})
         self._note_beyond(self._builder.beyond)  # of the images sampled to estimate the size of the set
-        by_workers = map_batches(self._builder, tasks, self._workers, pin=self._pin) if self._workers else None
-        for built in by_workers or self._by_thread(tasks):
+        if self._workers:
+            built_batches = map_batches(self._builder, tasks, self._workers, pin=self._pin, patience=self.patience)
+        else:  # the builder's cache and generator are not for several threads
+            built_batches = map(self._pinned, in_thread(self._builder, tasks, patience=self.patience))
+        for built in built_batches:
             self._note(built.bad)
             self._note_beyond(built.beyond)
             if built.images is not None:
@@ -120,21 +125,6 @@ class BatchLoader:
             return torch.arange(self._total)
         generator = Generator().manual_seed(mix(self._seed, epoch, number, ORDER))
         return torch.randperm(self._total, generator=generator)
-
-    def _by_thread(self, tasks: list[Task]) -> Iterator[BuiltBatch]:
-        """Batches built two ahead by one thread: the builder's cache and generator are not for several threads."""
-        pending: deque[Future[BuiltBatch]] = deque()
-        with ThreadPoolExecutor(1, "remask-images") as pool:
-            try:
-                for task in tasks:
-                    pending.append(pool.submit(self._builder, task))
-                    if len(pending) > 2:
-                        yield self._pinned(pending.popleft().result())
-                while pending:
-                    yield self._pinned(pending.popleft().result())
-            finally:
-                for future in pending:
-                    future.cancel()
 
     def _pinned(self, built: BuiltBatch) -> BuiltBatch:
         return built._replace(images=built.images.pin_memory()) if self._pin and built.images is not None else built

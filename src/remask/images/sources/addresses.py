@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from remask.errors import UserError
 from remask.files.escaping import printable
+from remask.files.paths import home_expanded
 from remask.images.sources.left_out import Patterns
 from remask.images.sources.lists import SUFFIXES
 
@@ -54,7 +55,7 @@ def find_source(spec: str, limit: int | None = None, patterns: Patterns | None =
     if spec.startswith("hf:"):
         return Place("hub")
     name, _, split = spec.removeprefix("set:").partition(":")
-    path = os.path.expanduser(spec)
+    path = home_expanded(spec)
     if name in SPLITS:
         if os.path.exists(path):
             raise UserError(

@@ -1,5 +1,7 @@
 """Users' names in figures: as they are, all of them, and never as mathematics."""
 
+import html
+import re
 from typing import Any
 
 import pytest
@@ -10,8 +12,12 @@ from remask.downstream.detect import drawing
 from remask.downstream.finetune import accuracy
 from remask.downstream.segment import frames
 from remask.evaluation.figures import lettering, sheet, tsne
-from remask.evaluation.figures.lettering import labels, png, shown
+from remask.evaluation.figures.lettering import as_written, labels, png, shown
 from remask.evaluation.probing import layers
+from remask.report.figures import curves
+from remask.study import report as study_report
+from remask.study.plan import Study
+from tests.architecture.source import LIBRARY
 
 NAMES = ["$x^2$", "$\\frac{$", "_hidden", "a\\$b", "[red]", "line\nbreak", "\udce9", "🐜", "n" * 120 + "a" + "n" * 120,
          "n" * 120 + "b" + "n" * 120]  # fmt: skip
@@ -100,3 +106,33 @@ def test_notes_and_titles(figures: list[Any]) -> None:
     assert "_caption $x$" in texts(figures[0])
     assert "run $a^ \\n" in texts(figures[1])
     assert lettering.SHORT == 18
+
+
+def test_curves_of_a_report_name_all_lines() -> None:
+    """Their SVG holds each name as a text of its own."""
+    svg = curves("c", {name: ([0.0, 1.0], [1.0, 2.0]) for name in NAMES[:5]}, "$x_1$")
+    for name in (*NAMES[:5], "$x_1$"):
+        assert f">{html.escape(name, quote=False)}<" in svg, name
+
+
+def test_costs_of_a_study_name_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list[Any]()
+    monkeypatch.setattr(study_report, "as_written", lambda figure: found.append(figure) or as_written(figure))
+    monkeypatch.setattr(study_report, "label", lambda study, name: name)
+    monkeypatch.setattr(study_report, "measures_of", lambda results: ["$m_1$"])
+    monkeypatch.setattr(study_report, "measured", lambda results, name, measure, kind="": {} if kind else {0: 50.0})
+    rows = [name for name in DRAWN if name != "🐜"]  # which the font lacks
+    results = {name: {0: {"cost": {"cpu_hours": 1.0, "gpu_hours": 0.0}}} for name in rows}
+    written = study_report.cost_figure(object.__new__(Study), results)
+    assert written
+    assert written[:4] == b"\x89PNG"
+    (axes,) = found[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == rows
+    assert not any(text.get_parse_math() for text in found[0].findobj(Text))
+
+
+def test_no_figure_is_written_in_another_way() -> None:
+    """What writes a figure has first let its texts be drawn as they are."""
+    writers = [path for path in LIBRARY.rglob("*.py") if re.search(r"\.savefig\(|print_png\(", path.read_text())]
+    assert len(writers) == 3
+    assert not [path.name for path in writers if "as_written(figure)" not in path.read_text()]
