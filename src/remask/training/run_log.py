@@ -72,9 +72,9 @@ class RunLog:
         """Write a line to metrics.jsonl, TensorBoard and the bar; update status.json and cost.json."""
         step = line["step"]
         self.run.log(line)
-        self.status("running", step)
+        self.status("running", step, sync=False)
         cost = self.ledger.cost(self.runtime.peak_memory_mb())
-        self.run.write("cost.json", cost)
+        self.run.write("cost.json", cost, sync=False)
         hours_left = (self.schedule.steps - step) * self.ledger.hours / max(step, 1)
         hours = f"gpu-h {cost['gpu_hours']:.3f}" if cost["gpu_hours"] else f"cpu-h {cost['cpu_hours']:.3f}"
         probes = "".join(f" | {name} {value:.1f}" for name, value in line.items() if name.startswith("probe/"))
@@ -89,12 +89,17 @@ class RunLog:
                 if name not in ("step", "epoch"):
                     self._writer.add_scalar(name, value, step)
 
-    def status(self, state: str, step: int, why: str = "") -> None:
-        """Write status.json: the state (running, finished, interrupted, failed), the step, the command to resume."""
+    def status(self, state: str, step: int, why: str = "", *, sync: bool = True) -> None:
+        """Write status.json: the state, the step, the command to resume. sync: see `atomic_write`.
+
+        state   running, trained (results are still to be written), finished, interrupted, failed
+        """
         status = {"state": state, "step": step, "steps": self.schedule.steps}
         command, now = f"remask resume {quoted(self.run.path)}", time.strftime("%Y-%m-%dT%H:%M:%S%z")
         status |= {"resume_command": command, "updated": now}
-        self.run.write("status.json", status | ({"error": why} if why else {}))
+        if state == "trained":
+            status["stage"] = "training done, results missing"
+        self.run.write("status.json", status | ({"error": why} if why else {}), sync=sync)
 
 
 __all__ = ["GRAD_NORM", "RunLog"]

@@ -1,0 +1,102 @@
+"""Locks on files, which end with the process that holds them, and the one that a run's writer holds. Free of torch."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from remask.errors import UserError
+from remask.files.escaping import printable, quoted
+
+NAME = ".lock"
+"""The file in a run's folder that its writer locks. It stays when the lock ends, and says who wrote last."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""Errors of a file system that has no locks."""
+
+_LOCKED: dict[Path, int] = {}
+"""Folders that this process writes, and the open file of each lock."""
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file, without waiting; False if another process or another open file has it, or none can."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def open_lock(path: Path) -> int:
+    """A file for a lock, opened or made, its content left as it is. Raises OSError for a link: it is not followed."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def lock_run(folder: Path, patience: float = 0.0) -> None:
+    """Make this process the only writer of a run's folder, until `unlock_run` or its end; again is no mistake.
+
+    patience   seconds to wait for another process to end
+    A POSIX record lock: the loader's processes do not inherit it, so that it ends with this process even if they live
+    longer. Raises UserError, which says who has it, if another process is the writer.
+    """
+    key = folder.resolve()
+    if key in _LOCKED:
+        return
+    descriptor, deadline = open_lock(folder / NAME), time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                where = f"{printable(folder)} lies on a file system without locks"
+                print(f"remask: {where}: start no second process that trains this run", file=sys.stderr)
+                break
+            if error.errno in (errno.EACCES, errno.EAGAIN) and time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            writer = _writer(descriptor)
+            os.close(descriptor)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise UserError(f"{folder} is being written by {writer}: wait until it ends, or stop it") from None
+    _LOCKED[key] = descriptor
+    about = {"host": socket.gethostname(), "pid": os.getpid(), "command": sys.argv[1:2], "since": _now()}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, (json.dumps(about) + "\n").encode(), 0)
+
+
+def unlock_run(folder: Path) -> None:
+    """Let other processes write the folder again; nothing if this one did not lock it."""
+    descriptor = _LOCKED.pop(folder.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def was_locked(folder: Path) -> bool:
+    """Whether a process of remask has ever begun to write the folder, by what it wrote into the lock's file."""
+    try:
+        return (folder / NAME).is_file() and set(json.loads((folder / NAME).read_bytes())) >= {"host", "pid"}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _writer(descriptor: int) -> str:
+    """Who has the lock, by what the file says."""
+    try:
+        about: dict[str, Any] = json.loads(os.pread(descriptor, 4096, 0))
+        command = quoted(" ".join(["remask", *map(str, about["command"])]))
+        return f"process {about['pid']} on {printable(str(about['host']))} ({command}, since {about['since']})"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return "another process"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+__all__ = ["NAME", "lock_run", "open_lock", "try_lock", "unlock_run", "was_locked"]
