@@ -7,6 +7,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def open_lock(path: Path) -> int:
 
 
 def lock_run(folder: Path, patience: float = 0.0) -> None:
-    """Make this process the only writer of a run's folder, until `unlock_run` or its end; again is no mistake.
+    """Make this process the only writer of a run's folder, until the end of `unlocking` or its own; again is no mistake.
 
     patience   seconds to wait for another process to end
     A POSIX record lock: the loader's processes do not inherit it, so that it ends with this process even if they live
@@ -70,11 +72,15 @@ def lock_run(folder: Path, patience: float = 0.0) -> None:
     os.pwrite(descriptor, (json.dumps(about) + "\n").encode(), 0)
 
 
-def unlock_run(folder: Path) -> None:
-    """Let other processes write the folder again; nothing if this one did not lock it."""
-    descriptor = _LOCKED.pop(folder.resolve(), None)
-    if descriptor is not None:
-        os.close(descriptor)
+@contextmanager
+def unlocking() -> Iterator[None]:
+    """Context at whose end other processes may write the runs that this one locked inside."""
+    before = {*_LOCKED}
+    try:
+        yield
+    finally:
+        for folder in _LOCKED.keys() - before:
+            os.close(_LOCKED.pop(folder))
 
 
 def was_locked(folder: Path) -> bool:
@@ -99,4 +105,4 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-__all__ = ["NAME", "lock_run", "open_lock", "try_lock", "unlock_run", "was_locked"]
+__all__ = ["NAME", "lock_run", "open_lock", "try_lock", "unlocking", "was_locked"]

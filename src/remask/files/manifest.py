@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from remask.errors import UserError
+
 NAME = "manifest.json"
 _CHECKED: dict[Path, tuple[object, ...]] = {}
 """Folders found intact in this process, with what would change if they were written anew."""
@@ -46,6 +48,12 @@ def damage(folder: Path) -> list[str] | None:
     return lines
 
 
+def refuse_damaged(folder: Path) -> None:
+    """Raise UserError for an export of which a file is no longer what was written; earlier versions' pass."""
+    if faults := damage(folder):
+        raise UserError(f"{folder}: {'; '.join(faults)}; export the run again with remask export")
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
@@ -71,4 +79,4 @@ def _times(folder: Path, names: dict[str, Any]) -> tuple[object, ...]:
     return tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
 
 
-__all__ = ["NAME", "damage", "sha256", "write_manifest"]
+__all__ = ["NAME", "damage", "refuse_damaged", "sha256", "write_manifest"]

@@ -68,8 +68,8 @@ OTHERS: Mapping[bytes, str] = {
 """Beginnings of files that are no checkpoint, and what to do."""
 
 LOAD_ERRORS = (
-    pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-    AssertionError, OverflowError, MemoryError, NotImplementedError, RecursionError, ImportError, zipfile.BadZipFile,
+    pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError,
+    AttributeError, AssertionError, OverflowError, MemoryError, NotImplementedError, RecursionError, ImportError, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch.load raises for damaged files: its unpickler interprets whatever operations and arguments it finds."""
 

@@ -62,34 +62,46 @@ def save(
         write(run, name, content)
 
 
-def intact(run: RunFolder, name: str | None = None) -> Path:
+def intact(run: RunFolder, name: str = "last", *, exact: bool = False) -> Path:
     """The folder of a checkpoint whose files are those that were written; earlier versions' have no manifest and pass.
 
-    name   of a kept one; None or "last": the last, and where that is damaged, the newest that is not, with a line on
-           stderr and in the run's report
-    Raises UserError, which names the file, for a damaged checkpoint of a name, and where none is intact.
+    exact   of this name alone; else the newest kept one replaces a damaged "last", with a line on stderr, which
+            `run.recovered` keeps
+    Raises UserError, which names the file, for a damaged checkpoint, if no other may replace it or none is intact.
     """
-    if name not in (None, "last"):
-        folder = find(run, str(name))
-        if faults := damage(folder):
-            raise UserError(f"{folder}: {'; '.join(faults)}; {_others(run, folder)}")
+    if exact or name != "last":
+        folder = find(run, name)
+        if fault := _fault(folder):
+            raise UserError(f"{folder}: {fault}; {_others(run, folder)}")
         return folder
-    first = find(run)
-    wrong = [_fault(candidate) for candidate in checkpoints(run, "last")]
-    for candidate, fault in zip(checkpoints(run, "last"), wrong, strict=True):
+    candidates = checkpoints(run, name)
+    wrong = [_fault(candidate) for candidate in candidates]
+    for candidate, fault in zip(candidates, wrong, strict=True):
         if not fault:
             return candidate
     found = newest_kept(run)
+    if found is None and not candidates:
+        return find(run, name)  # which says what there is
+    where, why = run.path / "checkpoints" / name, wrong[0] if wrong else "it is missing"
     if found is None:
         raise UserError(
-            f"{first}: {wrong[0]}; no other checkpoint of {run.path} is intact: put one back from a copy, or "
-            "begin a new run"
+            f"{where}: {why}; no other checkpoint of {run.path} is intact: put one back from a copy, or begin a new run"
         )
-    line = f"{first}: {wrong[0]}; {found.name} (step {state_of(found).get('step')}) is used instead"
-    if line not in _SAID:
-        _SAID.add(line)
-        print(f"remask: {line}", file=sys.stderr)
+    run.recovered = f"{where}: {why}; {found.name} (step {state_of(found).get('step')}) is used instead"
+    if run.recovered not in _SAID:
+        _SAID.add(run.recovered)
+        print(f"remask: {run.recovered}", file=sys.stderr)
     return found
+
+
+def starting_point(run: RunFolder, name: str | None = None) -> Path | None:
+    """The checkpoint that a run is resumed from; None for one that ended before its first, which begins at step 0.
+
+    name   exactly this one; None: the last, or the newest that is intact
+    """
+    if name is None and not checkpoints(run, "last") and not any((run.path / "checkpoints").glob("[!.]*")):
+        return None
+    return intact(run) if name is None else intact(run, name, exact=True)
 
 
 def newest_kept(run: RunFolder) -> Path | None:
@@ -184,4 +196,7 @@ def _faults(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> lis
     return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(expected[key].shape)}" for key in misshapen]
 
 
-__all__ = ["Content", "gather", "intact", "load_weights", "newest_kept", "position", "restore", "save", "state_of", "write"]
+__all__ = [
+    "Content", "gather", "intact", "load_weights", "newest_kept", "position", "restore", "save", "starting_point",
+    "state_of", "write",
+]  # fmt: skip

@@ -76,10 +76,11 @@ class DataRecord:
         self._recorded, self._history = dict[str, RecordedSource](), list[dict[str, Any]]()
         self._stale = False
 
-    def check(self, now: Sources, care: Care, fresh: bool) -> Checked:
+    def check(self, now: Sources, care: Care, fresh: bool, trained: bool = True) -> Checked:
         """Compare the present sources with the run's record. Writes nothing.
 
-        fresh   a new run, which has no record yet
+        fresh     a new run, which has no record yet
+        trained   the run has a checkpoint; without one it depends on its first weights too
         Raises UserError, which names the changes, unless `care` accepts them.
         """
         if care.verify:
@@ -92,6 +93,8 @@ class DataRecord:
             return Checked([], [], digests)
         self._recorded, self._history = _read(self.run)
         changes, reported = self._compared(digests)
+        if not trained:
+            changes, reported = [*changes, *reported], []
         if changes and not care.accept:
             raise refused(self.run.path, changes)
         lines = (
@@ -166,18 +169,23 @@ class RecordedSource(NamedTuple):
         return phrases or (["names or sizes differ"] if not self.named and digest != self.digest else [])
 
 
-def resumed(trainer: Trainer, record: DataRecord, checked: Checked, care: Care, folder: Path) -> list[str]:
+def resumed(trainer: Trainer, record: DataRecord, checked: Checked, care: Care, folder: Path | None) -> list[str]:
     """Resume a trainer from the checkpoint in `folder` and update the record; returns lines for the log.
 
+    folder   None for a run that ended before its first checkpoint: it begins at step 0
     A run without a record is checked by the number of steps per epoch. Raises UserError if that changed, unless `care`
     accepts it.
     """
-    before, changes = state_of(folder), list(checked.changes)
-    if not checked.known:
+    before, changes = state_of(folder) if folder else {"step": 0, "epoch": 0.0}, list(checked.changes)
+    if not checked.known and folder:
         changes += _other_steps(before, trainer.schedule.steps_per_epoch)
     if changes and not care.accept:
         raise refused(trainer.run.path, changes)
-    trainer.resume(folder)
+    if folder:
+        trainer.resume(folder)
+    else:
+        trainer.run.rewind(0)
+    trainer.run.note_recovery()
     trainer.world.first(lambda: record.keep(changes, before))
     accepted = [f"the data changed, and the run goes on with it: {'; '.join(changes)}"] if changes else []
     return checked.lines + accepted

@@ -3,7 +3,8 @@
 import difflib
 import json
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,19 @@ from remask.files.text import read_json
 FORMAT = 2
 """Version of the run folder's format, in env.json (absent: 1). recipe/formats.py has the defaults of each version."""
 
+REPORT = "report.html"
 BEGUN = frozenset(
-    ("checkpoints", "pictures", "eval", "env.json", "data.json", "data.npz", "task.json", "codebook.safetensors", ".lock")
+    [
+        "checkpoints",
+        "pictures",
+        "eval",
+        "env.json",
+        "data.json",
+        "data.npz",
+        "task.json",
+        "codebook.safetensors",
+        ".lock",
+    ]
 )
 """What a new run's folder holds before its recipe, which is written last."""
 
@@ -26,11 +38,13 @@ BEGUN = frozenset(
 class RunFolder:
     """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended.
 
-    writes   whether this process writes; False in all processes but the main one
+    writes      whether this process writes; False in all processes but the main one
+    recovered   a line about a damaged checkpoint in whose place another was taken
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self.recovered: str | None = None
 
     @classmethod
     def create(cls, path: Path, recipe: str, env: Mapping[str, Any]) -> "RunFolder":
@@ -113,8 +127,15 @@ class RunFolder:
 
     def finish(self) -> None:
         """Note that the run and all its results are there."""
-        status = {key: value for key, value in self.read_or_empty("status.json").items() if key not in ("stage", "error")}
-        self.write("status.json", {**status, "state": "finished"})
+        status = self.read_or_empty("status.json")
+        kept = {key: value for key, value in status.items() if key not in ("stage", "error")}
+        self.write("status.json", {**kept, "state": "finished"})
+
+    def note_recovery(self) -> None:
+        """Append what `recovered` says to recovered.txt, for the report."""
+        if self.recovered and self.writes:
+            with open(self.path / "recovered.txt", "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M')} {printable(self.recovered)}\n")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -205,6 +226,22 @@ def find(run: RunFolder, name: str = "last") -> Path:
     raise UserError(f"{run.path} holds no checkpoint {name!r}: {why}")
 
 
+def check_checkpoint(run: RunFolder, name: str = "last") -> None:
+    """Raise UserError if there is no such checkpoint; where "last" is missing, a kept one can stand for it."""
+    if name != "last" or not any((run.path / "checkpoints").glob("epoch-*")):
+        find(run, name)
+
+
+def is_trained(run: RunFolder) -> bool:
+    """Whether all steps are done, by status.json; results may be missing."""
+    return run.read_or_empty("status.json").get("state") in ("trained", "finished")
+
+
+def missing(run: RunFolder, results: Sequence[str]) -> list[str]:
+    """Those of a finished run's files that are not there."""
+    return [name for name in results if not (run.path / name).is_file()]
+
+
 def check_new_run(path: Path | None) -> None:
     """Raise UserError if a new run cannot be made: the path is not free, or not writable. None passes."""
     if path is None:
@@ -225,13 +262,6 @@ def is_task_run(path: Path) -> bool:
 
 
 __all__ = [
-    "FORMAT",
-    "RunFolder",
-    "check_new_run",
-    "checkpoints",
-    "find",
-    "is_task_run",
-    "refuse_bytes",
-    "refuse_existing",
-    "why_no_run",
-]
+    "FORMAT", "REPORT", "RunFolder", "check_checkpoint", "check_new_run", "checkpoints", "find", "is_task_run",
+    "is_trained", "missing", "refuse_bytes", "refuse_existing", "why_no_run",
+]  # fmt: skip

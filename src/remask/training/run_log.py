@@ -99,6 +99,8 @@ class RunLog:
         status |= {"resume_command": command, "updated": now}
         if state == "trained":
             status["stage"] = "training done, results missing"
+        if self.run.recovered:
+            status["recovered"] = self.run.recovered
         self.run.write("status.json", status | ({"error": why} if why else {}), sync=sync)
 
 

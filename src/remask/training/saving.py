@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints beside its next steps: what is large is copied, and a thread writes, hashes and syncs it."""
+"""Writes a run's checkpoints beside its next steps: of large ones, a thread writes, hashes and syncs a copy."""
 
 import threading
 from collections.abc import Mapping, Sequence
