@@ -67,14 +67,12 @@ def train(
     """Train in a new run folder (`fresh`), or resume the one at `path`; test at the end.
 
     checkpoint   to resume from: exactly this one; None: the last, or the newest that is intact
-    The run's state is then "trained": it is finished when its report is there. Returns the content of eval/TASK.json. Raises TooManyBad, after saving a checkpoint, for too many unusable images,
-    and UserError if a run's data changed, unless `care` accepts it.
+    Returns the content of eval/TASK.json; the run's state is then "trained". Raises TooManyBad, after saving a
+    checkpoint, for too many unusable images, and UserError if a run's data changed, unless `care` accepts it.
     """
     assert task.train
     run, optim, say = RunFolder(path), recipe.optim, (lambda line: None) if quiet else print
-    if not fresh:
-        _same_classes(task, recipe, run)
-    start = None if fresh else starting_point(run, checkpoint)
+    start = None if fresh else _start(task, recipe, run, checkpoint)
     record = DataRecord(run, say)
     checked = record.check(of_task(recipe, task.sources, say), care, fresh, bool(start))
     model = Averaged(task.model, optim.ema) if optim.ema else task.model
@@ -120,6 +118,12 @@ def _create_run(trainer: Trainer, task: Task, recipe: Downstream, record: DataRe
     record.keep(checked.changes, {})
     run.begin(dump(recipe), environment())
     return checked.lines
+
+
+def _start(task: Task, recipe: Downstream, run: RunFolder, checkpoint: str | None) -> Path | None:
+    """The checkpoint that a run goes on from; None for one that ended before its first."""
+    _same_classes(task, recipe, run)
+    return starting_point(run, checkpoint)
 
 
 def _same_classes(task: Task, recipe: Downstream, run: RunFolder) -> None:

@@ -39,7 +39,7 @@ def open_lock(path: Path) -> int:
 
 
 def lock_run(folder: Path, patience: float = 0.0) -> None:
-    """Make this process the only writer of a run's folder, until the end of `unlocking` or its own; again is no mistake.
+    """Make this process the only writer of a run's folder, until the end of `unlocking` or its own. May be repeated.
 
     patience   seconds to wait for another process to end
     A POSIX record lock: the loader's processes do not inherit it, so that it ends with this process even if they live

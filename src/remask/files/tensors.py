@@ -69,7 +69,7 @@ OTHERS: Mapping[bytes, str] = {
 
 LOAD_ERRORS = (
     pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError,
-    AttributeError, AssertionError, OverflowError, MemoryError, NotImplementedError, RecursionError, ImportError, zipfile.BadZipFile,
+    AttributeError, AssertionError, OverflowError, MemoryError, ImportError, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch.load raises for damaged files: its unpickler interprets whatever operations and arguments it finds."""
 

@@ -55,17 +55,11 @@ print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(feature
 '''
 
 FILES = frozenset(
-    [
-        "backbone.safetensors",
-        "model.safetensors",
-        "config.json",
-        "model.json",
-        "recipe.toml",
-        "load_example.py",
-        "load_backbone.py",
-    ]
-    + [NAME, MANIFEST, "__pycache__"]
-)
+    (
+        "backbone.safetensors", "model.safetensors", "config.json", "model.json", "recipe.toml", "load_example.py",
+        "load_backbone.py", NAME, MANIFEST, "__pycache__",
+    )
+)  # fmt: skip
 """What an export may hold, of a backbone or of a downstream model; Python adds the last."""
 
 # Replacements in the script of a network that timm does not have.

@@ -70,7 +70,7 @@ def status_of(run: Path, results: Sequence[str]) -> dict[str, Any]:
     """Content of status.json; a run that is trained is finished when this page is written and the other results are."""
     status = read_json(run / "status.json")
     if status.get("state") == "trained":
-        names = [Path(name).parts[0] for name in results if not (run / name).is_file()]
+        names = [name.partition("/")[0] for name in results if not (run / name).is_file()]
         status |= {"state": "trained", "stage": f"training done, {', '.join(names)} missing"}
         return status if names else {**status, "state": "finished", "stage": ""}
     return status

@@ -20,18 +20,11 @@ FORMAT = 2
 
 REPORT = "report.html"
 BEGUN = frozenset(
-    [
-        "checkpoints",
-        "pictures",
-        "eval",
-        "env.json",
-        "data.json",
-        "data.npz",
-        "task.json",
-        "codebook.safetensors",
+    (
+        "checkpoints", "pictures", "eval", "env.json", "data.json", "data.npz", "task.json", "codebook.safetensors",
         ".lock",
-    ]
-)
+    )
+)  # fmt: skip
 """What a new run's folder holds before its recipe, which is written last."""
 
 
