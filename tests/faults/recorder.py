@@ -122,7 +122,7 @@ class Recorder:
 
 
 def _is_synced(done: list[Operation], i: int) -> bool:
-    """Whether operation i is on the disk for certain: a sync of its file (content) or of its folders (names) follows."""
+    """Whether operation i is on the disk for certain: a sync of its file (content) or its folders (names) follows."""
     operation, later = done[i], done[i + 1 :]
     if operation.kind == "sync":
         return True

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from remask.errors import UserError
 from remask.files.escaping import printable, quoted
 
 NAME = ".lock"
-"""The file in a run's folder that its writer locks. It stays when the lock ends, and says who wrote last."""
+"""The file in a run's folder that its writer locks, and in which it says who it is. It stays when the lock ends."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system that has no locks."""
 
@@ -80,13 +80,17 @@ def unlocking() -> Iterator[None]:
         yield
     finally:
         for folder in _LOCKED.keys() - before:
-            os.close(_LOCKED.pop(folder))
+            descriptor = _LOCKED.pop(folder)
+            with suppress(OSError):  # a full disk, a folder that went
+                os.ftruncate(descriptor, 0)
+            os.close(descriptor)
 
 
 def was_locked(folder: Path) -> bool:
-    """Whether a process of remask has ever begun to write the folder, by what it wrote into the lock's file."""
+    """Whether a process of remask has begun to write the folder: by the lock's file, empty where it ended in order."""
     try:
-        return (folder / NAME).is_file() and set(json.loads((folder / NAME).read_bytes())) >= {"host", "pid"}
+        text = (folder / NAME).read_bytes()
+        return not text or set(json.loads(text)) >= {"host", "pid"}
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 

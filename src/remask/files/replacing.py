@@ -27,7 +27,7 @@ def replaced_folder(path: Path, ours: Collection[str]) -> Iterator[Path]:
     with atomic_folder_in(path) as tmp:
         yield tmp
         sync_tree(tmp)
-        for file in sorted(tmp.iterdir(), key=lambda file: file.name != MANIFEST):
+        for file in sorted(tmp.iterdir(), key=lambda file: (file.name != MANIFEST, file.name)):
             os.replace(file, path / file.name)
             sync_folder(path)
 
