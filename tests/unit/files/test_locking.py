@@ -46,9 +46,7 @@ def test_the_second_is_told_who_has_it(tmp_path: Path, holder: "subprocess.Popen
     assert (tmp_path / NAME).read_bytes() == before
 
 
-def test_a_dead_process_has_no_lock_even_if_its_children_live(
-    tmp_path: Path, holder: "subprocess.Popen[str]"
-) -> None:
+def test_a_dead_process_has_no_lock_even_if_its_children_live(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
     holder.kill()
     deadline = time.monotonic() + 20
     while holder.poll() is None and time.monotonic() < deadline:
