@@ -179,7 +179,7 @@ def test_damaged_files_are_named_by_verify_and_an_export_is_refused(
         (run / name).write_bytes(b"junk")
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write("junk\n")
-    with pytest.raises(UserError, match="4 of .* are damaged"):
+    with pytest.raises(UserError, match=r"4 of .* are damaged"):
         commands.verify(run, say=print)
     said = capsys.readouterr().out
     for name in ("export", "cost.json", "metrics.jsonl", "pictures/reconstruction.png"):

@@ -8,6 +8,7 @@ so that the weights can be read, and an object in the place of a weight can be n
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -69,7 +70,7 @@ OTHERS: Mapping[bytes, str] = {
 
 LOAD_ERRORS = (
     pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError,
-    AttributeError, AssertionError, OverflowError, MemoryError, ImportError, zipfile.BadZipFile,
+    AttributeError, AssertionError, OverflowError, MemoryError, ImportError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch.load raises for damaged files: its unpickler interprets whatever operations and arguments it finds."""
 

@@ -36,7 +36,7 @@ def test_a_flipped_bit_names_the_file(folder: Path, place: int, bit: int) -> Non
     content[place] ^= 1 << bit
     (folder / "weights").write_bytes(content)
     assert damage(folder) == ["weights is damaged: it is not what was written"]
-    with pytest.raises(UserError, match="weights is damaged.*export the run again"):
+    with pytest.raises(UserError, match=r"weights is damaged.*export the run again"):
         refuse_damaged(folder)
 
 

@@ -204,7 +204,7 @@ def test_where_none_is_intact_it_says_so(kept: RunFolder) -> None:
     for folder in (kept.path / "checkpoints").iterdir():
         flip(folder / "optimizer.pt")
     assert newest_kept(kept) is None
-    with pytest.raises(UserError, match="no other checkpoint of .* is intact: put one back"):
+    with pytest.raises(UserError, match=r"no other checkpoint of .* is intact: put one back"):
         starting_point(kept)
 
 
