@@ -20,8 +20,8 @@ NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system that has no locks."""
 
-_LOCKED: dict[Path, int] = {}
-"""Folders that this process writes, and the open file of each lock."""
+_LOCKED: dict[Path, tuple[int, bytes]] = {}
+"""Folders that this process writes: the open file of each lock, and what it held before."""
 
 
 def try_lock(descriptor: int) -> bool:
@@ -66,10 +66,9 @@ def lock_run(folder: Path, patience: float = 0.0) -> None:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise UserError(f"{folder} is being written by {writer}: wait until it ends, or stop it") from None
-    _LOCKED[key] = descriptor
+    _LOCKED[key] = descriptor, os.pread(descriptor, 4096, 0)
     about = {"host": socket.gethostname(), "pid": os.getpid(), "command": sys.argv[1:2], "since": _now()}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(about) + "\n").encode(), 0)
+    _rewrite(descriptor, (json.dumps(about) + "\n").encode())
 
 
 @contextmanager
@@ -80,19 +79,24 @@ def unlocking() -> Iterator[None]:
         yield
     finally:
         for folder in _LOCKED.keys() - before:
-            descriptor = _LOCKED.pop(folder)
+            descriptor, earlier = _LOCKED.pop(folder)
             with suppress(OSError):  # a full disk, a folder that went
-                os.ftruncate(descriptor, 0)
+                _rewrite(descriptor, earlier)  # a command that is refused leaves every file as it was
             os.close(descriptor)
 
 
 def was_locked(folder: Path) -> bool:
-    """Whether a process of remask has begun to write the folder: by the lock's file, empty where it ended in order."""
+    """Whether a process of remask has begun to write the folder: by the lock's file."""
     try:
         text = (folder / NAME).read_bytes()
         return not text or set(json.loads(text)) >= {"host", "pid"}
     except (OSError, ValueError, TypeError, RecursionError):
         return False
+
+
+def _rewrite(descriptor: int, content: bytes) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, content, 0)
 
 
 def _writer(descriptor: int) -> str:
