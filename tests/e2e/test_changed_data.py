@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from remask import commands
 from remask.build import codebook
 from remask.errors import UserError
+from remask.files.manifest import write_manifest
 from remask.training.run_folder import RunFolder
 from tests.e2e.test_dense import drawn
 
@@ -165,6 +166,7 @@ def of_before(run: Path) -> Path:
     """The run as an earlier version left it."""
     for name in ("data.json", "data.npz"):
         (run / name).unlink()
+    (run / "checkpoints/last/manifest.json").unlink()
     at = run / "checkpoints/last/state.json"
     state = json.loads(at.read_text())
     at.write_text(json.dumps({key: state[key] for key in ("step", "epoch", "ledger", "window")}))
@@ -362,5 +364,6 @@ def test_first_weights_are_said_and_go_on(tmp_path: Path, capsys: pytest.Capture
     run = finetuned(data, tmp_path / "run", start=f"run:{started}")
     weights = started / "export/backbone.safetensors"
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    write_manifest(weights.parent)
     commands.resume(run)
     assert "first weights: the content is another; the run goes on" in capsys.readouterr().err

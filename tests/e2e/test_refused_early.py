@@ -153,6 +153,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / run / "status.json").write_text(json.dumps(state))
     for run in ("begun", "run"):
         (home / run / "checkpoints" / "last" / "state.json").write_text("{}")
+    for result in ("export/backbone.safetensors", "pictures/reconstruction.png", "report.html"):
+        (home / "run" / result).parent.mkdir(exist_ok=True)
+        (home / "run" / result).touch()
     (home / "tuned" / "task.json").write_text("{}")
     return home
 

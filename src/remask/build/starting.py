@@ -27,8 +27,8 @@ from remask.recipe.formats import rules_of
 from remask.recipe.networks import split_spec
 from remask.recipe.used import DECODING
 from remask.targets.cached import Cached
-from remask.training.checkpoint import load_weights
-from remask.training.run_folder import RunFolder, find, is_task_run
+from remask.training.checkpoint import intact, load_weights
+from remask.training.run_folder import RunFolder, is_task_run
 
 DECODERS = {"mae": ("mae", "dmae"), "dmae": ("mae", "dmae"), "convmae": ("convmae",), "dmjd": ("convmae",)}
 """Kinds of files with a decoder → methods whose decoder has the same layout."""
@@ -116,7 +116,7 @@ def _source(
 def _of_run(folder: Path, rebuild: Callable[[Recipe], Any]) -> Any:
     """The backbone of a run of pre-training, with the weights of its last checkpoint."""
     run = RunFolder.open(folder)
-    file = find(run) / "model.safetensors"
+    file = intact(run) / "model.safetensors"
     backbone = rebuild(load_recipe(folder / "recipe.toml", rules_of(run.format), environment={}, strict=False))
     load_weights(file, backbone, "backbone.")
     return backbone

@@ -171,6 +171,20 @@ def report(run: options.Run) -> None:
 
 
 @app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or the folder of an export.", show_default=False)],
+) -> None:
+    """Tell which files of a run are intact.
+
+    Checkpoints and exports by the digests they were written with, other files by reading them; exit code 2 where one is
+    damaged.
+    """
+    from remask.commands import verifying
+
+    verifying.verify(run, say=print)
+
+
+@app.command()
 def recipes(json: options.Json = False) -> None:
     """List the recipes."""
     from remask.commands import recipe_list

@@ -77,6 +77,11 @@ def device(help: str = "auto, cpu, cuda, cuda:N or mps.", **shown: Any) -> Any:
     return typer.Option("--device", help=help, **shown)
 
 
+def checkpoint(help: str) -> Any:
+    """The option --checkpoint: the weights of a run."""
+    return typer.Option("--checkpoint", metavar="NAME", help=help)
+
+
 def seed() -> Any:
     """The option --seed."""
     return typer.Option("--seed", help="Seed of every random draw.")
@@ -113,9 +118,7 @@ Heads = Annotated[
 Normalise = Annotated[
     str | None, typer.Option("--normalise", help="imagenet, half or clip, where a file does not tell.")
 ]
-Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", metavar="NAME", help="last, or a kept one such as epoch-0100.")
-]
+Checkpoint = Annotated[str, checkpoint("last, or a kept one such as epoch-0100.")]
 Device = Annotated[str | None, device(show_default=False)]
 SeedOrNone = Annotated[int | None, seed()]
 Seed = Annotated[int, seed()]

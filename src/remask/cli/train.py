@@ -115,6 +115,7 @@ def refine(
 
 def resume(
     run: options.Run,
+    checkpoint: Annotated[str | None, options.checkpoint("Exactly this one.  [last, or the newest intact]")] = None,
     device: options.Device = None,
     accept_changed_data: Annotated[
         bool, typer.Option("--accept-changed-data", help="Go on where the data is not what the run was trained on.")
@@ -129,9 +130,9 @@ def resume(
     """
     from remask.commands.refusals import check_device, check_unfinished
 
-    check_unfinished(run)
+    check_unfinished(run, checkpoint)
     check_device(device)
     from remask.commands import resuming
 
     given = {"accept_changed_data": accept_changed_data, "verify_data": verify_data}
-    _print_run(resuming.resume(run, device=device, quiet=quiet, **given), quiet)
+    _print_run(resuming.resume(run, checkpoint=checkpoint, device=device, quiet=quiet, **given), quiet)

@@ -8,7 +8,8 @@ from typing import Any
 
 _HOMES = {
     "pretrain": "pretraining", "refine": "refining", "resume": "resuming", "export": "exporting",
-    "reconstruct": "reconstruction", "report": "reporting", "codebook": "codebooks", "plan": "planning",
+    "reconstruct": "reconstruction", "report": "reporting", "verify": "verifying",
+    "codebook": "codebooks", "plan": "planning",
     "finetune": "finetuning", "segment": "segmentation", "detect": "detection", "evaluate": "testing",
     "probe": "probing", "embed": "embedding", "tsne": "projection", "attention": "attention_maps",
     "data_check": "surveying", "data_pack": "packing",

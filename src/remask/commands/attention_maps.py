@@ -9,6 +9,7 @@ from remask.commands.subjects import MODEL_DEFAULTS, ModelOptions, open_subject
 from remask.commands.unusable_images import UnusableImages
 from remask.errors import UserError
 from remask.evaluation.figures.attention import attention_maps, attention_sheet
+from remask.files.replacing import write_bytes
 from remask.images.sources.opening import open_source
 from remask.images.sources.subset import Subset
 from remask.training.progress import Watch
@@ -34,9 +35,8 @@ def attention(
     maps = attention_maps(subject.backbone, batch.images, block)
     normalise = subject.backbone.normalise
     shown = normalise.shown(batch.images.to(normalise.shift.device)).cpu()
-    target.parent.mkdir(parents=True, exist_ok=True)
     where = f"block {block} of {subject.name}" if block >= 0 else f"the last block of {subject.name}"
-    target.write_bytes(attention_sheet(shown, maps, [f"Attention of {where}."]))
+    write_bytes(target, attention_sheet(shown, maps, [f"Attention of {where}."]))
     return target
 
 

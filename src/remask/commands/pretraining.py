@@ -12,13 +12,14 @@ from remask.commands.reconstruction import reconstruct
 from remask.commands.reporting import report
 from remask.errors import UserError
 from remask.files.escaping import printable, quoted
+from remask.files.locking import unlocking
 from remask.recipe import Recipe, choose, dump
 from remask.runs.opening import open_run
 from remask.runs.session import train
 from remask.training.data_record import Care
-from remask.training.distributed import World, joined
+from remask.training.distributed import ALONE, World, joined
 from remask.training.launcher import may_restart, restarted
-from remask.training.run_folder import RunFolder, find, refuse_existing
+from remask.training.run_folder import RunFolder, refuse_existing
 
 
 @paths_or_texts
@@ -45,11 +46,13 @@ def pretrain(
     chosen = resolve_paths(recipe)
     if out is None and may_restart():
         raise UserError("give --out: processes that torchrun starts anew have to find the run they go on with")
-    with joined(chosen.runtime.device, chosen.runtime.patience) as world:
-        path = world.first(lambda: out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        begun = world.first(lambda: _is_begun(path, chosen))
-        train(open_run(path)[1] if begun else chosen, path, quiet, not begun, world, Care(verify=verify_data))
-    return write_results(path, quiet, world)
+    with unlocking():
+        with joined(chosen.runtime.device, chosen.runtime.patience) as world:
+            path = world.first(lambda: out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            begun = world.first(lambda: _is_begun(path, chosen))
+            run = open_run(path)[1] if begun else chosen
+            train(run, path, quiet, not begun, world, Care(verify=verify_data), ended="trained")
+        return write_results(path, quiet, world)
 
 
 def _is_begun(path: Path, recipe: Recipe) -> bool:
@@ -60,13 +63,8 @@ def _is_begun(path: Path, recipe: Recipe) -> bool:
     """
     file, run = path / "recipe.toml", RunFolder(path)
     begun = may_restart() and file.is_file() and file.read_text(encoding="utf-8") == dump(_as_stored(recipe, path))
-    if begun and (restarted() or run.read("status.json").get("state") != "finished"):
-        try:
-            find(run)
-        except UserError:  # it had not come to its first checkpoint
-            run.write("status.json", {"state": "failed", "step": 0})
-        else:
-            return True
+    if begun and (restarted() or run.read_or_empty("status.json").get("state") != "finished"):
+        return True
     refuse_existing(path)
     return False
 
@@ -81,14 +79,27 @@ def _as_stored(recipe: Recipe, path: Path) -> Recipe:
     return recipe.model_copy(update={"data": data.model_copy(update=measured)})
 
 
-def write_results(path: Path, quiet: bool, world: World) -> Path:
-    """The folder of a finished run, after its main process has written export, figure and report into it."""
+def write_results(path: Path, quiet: bool, world: World = ALONE) -> Path:
+    """The folder of a run that is trained, after its main process has written export, figure and report into it.
+
+    The run is finished then. Raises UserError if the figure cannot be drawn, for its pictures are gone: the report is
+    written before.
+    """
     if not world.main:
         return path
-    exported = export(path)
+    exported, why = export(path), None
     if open_run(path)[1].masking.ratio:  # else nothing is hidden that could be shown
-        reconstruct(path, quiet=True)  # the images that cannot be used were named in training
+        try:
+            reconstruct(path, quiet=True)  # the images that cannot be used were named in training
+        except UserError as error:
+            why = error
     page = report(path)
+    if why:
+        raise UserError(
+            f"{path} is trained, and export and report are written, but its figure cannot be drawn: {why}; put the "
+            f"pictures back, and remask resume {quoted(path)} draws it"
+        ) from why
+    RunFolder(path).finish()
     if not quiet:
         print(f"backbone  {printable(exported)} (load_example.py shows how to use it)\nreport    {printable(page)}")
         print(f"next      remask probe {quoted(path)} --data LABELLED --val LABELLED")

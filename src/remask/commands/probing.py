@@ -30,6 +30,7 @@ from remask.evaluation.probing.mae_probe import Settings as Linear
 from remask.evaluation.probing.mae_probe import linprobe
 from remask.evaluation.probing.memory import Memory
 from remask.evaluation.results import keep
+from remask.files.replacing import write_bytes
 from remask.images.loading.loader import Loader
 from remask.images.sources.fingerprint import inventory
 from remask.images.sources.left_out import notes
@@ -190,8 +191,7 @@ def _write(
         return
     keep(RunFolder(folder), name, result, data, about)
     for figure, png in figures.items():
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        (folder / "pictures" / f"{figure}.png").write_bytes(png)
+        write_bytes(folder / "pictures" / f"{figure}.png", png)
     if subject.folder == folder:
         report(folder)
 

@@ -8,6 +8,7 @@ from remask.commands.image_choice import evenly_spread
 from remask.commands.paths import paths_or_texts
 from remask.commands.unusable_images import UnusableImages, refuse_too_many
 from remask.evaluation.figures.reconstruction import reconstruct as draw_images
+from remask.files.replacing import write_bytes
 from remask.images.sources.opening import open_source
 from remask.images.sources.subset import Subset
 from remask.runs.knn import batches
@@ -41,8 +42,7 @@ def reconstruct(
     batch = next(refuse_too_many(some, batches(recipe, some, count, report=bad)))  # raises where none can be used
     views = method.draw(batch.images, generator(seed, "pictures"))
     target = out or run.path / "pictures" / "reconstruction.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(draw_images(method, batch.images, views))
+    write_bytes(target, draw_images(method, batch.images, views))
     return target
 
 

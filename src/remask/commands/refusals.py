@@ -21,10 +21,19 @@ from remask.planning.devices import is_this_machine
 from remask.recipe import Recipe
 from remask.recipe.networks import check_encoder
 from remask.runs.checks import check_recipe
-from remask.runs.opening import open_run, open_task
+from remask.runs.opening import open_run, open_task, results_of
 from remask.training.devices import check_device
 from remask.training.launcher import may_restart, place, restarted
-from remask.training.run_folder import RunFolder, check_new_run, find, is_task_run, why_no_run
+from remask.training.run_folder import (
+    REPORT,
+    RunFolder,
+    check_checkpoint,
+    check_new_run,
+    find,
+    is_task_run,
+    missing,
+    why_no_run,
+)
 
 
 def check_pretrain(recipe: Recipe, out: Path | None) -> None:
@@ -54,25 +63,28 @@ def check_evaluate(path: Path, overrides: dict[str, Any], device: str | None) ->
     check_task_recipe(recipe, tested=True)
 
 
-def check_unfinished(path: Path) -> None:
-    """Raise UserError for a folder that is no run, and for a run that has nothing to continue."""
+def check_unfinished(path: Path, checkpoint: str | None = None) -> None:
+    """Raise UserError for a folder that is no run, and for a run that has nothing to continue.
+
+    checkpoint   that the run is to be continued from, which a finished one can be too
+    """
     if is_task_run(path):
         run, task = open_task(path)
-        if _is_finished(run) and run.read(f"eval/{task.task}.json"):
-            raise UserError(
-                f"{path} is finished: test it again with remask {task.task} {path} --eval-only, or start a new run"
-            )
-        return
-    run, _ = open_run(path)
-    if _is_finished(run) and not restarted():
-        raise UserError(f"{path} is finished: probe it with remask probe {quoted(path)} --data SRC, or start a new run")
+        results, again = [f"eval/{task.task}.json", REPORT], f"test it again with remask {task.task} {path} --eval-only"
+    else:
+        run, recipe = open_run(path)
+        results, again = results_of(recipe), f"probe it with remask probe {quoted(path)} --data SRC"
+    if checkpoint is not None:
+        find(run, checkpoint)
+    elif _is_finished(run) and not restarted() and not missing(run, results):
+        raise UserError(f"{path} is finished: {again}, or start a new run")
 
 
 def check_run(path: Path, checkpoint: str | None = None) -> None:
     """Raise UserError for a folder that is no run, and for a checkpoint that it does not hold."""
     run, _ = open_task(path) if is_task_run(path) else open_run(path)
     if checkpoint is not None:
-        find(run, checkpoint)
+        check_checkpoint(run, checkpoint)
 
 
 def check_reconstruct(path: Path, checkpoint: str, images: str | None, exclude: Sequence[str]) -> None:
@@ -80,7 +92,7 @@ def check_reconstruct(path: Path, checkpoint: str, images: str | None, exclude: 
     run, recipe = open_run(path)
     if not recipe.masking.ratio:
         raise UserError(f"{path} hides nothing that could be predicted: it compares whole crops; see remask tsne")
-    find(run, checkpoint)
+    check_checkpoint(run, checkpoint)
     if images is not None:
         check_source(images, exclude=exclude)
     elif recipe.data.source is not None:
@@ -92,7 +104,7 @@ def check_subject(spec: str, checkpoint: str | None = None) -> None:
     path = Path(home_expanded(spec))
     if (path / "recipe.toml").is_file() and not is_task_run(path):
         if checkpoint is not None:
-            find(RunFolder.open(path), checkpoint)
+            check_checkpoint(RunFolder.open(path), checkpoint)
     elif path.is_dir():
         _refuse_without_export(path)
     elif ":" not in spec:
@@ -143,7 +155,7 @@ def check_folder_out(out: Path | None) -> None:
 
 
 def _is_finished(run: RunFolder) -> bool:
-    return run.read("status.json").get("state") == "finished"
+    return run.read_or_empty("status.json").get("state") == "finished"
 
 
 def _refuse_without_export(path: Path) -> None:

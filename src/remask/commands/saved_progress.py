@@ -1,7 +1,9 @@
 """What a long evaluation has computed so far, on disk until its result is written: a killed one continues from it."""
 
+import hashlib
+import io
 import json
-import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,14 @@ from typing import Any
 import torch
 
 from remask.commands.subjects import ModelOptions, Subject
+from remask.files.escaping import printable
+from remask.files.replacing import write_bytes
+from remask.files.tensors import LOAD_ERRORS
 from remask.training.checkpoint import position
 from remask.training.run_folder import RunFolder
+
+MARK = b"remask sha256 "
+"""Beginning of a file: this, the digest of all after the line, a line end. Earlier versions began with the rest."""
 
 
 class SavedProgress:
@@ -25,25 +33,39 @@ class SavedProgress:
 
     def read(self) -> dict[str, Any]:
         """What an earlier call stored under the same key; {} where there is nothing, or the file cannot be read."""
-        try:
-            content = torch.load(self.path, weights_only=True, map_location="cpu") if self.path else {}
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError):
+        if not self.path or not self.path.is_file():
             return {}
-        found = content.get("reached", {}) if content.get("key") == self.key else {}
-        return dict(found)
+        try:
+            content = torch.load(io.BytesIO(_verified(self.path)), weights_only=True, map_location="cpu")
+            return dict(content["reached"]) if content["key"] == self.key else {}
+        except LOAD_ERRORS:
+            where = printable(self.path)
+            print(f"remask: {where} is damaged, so this evaluation begins from the start", file=sys.stderr)
+            return {}
 
     def write(self, reached: Mapping[str, Any]) -> None:
         """Replace the file's content by tensors and plain values."""
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            tmp = self.path.with_suffix(".new")
-            torch.save({"key": self.key, "reached": dict(reached)}, tmp)
-            os.replace(tmp, self.path)
+            content = io.BytesIO()
+            torch.save({"key": self.key, "reached": dict(reached)}, content)
+            digest = hashlib.sha256(content.getbuffer()).hexdigest().encode()
+            write_bytes(self.path, MARK + digest + b"\n" + content.getvalue())
 
     def delete(self) -> None:
         """Remove the file, once the result is written."""
         if self.path:
             self.path.unlink(missing_ok=True)
+
+
+def _verified(path: Path) -> bytes:
+    """Content of a file without its digest. Raises ValueError if it is not what was written."""
+    content = path.read_bytes()
+    if not content.startswith(MARK):
+        return content
+    line, _, rest = content.partition(b"\n")
+    if line.removeprefix(MARK) != hashlib.sha256(rest).hexdigest().encode():
+        raise ValueError("the digest is another")
+    return rest
 
 
 def request_key(subject: Subject, model: ModelOptions, options: Any, *images: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from remask.commands.printing import Say, printer
 from remask.downstream.build import build_task
 from remask.downstream.training import train
 from remask.files.escaping import printable
+from remask.files.locking import lock_run, unlocking
 from remask.images.loading.loader import TooManyBad
 from remask.recipe.downstream import Downstream
 from remask.report import write_task_report
@@ -31,16 +32,28 @@ def start_task(
     return path
 
 
-def train_task(recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say) -> None:
+def train_task(
+    recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say, checkpoint: str | None = None
+) -> None:
     """Train to the end of the recipe, test, write the report, and say the result in a line.
 
-    fresh   make the folder; else continue from its last checkpoint
+    fresh        make the folder; else continue from a checkpoint
+    checkpoint   exactly this one; None: the last, or the newest that is intact
     """
+    with unlocking():
+        if not fresh:
+            lock_run(path)
+        _train_locked(recipe, path, quiet, fresh, care, say, checkpoint)
+
+
+def _train_locked(
+    recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say, checkpoint: str | None
+) -> None:
     runtime, bad = runtime_of(recipe), BadImages(path, (lambda line: None) if quiet else print)
     begun = None if fresh else RunFolder.open(path).read("task.json")
     task = build_task(recipe, runtime, report=bad, begun=begun)
     try:
-        result = train(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care)
+        result = train(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care, checkpoint=checkpoint)
     except TooManyBad as error:
         bad.write(error.bad)
         raise
@@ -48,6 +61,7 @@ def train_task(recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: C
         if path.is_dir():
             bad.keep(task.left_out)
     write_task_report(path)
+    RunFolder(path).finish()
     say(result_line(task.headline, result, path))
 
 

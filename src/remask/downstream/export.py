@@ -18,9 +18,11 @@ from remask.downstream.finetune.classifier import Classifier
 from remask.downstream.finetune.timm_classifier import as_timm
 from remask.errors import UserError
 from remask.files.escaping import encodable
+from remask.files.manifest import refuse_damaged, write_manifest
+from remask.files.replacing import replaced_folder
 from remask.files.text import read_json
 from remask.images.levels import rule_of
-from remask.interop.export import export_backbone
+from remask.interop.export import FILES, write_backbone
 from remask.interop.start import constants
 from remask.recipe import dump
 from remask.recipe.downstream import TASKS, Downstream
@@ -115,13 +117,20 @@ SCRIPTS = {
 
 
 def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str, Any], folder: Path) -> str:
-    """Write model.safetensors, model.json, load_example.py, and the backbone's export with load_backbone.py.
+    """Write model.safetensors, model.json, load_example.py, and the backbone's export with load_backbone.py, at once.
 
     Returns the package that loads the model: "timm", or "remask", for which the recipe is written too.
     """
+    with replaced_folder(folder, FILES) as tmp:
+        loader = _write_model(model, recipe, size, facts, tmp)
+        write_manifest(tmp)
+    return loader
+
+
+def _write_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str, Any], folder: Path) -> str:
     backbone = model.backbone.cpu()
     mean, std = constants(backbone)
-    export_backbone(backbone, folder, size, mean, std)
+    write_backbone(backbone, folder, size, mean, std)
     os.replace(folder / "load_example.py", folder / "load_backbone.py")
     content: dict[str, Any] = {"task": recipe.task, "classes": facts["classes"], "image_size": size}
     content |= {"mean": mean, "std": std, "range": rule_of(backbone.normalise.levels), "facts": dict(facts)}
@@ -145,8 +154,9 @@ def export_model(model: Any, recipe: Downstream, size: Size, facts: Mapping[str,
 def load_export(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The Classifier, Segmenter or Detector of an export that needs remask, in evaluation mode, and its model.json.
 
-    Raises UserError if the folder is no such export.
+    Raises UserError if the folder is no such export, or a file in it is damaged.
     """
+    refuse_damaged(folder)
     try:
         content = read_json(folder / "model.json")
         task = str(content["task"])

@@ -14,18 +14,19 @@ from remask.downstream.data_sources import of_task
 from remask.errors import UserError
 from remask.evaluation.results import keep
 from remask.files.escaping import printable
+from remask.files.records import make_folder
 from remask.images.loading.loader import TooManyBad
 from remask.images.sources.differences import of_classes
 from remask.interop.loaded import loaded_of
 from remask.recipe import dump
 from remask.recipe.downstream import Downstream
-from remask.training.checkpoint import load_weights, save
+from remask.training.checkpoint import intact, load_weights, save, starting_point
 from remask.training.cost import Ledger
 from remask.training.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.training.environment import environment
 from remask.training.optim import Averaged, Schedule, adamw, parameter_groups
 from remask.training.progress import Watch, console
-from remask.training.run_folder import RunFolder, find
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
 from remask.training.trainer import Batches, Trainer
 
@@ -60,20 +61,21 @@ class Task(NamedTuple):
 
 
 def train(
-    task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool, care: Care = CARE
-) -> dict[str, Any]:
+    task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool, care: Care = CARE,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train in a new run folder (`fresh`), or resume the one at `path`; test at the end.
 
-    Returns the content of eval/TASK.json. Raises TooManyBad, after saving a checkpoint, for too many unusable images,
-    and UserError if a run's data changed, unless `care` accepts it.
+    checkpoint   to resume from: exactly this one; None: the last, or the newest that is intact
+    Returns the content of eval/TASK.json; the run's state is then "trained". Raises TooManyBad, after saving a
+    checkpoint, for too many unusable images, and UserError if a run's data changed, unless `care` accepts it.
     """
     assert task.train
     task.train.patience = recipe.runtime.patience
     run, optim, say = RunFolder(path), recipe.optim, (lambda line: None) if quiet else print
-    if not fresh:
-        _same_classes(task, recipe, run)
+    start = None if fresh else _start(task, recipe, run, checkpoint)
     record = DataRecord(run, say)
-    checked = record.check(of_task(recipe, task.sources, say), care, fresh)
+    checked = record.check(of_task(recipe, task.sources, say), care, fresh, bool(start))
     model = Averaged(task.model, optim.ema) if optim.ema else task.model
     runtime.prepare(task.model)
     model.to(runtime.device)
@@ -86,8 +88,11 @@ def train(
         seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
         draw=task.model.draw,
     )  # fmt: skip
-    lines = _create_run(trainer, task, recipe, record, checked) if fresh else resumed(trainer, record, checked, care)
-    if fresh and (loaded := loaded_of(task.model.backbone)):
+    if fresh:
+        lines = _create_run(trainer, task, recipe, record, checked)
+    else:
+        lines = resumed(trainer, record, checked, care, start)
+    if not start and (loaded := loaded_of(task.model.backbone)):
         lines = [loaded.line, *lines]
     trainer.notes["data"] = checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
@@ -101,7 +106,7 @@ def train(
         result.update(conclude(task, model, run, recipe, quiet))
 
     try:
-        trainer.train(screen, then)
+        trainer.train(screen, then, ended="trained")
     except TooManyBad:
         save(run, "last", model, optimizer, trainer.state())
         raise
@@ -109,10 +114,17 @@ def train(
 
 
 def _create_run(trainer: Trainer, task: Task, recipe: Downstream, record: DataRecord, checked: Checked) -> list[str]:
-    RunFolder.create(trainer.run.path, dump(recipe), environment())
-    trainer.run.write("task.json", task.facts)
+    run = RunFolder.reserve(trainer.run.path)
+    run.write("task.json", task.facts)
     record.keep(checked.changes, {})
+    run.begin(dump(recipe), environment())
     return checked.lines
+
+
+def _start(task: Task, recipe: Downstream, run: RunFolder, checkpoint: str | None) -> Path | None:
+    """The checkpoint that a run goes on from; None for one that ended before its first."""
+    _same_classes(task, recipe, run)
+    return starting_point(run, checkpoint)
 
 
 def _same_classes(task: Task, recipe: Downstream, run: RunFolder) -> None:
@@ -138,14 +150,14 @@ def conclude(
     tested = learned(model).eval()
     result = task.test(tested, Watch("test", quiet))
     files = result.pop("files", {})
-    result["cost"] = run.read("cost.json")
+    result["cost"] = run.read_or_empty("cost.json")
     if changed:
         result["protocol"]["changed"] = list(changed)
     result["protocol"] |= {"checkpoint": checkpoint, "pictures": _images(task, result)}
     data, identity = _test_identity(task, recipe)
     keep(run, recipe.task, result, data, identity | {"checkpoint": checkpoint}, files)
     folder = run.path / "pictures"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     task.show(tested, folder)
     return result
 
@@ -178,7 +190,7 @@ def tested_on_other(task: Task, run: RunFolder, recipe: Downstream) -> list[str]
 def restored(built: Any, recipe: Downstream, run: RunFolder, name: str = "last") -> nn.Module:
     """A built model with the weights of a run's checkpoint `name`, and their average if the recipe has one."""
     model: nn.Module = Averaged(built, recipe.optim.ema) if recipe.optim.ema else built
-    load_weights(find(run, name) / "model.safetensors", model)
+    load_weights(intact(run, name) / "model.safetensors", model)
     return model
 
 

@@ -3,13 +3,12 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from remask.files.replacing import link_beside
 from remask.training.run_folder import RunFolder
 
 _LONGEST = 40
@@ -65,15 +64,7 @@ def _keep_under_unique_names(
         file, copy = run.path / "eval" / name, run.path / "eval" / (Path(name).stem + unique_name.removeprefix(kind))
         if not run.writes or not file.is_file() or (copy.exists() and not replace):
             continue
-        tmp = copy.with_suffix(".part")
-        tmp.unlink(missing_ok=True)
-        try:
-            os.link(file, tmp)
-        except OSError:
-            shutil.copyfile(file, tmp)
-        if copy.exists():  # renaming onto a link of the same file would leave both names
-            copy.unlink()
-        os.replace(tmp, copy)
+        link_beside(file, copy)
 
 
 def _read(run: RunFolder, name: str) -> dict[str, Any]:

@@ -66,6 +66,12 @@ OTHERS: Mapping[bytes, str] = {
 }
 """Beginnings of files that are no checkpoint, and what to do."""
 
+LOAD_ERRORS = (
+    pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError,
+    AttributeError, AssertionError, OverflowError, MemoryError, ImportError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch.load raises for damaged files: its unpickler interprets whatever operations and arguments it finds."""
+
 BEGINNING = ("PROTO", "EMPTY_DICT", "BINPUT", "LONG_BINPUT", "PUT")
 ENDS_OF_MARKS = ("SETITEMS", "APPENDS", "TUPLE", "LIST", "DICT", "POP_MARK", "OBJ", "INST", "ADDITEMS", "FROZENSET")
 

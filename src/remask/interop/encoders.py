@@ -28,6 +28,7 @@ from remask.backbones.makers import creator_of, refuse_tag
 from remask.backbones.vit import SMALL, ViT, create_vit
 from remask.errors import UserError
 from remask.files.escaping import quoted
+from remask.files.manifest import refuse_damaged
 from remask.files.paths import home_expanded
 from remask.files.tensors import content_of, refuse_non_finite
 from remask.files.text import read_json
@@ -162,6 +163,7 @@ def _exported(options: EncoderOptions, path: Path) -> Backbone:
             f"{path} holds no export, which a run has once it is finished: "
             f"finish it with remask resume {quoted(path)}, or write one with remask export {quoted(path)}"
         )
+    refuse_damaged(folder)
     try:
         content = read_json(config)
         model, size = str(content["model"]), (int(content["image_size"][0]), int(content["image_size"][1]))

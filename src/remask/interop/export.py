@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from remask.backbones import Backbone, class_tokens
 from remask.backbones.cmt_network import Cmt
 from remask.backbones.convvit_network import ConvViTNetwork
+from remask.files.manifest import NAME as MANIFEST
+from remask.files.manifest import write_manifest
+from remask.files.replacing import replaced_folder
 from remask.images.levels import rule_of
 from remask.images.transforms import CROP
 from remask.interop.reader import NAME, reader_text
@@ -51,6 +54,14 @@ features = tokens.flatten(1, -2)[:, prefix:].mean(1)  # one vector per picture, 
 print(f"{config['model']}: tokens {tuple(tokens.shape)}, features {tuple(features.shape)}")
 '''
 
+FILES = frozenset(
+    (
+        "backbone.safetensors", "model.safetensors", "config.json", "model.json", "recipe.toml", "load_example.py",
+        "load_backbone.py", NAME, MANIFEST, "__pycache__",
+    )
+)  # fmt: skip
+"""What an export may hold, of a backbone or of a downstream model; Python adds the last."""
+
 # Replacements in the script of a network that timm does not have.
 OURS = {
     "with timm alone": "with remask",
@@ -64,14 +75,20 @@ OURS = {
 
 
 def export_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Write backbone.safetensors, config.json, and load_example.py with its reader of images.
+    """Write backbone.safetensors, config.json, and load_example.py with its reader of images, at once.
 
     Nothing of pre-training is in them. Raises ValueError for a backbone that no `create_…` function made.
     """
+    with replaced_folder(folder, FILES) as tmp:
+        write_backbone(backbone, tmp, size, mean, std)
+        write_manifest(tmp)
+
+
+def write_backbone(backbone: Backbone, folder: Path, size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Write the files of `export_backbone` into a folder that is there."""
     origin = getattr(backbone, "origin", None)
     if origin is None:
         raise ValueError("only a backbone made by a create_… function knows how it is rebuilt")
-    folder.mkdir(parents=True, exist_ok=True)
     model, arguments = origin
     config = {"model": model, "arguments": arguments, "image_size": size, "mean": mean, "std": std}
     config |= {"class_tokens": class_tokens(backbone)} if class_tokens(backbone) > 1 else {}

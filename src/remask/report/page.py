@@ -48,7 +48,10 @@ def _content(run: Path, recipe_text: str, equation: str) -> dict[str, Any]:
         read_json(run / "cost.json"),
         read_json(run / "eval" / "probe.json"),
     )
-    recipe, everything = read_toml(recipe_text), shared(run, recipe_text)
+    recipe = read_toml(recipe_text)
+    hides = section_of(recipe, "masking").get("ratio", 1)  # else there is nothing to be shown
+    results = ["export/backbone.safetensors", *(["pictures/reconstruction.png"] if hides else [])]
+    everything = shared(run, recipe_text, results)
     figures = everything.pop("pictures")
     probed = {name: [(title, figure) for stem, figure in figures if stem == name] for name, title in PROBED.items()}
     return {

@@ -3,7 +3,7 @@
 import base64
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,20 +46,34 @@ def write_page(run: Path, template: str, content: Mapping[str, Any]) -> Path:
     return path
 
 
-def shared(run: Path, recipe_text: str) -> dict[str, Any]:
-    """Variables of every template: folder, state, pictures, cost, recipe, machine, unusable images, changed data."""
+def shared(run: Path, recipe_text: str, results: Sequence[str]) -> dict[str, Any]:
+    """Variables of every template: folder, state, pictures, cost, recipe, machine, unusable images, changed data.
+
+    results   files of a finished run beside its report
+    """
     figures = sorted((run / "pictures").glob("*.png"))
     return {
         "run": printable(run.name),
         "path": quoted(run),
-        "status": read_json(run / "status.json"),
+        "status": status_of(run, results),
         "pictures": [(printable(path.stem).replace("-", " ").replace("_", " "), embedded(path)) for path in figures],
         "cost": facts(read_json(run / "cost.json")),
         "recipe": recipe_text,
         "environment": pretty(read_json(run / "env.json")),
+        "recovered": read_text(run / "recovered.txt").splitlines(),
         "bad": read_text(run / "bad_images.txt").splitlines(),
         "changed": changes(read_json(run / "data.json")),
     }
+
+
+def status_of(run: Path, results: Sequence[str]) -> dict[str, Any]:
+    """Content of status.json; a run that is trained is finished when this page is written and the other results are."""
+    status = read_json(run / "status.json")
+    if status.get("state") == "trained":
+        names = [name.partition("/")[0] for name in results if not (run / name).is_file()]
+        status |= {"state": "trained", "stage": f"training done, {', '.join(names)} missing"}
+        return status if names else {**status, "state": "finished", "stage": ""}
+    return status
 
 
 def changes(data: Mapping[str, Any]) -> list[str]:
@@ -136,5 +150,5 @@ def embedded(path: Path) -> str:
 
 __all__ = [
     "Fact", "Figure", "changes", "embedded", "facts", "number", "pretty", "read_json", "read_text",
-    "read_toml", "series", "shared", "write_page",
+    "read_toml", "series", "shared", "status_of", "write_page",
 ]  # fmt: skip

@@ -64,7 +64,7 @@ def write_task_report(run: Path) -> Path:
     task = str(recipe.get("task", "finetune"))
     result = read_json(run / "eval" / f"{task}.json")
     content = {
-        **shared(run, text),
+        **shared(run, text, [f"eval/{task}.json"]),
         "title": str(recipe.get("title") or "") or printable(run.name),
         "task": task,
         "summary": summary(task, recipe, result),

@@ -20,7 +20,7 @@ class BadImages:
 
     def __init__(self, path: Path, say: Callable[[str], None], writes: bool = True) -> None:
         self.path, self.say, self.writes = path / "bad_images.txt", say, writes
-        self.known = set(self.path.read_text(encoding="utf-8").splitlines()) if self.path.is_file() else set[str]()
+        self.known = set(_lines(self.path))
 
     def __call__(self, line: str) -> None:
         if self.writes and (line := on_one_line(line)) not in self.known:
@@ -38,7 +38,7 @@ class BadImages:
     def beyond(self, line: str) -> None:
         """Report an image with values outside data.range, which is used unchanged, in RUN/beyond_range.txt."""
         file = self.path.with_name("beyond_range.txt")
-        known, line = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], on_one_line(line)
+        known, line = _lines(file), on_one_line(line)
         if not self.writes or line in known:
             return
         if len(known) < PRINTED:
@@ -53,6 +53,11 @@ class BadImages:
         self.writes = True
         for where, reason in bad.items():
             self(f"{where}: {reason}")
+
+
+def _lines(file: Path) -> list[str]:
+    """Lines of a list, [] if there is none; a damaged one is read as far as it goes."""
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
 
 
 def bad_of_all(loader: Loader, world: World) -> Hook:

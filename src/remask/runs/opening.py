@@ -13,7 +13,7 @@ from remask.recipe.downstream import TASKS
 from remask.recipe.formats import rules_of
 from remask.recipe.load import load
 from remask.recipe.naming import FOLDER
-from remask.training.run_folder import RunFolder, is_task_run
+from remask.training.run_folder import REPORT, RunFolder, is_task_run
 
 
 def open_run(path: Path) -> tuple[RunFolder, Recipe]:
@@ -50,6 +50,13 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", defaults, environment={})
 
 
+def results_of(recipe: Recipe) -> list[str]:
+    """What a finished run of pre-training has beside its checkpoints: files in its folder."""
+    hides = bool(recipe.masking.ratio)  # else there is nothing to be shown
+    figure = ["pictures/reconstruction.png"] if hides else []
+    return ["export/backbone.safetensors", *figure, REPORT]
+
+
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with the absolute path of a codebook inside the run's folder, so that the folder can be moved."""
     file = recipe.method.target.file
@@ -59,4 +66,4 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"method": recipe.method.model_copy(update={"target": target})})
 
 
-__all__ = ["open_run", "open_task"]
+__all__ = ["open_run", "open_task", "results_of"]

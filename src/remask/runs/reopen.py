@@ -4,8 +4,8 @@ from remask.build.pretraining import build_method
 from remask.method import Method
 from remask.recipe import Recipe
 from remask.runs.progressive import at_size, grow, phase_of, phases
-from remask.training.checkpoint import load_weights, position
-from remask.training.run_folder import RunFolder, find
+from remask.training.checkpoint import intact, load_weights, state_of
+from remask.training.run_folder import RunFolder
 from remask.types import Size
 
 
@@ -22,8 +22,8 @@ def trained(run: RunFolder, recipe: Recipe, name: str = "last", size: Size | Non
     Position tables are resized if the checkpoint was written at another size. Raises UserError if the network does not
     take the size, or the checkpoint does not fit.
     """
-    folder = find(run, name)
-    written = phases(recipe)[phase_of(recipe, position(run, name)["epoch"]) if recipe.progress else 0].recipe
+    folder = intact(run, name)
+    written = phases(recipe)[phase_of(recipe, state_of(folder)["epoch"]) if recipe.progress else 0].recipe
     before, after = written.data.image_size, size or recipe.data.image_size
     method = build_method(written, start=False)
     load_weights(folder / "model.safetensors", method)

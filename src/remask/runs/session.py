@@ -13,6 +13,7 @@ from remask.build.pretraining import build_method
 from remask.build.starting import loaded_lines
 from remask.build.training import build_loader, build_trainer
 from remask.files.escaping import printable
+from remask.files.locking import lock_run
 from remask.images.loading.device_crops import no_decoder
 from remask.images.loading.loader import TooManyBad
 from remask.images.sources.fingerprint import of_file
@@ -28,23 +29,37 @@ from remask.runs.collapse import collapse_guard
 from remask.runs.data_sources import CODEBOOK, of_pretraining
 from remask.runs.knn import knn_hook, knn_split
 from remask.runs.progressive import Phase, hand_over, phase_of, phases
-from remask.training.checkpoint import position
+from remask.training.checkpoint import starting_point, state_of
 from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.training.distributed import ALONE, World
 from remask.training.environment import environment
+from remask.training.launcher import restarted
 from remask.training.progress import console
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, resolve
 from remask.training.trainer import Trainer
 
+RESTART_PATIENCE = 10.0
+"""Seconds in which processes that torchrun starts anew wait for those before them to end."""
 
-def train(recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE) -> None:
-    """Start a new run in `path` (`fresh`) or resume the one there, and train to the end of the recipe. Collective."""
+
+def train(
+    recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World = ALONE, care: Care = CARE,
+    checkpoint: str | None = None, ended: str = "finished",
+) -> None:  # fmt: skip
+    """Start a new run in `path` (`fresh`) or resume the one there, and train to the end of the recipe. Collective.
+
+    checkpoint   to resume from: exactly this one; None: the last, or the newest that is intact
+    ended        the run's state when all steps are done
+    Only this process may write the run until it unlocks it. Raises UserError if another one does.
+    """
     require_source(recipe)
-    session = Session(recipe, path, quiet or not world.main, fresh, world, care)
+    if not fresh:
+        world.first(lambda: lock_run(path, patience=RESTART_PATIENCE if restarted() else 0))
+    session = Session(recipe, path, quiet or not world.main, fresh, world, care, checkpoint)
     session.begin()
     try:
-        session.train()
+        session.train(ended)
     except TooManyBad as error:
         session.bad.write(error.bad)
         raise
@@ -57,16 +72,19 @@ class Session:
     notes   what every checkpoint carries beside the state: the digests of the data
     """
 
-    def __init__(self, recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World, care: Care) -> None:
+    def __init__(
+        self, recipe: Recipe, path: Path, quiet: bool, fresh: bool, world: World, care: Care, checkpoint: str | None
+    ) -> None:
         self.path, self.quiet, self.fresh, self.world, self.care = path, quiet, fresh, world, care
         self.run = RunFolder(path, world.main)
         self.runtime = runtime_of(recipe, world)
-        self.position = None if fresh else position(self.run)
+        self.start = None if fresh else world.first(lambda: starting_point(self.run, checkpoint))
+        self.position = state_of(self.start) if self.start else None
         say: Callable[[str], None] = (lambda line: None) if quiet else print
         self.source, probed = _open_sources(recipe, world)
         self.record = DataRecord(self.run, say)
         self.checked = world.first(
-            lambda: self.record.check(of_pretraining(recipe, self.source, probed, say), care, fresh)
+            lambda: self.record.check(of_pretraining(recipe, self.source, probed, say), care, fresh, bool(self.start))
         )
         self.probe_split, reasons = None, list[str]()
         if probed is not None:
@@ -78,7 +96,7 @@ class Session:
         self.recipe = recipe
         reached = phase_of(recipe, self.position["epoch"]) if recipe.progress and self.position else 0
         self.phases = phases(recipe)[reached:]
-        self.method = _first_method(self.phases, fresh)
+        self.method = _first_method(self.phases, self.start is None)
         self.lines += _remarks(recipe, self.method, self.runtime)
         self.words = _fit_codebook(self.phases[0].recipe, self.source, say, world)
         self.bad = BadImages(path, lambda line: self.console.say(line), world.main)
@@ -87,10 +105,10 @@ class Session:
 
     def begin(self) -> None:
         """Make the folder, or go to where the run was; then say what is trained on what."""
-        if self.position is None:
+        if self.fresh:
             self.checked = self.world.first(self._create)
         else:
-            self.lines += resumed(self.trainer, self.record, self.checked, self.care)
+            self.lines += resumed(self.trainer, self.record, self.checked, self.care, self.start)
         self.notes["data"] = self.checked.digests
         images = f"{len(self.source)} images of {printable(self.source.name)}"
         where = f"{self.runtime.describe()} → {printable(self.path)}"
@@ -98,10 +116,10 @@ class Session:
         for line in [*self.lines, equation(self.method, self.phases[0].recipe.data.image_size)]:
             self.console.say(line)
 
-    def train(self) -> None:
+    def train(self, ended: str) -> None:
         """Train the phases in order; each trainer hands over to that of the next image size."""
         trainer = self.trainer
-        trainer.train(self.console)
+        trainer.train(self.console, ended=ended)
         for before, after in itertools.pairwise(self.phases):
             if trainer.global_step >= trainer.schedule.steps:  # max_steps ended the run
                 return
@@ -110,7 +128,7 @@ class Session:
             hand_over(trainer, following, *sizes)
             self.console.say(f"after epoch {before.end} images grow to {sizes[1][0]}×{sizes[1][1]} px")
             trainer = following
-            trainer.train(self.console)
+            trainer.train(self.console, ended=ended)
 
     def trainer_of(self, phase: Phase, method: Method) -> Trainer:
         """The trainer of a phase, with what happens between its steps."""
@@ -131,13 +149,14 @@ class Session:
         """Make the run folder, with its codebook and data record; returns `checked` with the codebook's digest."""
         recipe, words, checked = self.recipe, self.words, self.checked
         stored = codebooks.with_file(recipe, codebooks.FILE) if words else recipe
-        RunFolder.create(self.path, dump(stored), {**environment(), "processes": self.world.size})
+        run = RunFolder.reserve(self.path)
         if words:
             words.save(self.path / codebooks.FILE)
             codebook_file = of_file(str(self.path / codebooks.FILE))
             self.record.add(CODEBOOK, codebook_file, codebooks.FILE)
             checked = checked._replace(digests={**checked.digests, CODEBOOK: codebook_file.digest()})
         self.record.keep([], {})
+        run.begin(dump(stored), {**environment(), "processes": self.world.size})
         return checked
 
 

@@ -191,7 +191,7 @@ def read_result(cell: Cell) -> dict[str, Any] | None:
 def write_result(cell: Cell, settings: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """Gather a finished run into the cell's file, which is small and of which the report is made."""
     folder = RunFolder(run)
-    environment = folder.read("env.json")
+    environment = folder.read_or_empty("env.json")
     content = {
         "study": cell.study.name,
         "row": cell.name,
@@ -200,7 +200,7 @@ def write_result(cell: Cell, settings: Mapping[str, Any], run: Path) -> dict[str
         "settings": settings,
         "command": " ".join(map(quoted, ["remask", *settings["train"], "--out", f"runs/{cell.run}"])),
         "measures": measures(cell, run),
-        "cost": folder.read("cost.json"),
+        "cost": folder.read_or_empty("cost.json"),
         "curve": _curve(run),
         "machine": {key: environment.get(key) for key in ("cpu", "instructions", "cores", "gpus", "python")},
         "versions": environment.get("versions", {}),

@@ -119,8 +119,8 @@ def _claims(study: Study, results: Results) -> list[Table]:
 
 
 def _verdict(claim: Claim, study: Study, results: Results) -> list[str]:
-    """Measure, difference with its interval, bound, and one of: seen (the whole interval lies above the bound), opposite
-    (below it), not seen (it holds the bound), open (one seed, or not yet all of them)."""
+    """Measure, difference with its interval, bound, and one of: seen (the whole interval lies above the bound),
+    opposite (below it), not seen (it holds the bound), open (one seed, or not yet all of them)."""
     row, kind = (claim.first, claim.second) if claim.second in CONTROLS else (claim.second, "trained")
     first, second = (
         measured(results, name, claim.measure, of) if name in results else {}

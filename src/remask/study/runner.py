@@ -4,7 +4,6 @@ A cell is done when its file is there and of the study's settings. Its run lies 
 that a changed row begins anew and never goes on with what another began.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 from remask.errors import UserError
 from remask.files.escaping import printable
+from remask.files.locking import open_lock, try_lock
 from remask.study.budget import size_of
 from remask.study.cells import Cell, Size, digest, read_result, settings_of, train_arguments, write_result
 from remask.study.plan import needs
@@ -96,9 +96,11 @@ class Runner:
 
     def _train(self, cell: Cell, run: Path, lock: int) -> None:
         """Begin the run of a cell, or go on with it."""
-        state = RunFolder(run).read("status.json").get("state")
+        state = RunFolder(run).read_or_empty("status.json").get("state")
+        if state is None and (run / "recipe.toml").is_file():
+            state = "running"  # it was killed before it had said so
         if state != "finished" and run.is_dir() and not (run / "checkpoints").is_dir():
-            shutil.rmtree(run)  # it was killed before its first checkpoint: there is nothing to go on from
+            shutil.rmtree(run)  # it was killed while its folder was made
             state = None
         if state is None:
             words = train_arguments(cell, self.size(cell), self._needed(cell))
@@ -167,13 +169,11 @@ def _levels(todo: Sequence[Cell]) -> list[list[Cell]]:
 def _alone(run: Path) -> Iterator[int | None]:
     """The descriptor of a lock on this run, held until the context and all who share it end; None if another has it."""
     run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_name(f".{run.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield None
-            return
-        yield file.fileno()
+    descriptor = open_lock(run.with_name(f".{run.name}.lock"))
+    try:
+        yield descriptor if try_lock(descriptor) else None
+    finally:
+        os.close(descriptor)
 
 
 __all__ = ["Runner", "jobs_of_machine"]

@@ -6,6 +6,7 @@ gets the features of another crop or teacher. docs/teachers.md says when it pays
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxtyping import Float, Float16
 from torch import Tensor, nn
 
 from remask.errors import UserError
+from remask.files.locking import open_lock, try_lock
 from remask.targets.tokens import content_key
 from remask.tokens import grid_of
 from remask.types import Images, Size
@@ -135,15 +137,11 @@ def _keys(path: Path) -> Path:
 
 def _lock(path: Path) -> Any:
     """An open file that this process has locked, or None if another one has; the lock ends with the process."""
-    import fcntl
-
-    file = open(path, "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
+    file = os.fdopen(open_lock(path), "r+")
+    if try_lock(file.fileno()):
+        return file
+    file.close()
+    return None
 
 
 __all__ = ["Cached", "Shelf", "fingerprint"]

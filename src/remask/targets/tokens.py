@@ -4,6 +4,7 @@ BEiT (2106.08254) predicts ids of a learned tokenizer. A codebook over any vecto
 weights of others; stored ids are for a tokenizer that is too slow, or in too foreign code, to run in a step.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +13,21 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Int64, Num
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from remask.distances import full_precision
 from remask.errors import UserError
 from remask.files.bounds import MOST_WEIGHTS, open_regular
 from remask.files.paths import check_readable
+from remask.files.replacing import write_bytes
 from remask.targets.dalle import Dalle, DalleEncoder, load_dalle
 from remask.tokens import grid_of
 from remask.types import Images, Size
 from remask.views import Views
 
+DIGEST = "sha256"
+"""Key of a file's metadata, with the digest of all that the file holds besides."""
 CHUNK = 1 << 22
 """Distances held at once: 16 MB."""
 
@@ -97,7 +101,7 @@ def fit_codebook(rows: Float[Tensor, "n P"], size: int, seed: int) -> Float[Tens
 
 def save_codebook(path: str | Path, centres: Float[Tensor, "V P"], about: Mapping[str, Any]) -> None:
     """Write one safetensors file: the centres, and in its metadata `about`, the features they were fitted on."""
-    save_file({"centres": centres.detach().float().cpu().contiguous()}, path, {"about": json.dumps(about)})
+    _write(path, {"centres": centres.detach().float().cpu().contiguous()}, {"about": json.dumps(about)})
 
 
 def read_codebook(path: str | Path) -> tuple[Float[Tensor, "V P"], dict[str, Any]]:
@@ -183,7 +187,7 @@ def save_ids(path: str | Path, keys: Int64[Tensor, "n"], ids: Int[Tensor, "n N"]
     keys, order = keys.cpu().sort(stable=True)
     first = torch.cat([torch.ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])
     small = ids.cpu()[order][first].to(torch.int16 if vocabulary <= 1 << 15 else torch.int32)
-    save_file({"keys": keys[first], "ids": small}, path, {"vocabulary": str(vocabulary)})
+    _write(path, {"keys": keys[first], "ids": small}, {"vocabulary": str(vocabulary)})
 
 
 def _mixed(x: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
@@ -205,11 +209,30 @@ def _read(path: str | Path, names: tuple[str, ...], what: str) -> tuple[dict[str
     try:
         open_regular(path, MOST_WEIGHTS).close()
         with torch.device("cpu"), safe_open(path, "pt") as stored:  # also where networks are counted on "meta"
-            return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
+            tensors, metadata = {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise UserError(f"{path} is no {what}: {(str(error).splitlines() or ['empty'])[0]}") from error
+    stated = metadata.pop(DIGEST, None)  # earlier versions wrote none
+    if stated is not None and stated != _digest(tensors, metadata):
+        raise UserError(f"{path} is damaged: it is not what was written; put it back from a copy, or make it again")
+    return tensors, metadata
+
+
+def _write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file whose metadata holds the digest of all that it says."""
+    content = save(dict(tensors), {**metadata, DIGEST: _digest(tensors, metadata)})
+    write_bytes(Path(path), content)
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, types, shapes and bytes of the tensors, and of the metadata."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 __all__ = [

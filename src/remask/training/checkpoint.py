@@ -1,52 +1,135 @@
-"""Checkpoints of a run: written atomically, read without executing code."""
+"""Checkpoints of a run: written durably, with the digest of every file, and read without executing code."""
 
 import json
-import pickle
-import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from remask.errors import UserError
-from remask.files.tensors import refuse_non_finite
-from remask.training.run_folder import RunFolder, find
+from remask.errors import UserError, first_line
+from remask.files.manifest import damage, write_manifest
+from remask.files.records import atomic_folder
+from remask.files.tensors import LOAD_ERRORS, refuse_non_finite
+from remask.training.run_folder import RunFolder, checkpoints, find
 from remask.training.sharding import full_state, shard_like, shard_state
+
+_SAID = set[str]()
+"""Lines about damaged checkpoints that this process has printed."""
+
+
+class Content(NamedTuple):
+    """What a checkpoint holds: weights and the optimizer's state, all on the CPU and full, and state.json as text."""
+
+    weights: Mapping[str, Tensor]
+    moments: Mapping[str, Any]
+    state: str
+
+
+def gather(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], main: bool = True
+) -> Content | None:
+    """The content of a checkpoint, which shares memory with the model; None unless `main`. Collective."""
+    weights, moments = (full_state(owner.state_dict(), main) for owner in (model, optimizer))
+    return Content(weights, moments, json.dumps(state)) if main else None
+
+
+def write(run: RunFolder, name: str, content: Content) -> None:
+    """Write checkpoints/NAME: weights (safetensors), optimizer (tensors only), state (JSON), and their manifest.
+
+    It replaces an older one when all of it is on the disk, and the lines of metrics.jsonl before it are.
+    """
+    run.sync_log()
+    with atomic_folder(run.path / "checkpoints" / name) as tmp:
+        save_file({key: value.contiguous() for key, value in content.weights.items()}, tmp / "model.safetensors")
+        torch.save(content.moments, tmp / "optimizer.pt")
+        (tmp / "state.json").write_text(content.state)
+        write_manifest(tmp)
 
 
 def save(
     run: RunFolder, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> None:
-    """Write checkpoints/NAME atomically: weights (safetensors), optimizer (tensors only), state (JSON).
+    """Write checkpoints/NAME; on return it is on the disk.
 
     Collective: shards are gathered to full tensors, and only the process with `run.writes` writes.
     """
-    weights, moments = (full_state(owner.state_dict(), run.writes) for owner in (model, optimizer))
-    if not run.writes:
-        return
-    folder = run.path / "checkpoints" / name
-    tmp, old = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.old")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in weights.items()}, tmp / "model.safetensors")
-    torch.save(moments, tmp / "optimizer.pt")
-    (tmp / "state.json").write_text(json.dumps(state))
-    if (
-        folder.exists()
-    ):  # else a run was killed between the renames, and `old` is the only checkpoint: keep it until the end
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    tmp.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if content := gather(model, optimizer, state, run.writes):
+        write(run, name, content)
+
+
+def intact(run: RunFolder, name: str = "last", *, exact: bool = False) -> Path:
+    """The folder of a checkpoint whose files are those that were written; earlier versions' have no manifest and pass.
+
+    exact   of this name alone; else the newest kept one replaces a damaged "last", with a line on stderr, which
+            `run.recovered` keeps
+    Raises UserError, which names the file, for a damaged checkpoint, if no other may replace it or none is intact.
+    """
+    if exact or name != "last":
+        folder = find(run, name)
+        if fault := _fault(folder):
+            raise UserError(f"{folder}: {fault}; {_others(run, folder)}")
+        return folder
+    candidates = checkpoints(run, name)
+    wrong = [_fault(candidate) for candidate in candidates]
+    for candidate, fault in zip(candidates, wrong, strict=True):
+        if not fault:
+            return candidate
+    found = newest_kept(run)
+    if found is None and not candidates:
+        return find(run, name)  # which says what there is
+    where, why = run.path / "checkpoints" / name, wrong[0] if wrong else "it is missing"
+    if found is None:
+        raise UserError(
+            f"{where}: {why}; no other checkpoint of {run.path} is intact: put one back from a copy, or begin a new run"
+        )
+    run.recovered = f"{where}: {why}; {found.name} (step {state_of(found).get('step')}) is used instead"
+    if run.recovered not in _SAID:
+        _SAID.add(run.recovered)
+        print(f"remask: {run.recovered}", file=sys.stderr)
+    return found
+
+
+def starting_point(run: RunFolder, name: str | None = None) -> Path | None:
+    """The checkpoint that a run is resumed from; None for one that ended before its first, which begins at step 0.
+
+    name   exactly this one; None: the last, or the newest that is intact
+    """
+    if name is None and not checkpoints(run, "last") and not any((run.path / "checkpoints").glob("[!.]*")):
+        return None
+    return intact(run) if name is None else intact(run, name, exact=True)
+
+
+def newest_kept(run: RunFolder) -> Path | None:
+    """The kept checkpoint of the highest step that is intact; None if there is none."""
+    kept = [path for path in (run.path / "checkpoints").glob("[!.]*") if path.name != "last" and not _fault(path)]
+    return max(kept, key=lambda path: int(state_of(path).get("step", 0)), default=None)
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, as far as its manifest, or reading its state, shows; None if nothing."""
+    if faults := damage(folder):
+        return "; ".join(faults)
+    try:
+        state_of(folder)
+    except UserError as error:
+        return str(error)
+    missing = [name for name in ("model.safetensors", "optimizer.pt") if not (folder / name).is_file()]
+    return f"{missing[0]} is missing" if missing else None
+
+
+def _others(run: RunFolder, folder: Path) -> str:
+    names = [path.name for path in sorted(folder.parent.glob("[!.]*")) if path != folder and not _fault(path)]
+    return f"{', '.join(names)} can be taken instead" if names else f"no other of {run.path} is intact"
 
 
 def position(run: RunFolder, name: str = "last") -> dict[str, Any]:
     """The saved state of a checkpoint: {"step", "epoch", "ledger", ...}; see `Trainer.state`."""
-    return _state(find(run, name))
+    return state_of(intact(run, name))
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -58,17 +141,21 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
     if optimizer:
         state = _load_tensors(folder / "optimizer.pt")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for i, moments in state["state"].items():
-            state["state"][i] = {name: shard_like(value, parameters[i]) for name, value in moments.items()}
-        optimizer.load_state_dict(state)
-    return _state(folder)
+        try:
+            for i, moments in state["state"].items():
+                state["state"][i] = {name: shard_like(value, parameters[i]) for name, value in moments.items()}
+            optimizer.load_state_dict(state)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            why = first_line(error)
+            raise UserError(f"{folder / 'optimizer.pt'} does not fit: {why}; take another checkpoint") from error
+    return state_of(folder)
 
 
-def _state(folder: Path) -> dict[str, Any]:
+def state_of(folder: Path) -> dict[str, Any]:
     """Content of a checkpoint's state.json. Raises UserError if it is damaged."""
     try:
         return dict(json.loads((folder / "state.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'state.json'} is damaged ({error}): take another checkpoint of the run") from error
 
 
@@ -76,8 +163,8 @@ def _load_tensors(path: Path) -> dict[str, Any]:
     """Content of a torch file of tensors and plain values. Raises UserError for objects of other classes."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        why = (str(error).splitlines() or ["it is empty"])[0]
+    except LOAD_ERRORS as error:
+        why = (str(error).splitlines() or ["it is empty"])[0].partition("weights_only")[0].strip() or "it is damaged"
         raise UserError(f"{path} cannot be read: {why}; the run cannot be resumed from this checkpoint") from error
 
 
@@ -88,8 +175,9 @@ def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
     """
     try:
         stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}; take another checkpoint of the run") from error
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        why = first_line(error)
+        raise UserError(f"{path} cannot be read as safetensors: {why}; take another checkpoint of the run") from error
     own, renamed = model.state_dict(), getattr(model, "former_names", {})
     stored = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
     stored = {renamed.get(key, key): value for key, value in stored.items()}
@@ -108,4 +196,7 @@ def _faults(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> lis
     return faults + [f"{key} is {tuple(stored[key].shape)}, not {tuple(expected[key].shape)}" for key in misshapen]
 
 
-__all__ = ["load_weights", "position", "restore", "save"]
+__all__ = [
+    "Content", "gather", "intact", "load_weights", "newest_kept", "position", "restore", "save", "starting_point",
+    "state_of", "write",
+]  # fmt: skip

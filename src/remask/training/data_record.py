@@ -6,6 +6,7 @@ changes, unless the user accepts them; accepted changes go into the history in d
 
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from remask.files.records import atomic_write
 from remask.images.sources.differences import differences
 from remask.images.sources.files import printable
 from remask.images.sources.fingerprint import Inventory, packed_names
-from remask.training.checkpoint import position
+from remask.training.checkpoint import state_of
 from remask.training.optim import epoch_length
 from remask.training.run_folder import RunFolder
 from remask.training.trainer import Trainer
@@ -75,10 +76,11 @@ class DataRecord:
         self._recorded, self._history = dict[str, RecordedSource](), list[dict[str, Any]]()
         self._stale = False
 
-    def check(self, now: Sources, care: Care, fresh: bool) -> Checked:
+    def check(self, now: Sources, care: Care, fresh: bool, trained: bool = True) -> Checked:
         """Compare the present sources with the run's record. Writes nothing.
 
-        fresh   a new run, which has no record yet
+        fresh     a new run, which has no record yet
+        trained   the run has a checkpoint; without one it depends on its first weights too
         Raises UserError, which names the changes, unless `care` accepts them.
         """
         if care.verify:
@@ -91,6 +93,8 @@ class DataRecord:
             return Checked([], [], digests)
         self._recorded, self._history = _read(self.run)
         changes, reported = self._compared(digests)
+        if not trained:
+            changes, reported = [*changes, *reported], []
         if changes and not care.accept:
             raise refused(self.run.path, changes)
         lines = (
@@ -165,18 +169,23 @@ class RecordedSource(NamedTuple):
         return phrases or (["names or sizes differ"] if not self.named and digest != self.digest else [])
 
 
-def resumed(trainer: Trainer, record: DataRecord, checked: Checked, care: Care) -> list[str]:
-    """Resume a trainer from its run's last checkpoint and update the record; returns lines for the log.
+def resumed(trainer: Trainer, record: DataRecord, checked: Checked, care: Care, folder: Path | None) -> list[str]:
+    """Resume a trainer from the checkpoint in `folder` and update the record; returns lines for the log.
 
+    folder   None for a run that ended before its first checkpoint: it begins at step 0
     A run without a record is checked by the number of steps per epoch. Raises UserError if that changed, unless `care`
     accepts it.
     """
-    before, changes = position(trainer.run), list(checked.changes)
-    if not checked.known:
+    before, changes = state_of(folder) if folder else {"step": 0, "epoch": 0.0}, list(checked.changes)
+    if not checked.known and folder:
         changes += _other_steps(before, trainer.schedule.steps_per_epoch)
     if changes and not care.accept:
         raise refused(trainer.run.path, changes)
-    trainer.resume()
+    if folder:
+        trainer.resume(folder)
+    else:
+        trainer.run.rewind(0)
+    trainer.run.note_recovery()
     trainer.world.first(lambda: record.keep(changes, before))
     accepted = [f"the data changed, and the run goes on with it: {'; '.join(changes)}"] if changes else []
     return checked.lines + accepted
@@ -199,26 +208,27 @@ def _other_steps(before: Mapping[str, Any], steps: int) -> list[str]:
 def _read(run: RunFolder) -> tuple[dict[str, RecordedSource], list[dict[str, Any]]]:
     try:
         record = run.read("data.json")
-    except ValueError:
+        arrays = _arrays(run.path / "data.npz")
+        sources = {role: _recorded(facts, role, arrays) for role, facts in record.get("sources", {}).items()}
+        return sources, [dict(entry) for entry in record.get("history", [])]
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{run.path / 'data.json'} is damaged: remove it to go on without a comparison") from None
-    arrays = _arrays(run.path / "data.npz")
-    sources = {}
-    for role, facts in record.get("sources", {}).items():
-        columns = {key: arrays.get(f"{role}/{key}") for key in ("names", "sizes", "labels", "hashes", "digest")}
-        named = columns["digest"] is not None and columns["digest"].tobytes().decode() == facts["digest"]
-        if not named:  # a run was killed between writing the two files
-            columns = dict.fromkeys(columns)
-        names = columns["names"]
-        paths = (
-            names.tobytes().decode("utf-8", "surrogateescape").split("\0") if names is not None and len(names) else []
-        )
-        sizes = columns["sizes"] if columns["sizes"] is not None else np.empty(0, np.int64)
-        inventory = Inventory(
-            facts["what"], facts["count"], paths, sizes, columns["labels"], facts["classes"], facts["facts"],
-            columns["hashes"],
-        )  # fmt: skip
-        sources[role] = RecordedSource(inventory, facts["digest"], named and facts["named"])
-    return sources, record.get("history", [])
+
+
+def _recorded(facts: Mapping[str, Any], role: str, arrays: Mapping[str, np.ndarray]) -> RecordedSource:
+    columns = {key: arrays.get(f"{role}/{key}") for key in ("names", "sizes", "labels", "hashes", "digest")}
+    digest = columns["digest"]
+    named = digest is not None and digest.tobytes() == facts["digest"].encode()
+    if not named:  # a run was killed between writing the two files
+        columns = dict.fromkeys(columns)
+    names = columns["names"]
+    paths = names.tobytes().decode("utf-8", "surrogateescape").split("\0") if names is not None and len(names) else []
+    sizes = columns["sizes"] if columns["sizes"] is not None else np.empty(0, np.int64)
+    inventory = Inventory(
+        facts["what"], facts["count"], paths, sizes, columns["labels"], facts["classes"], facts["facts"],
+        columns["hashes"],
+    )  # fmt: skip
+    return RecordedSource(inventory, facts["digest"], named and facts["named"])
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -226,7 +236,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError):
         return {}
 
 

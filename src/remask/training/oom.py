@@ -106,4 +106,17 @@ def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[li
             torch.cuda.empty_cache()
 
 
-__all__ = ["LESS", "across_batch", "fewest_micro_batches", "fits_in_memory", "oom_retry", "undone_without_memory"]
+def again_in_parts(step: int, parts: int) -> str:
+    """What is said of a step that was done again."""
+    return f"memory ran out in step {step}: done again, batches now in {parts} parts"
+
+
+__all__ = [
+    "LESS",
+    "across_batch",
+    "again_in_parts",
+    "fewest_micro_batches",
+    "fits_in_memory",
+    "oom_retry",
+    "undone_without_memory",
+]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -221,7 +222,16 @@ class Lars(torch.optim.Optimizer):
         return grad * ratio
 
 
+def clipped(model: nn.Module, clip: float | None) -> Tensor:
+    """The norm of all gradients before clipping; clips them to the norm `clip` if there is one."""
+    if clip:
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 __all__ = [
-    "Averaged", "Lars", "Schedule", "adamw", "cosine", "epoch_length", "learning_rate", "parameter_groups",
+    "Averaged", "Lars", "Schedule", "adamw", "clipped", "cosine", "epoch_length", "learning_rate", "parameter_groups",
     "polynomial", "set_lr", "step_down",
 ]  # fmt: skip

@@ -2,41 +2,74 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
 from remask.files.escaping import encodable, is_text, printable, quoted
+from remask.files.locking import lock_run, was_locked
 from remask.files.paths import write_error
-from remask.files.records import atomic_write, read_json_lines
+from remask.files.records import atomic_write, leftovers, make_folder, read_json_lines, sync_file, sync_folder
+from remask.files.text import read_json
 
 FORMAT = 2
 """Version of the run folder's format, in env.json (absent: 1). recipe/formats.py has the defaults of each version."""
+
+REPORT = "report.html"
+BEGUN = frozenset(
+    (
+        "checkpoints", "pictures", "eval", "env.json", "data.json", "data.npz", "task.json", "codebook.safetensors",
+        ".lock",
+    )
+)  # fmt: skip
+"""What a new run's folder holds before its recipe, which is written last."""
 
 
 class RunFolder:
     """Paths and small files of `runs/NAME/`. JSON files are replaced atomically; metrics are appended.
 
-    writes   whether this process writes; False in all processes but the main one
+    writes      whether this process writes; False in all processes but the main one
+    recovered   a line about a damaged checkpoint in whose place another was taken
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self.recovered: str | None = None
 
     @classmethod
     def create(cls, path: Path, recipe: str, env: Mapping[str, Any]) -> "RunFolder":
-        """Make a new run folder. Raises UserError if `path` is not free or cannot be made."""
+        """Make a new run folder, which this process then writes alone. Raises UserError if it cannot be made."""
+        run = cls.reserve(path)
+        run.begin(recipe, env)
+        return run
+
+    @classmethod
+    def reserve(cls, path: Path) -> "RunFolder":
+        """Make the folder of a new run and lock it. It is no run until `begin`: what that needs is written between.
+
+        Raises UserError if `path` is not free or cannot be made, or another process writes it.
+        """
         refuse_existing(path)
-        run = cls(path)
         try:
+            make_folder(path)
+            lock_run(path)
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # of a run that failed at step 0
             for folder in ("checkpoints", "pictures", "eval"):
-                (path / folder).mkdir(parents=True, exist_ok=True)
+                make_folder(path / folder)
         except OSError as error:
             raise cannot_be_made(path, error) from error
-        (path / "recipe.toml").write_text(recipe, encoding="utf-8")
-        run.write("env.json", {"format": FORMAT, **env})
-        return run
+        return cls(path)
+
+    def begin(self, recipe: str, env: Mapping[str, Any]) -> None:
+        """Make the folder a run, which can be resumed from now on, if only from step 0."""
+        self.write("env.json", {"format": FORMAT, **env})
+        with atomic_write(self.path / "recipe.toml") as tmp:
+            tmp.write_text(recipe, encoding="utf-8")
+        command = f"remask resume {quoted(self.path)}"
+        self.write("status.json", {"state": "running", "step": 0, "resume_command": command})
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -53,20 +86,49 @@ class RunFolder:
     @property
     def format(self) -> int:
         """Version of the folder's format; old ones have other defaults."""
-        return int(self.read("env.json").get("format", 1))
+        version = self.read("env.json").get("format", 1)
+        if not isinstance(version, int):
+            raise UserError(f"{self.path / 'env.json'} is damaged: its format is {version!r}, not a number")
+        return version
 
-    def write(self, name: str, content: Mapping[str, Any] | list[Any]) -> None:
-        """Write a JSON file, atomically; lists, which may be long, on one line."""
+    def write(self, name: str, content: Mapping[str, Any] | list[Any], *, sync: bool = True) -> None:
+        """Write a JSON file, atomically; lists, which may be long, on one line. sync: see `atomic_write`."""
         if not self.writes:
             return
         path = self.path / name
         text = json.dumps(encodable(content), indent=None if isinstance(content, list) else 2)
-        with atomic_write(path) as tmp:
+        with atomic_write(path, sync=sync) as tmp:
             tmp.write_text(text + "\n", encoding="utf-8")
 
     def read(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file, {} if there is none. Raises UserError if it is damaged."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            content = read_json(path) if path.is_file() else {}
+        except (OSError, ValueError, UserError) as error:
+            raise UserError(f"{path} is damaged ({error}): put it back from a copy") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is damaged (it holds no object): put it back from a copy")
+        return content
+
+    def read_or_empty(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file that a run can do without; {} if it is missing or damaged."""
+        try:
+            return self.read(name)
+        except UserError:
+            return {}
+
+    def finish(self) -> None:
+        """Note that the run and all its results are there."""
+        status = self.read_or_empty("status.json")
+        kept = {key: value for key, value in status.items() if key not in ("stage", "error")}
+        self.write("status.json", {**kept, "state": "finished"})
+
+    def note_recovery(self) -> None:
+        """Append what `recovered` says to recovered.txt, for the report."""
+        if self.recovered and self.writes:
+            with open(self.path / "recovered.txt", "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M')} {printable(self.recovered)}\n")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -74,6 +136,12 @@ class RunFolder:
             return
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def sync_log(self) -> None:
+        """Return when the lines of metrics.jsonl are on the disk; a checkpoint relies on those before it."""
+        if (self.path / "metrics.jsonl").is_file():
+            sync_file(self.path / "metrics.jsonl")
+            sync_folder(self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, without the incomplete one that a killed run may have left."""
@@ -83,7 +151,8 @@ class RunFolder:
         """Delete metrics of steps after `step`: a killed run may have logged beyond its last checkpoint."""
         path = self.path / "metrics.jsonl"
         if path.is_file() and self.writes:
-            remaining = [line for line in self.metrics() if line["step"] <= step]
+            steps = ((line, line.get("step")) for line in self.metrics())
+            remaining = [line for line, at in steps if isinstance(at, int) and at <= step]
             with atomic_write(path) as tmp:
                 tmp.write_text("".join(json.dumps(line) + "\n" for line in remaining))
 
@@ -112,30 +181,58 @@ def refuse_bytes(path: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise UserError unless `path` is free: absent, an empty folder, or a run that failed before its first step."""
+    """Raise UserError unless `path` is free: absent, empty, or a run that was killed or failed before it began."""
     refuse_bytes(path)
-    status = RunFolder(path).read("status.json") if (path / "recipe.toml").is_file() else {}
-    if (status.get("state"), status.get("step")) == ("failed", 0):
+    is_run = (path / "recipe.toml").is_file()
+    status = RunFolder(path).read_or_empty("status.json") if is_run else {}
+    if (status.get("state"), status.get("step")) == ("failed", 0) or (not is_run and _half_made(path)):
         return
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        resume = f"continue it with: remask resume {quoted(path)}; or " if (path / "recipe.toml").is_file() else ""
+        resume = f"continue it with: remask resume {quoted(path)}; or " if is_run else ""
         raise UserError(f"{path} already exists and is not empty: {resume}choose another --out")
 
 
+def _half_made(path: Path) -> bool:
+    """Whether a folder is what a process left that was killed while it made a run there, and nothing else."""
+    if not was_locked(path):
+        return False
+    ours = BEGUN | {left.name for name in (*BEGUN, "recipe.toml", "status.json") for left in leftovers(path / name)}
+    return {entry.name for entry in path.iterdir()} <= ours and not any((path / "checkpoints").glob("*"))
+
+
+def checkpoints(run: RunFolder, name: str) -> list[Path]:
+    """Folders that hold the checkpoint `name`: itself, or what a save that was killed had put aside."""
+    folder = run.path / "checkpoints" / name
+    aside = [left for left in leftovers(folder) if left.suffix == ".old"]
+    return [candidate for candidate in (folder, *aside) if (candidate / "state.json").is_file()]
+
+
 def find(run: RunFolder, name: str = "last") -> Path:
-    """The folder of a checkpoint, also if a run was killed between the two renames of `save`.
+    """The folder of a checkpoint, also if a run was killed while it replaced it. Its files may be damaged.
 
     Raises UserError, which lists the others, if there is none of this name.
     """
-    folder = run.path / "checkpoints" / name
-    for candidate in (folder, folder.with_name(f".{name}.old")):
-        if (candidate / "state.json").is_file():
-            return candidate
-    others = sorted(path.name for path in folder.parent.glob("[!.]*"))
-    why = (
-        f"it holds {', '.join(others)}" if others else "the run ended before its first; start again with another --out"
-    )
+    if found := checkpoints(run, name):
+        return found[0]
+    others = sorted(path.name for path in (run.path / "checkpoints").glob("[!.]*"))
+    why = f"it holds {', '.join(others)}" if others else f"it ended before its first: remask resume {quoted(run.path)}"
     raise UserError(f"{run.path} holds no checkpoint {name!r}: {why}")
+
+
+def check_checkpoint(run: RunFolder, name: str = "last") -> None:
+    """Raise UserError if there is no such checkpoint; where "last" is missing, a kept one can stand for it."""
+    if name != "last" or not any((run.path / "checkpoints").glob("epoch-*")):
+        find(run, name)
+
+
+def is_trained(run: RunFolder) -> bool:
+    """Whether all steps are done, by status.json; results may be missing."""
+    return run.read_or_empty("status.json").get("state") in ("trained", "finished")
+
+
+def missing(run: RunFolder, results: Sequence[str]) -> list[str]:
+    """Those of a finished run's files that are not there."""
+    return [name for name in results if not (run.path / name).is_file()]
 
 
 def check_new_run(path: Path | None) -> None:
@@ -158,12 +255,6 @@ def is_task_run(path: Path) -> bool:
 
 
 __all__ = [
-    "FORMAT",
-    "RunFolder",
-    "check_new_run",
-    "find",
-    "is_task_run",
-    "refuse_bytes",
-    "refuse_existing",
-    "why_no_run",
-]
+    "FORMAT", "REPORT", "RunFolder", "check_checkpoint", "check_new_run", "checkpoints", "find", "is_task_run",
+    "is_trained", "missing", "refuse_bytes", "refuse_existing", "why_no_run",
+]  # fmt: skip

@@ -75,9 +75,9 @@ class RunLog:
         """Write a line to metrics.jsonl, TensorBoard and the bar; update status.json and cost.json."""
         step = line["step"]
         self.run.log(line)
-        self.status("running", step)
+        self.status("running", step, sync=False)
         cost = self.ledger.cost(self.runtime.peak_memory_mb())
-        self.run.write("cost.json", cost)
+        self.run.write("cost.json", cost, sync=False)
         hours_left = (self.schedule.steps - step) * self.ledger.hours / max(step, 1)
         hours = f"gpu-h {cost['gpu_hours']:.3f}" if cost["gpu_hours"] else f"cpu-h {cost['cpu_hours']:.3f}"
         probes = "".join(f" | {name} {value:.1f}" for name, value in line.items() if name.startswith("probe/"))
@@ -92,21 +92,28 @@ class RunLog:
                 if name not in ("step", "epoch"):
                     self._writer.add_scalar(name, value, step)
 
-    def ended_by(self, error: BaseException, step: int) -> None:
+    def ended_by(self, error: BaseException, step: int, why: str) -> None:
         """Write why a training ended before its end; an error that is no fault of its own is told how it goes on."""
         interrupted, of_another = isinstance(error, KeyboardInterrupt), from_exchange(error)
         if of_another:
             ignore_sigterm()
         if interrupted or of_another or isinstance(error, MachineError) or system_line(error):
             error.add_note(f"{GO_ON}remask resume {quoted(self.run.path)}")
-        self.status("interrupted" if interrupted else "failed", step, str(error))
+        self.status("interrupted" if interrupted else "failed", step, why)
 
-    def status(self, state: str, step: int, why: str = "") -> None:
-        """Write status.json: the state (running, finished, interrupted, failed), the step, the command to resume."""
+    def status(self, state: str, step: int, why: str = "", *, sync: bool = True) -> None:
+        """Write status.json: the state, the step, the command to resume. sync: see `atomic_write`.
+
+        state   running, trained (results are still to be written), finished, interrupted, failed
+        """
         status = {"state": state, "step": step, "steps": self.schedule.steps}
         command, now = f"remask resume {quoted(self.run.path)}", time.strftime("%Y-%m-%dT%H:%M:%S%z")
         status |= {"resume_command": command, "updated": now}
-        self.run.write("status.json", status | ({"error": why} if why else {}))
+        if state == "trained":
+            status["stage"] = "training done, results missing"
+        if self.run.recovered:
+            status["recovered"] = self.run.recovered
+        self.run.write("status.json", status | ({"error": why} if why else {}), sync=sync)
 
 
 __all__ = ["GRAD_NORM", "RunLog"]

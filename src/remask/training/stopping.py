@@ -124,6 +124,13 @@ def _late(number: int, count: int, request: StopRequest | None, left: threading.
     os._exit(128 + number)
 
 
+def saved_at(step: int, steps: int) -> KeyboardInterrupt:
+    """What ends a training that was asked to stop, when its step is saved."""
+    error = KeyboardInterrupt()
+    error.add_note(f"step {step} of {steps} is saved")
+    return error
+
+
 def interrupted_line(error: BaseException | None = None) -> str:
     """What an interrupted command says: what is saved, and how to go on."""
     notes = getattr(error, "__notes__", ())
@@ -135,4 +142,4 @@ def _say(line: str) -> None:
         print(f"remask: {line}", file=sys.stderr, flush=True)
 
 
-__all__ = ["StopRequest", "TerminatedError", "answered", "interrupted_line"]
+__all__ = ["StopRequest", "TerminatedError", "answered", "interrupted_line", "saved_at"]

@@ -8,27 +8,29 @@ its rows, so that several processes compute the same as one.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from remask.errors import UserError
 from remask.seeds import generator, seeded
-from remask.training.checkpoint import restore, save
+from remask.training.checkpoint import intact, restore
 from remask.training.cost import Ledger, Window
 from remask.training.finite import CURE, FiniteGuard
 from remask.training.interfaces import Batches, Drawer, Draws, Hook
-from remask.training.oom import LESS, across_batch, fewest_micro_batches, fits_in_memory, oom_retry
-from remask.training.optim import Schedule, set_lr
+from remask.training.oom import LESS, across_batch, again_in_parts, fewest_micro_batches, fits_in_memory, oom_retry
+from remask.training.optim import Schedule, clipped, set_lr
 from remask.training.progress import Console
-from remask.training.run_folder import RunFolder, find
+from remask.training.run_folder import RunFolder
 from remask.training.run_log import GRAD_NORM, RunLog
 from remask.training.runtime import Runtime
+from remask.training.saving import Saver
 from remask.training.sharding import exchanging
-from remask.training.stopping import StopRequest
+from remask.training.stopping import StopRequest, saved_at
 
 
 class Trainer:
@@ -68,56 +70,77 @@ class Trainer:
         self.model, self.batches, self.optimizer, self.schedule = model, batches, optimizer, schedule
         self.runtime, self.run, self.ledger, self.seed, self.hooks = runtime, run, ledger, seed, hooks
         self.ddp_model, self.world, self.global_batch_size = ddp_model or model, runtime.world, global_batch_size
-        self.log = RunLog(run, runtime, tensorboard)
+        self.log, self.saver = RunLog(run, runtime, tensorboard), Saver(run)
         self.guard, self._draw = FiniteGuard(), draw
         self.global_step, self.micro_batches, self.saved = 0, schedule.accumulate, time.monotonic()
         self.notes: dict[str, Any] = {}  # saved in the state.json of every checkpoint
+        self.saved_step: int | None = None
 
-    def resume(self) -> None:
-        """Continue from the last checkpoint: weights, optimizer, position, cost so far."""
-        self.place(restore(find(self.run), self.model, self.optimizer))
+    def resume(self, folder: Path | None = None) -> None:
+        """Continue from a checkpoint, by default the last: weights, optimizer, position, cost so far."""
+        folder = folder or intact(self.run)
+        self.place(restore(folder, self.model, self.optimizer))
+        self.saved_step = self.global_step if folder.name == "last" else None
         self.run.rewind(self.global_step)
         self.world.wait()  # no process saves while another reads
 
     def place(self, state: Mapping[str, Any]) -> None:
         """Restore step, cost and log window from `state`, whose epochs may have had another number of steps."""
-        self.global_step, self.schedule = state["step"], self.schedule.going_on(state)
-        self.ledger.load(state["ledger"], self.world.main, self.schedule.epochs_unlike(state))
-        self.log.window.load(state["window"], self.world.main)
+        try:
+            self.global_step, self.schedule = state["step"], self.schedule.going_on(state)
+            self.ledger.load(state["ledger"], self.world.main, self.schedule.epochs_unlike(state))
+            self.log.window.load(state["window"], self.world.main)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"a checkpoint's state.json is damaged ({error!r}): take another of the run") from error
         if self.log.window.steps:  # versions before 2026-12 did not sum the norm
             self.log.window.losses.setdefault(GRAD_NORM, math.nan)
 
-    def train(self, console: Console, then: Callable[[], object] = lambda: None) -> None:
-        """Train to the end, or to `until_epoch`, then call `then`.
+    def train(self, console: Console, then: Callable[[], object] = lambda: None, ended: str = "finished") -> None:
+        """Train to the end, or to `until_epoch`, then call `then`; the run's state is `ended` when all steps are done.
 
-        SIGINT or SIGTERM saves a checkpoint and raises KeyboardInterrupt; a non-finite loss raises UserError.
+        SIGINT or SIGTERM saves a checkpoint and raises KeyboardInterrupt; a non-finite loss raises UserError. Whatever
+        ends it, a checkpoint that is being written is on the disk before.
         """
         self.log.open(self.global_step, self.schedule, self.ledger)
-        if self.global_step == 0:
-            self._save()
-        self.ledger.resume()
-        self._status("running")
         try:
             with console, StopRequest() as stop:
+                self.log.status("running", self.global_step)
+                self._save_first()
+                self.ledger.resume()
                 for batch, waited in self._steps(stop):
-                    before = self.micro_batches
-                    losses = self.step(batch)
+                    before, losses = self.micro_batches, self.step(batch)
                     self.global_step += 1
                     self.world.at_step(self.global_step)
                     if before < self.micro_batches:
-                        console.say(
-                            f"memory ran out in step {self.global_step}: done again, batches now in "
-                            f"{self.micro_batches} parts"
-                        )
+                        console.say(again_in_parts(self.global_step, self.micro_batches))
                     self.log.add(losses, waited, self.global_batch_size or len(batch.images))
                     self._after_step(stop, console)
-                self._save()
+                self._save("last")
+                self.saver.wait()
             then()
-            self._status("finished" if self.global_step >= self.schedule.steps else "running")
+            state = ended if self.global_step >= self.schedule.steps else "running"
+            self.log.status(state, self.global_step)
         except BaseException as error:
-            self.log.ended_by(error, self.global_step)
+            self._end(error)
             raise
-        finally:
+        self.log.close()
+
+    def _save_first(self) -> None:
+        """Save at step 0; at the end of an epoch that is kept, what a killed run had not kept of it."""
+        if self.global_step == 0:
+            self._save("last")
+        elif (name := self._kept_name()) and not (self.run.path / "checkpoints" / name).is_dir():
+            self._save(name)
+
+    def _end(self, error: BaseException) -> None:
+        """Complete the checkpoint that is being written, and note why the run ends, as far as there is room for it."""
+        why = str(error)
+        try:
+            self.saver.wait()
+        except OSError as unsaved:
+            why += f" (and the last checkpoint could not be written: {unsaved})"
+        with suppress(OSError):  # which would hide `error`
+            self.log.ended_by(error, self.global_step, why)
             self.log.close()
 
     def _steps(self, stop: StopRequest) -> Iterator[tuple[Any, float]]:
@@ -128,7 +151,8 @@ class Trainer:
             for _ in range(start, self.schedule.steps_per_epoch):
                 began = time.perf_counter()
                 if (batch := stop.next_of(batches, self.world.alone)) is None:
-                    self._stop()
+                    self._save("last")
+                    raise saved_at(self.global_step, self.schedule.steps)
                 yield batch, time.perf_counter() - began
                 if self.global_step >= self.schedule.last_step:
                     return
@@ -148,7 +172,7 @@ class Trainer:
         else:  # one rank cannot do again what the others have already reduced
             losses = forward_backward(self.micro_batches)
 
-        norm = self._clipped()
+        norm = clipped(self.model, self.schedule.clip)
         self.guard.check(self.global_step + 1, losses, norm, self.optimizer, self.world.alone)
         set_lr(self.optimizer, partial(self.schedule.lr_at, self.global_step))
         self.optimizer.step()
@@ -196,14 +220,6 @@ class Trainer:
                     totals[name] = totals.get(name, torch.zeros_like(loss)) + loss.detach() * share
         return totals
 
-    def _clipped(self) -> Tensor:
-        """The norm of all gradients before clipping; clips them if the schedule says so."""
-        if self.schedule.clip:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
     def choose_micro_batches(self, batch: Any) -> int:
         """Find, by trying, the fewest micro-batches in which such a batch fits; set and return the number."""
         images = batch.images.to(self.runtime.device)
@@ -216,8 +232,8 @@ class Trainer:
 
     def _after_step(self, stop: StopRequest, console: Console) -> None:
         """Log at the end of a window or an epoch; save at the end of an epoch or when due; stop on request."""
-        (epoch, steps_into_epoch), every = self.schedule.place(self.global_step), self.schedule.keep_every_epochs
-        end_of_epoch = steps_into_epoch == 0
+        self.saver.check()
+        end_of_epoch = self.schedule.place(self.global_step)[1] == 0
         logs = self.global_step % self.schedule.log_every == 0 or self.global_step == self.schedule.steps
         if logs or end_of_epoch:
             self._log(end_of_epoch, console)
@@ -225,19 +241,16 @@ class Trainer:
         # clocks and signals differ between processes: they agree only at steps at which they synchronise anyway
         synchronises = logs or end_of_epoch or self.world.alone
         stops, due = self.world.any(stop.requested, due) if synchronises else (False, False)
-        if end_of_epoch or due:
-            self._save()
-        if end_of_epoch and every and epoch % every == 0:
-            self._save(f"epoch-{epoch:04d}")
+        if end_of_epoch or due or stops:
+            kept = self._kept_name()
+            self._save(*([kept] if kept else []), "last")
         if stops:
-            self._stop()
+            raise saved_at(self.global_step, self.schedule.steps)
 
-    def _stop(self) -> NoReturn:
-        """Save this very step, and end."""
-        self._save()
-        error = KeyboardInterrupt()
-        error.add_note(f"step {self.global_step} of {self.schedule.steps} is saved")
-        raise error
+    def _kept_name(self) -> str | None:
+        """Name of the checkpoint to keep at this step: "epoch-0002"; None in mid-epoch, or if it is not kept."""
+        (epoch, steps_into_epoch), every = self.schedule.place(self.global_step), self.schedule.keep_every_epochs
+        return f"epoch-{epoch:04d}" if every and steps_into_epoch == 0 and epoch % every == 0 else None
 
     def _log(self, end_of_epoch: bool, console: Console) -> None:
         line = self.log.line(self.global_step)
@@ -263,11 +276,15 @@ class Trainer:
                 f"the last good checkpoint is in {self.run.path / 'checkpoints' / 'last'}"
             )
 
-    def _save(self, name: str = "last") -> None:
+    def _save(self, *names: str) -> None:
+        """Save under these names, in this order: where "last" is of the end of an epoch, the kept one is there."""
+        if self.saved_step == self.global_step and names == ("last",):
+            return
         state = self.state()
         self._refuse_non_finite(state["window"]["losses"].get("total", 0.0))
-        save(self.run, name, self.model, self.optimizer, state)
+        self.saver.save(names, self.model, self.optimizer, state)
         self.saved = time.monotonic()
+        self.saved_step = self.global_step if "last" in names else self.saved_step
 
     def state(self) -> dict[str, Any]:
         """A checkpoint's state beside weights and optimizer: {"step", "epoch", "ledger", "window", ...}. Collective."""
@@ -279,8 +296,5 @@ class Trainer:
         }
         return {**position, **self.notes, "ledger": self.ledger.state(), "window": self.log.window.state(self.world)}
 
-    def _status(self, state: str, why: str = "") -> None:
-        self.log.status(state, self.global_step, why)
 
-
-__all__ = ["Batches", "Draws", "Hook", "Trainer"]
+__all__ = ["Batches", "Drawer", "Draws", "Hook", "Trainer"]

@@ -16,6 +16,9 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "recipe.toml").write_text(dump(load_recipe("demo", environment={})))
     (folder / "status.json").write_text(json.dumps({"state": "finished", "step": 9}))
+    for name in ("export/backbone.safetensors", "pictures/reconstruction.png", "report.html"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
     return folder
 
 

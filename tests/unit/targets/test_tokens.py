@@ -1,6 +1,7 @@
 """targets/tokens.py and targets/dalle.py: nearest centres, a fitted codebook and its file, stored ids, the dVAE."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,16 @@ def test_new_dalle_has_the_published_number_of_weights() -> None:
     with torch.device("meta"):
         count = sum(p.numel() for p in DalleEncoder().parameters())
     assert math.isclose(count, 53.8e6, rel_tol=0.01)
+
+
+def test_a_flipped_bit_of_a_codebook_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "codebook.safetensors"
+    save_codebook(path, torch.arange(12.0).reshape(4, 3), {"target": "hog"})
+    content = path.read_bytes()
+    assert read_codebook(path)[1] == {"target": "hog"}
+    for place in range(0, len(content), 3):
+        flipped = bytearray(content)
+        flipped[place] ^= 2
+        path.write_bytes(flipped)
+        with suppress(UserError):  # else it was the digest's key: as an earlier version's file, it has none
+            assert torch.equal(read_codebook(path)[0], torch.arange(12.0).reshape(4, 3)), place

@@ -4,6 +4,7 @@ The run folder is in test_run_folder.
 """
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from remask.errors import UserError
+from remask.files import records
 from remask.training import checkpoint
 from remask.training.checkpoint import load_weights, restore, save
 from remask.training.run_folder import RunFolder, find
@@ -105,15 +107,16 @@ def test_a_write_that_fails_leaves_the_old_one_readable(
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
-    """Path.METHOD raises at its `call`-th call from now on."""
-    real, calls = getattr(Path, method), iter(range(1, 100))
+    """os.METHOD raises at its `call`-th call from now on, on a system that cannot exchange two names."""
+    real, calls = getattr(os, method), iter(range(1, 100))
 
-    def counted(self: Path, *args: object) -> object:
+    def counted(*args: object) -> object:
         if next(calls) == call:
             raise Crash
-        return real(self, *args)
+        return real(*args)
 
-    monkeypatch.setattr(Path, method, counted)
+    monkeypatch.setattr(records, "exchange", lambda *_: False)
+    monkeypatch.setattr(os, method, counted)
 
 
 @pytest.mark.parametrize(("call", "survivor"), [(1, 1), (2, 1)])
@@ -144,17 +147,23 @@ def test_a_second_crash_still_leaves_a_whole_checkpoint(run: RunFolder, monkeypa
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["last"]
 
 
-def test_a_crash_after_the_renames_leaves_the_new_one(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("old", [".old", ".part"])
+def test_a_crash_after_the_renames_leaves_the_new_one(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
+    """.part is what has the old one's content where two names can be exchanged."""
     save(run, "last", *pair(seed=1), {"step": 1})
     real = shutil.rmtree
 
     def crash(path: Path, **keys: object) -> None:
-        if Path(path).name.endswith(".old") and Path(path).exists():
+        if Path(path).name.endswith(old) and Path(path).exists():
             raise Crash
         real(path, **keys)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", crash)
+        if old == ".old":
+            patch.setattr(records, "exchange", lambda *_: False)
+        patch.setattr(records.shutil, "rmtree", crash)
         with pytest.raises(Crash):
             save(run, "last", *pair(seed=2), {"step": 2})
     assert read_back(run)[1] == 2

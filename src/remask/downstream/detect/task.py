@@ -17,6 +17,7 @@ from remask.downstream.inputs import NO_IMAGES, NO_TEST
 from remask.downstream.network import check_all, fix_pixel_range, freeze, gflops, network, opened_of, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
+from remask.files.replacing import write_bytes
 from remask.images.loading.image_cache import decoded
 from remask.images.sources.files import printable
 from remask.images.sources.labels import match
@@ -69,7 +70,7 @@ def build_detect(
         return scores | {"protocol": protocol | {"seed": recipe.seed}}
 
     def show(tested: Detector, folder: Path) -> None:
-        (folder / "detections.png").write_bytes(_drawn(tested, val, usable, size, runtime))
+        write_bytes(folder / "detections.png", _drawn(tested, val, usable, size, runtime))
 
     stored = {"classes": source.classes, "masks": masks, **pixels}
     sources = [val] if facts else [source, val]

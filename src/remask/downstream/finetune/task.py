@@ -16,6 +16,7 @@ from remask.downstream.inputs import NO_IMAGES
 from remask.downstream.network import check_all, fix_pixel_range, freeze, gflops, network, opened_of, workers
 from remask.downstream.training import Task
 from remask.errors import UserError
+from remask.files.replacing import write_bytes
 from remask.images.levels import FULL
 from remask.images.loading.loader import Loader, iterate
 from remask.images.sources.files import printable
@@ -69,7 +70,7 @@ def build_finetune(
         return summary | {"protocol": protocol}
 
     def show(tested: Classifier, folder: Path) -> None:
-        (folder / "confusion.png").write_bytes(confusion_figure(last["scores"].confusion, names))
+        write_bytes(folder / "confusion.png", confusion_figure(last["scores"].confusion, names))
 
     stored_facts = facts or {**_facts(source, begun), **pixels}
     lines, cost = (

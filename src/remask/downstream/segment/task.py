@@ -16,6 +16,7 @@ from remask.downstream.segment.pairs import PairBatch, PairLoader, ScaleCropFlip
 from remask.downstream.segment.segmenter import Segmenter, evaluate
 from remask.downstream.training import Task
 from remask.errors import UserError
+from remask.files.replacing import write_bytes
 from remask.images.sources.files import printable
 from remask.images.sources.hold_out import hold_out
 from remask.images.sources.left_out import notes
@@ -72,7 +73,7 @@ def build_segment(
                 guess = tested.predict(batch.images.to(runtime.device), **sliding).cpu()
             shown_ids = backbone.normalise.shown(batch.images.to(runtime.device)).cpu()
             images, truths, guesses = [*images, *shown_ids], [*truths, *batch.labels.long()], [*guesses, *guess]
-        (folder / "frames.png").write_bytes(frames(images, truths, guesses, palette, names, ignore=val.ignore))
+        write_bytes(folder / "frames.png", frames(images, truths, guesses, palette, names, ignore=val.ignore))
 
     cost = gflops(segmenter, segmenter.logits, size)
     masks = source.said._asdict() if source.said.names else None

@@ -15,6 +15,7 @@ import numpy as np
 
 from remask.errors import UserError
 from remask.files.bounds import read_file
+from remask.files.records import sync_folder, sync_tree
 from remask.images.decoding import decode
 from remask.images.sources import crops
 from remask.images.sources.columns import Columns, LabelColumn, joined, label_column, why_none
@@ -252,7 +253,9 @@ def _fetched(name: str, fetch: Callable[[str], object]) -> str:
         cache.mkdir(parents=True, exist_ok=True)
         tmp = tempfile.mkdtemp(prefix=f".{name}-", dir=cache)
         fetch(tmp)
+        sync_tree(Path(tmp))
         os.replace(tmp, final)
+        sync_folder(cache)
     except Exception as error:  # urllib, tarfile, the file system: whichever it is, there is no set
         raise UserError(f"{name} could not be downloaded to {cache} ({_line(error)}): check network and disk") from None
     finally:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import math
@@ -20,6 +19,8 @@ from torch import Tensor
 
 from remask.errors import UserError
 from remask.files.escaping import in_utf8, printable
+from remask.files.locking import open_lock, try_lock
+from remask.files.records import make_folder, sync_folder
 from remask.files.text import tmp_beside
 from remask.images.decoding import BadImage
 from remask.images.levels import Levels, Scaling
@@ -85,13 +86,13 @@ def pack(
 @contextlib.contextmanager
 def _tmp_beside(out: Path) -> Iterator[BinaryIO]:
     """A file beside `out` that gets its name at the end, and is deleted after an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = tmp_beside(out)
-    with open(tmp, "ab+") as file:  # not emptied before it is locked
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out} is being written by another process; wait for it") from None
+    make_folder(out.parent)
+    tmp = tmp_beside(out)  # one name for all who write `out`, whose lock tells them of each other
+    with os.fdopen(open_lock(tmp), "rb+") as file:  # not emptied before it is locked
+        if not try_lock(file.fileno()):
+            raise UserError(f"{out} is being written by another process; wait for it")
+        if os.fstat(file.fileno()).st_nlink != 1:
+            raise UserError(f"{tmp} is another name of a file elsewhere: remove it")
         try:
             file.truncate(0)
             with open(tmp, "rb+") as original:
@@ -99,6 +100,7 @@ def _tmp_beside(out: Path) -> Iterator[BinaryIO]:
                 original.flush()
                 os.fsync(original.fileno())
             os.replace(tmp, out)
+            sync_folder(out.parent)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
