@@ -355,16 +355,16 @@ def test_errors_of_a_save(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the system says them; the run that had a checkpoint is told how it goes on."""
-    from remask.training import trainer
+    from remask.training import saving
 
-    save, count = trainer.save, iter(range(99))
+    write, count = saving.write, iter(range(99))
 
     def failing(*given: object) -> None:
         if next(count) == 1:
             raise OSError(number, os.strerror(number), str(tmp_path / "run" / "checkpoints"))
-        save(*given)  # type: ignore[arg-type]
+        write(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer, "save", failing)
+    monkeypatch.setattr(saving, "write", failing)
     line = line_of(capsys, monkeypatch, *RUN, "--out", tmp_path / "run")
     assert f"go on with: remask resume {tmp_path / 'run'}" in line
     assert "; " in line.partition("checkpoints: ")[2]

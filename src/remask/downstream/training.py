@@ -84,9 +84,8 @@ def train(
         model.follow(optimizer)
     ledger = Ledger(task.images, 1, int(runtime.device.type == "cuda"), task.gflops)
     trainer = Trainer(
-        model, task.train, optimizer, schedule(recipe, len(task.train)), runtime, run, ledger,
-        seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
-        draw=task.model.draw,
+        model, task.train, optimizer, schedule(recipe, len(task.train)), runtime, run, ledger, seed=recipe.seed,
+        hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard, draw=task.model.draw,
     )  # fmt: skip
     if fresh:
         lines = _create_run(trainer, task, recipe, record, checked)

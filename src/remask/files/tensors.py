@@ -66,12 +66,6 @@ OTHERS: Mapping[bytes, str] = {
 }
 """Beginnings of files that are no checkpoint, and what to do."""
 
-LOAD_ERRORS = (
-    pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError,
-    AttributeError, AssertionError, OverflowError, MemoryError, ImportError, struct.error, zipfile.BadZipFile,
-)  # fmt: skip
-"""What torch.load raises for damaged files: its unpickler interprets whatever operations and arguments it finds."""
-
 BEGINNING = ("PROTO", "EMPTY_DICT", "BINPUT", "LONG_BINPUT", "PUT")
 ENDS_OF_MARKS = ("SETITEMS", "APPENDS", "TUPLE", "LIST", "DICT", "POP_MARK", "OBJ", "INST", "ADDITEMS", "FROZENSET")
 
@@ -133,7 +127,7 @@ def content_of(path: Path) -> Any:
 
 DAMAGED = (
     SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-    ArithmeticError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error,
+    ArithmeticError, MemoryError, ImportError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error,
 )  # fmt: skip
 """What torch's, pickle's and zipfile's readers raise on damaged files: nearly everything, as the fuzzing shows."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from remask.errors import UserError, first_line
 from remask.files.manifest import damage, write_manifest
 from remask.files.records import atomic_folder
-from remask.files.tensors import LOAD_ERRORS, refuse_non_finite
+from remask.files.tensors import DAMAGED, refuse_non_finite
 from remask.training.run_folder import RunFolder, checkpoints, find
 from remask.training.sharding import full_state, shard_like, shard_state
 
@@ -163,7 +163,7 @@ def _load_tensors(path: Path) -> dict[str, Any]:
     """Content of a torch file of tensors and plain values. Raises UserError for objects of other classes."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except LOAD_ERRORS as error:
+    except (OSError, *DAMAGED) as error:
         why = (str(error).splitlines() or ["it is empty"])[0].partition("weights_only")[0].strip() or "it is damaged"
         raise UserError(f"{path} cannot be read: {why}; the run cannot be resumed from this checkpoint") from error
 

@@ -106,17 +106,17 @@ def undone_without_memory(model: nn.Module, always: bool = False) -> Iterator[li
             torch.cuda.empty_cache()
 
 
-def again_in_parts(step: int, parts: int) -> str:
+def retried_line(step: int, micro_batches: int) -> str:
     """What is said of a step that was done again."""
-    return f"memory ran out in step {step}: done again, batches now in {parts} parts"
+    return f"memory ran out in step {step}: done again, batches now in {micro_batches} parts"
 
 
 __all__ = [
     "LESS",
     "across_batch",
-    "again_in_parts",
     "fewest_micro_batches",
     "fits_in_memory",
     "oom_retry",
+    "retried_line",
     "undone_without_memory",
 ]

@@ -22,7 +22,7 @@ from remask.training.checkpoint import intact, restore
 from remask.training.cost import Ledger, Window
 from remask.training.finite import CURE, FiniteGuard
 from remask.training.interfaces import Batches, Drawer, Draws, Hook
-from remask.training.oom import LESS, across_batch, again_in_parts, fewest_micro_batches, fits_in_memory, oom_retry
+from remask.training.oom import LESS, across_batch, fewest_micro_batches, fits_in_memory, oom_retry, retried_line
 from remask.training.optim import Schedule, clipped, set_lr
 from remask.training.progress import Console
 from remask.training.run_folder import RunFolder
@@ -112,7 +112,7 @@ class Trainer:
                     self.global_step += 1
                     self.world.at_step(self.global_step)
                     if before < self.micro_batches:
-                        console.say(again_in_parts(self.global_step, self.micro_batches))
+                        console.say(retried_line(self.global_step, self.micro_batches))
                     self.log.add(losses, waited, self.global_batch_size or len(batch.images))
                     self._after_step(stop, console)
                 self._save("last")

@@ -234,6 +234,9 @@ def test_runs_without_an_export(tmp_path: Path) -> None:
     assert "which do not divide 30×32 px" in refusal(f"run:{tmp_path}", size=(30, 32))
     config = tmp_path / "export" / "config.json"
     content = json.loads(config.read_text())
+    config.write_text("{")
+    assert "config.json is damaged: it has 1 bytes, not" in refusal(f"run:{tmp_path}")
+    (config.parent / "manifest.json").unlink()  # as earlier versions exported
     config.write_text(json.dumps({**content, "arguments": {**content["arguments"], "depth": 2}}))
     assert "unknown: blocks.2" in refusal(f"run:{tmp_path}")
     for broken in ("{", "[]", json.dumps({**content, "image_size": None}), json.dumps({"model": "vit_micro"})):
@@ -245,6 +248,7 @@ def test_exports_with_weights_that_are_none(tmp_path: Path) -> None:
     export_backbone(EXPORTS["vit"](), tmp_path, SIZE, [0.4] * 3, [0.2] * 3)
     weights = tmp_path / "backbone.safetensors"
     whole, state = weights.read_bytes(), {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    (tmp_path / "manifest.json").unlink()  # as earlier versions exported
     for faulty, complaint in (
         ({**state, "norm.weight": torch.full((128,), float("nan"))}, "not finite: norm.weight has 128 of 128"),
         ({**state, "norm.weight": torch.zeros(5)}, "of another shape: norm.weight [5], not [128]"),

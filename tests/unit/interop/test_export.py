@@ -65,6 +65,7 @@ def test_nothing_of_pre_training_is_exported(tmp_path: Path) -> None:
         "backbone.safetensors",
         "config.json",
         "load_example.py",
+        "manifest.json",
         "read_pixels.py",
     ]
 

@@ -45,7 +45,7 @@ def test_nothing_of_pre_training_is_exported(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "backbone.safetensors")
     assert set(stored) == set(backbone.network.state_dict())
     assert not [key for key in stored if "fusion" in key or "stage" in key or "mask" in key or "head" in key]
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_the_script_is_timms_with_our_network() -> None:
