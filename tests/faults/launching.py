@@ -81,7 +81,11 @@ class Command:
 
 def warm() -> None:
     """Import all that the commands need, so that no child does; starts no thread."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg
     import matplotlib.pyplot
+    import PIL.Image
+    import sklearn.datasets
     import torch
 
     import remask.cli.main
@@ -90,9 +94,11 @@ def warm() -> None:
     import remask.commands.pretraining
     import remask.commands.resuming
     import remask.commands.verifying
-    import remask.runs.session  # noqa: F401
+    import remask.runs.session
 
     matplotlib.use("Agg")
+    PIL.Image.init()
+    sklearn.datasets.load_digits()
     torch.set_num_threads(1)
 
 

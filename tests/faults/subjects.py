@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,7 +158,7 @@ def compared(subject: Subject, run: Path, shown: Path, reference: Measured) -> O
     wrong += [str(folder) for folder in (run / "checkpoints/last", run / "export") if damage(folder)]
     wrong += [path.name for path in run.rglob("*") if path.suffix in (".part", ".old")]
     lost = repeated = 0
-    for epoch in {(step - 0) // PER_EPOCH for step in reference.images}:
+    for epoch in {step // PER_EPOCH for step in reference.images}:
         before, now = (
             Counter(i for step, images in of.items() if step // PER_EPOCH == epoch for i in images)
             for of in (reference.images, found.images)
@@ -187,10 +187,14 @@ def well_ended(ended: Ended, *codes: int) -> str:
     return f"said: {ended.errors.strip()[-300:]}" if "do report it" in ended.errors else ""
 
 
+def beside(run: Path, name: str) -> Path:
+    """A file of the harness beside a run, or beside the disk on which the run lies alone."""
+    return (run.parent if run.parent.is_mount() else run).with_name(name)
+
+
 def begun(subject: Subject, run: Path, prepare: Prepare | None = None) -> Command:
     """Start the training in a new folder."""
-    shown = run.with_name("shown")
-    return Command([*subject.begin, "--out", run], run.with_name("said"), noting(shown, prepare))
+    return Command([*subject.begin, "--out", run], beside(run, "said"), noting(beside(run, "shown"), prepare))
 
 
 def gone_on(subject: Subject, run: Path, prepare: Prepare | None = None) -> Command:
@@ -198,7 +202,7 @@ def gone_on(subject: Subject, run: Path, prepare: Prepare | None = None) -> Comm
     if not (run / "recipe.toml").is_file():
         return begun(subject, run, prepare)
     words = ["resume", run, "--quiet"]
-    return Command(words, run.with_name("said again"), noting(run.with_name("shown"), prepare))
+    return Command(words, beside(run, "said again"), noting(beside(run, "shown"), prepare))
 
 
 def recovered(subject: Subject, run: Path, reference: Measured) -> tuple[str, Outcome]:
@@ -206,13 +210,11 @@ def recovered(subject: Subject, run: Path, reference: Measured) -> tuple[str, Ou
     ended = gone_on(subject, run).wait()
     done = ended.code == 2 and "is finished" in ended.errors
     fault = "" if done else well_ended(ended, 0)
-    outcome = compared(subject, run, run.with_name("shown"), reference)
+    outcome = compared(subject, run, beside(run, "shown"), reference)
     return fault, outcome
 
 
-Begin = Callable[..., Command]
-
 __all__ = [
-    "PER_EPOCH", "PRETRAIN", "STEPS", "TIMES", "Measured", "Outcome", "Subject", "begun", "compared", "finetuning",
+    "PER_EPOCH", "PRETRAIN", "STEPS", "Measured", "Outcome", "Subject", "begun", "beside", "compared", "finetuning",
     "gone_on", "images_of", "measured", "noting", "pretraining", "recovered", "settings", "well_ended",
 ]  # fmt: skip
