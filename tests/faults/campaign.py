@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults import disks, endings
+from tests.faults import disks, endings, flips, surroundings
 from tests.faults.injecting import Inject, Injection, Reference, Result, references
 from tests.faults.launching import warm
 
@@ -41,6 +41,13 @@ FAULTS: dict[str, Fault] = {
     "input/output error at an operation": Fault(disks.input_output, 60),
     "read-only from an operation on": Fault(disks.read_only, 30, 0),
     "quota used up from an operation on": Fault(disks.quota, 20, 0),
+    "bit flipped in a file of an interrupted run": Fault(flips.flip_midway, 96),
+    "bit flipped in a file of a finished run": Fault(flips.flip_finished, 96),
+    "pictures changed while the run was down": Fault(surroundings.source_changed, 6, 0),
+    "two writers": Fault(surroundings.two_writers, 10),
+    "loader process killed or stopped": Fault(surroundings.worker, 12),
+    "rank killed or stopped (torchrun, 2 processes)": Fault(surroundings.rank, 4, 0),
+    "clock jumps": Fault(surroundings.clock, 6),
 }
 """All faults, by the names in the table. A count of 0 stands for every operation of the run."""
 
