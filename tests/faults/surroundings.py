@@ -89,7 +89,7 @@ def rank(injection: Injection) -> Result:
     reference = injection.references["pretrain"]
     number = (signal.SIGKILL, signal.SIGSTOP)[injection.number % 2]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "remask"]
-    words = [*PRETRAIN, "--out", str(injection.run), *settings("runtime.patience=3")]
+    words = [*PRETRAIN, "--out", str(injection.run), *settings("runtime.patience=10")]
     with open(injection.folder / "said", "w") as said:
         process = subprocess.Popen([*launch, *words], stderr=said, stdout=subprocess.DEVNULL, start_new_session=True)
     victim = 0
