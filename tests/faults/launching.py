@@ -12,7 +12,8 @@ from typing import NamedTuple
 PATIENCE = 120.0
 """Seconds that a command may take before it counts as one that hangs, and is killed."""
 
-Prepare = Callable[[], None]
+Prepare = Callable[[], object]
+"""Called in the process before the command begins. If it returns something to call, that is called at the end."""
 
 
 class Ended(NamedTuple):
@@ -124,12 +125,14 @@ def _main(words: list[str], prepare: Prepare | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     sys.argv = ["remask", *words]
-    if prepare:
-        prepare()
+    end = prepare() if prepare else None
     try:
         cli.main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    finally:
+        if callable(end):
+            end()
 
 
 __all__ = ["PATIENCE", "Command", "Ended", "children", "warm"]

@@ -67,7 +67,7 @@ def finetuning(run: Path) -> Subject:
 def noting(shown: Path, prepare: Prepare | None = None) -> Prepare:
     """What is prepared, and then: every step appends its number and its images to a file."""
 
-    def install() -> None:
+    def install() -> object:
         from remask.training.trainer import Trainer
 
         descriptor, write = os.open(shown, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), os.write
@@ -85,8 +85,7 @@ def noting(shown: Path, prepare: Prepare | None = None) -> Prepare:
             write(descriptor, (json.dumps([self.global_step, None]) + "\n").encode())
 
         Trainer.step, Trainer.place = noted, placed  # type: ignore[method-assign]
-        if prepare:
-            prepare()
+        return prepare() if prepare else None
 
     return install
 
