@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults import disks, endings, flips, surroundings
+from tests.faults import disks, endings, flips, power, surroundings
 from tests.faults.injecting import Inject, Injection, Reference, Result, references
 from tests.faults.launching import warm
 
@@ -41,6 +41,9 @@ FAULTS: dict[str, Fault] = {
     "input/output error at an operation": Fault(disks.input_output, 60),
     "read-only from an operation on": Fault(disks.read_only, 30, 0),
     "quota used up from an operation on": Fault(disks.quota, 20, 0),
+    "power cut, all states of a pre-training": Fault(power.power_cut, 8, 0),
+    "power cut, all states of a fine-tuning": Fault(power.power_cut_of_finetuning, 8, 0, "finetune"),
+    "power cut, then gone on with to the end": Fault(power.power_cut_gone_on_with, 40),
     "bit flipped in a file of an interrupted run": Fault(flips.flip_midway, 96),
     "bit flipped in a file of a finished run": Fault(flips.flip_finished, 96),
     "pictures changed while the run was down": Fault(surroundings.source_changed, 6, 0),

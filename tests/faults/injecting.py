@@ -8,9 +8,10 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests.faults.interposing import Act, Interposer, Operation
+from tests.faults.recorder import recording
 from tests.faults.launching import Command, Ended, Prepare
 from tests.faults.subjects import (
     Measured, Outcome, Subject, begun, finetuning, gone_on, measured, pretraining, recovered, well_ended,
@@ -120,10 +121,10 @@ def sending(number: int, times: int = 1) -> Callable[[Operation], None]:
 
 
 def undisturbed(subject: Subject, folder: Path) -> Reference:
-    """Run it twice without a fault, once to number its operations, and interrupt it once."""
+    """Run it without a fault: alone, to number its operations, to record them; and interrupt it once."""
     shutil.rmtree(folder, ignore_errors=True)
     operations = folder / "operations"
-    for name in ("plain", "numbered", "midway"):
+    for name in ("plain", "numbered", "midway", "recorded"):
         (folder / name).mkdir(parents=True)
     start = time.monotonic()
     _succeed(begun(subject, folder / "plain" / "run"))
@@ -136,6 +137,7 @@ def undisturbed(subject: Subject, folder: Path) -> Reference:
     _succeed(begun(subject, folder / "numbered" / "run", _installed(folder / "numbered" / "run", note)))
     listed = [Operation(*json.loads(line)) for line in operations.read_text().splitlines()]
     steps = [operation.number for operation in listed if operation.stage == "training" and operation.kind == "stage"]
+    _succeed(begun(subject, folder / "recorded" / "run", recording(folder / "recorded" / "run")))
     stop = at(steps[min(MIDWAY, len(steps) - 2) - 1], sending(signal.SIGTERM), folder / "midway" / "run")
     ended = begun(subject, folder / "midway" / "run", stop).wait()
     assert ended.code == 130, ended
@@ -160,12 +162,6 @@ def references(folder: Path, names: set[str]) -> dict[str, Reference]:
     if "finetune" in names:
         found["finetune"] = undisturbed(finetuning(found["pretrain"].run), folder / "finetune")
     return found
-
-
-def ended_or_killed(command: Command) -> Any:
-    """Kill a process that should be dead."""
-    command.kill()
-    return command.wait()
 
 
 __all__ = [

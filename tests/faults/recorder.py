@@ -6,6 +6,7 @@ or made in between is found by comparing the folder with what it held before, fo
 """
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,4 +118,21 @@ def materialise(state: Tree, root: Path) -> None:
             path.write_bytes(content)
 
 
-__all__ = ["Operation", "Recorder", "Tree", "materialise", "replayed", "tree"]
+def recording(run: Path) -> Callable[[], object]:
+    """Records a process's operations under a folder; they are stored beside it."""
+
+    def prepare() -> Callable[[], None]:
+        recorder, patch = Recorder(run), pytest.MonkeyPatch()
+        context = recorder.recording(patch)
+        context.__enter__()
+
+        def end() -> None:
+            context.__exit__(None, None, None)
+            run.with_name("recording").write_bytes(pickle.dumps([tuple(op) for op in recorder.operations]))
+
+        return end
+
+    return prepare
+
+
+__all__ = ["Operation", "Recorder", "Tree", "materialise", "recording", "replayed", "tree"]
