@@ -22,7 +22,8 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations = root, list[Operation]()
-        self.before = tree(root)
+        self._read = dict[Path, tuple[object, bytes]]()
+        self.before = tree(root, self._read)
         self._known = dict(self.before)
 
     @contextmanager
@@ -73,11 +74,11 @@ class Recorder:
         relative = [str(path.relative_to(self.root)) for path in (place, *([other] if other else []))]
         names = ["" if name == "." else name for name in relative]
         self.operations.append(Operation(kind, *names))
-        self._known = tree(self.root)
+        self._known = tree(self.root, self._read)
 
     def _look_around(self) -> None:
         """Note what was written or made since the last operation."""
-        now = tree(self.root)
+        now = tree(self.root, self._read)
         for name, content in now.items():
             if name not in self._known or self._known[name] != content:
                 if name not in self._known:
@@ -94,14 +95,20 @@ class Recorder:
             yield lost, state
 
 
-def tree(root: Path) -> Tree:
-    """What a folder holds."""
+def tree(root: Path, known: dict[Path, tuple[object, bytes]] | None = None) -> Tree:
+    """What a folder holds. known: contents that were read before, by what tells that a file has not changed."""
     found: Tree = {}
     for parent, folders, files in os.walk(root):
         place = Path(parent).relative_to(root)
         found |= {str(place / name): None for name in sorted(folders)}
         for name in sorted(files):
-            found[str(place / name)] = (root / place / name).read_bytes()
+            file, about = root / place / name, os.stat(root / place / name)
+            stamp = about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+            earlier = (known or {}).get(file)
+            content = earlier[1] if earlier and earlier[0] == stamp else file.read_bytes()
+            found[str(place / name)] = content
+            if known is not None:
+                known[file] = stamp, content
     return found
 
 

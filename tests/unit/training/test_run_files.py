@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from remask.errors import UserError
 from remask.training.checkpoint import save, starting_point
 from remask.training.run_folder import RunFolder
 
@@ -60,3 +61,14 @@ def test_what_a_killed_save_left_goes_when_the_run_is_finished(tmp_path: Path) -
     (run.path / "checkpoints" / "last").mkdir()
     run.finish()
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize(("content", "free"), [(b"", True), (b'{"host": "n', True), (b'{"h', True), (b"mine", False)])
+def test_a_folder_whose_lock_was_cut_by_a_power_cut_is_taken_over(tmp_path: Path, content: bytes, free: bool) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_bytes(content)
+    if free:
+        RunFolder.create(tmp_path / "run", "seed = 0\n", {})
+    else:
+        with pytest.raises(UserError, match="already exists and is not empty"):
+            RunFolder.create(tmp_path / "run", "seed = 0\n", {})
