@@ -29,10 +29,10 @@ class Fault(NamedTuple):
 
 
 FAULTS: dict[str, Fault] = {
-    "SIGKILL at a random moment": Fault(endings.kill_at_a_moment, 60),
+    "SIGKILL at a random moment": Fault(endings.kill_at_a_moment, 60, 1),
     "SIGKILL at every operation of a run": Fault(endings.kill_at_an_operation, 0, 3),
     "SIGKILL of a resume, at its operations": Fault(endings.kill_of_a_resume, 40),
-    "SIGKILL where a thread writes checkpoints": Fault(endings.kill_beside_the_steps, 40),
+    "SIGKILL where a thread writes checkpoints": Fault(endings.kill_beside_the_steps, 40, 0),
     "SIGKILL of a fine-tuning, at its operations": Fault(endings.kill_of_finetuning, 40, 0, "finetune"),
     "SIGINT at operations of all stages": Fault(endings.interrupt, 40),
     "SIGTERM at operations of all stages": Fault(endings.terminate, 40),
@@ -44,13 +44,13 @@ FAULTS: dict[str, Fault] = {
     "power cut, all states of a pre-training": Fault(power.power_cut, 4, 0),
     "power cut, all states of a fine-tuning": Fault(power.power_cut_of_finetuning, 4, 0, "finetune"),
     "power cut, then gone on with to the end": Fault(power.power_cut_gone_on_with, 40),
-    "bit flipped in a file of an interrupted run": Fault(flips.flip_midway, 96),
-    "bit flipped in a file of a finished run": Fault(flips.flip_finished, 96),
+    "bit flipped in a file of an interrupted run": Fault(flips.flip_midway, 96, 2),
+    "bit flipped in a file of a finished run": Fault(flips.flip_finished, 96, 2),
     "pictures changed while the run was down": Fault(surroundings.source_changed, 6, 0),
     "two writers": Fault(surroundings.two_writers, 10),
-    "loader process killed or stopped": Fault(surroundings.worker, 12),
+    "loader process killed or stopped": Fault(surroundings.worker, 12, 0),
     "rank killed or stopped (torchrun, 2 processes)": Fault(surroundings.rank, 4, 0),
-    "clock jumps": Fault(surroundings.clock, 6),
+    "clock jumps": Fault(surroundings.clock, 6, 0),
 }
 """All faults, by the names in the table. A count of 0 stands for every operation of the run."""
 

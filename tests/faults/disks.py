@@ -90,7 +90,9 @@ def disk(folder: Path) -> Iterator[Path]:
 
 def may_mount() -> bool:
     """Whether this process may mount a file system; else disks fill by an error alone (ENOSPC)."""
-    return os.geteuid() == 0 and subprocess.run(["mount", "--version"], capture_output=True, check=False).returncode == 0
+    return (
+        os.geteuid() == 0 and subprocess.run(["mount", "--version"], capture_output=True, check=False).returncode == 0
+    )
 
 
 __all__ = ["disk", "full", "input_output", "may_mount", "quota", "read_only"]

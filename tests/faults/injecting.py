@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults.interposing import Act, Interposer, Operation
-from tests.faults.recorder import recording
 from tests.faults.launching import Command, Ended, Prepare
+from tests.faults.recorder import recording
 from tests.faults.subjects import (
-    Measured, Outcome, Subject, begun, finetuning, gone_on, measured, pretraining, recovered, well_ended,
+    Measured,
+    Outcome,
+    Subject,
+    begun,
+    finetuning,
+    gone_on,
+    measured,
+    pretraining,
+    recovered,
+    well_ended,
 )  # fmt: skip
 
 MIDWAY = 14
@@ -81,9 +90,7 @@ class Injection(NamedTuple):
         """How it ended. fault: what is wrong with how the commands ended, "" if nothing."""
         why = "; ".join(filter(None, (fault, *outcome.other)))
         survived = int(not fault and outcome.same)
-        return Result(
-            self.fault, self.number, place, survived, 1, outcome.lost, outcome.repeated, outcome.curve, why
-        )
+        return Result(self.fault, self.number, place, survived, 1, outcome.lost, outcome.repeated, outcome.curve, why)
 
     def after(self, reference: Reference, place: str, ended: Ended, *codes: int) -> Result:
         """The result after a command that should have ended with one of these codes: the run is gone on with."""

@@ -200,9 +200,11 @@ def torn_torch(file: Path) -> None:
 def as_library(error: OSError, by_torch: bool) -> Exception:
     """What safetensors and torch make of an error of the system."""
     if by_torch:
-        return RuntimeError("[enforce fail at inline_container.cc:671] . PytorchStreamWriter failed writing file data/0")
+        return RuntimeError(
+            "[enforce fail at inline_container.cc:671] . PytorchStreamWriter failed writing file data/0"
+        )
     return safetensors.SafetensorError(
-        f"Error while serializing: I/O error: {error.strerror} (os error {error.errno}) at path \"{error.filename}\""
+        f'Error while serializing: I/O error: {error.strerror} (os error {error.errno}) at path "{error.filename}"'
     )
 
 

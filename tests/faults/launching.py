@@ -89,14 +89,6 @@ def warm() -> None:
     import sklearn.datasets
     import torch
 
-    import remask.cli.main
-    import remask.commands
-    import remask.commands.finetuning
-    import remask.commands.pretraining
-    import remask.commands.resuming
-    import remask.commands.verifying
-    import remask.runs.session
-
     matplotlib.use("Agg")
     PIL.Image.init()
     sklearn.datasets.load_digits()

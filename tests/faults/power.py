@@ -18,7 +18,6 @@ from tests.faults.recorder import materialise
 from tests.faults.subjects import Outcome, recovered
 
 
-
 class Recording(NamedTuple):
     """All operations of a run. digests: of the weights in `last` by step; promised: step of the checkpoint that is
     complete before each operation, -1 before the first."""

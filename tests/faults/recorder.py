@@ -17,6 +17,7 @@ import pytest
 from remask.files import records
 from tests.faults.crash_states import Operation, Tree, replayed, states
 
+
 class Recorder:
     """The operations under `root` while `recording`; `states` are the folders that a power cut may leave."""
 

@@ -15,7 +15,16 @@ from tests.faults.injecting import Injection, Reference, Result, at, begun, gone
 from tests.faults.interposing import Operation
 from tests.faults.launching import Command, children
 from tests.faults.subjects import (
-    PRETRAIN, Outcome, Subject, beside, compared, images_of, measured, recovered, settings, well_ended,
+    PRETRAIN,
+    Outcome,
+    Subject,
+    beside,
+    compared,
+    images_of,
+    measured,
+    recovered,
+    settings,
+    well_ended,
 )  # fmt: skip
 
 DAY = 86_400
@@ -144,9 +153,7 @@ def source_changed(injection: Injection) -> Result:
     fault = well_ended(plain, 0) or well_ended(ended, 130) or well_ended(told, 2)
     shutil.rmtree(pictures, ignore_errors=True)
     (folder / "copy").rename(pictures)
-    again, outcome = recovered(
-        subject, injection.run, measured(folder / "plain" / "run", folder / "plain" / "shown")
-    )
+    again, outcome = recovered(subject, injection.run, measured(folder / "plain" / "run", folder / "plain" / "shown"))
     return injection.result(kind.__name__, fault or again, outcome)
 
 

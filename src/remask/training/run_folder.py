@@ -13,7 +13,9 @@ from remask.errors import UserError
 from remask.files.escaping import encodable, is_text, printable, quoted
 from remask.files.locking import lock_run, was_locked
 from remask.files.paths import write_error
-from remask.files.records import atomic_write, leftovers, make_folder, read_json_lines, remove_leftovers, sync_file, sync_folder
+from remask.files.records import (
+    atomic_write, leftovers, make_folder, read_json_lines, remove_leftovers, sync_file, sync_folder,
+)  # fmt: skip
 from remask.files.text import read_json
 
 FORMAT = 2
@@ -152,10 +154,9 @@ class RunFolder:
 
         Of metrics.jsonl, to which lines are appended, what is new is read alone. Empty in processes that do not write.
         """
-        if not self.writes:
+        if not self.writes or not (self.path / "recipe.toml").is_file():
             return {}
-        recipe, log = (self.path / name for name in ("recipe.toml", "metrics.jsonl"))
-        found = {file.name: _digest(file.read_bytes()) for file in (recipe,) if file.is_file()}
+        found, log = {"recipe.toml": _digest((self.path / "recipe.toml").read_bytes())}, self.path / "metrics.jsonl"
         if log.is_file():
             with open(log, "rb") as file:
                 file.seek(self._hashed_bytes)
