@@ -2,7 +2,7 @@
 
 A name is an entry of its folder's inode, a content belongs to its file's. A change of a name is on the disk when the
 folders it stands in were synced, a content when its file was, whatever they are called meanwhile. Until then each
-change may be lost while later ones are there; a rename or an exchange is there as a whole or not at all, and two changes
+change may be lost while later ones are there; a rename or an exchange is there wholly or not at all, and two changes
 of one name keep their order, as in a journal.
 """
 
@@ -123,7 +123,7 @@ class Disk:
 
 
 def translated(before: Tree, operations: list[Operation]) -> tuple[Disk, list[Change | None]]:
-    """(the disk before, the change of each operation). All folders exist in it, whether anything leads to them or not."""
+    """(the disk before, the change of each operation). All folders exist in it, named or not."""
     disk, changes = Disk(before), list[Change | None]()
     for operation in operations:
         change = disk.translate(operation)

@@ -151,7 +151,8 @@ class Interposer:
         """Name the stages of a run as its functions are entered."""
         entered: list[tuple[Any, str, str]] = [
             (RunFolder, "begin", "before the first checkpoint"), (trainer.Trainer, "step", "training"),
-            (pretraining, "export", "export"), (pretraining, "reconstruct", "figure"), (pretraining, "report", "report"),
+            (pretraining, "export", "export"), (pretraining, "reconstruct", "figure"),
+            (pretraining, "report", "report"),
             (RunFolder, "finish", "the last word"),
         ]  # fmt: skip
         for owner, name, stage in entered:

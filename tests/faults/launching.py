@@ -1,5 +1,6 @@
 """Runs `remask` in processes forked from this one, which imports everything once: the bits are those of the command."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -117,6 +118,7 @@ def _main(words: list[str], prepare: Prepare | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     sys.argv = ["remask", *words]
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # a pool's may have none
     end = prepare() if prepare else None
     try:
         cli.main()

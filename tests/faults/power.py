@@ -1,4 +1,4 @@
-"""Power cuts at every operation of a run: what is left leads to the same end, and loses no checkpoint that was there."""
+"""Power cuts at every operation of a run: what is left leads to the same end, and loses no checkpoint there was."""
 
 import functools
 import hashlib

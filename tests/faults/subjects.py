@@ -1,4 +1,4 @@
-"""What is disturbed: a small pre-training and a fine-tuning, how each is begun and gone on with, and what must be equal.
+"""What is disturbed: a small pre-training and a fine-tuning, how each is begun and gone on with, what must be equal.
 
 A run that was disturbed is compared with one that was not: every line of metrics.jsonl without its times, weights and
 moments of every checkpoint, images, views and ETE, and which images each step has had.
@@ -174,7 +174,7 @@ LINE = re.compile(r"^remask: ")
 
 
 def well_ended(ended: Ended, *codes: int) -> str:
-    """What is wrong with how a command ended, "" if nothing: one of these codes, and at most one line of ours if any."""
+    """What is wrong with how a command ended, "" if nothing: one of these codes, and one line of ours if any."""
     if ended.code is None:
         return "it hung"
     if ended.code not in codes:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.files import records
 from remask.files.escaping import encodable, is_text, printable, quoted
 from remask.files.locking import lock_run, was_locked
 from remask.files.paths import write_error
-from remask.files.records import (
-    atomic_write, leftovers, make_folder, read_json_lines, remove_leftovers, sync_file, sync_folder,
-)  # fmt: skip
+from remask.files.records import atomic_write, leftovers, make_folder, read_json_lines, sync_file, sync_folder
 from remask.files.text import read_json
 
 FORMAT = 2
@@ -125,7 +124,7 @@ class RunFolder:
     def finish(self) -> None:
         """Note that the run and all its results are there; what killed saves had left beside checkpoints goes."""
         for folder in {self.path / "checkpoints" / "last", *(self.path / "checkpoints").glob("[!.]*")}:
-            remove_leftovers(folder)
+            records.remove_leftovers(folder)
         status = self.read_or_empty("status.json")
         kept = {key: value for key, value in status.items() if key not in ("stage", "error")}
         self.write("status.json", {**kept, "state": "finished"})
