@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; say `make` for the list.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-lowest fuzz lint format errors bench bench-gpu lock clean
+.PHONY: help demo test test-fast test-lowest fuzz soak lint format errors bench bench-gpu lock clean
 
 PYTHON ?= python3
 LOCK_FLAGS ?=
@@ -39,6 +39,9 @@ test-lowest: $(LOWEST_READY) ## the same with the lowest versions that pyproject
 
 fuzz: $(READY) ## 100,000 damaged files for every fast reader and 10,000 for every slow one; goes on where it was stopped
 	$(BIN)/python -m tests.fuzz --keep --replay --state runs/fuzz.json --workers $(shell nproc)
+
+soak: $(READY) ## faults of every kind into small trainings, the table in docs/reliability.md; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --workers $(shell nproc) --page docs/reliability.md
 
 lint: $(READY) ## lint, format check, strict types
 	$(BIN)/ruff check

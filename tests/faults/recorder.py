@@ -6,30 +6,16 @@ or made in between is found by comparing the folder with what it held before, fo
 """
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from remask.files import records
-
-Tree = dict[str, bytes | None]
-"""Content of every file by its name in the folder; None for a folder."""
-
-
-class Operation(NamedTuple):
-    """A change, or a sync. Names are relative to the recorded folder, "" is that folder itself.
-
-    kind   create (a file), write (content), make (a folder), rename, exchange, link (name, other), remove, sync
-    """
-
-    kind: str
-    name: str
-    other: str = ""
-    content: bytes = b""
+from tests.faults.crash_states import Operation, Tree, replayed, states
 
 
 class Recorder:
@@ -37,7 +23,8 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations = root, list[Operation]()
-        self.before = tree(root)
+        self._read = dict[Path, tuple[object, bytes]]()
+        self.before = tree(root, self._read)
         self._known = dict(self.before)
 
     @contextmanager
@@ -88,11 +75,11 @@ class Recorder:
         relative = [str(path.relative_to(self.root)) for path in (place, *([other] if other else []))]
         names = ["" if name == "." else name for name in relative]
         self.operations.append(Operation(kind, *names))
-        self._known = tree(self.root)
+        self._known = tree(self.root, self._read)
 
     def _look_around(self) -> None:
         """Note what was written or made since the last operation."""
-        now = tree(self.root)
+        now = tree(self.root, self._read)
         for name, content in now.items():
             if name not in self._known or self._known[name] != content:
                 if name not in self._known:
@@ -104,98 +91,25 @@ class Recorder:
         self._known = now
 
     def states(self) -> Iterator[tuple[str, Tree]]:
-        """(What was lost, the folder) for every prefix of the operations.
-
-        Of each prefix: all that is not synced is kept, all is lost, and each one alone is lost; a content that is lost
-        is empty, cut in half, or the one before.
-        """
-        for end in range(len(self.operations) + 1):
-            done = self.operations[:end]
-            unsynced = [i for i, operation in enumerate(done) if not _is_synced(done, i)]
-            yield f"{end} done", replayed(self.before, done, {})
-            for lost in dict.fromkeys([tuple(unsynced), *((i,) for i in unsynced)]):
-                for how in ("nothing", "empty", "half") if any(done[i].kind == "write" for i in lost) else ("nothing",):
-                    yield (
-                        f"{end} done, {how} of {[done[i][:3] for i in lost]}",
-                        replayed(self.before, done, dict.fromkeys(lost, how)),
-                    )
+        """(What was lost, the folder) for all that a power cut may leave; see `crash_states.states`."""
+        for _, lost, state in states(self.before, self.operations):
+            yield lost, state
 
 
-def _is_synced(done: list[Operation], i: int) -> bool:
-    """Whether operation i is on the disk for certain: a sync of its file (content) or its folders (names) follows."""
-    operation, later = done[i], done[i + 1 :]
-    if operation.kind == "sync":
-        return True
-    names = [operation.name, operation.other] if operation.kind in ("rename", "exchange", "link") else [operation.name]
-    parents = {str(Path(name).parent).removeprefix(".") for name in names}
-    needed = {operation.name} if operation.kind == "write" else parents
-    return all(
-        any(op.kind == "sync" and op.name == _renamed(name, later[:j]) for j, op in enumerate(later)) for name in needed
-    )
-
-
-def _renamed(name: str, operations: list[Operation]) -> str:
-    """What a file or folder is called after these operations."""
-    for op in operations:
-        pairs = {"rename": [(op.name, op.other)], "exchange": [(op.name, op.other), (op.other, op.name)]}
-        for old, new in pairs.get(op.kind, []):
-            if name == old or name.startswith(old + "/"):
-                name = new + name[len(old) :]
-                break
-    return name
-
-
-def replayed(before: Tree, operations: list[Operation], lost: dict[int, str]) -> Tree:
-    """The folder after the operations, without the lost ones; what rests on something lost does not happen."""
-    state = dict(before)
-    for i, op in enumerate(operations):
-        how = lost.get(i)
-        if op.kind == "write":
-            if op.name not in state:
-                continue
-            if how is None:
-                state[op.name] = op.content
-            elif how != "nothing":
-                earlier = state.get(op.name) or b""  # what a file was that is appended to stays
-                kept = len(earlier) if op.content.startswith(earlier) else 0
-                state[op.name] = op.content[: (kept + len(op.content)) // 2 if how == "half" else kept]
-        elif how is None:
-            _apply(state, op)
-    return state
-
-
-def _apply(state: Tree, op: Operation) -> None:
-    if op.kind in ("create", "make"):
-        if str(Path(op.name).parent) in (".", *state):
-            state.setdefault(op.name, b"" if op.kind == "create" else None)
-    elif op.kind == "remove":
-        for name in _under(state, op.name):
-            del state[name]
-    elif op.kind == "link" and op.name in state:
-        state[op.other] = state[op.name]
-    elif op.kind == "rename" and op.name in state:
-        moved = {op.other + name[len(op.name) :]: state.pop(name) for name in _under(state, op.name)}
-        for name in _under(state, op.other):
-            del state[name]
-        state.update(moved)
-    elif op.kind == "exchange" and op.name in state and op.other in state:
-        one = {op.other + name[len(op.name) :]: state.pop(name) for name in _under(state, op.name)}
-        other = {op.name + name[len(op.other) :]: state.pop(name) for name in _under(state, op.other)}
-        state.update(one | other)
-
-
-def _under(state: Tree, name: str) -> list[str]:
-    return [found for found in state if found == name or found.startswith(name + "/")]
-
-
-def tree(root: Path) -> Tree:
-    """What a folder holds."""
+def tree(root: Path, known: dict[Path, tuple[object, bytes]] | None = None) -> Tree:
+    """What a folder holds. known: contents that were read before, by what tells that a file has not changed."""
     found: Tree = {}
     for parent, folders, files in os.walk(root):
         place = Path(parent).relative_to(root)
         found |= {str(place / name): None for name in sorted(folders)}
         for name in sorted(files):
-            found[str(place / name)] = (root / place / name).read_bytes()
+            file, about = root / place / name, os.stat(root / place / name)
+            stamp = about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+            earlier = (known or {}).get(file)
+            content = earlier[1] if earlier and earlier[0] == stamp else file.read_bytes()
+            found[str(place / name)] = content
+            if known is not None:
+                known[file] = stamp, content
     return found
 
 
@@ -212,4 +126,21 @@ def materialise(state: Tree, root: Path) -> None:
             path.write_bytes(content)
 
 
-__all__ = ["Operation", "Recorder", "Tree", "materialise", "replayed", "tree"]
+def recording(run: Path) -> Callable[[], object]:
+    """Records a process's operations under a folder; they are stored beside it."""
+
+    def prepare() -> Callable[[], None]:
+        recorder, patch = Recorder(run), pytest.MonkeyPatch()
+        context = recorder.recording(patch)
+        context.__enter__()
+
+        def end() -> None:
+            context.__exit__(None, None, None)
+            run.with_name("recording").write_bytes(pickle.dumps([tuple(op) for op in recorder.operations]))
+
+        return end
+
+    return prepare
+
+
+__all__ = ["Operation", "Recorder", "Tree", "materialise", "recording", "replayed", "tree"]

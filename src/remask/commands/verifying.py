@@ -58,8 +58,9 @@ def verify(path: Path, *, say: Say | None = None) -> list[State]:
 
 
 def _of_run(path: Path) -> Iterator[State]:
-    yield _checked(path, "recipe.toml", read_toml)
     run = RunFolder(path)
+    changed = _changed(run)
+    yield changed.get("recipe.toml") or _checked(path, "recipe.toml", read_toml)
     for folder in sorted((path / "checkpoints").glob("*")):
         name = f"checkpoints/{folder.name}"
         if folder.name.startswith("."):
@@ -75,9 +76,24 @@ def _of_run(path: Path) -> Iterator[State]:
     ]  # fmt: skip
     for pattern, read in readers:
         for file in sorted(path.glob(pattern)):
-            yield _checked(path, str(file.relative_to(path)), read)
+            name = str(file.relative_to(path))
+            yield changed.get(name) or _checked(path, name, read)
     if is_trained(run):
         yield from (State(name, MISSING, "remask resume writes it") for name in missing(run, _results(path)))
+
+
+def _changed(run: RunFolder) -> dict[str, State]:
+    """What the last checkpoint says of files beside it, where they are not as it says."""
+    last = run.path / "checkpoints" / "last"
+    try:
+        digests = {} if damage(last) else state_of(last).get("files", {})
+        return {
+            name: State(name, DAMAGED, "it is not what it was when the last checkpoint was written: damaged or edited")
+            for name in ("recipe.toml", "metrics.jsonl")
+            if name in digests and run.changed({name: digests[name]})
+        }
+    except UserError:  # said of the checkpoint
+        return {}
 
 
 def _results(path: Path) -> list[str]:

@@ -20,6 +20,9 @@ NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system that has no locks."""
 
+_BEGINNING = b'{"host": '
+"""How the lock's file begins once it says who has it."""
+
 _LOCKED: dict[Path, tuple[int, bytes]] = {}
 """Folders that this process writes: the open file of each lock, and what it held before."""
 
@@ -86,12 +89,13 @@ def unlocking() -> Iterator[None]:
 
 
 def was_locked(folder: Path) -> bool:
-    """Whether a process of remask has begun to write the folder: by the lock's file."""
+    """Whether a process of remask has begun to write the folder: by the lock's file, which a power cut may shorten."""
     try:
-        text = (folder / NAME).read_bytes()
-        return not text or set(json.loads(text)) >= {"host", "pid"}
-    except (OSError, ValueError, TypeError, RecursionError):
+        with open(folder / NAME, "rb") as file:
+            text = file.read(len(_BEGINNING))
+    except OSError:
         return False
+    return _BEGINNING.startswith(text)
 
 
 def _rewrite(descriptor: int, content: bytes) -> None:

@@ -98,10 +98,17 @@ def starting_point(run: RunFolder, name: str | None = None) -> Path | None:
     """The checkpoint that a run is resumed from; None for one that ended before its first, which begins at step 0.
 
     name   exactly this one; None: the last, or the newest that is intact
+    A recipe.toml or metrics.jsonl that is no longer what the checkpoint was written beside is said, on stderr and by
+    `run.recovered`.
     """
     if name is None and not checkpoints(run, "last") and not any((run.path / "checkpoints").glob("[!.]*")):
         return None
-    return intact(run) if name is None else intact(run, name, exact=True)
+    found = intact(run) if name is None else intact(run, name, exact=True)
+    if changed := run.changed(state_of(found).get("files")):
+        run.recovered = "; ".join(filter(None, (run.recovered, *changed)))
+        for line in changed if run.writes else ():
+            print(f"remask: {line}", file=sys.stderr)
+    return found
 
 
 def newest_kept(run: RunFolder) -> Path | None:

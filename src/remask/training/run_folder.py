@@ -1,6 +1,7 @@
 """The run folder: its small files, and errors for folders that are no run or exist already. Free of torch."""
 
 import difflib
+import hashlib
 import json
 import shutil
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.files import records
 from remask.files.escaping import encodable, is_text, printable, quoted
 from remask.files.locking import lock_run, was_locked
 from remask.files.paths import write_error
@@ -39,6 +41,7 @@ class RunFolder:
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
         self.recovered: str | None = None
+        self._hashed, self._hashed_bytes = hashlib.sha256(), 0
 
     @classmethod
     def create(cls, path: Path, recipe: str, env: Mapping[str, Any]) -> "RunFolder":
@@ -120,7 +123,9 @@ class RunFolder:
             return {}
 
     def finish(self) -> None:
-        """Note that the run and all its results are there."""
+        """Note that the run and all its results are there; what killed saves had left beside checkpoints goes."""
+        for folder in {self.path / "checkpoints" / "last", *(self.path / "checkpoints").glob("[!.]*")}:
+            records.remove_leftovers(folder)
         status = self.read_or_empty("status.json")
         kept = {key: value for key, value in status.items() if key not in ("stage", "error")}
         self.write("status.json", {**kept, "state": "finished"})
@@ -144,6 +149,35 @@ class RunFolder:
             sync_file(self.path / "metrics.jsonl")
             sync_folder(self.path)
 
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """Bytes and SHA-256 of what a checkpoint relies on beside its own files: recipe, and metrics so far.
+
+        Of metrics.jsonl, to which lines are appended, what is new is read alone. Empty in processes that do not write.
+        """
+        if not self.writes or not (self.path / "recipe.toml").is_file():
+            return {}
+        found, log = {"recipe.toml": _digest((self.path / "recipe.toml").read_bytes())}, self.path / "metrics.jsonl"
+        if log.is_file():
+            with open(log, "rb") as file:
+                file.seek(self._hashed_bytes)
+                new = file.read()
+            self._hashed.update(new)
+            self._hashed_bytes += len(new)
+            found[log.name] = {"bytes": self._hashed_bytes, "sha256": self._hashed.hexdigest()}
+        return found
+
+    def changed(self, digests: object) -> list[str]:
+        """Lines about those of the files of `digests` that are other ones now: damaged, or edited."""
+        lines = []
+        for name, about in digests.items() if isinstance(digests, dict) else ():
+            file = self.path / str(name)
+            content = file.read_bytes() if file.is_file() else b""
+            if name == "metrics.jsonl" and isinstance(about, dict):
+                content = content[: about.get("bytes", 0)]
+            if _digest(content) != about:
+                lines.append(f"{file} is not what it was when the checkpoint was written: it is damaged, or was edited")
+        return lines
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, without the incomplete one that a killed run may have left."""
         return read_json_lines(self.path / "metrics.jsonl")
@@ -156,6 +190,11 @@ class RunFolder:
             remaining = [line for line, at in steps if isinstance(at, int) and at <= step]
             with atomic_write(path) as tmp:
                 tmp.write_text("".join(json.dumps(line) + "\n" for line in remaining))
+            self._hashed, self._hashed_bytes = hashlib.sha256(), 0
+
+
+def _digest(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def why_no_run(path: Path) -> str:

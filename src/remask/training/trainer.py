@@ -292,8 +292,8 @@ class Trainer:
         position = {
             "step": self.global_step,
             "epoch": self.schedule.epoch_at(self.global_step),
-            **self.schedule.marks(),
-        }
+            **self.schedule.marks(), "files": self.run.digests(),
+        }  # fmt: skip
         return {**position, **self.notes, "ledger": self.ledger.state(), "window": self.log.window.state(self.world)}
 
 
