@@ -82,7 +82,7 @@ def build_trainer(
     schedule = Schedule(
         optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, micro_batches,
         optim.max_steps, settings.log_every, settings.save_every_minutes, settings.keep_every_epochs,
-        (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
+        (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch, max_skipped=optim.max_skipped,
     )  # fmt: skip
     loader.patience, images = settings.patience, len(loader) * optim.batch_size
     tokens, views = tokens_per_image(recipe, method), method.masking.views

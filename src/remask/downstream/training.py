@@ -20,7 +20,7 @@ from remask.images.sources.differences import of_classes
 from remask.interop.loaded import loaded_of
 from remask.recipe import dump
 from remask.recipe.downstream import Downstream
-from remask.training.checkpoint import intact, load_weights, save, starting_point
+from remask.training.checkpoint import intact, load_weights, starting_point
 from remask.training.cost import Ledger
 from remask.training.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.training.environment import environment
@@ -108,7 +108,8 @@ def train(
     try:
         trainer.train(screen, then, ended="trained")
     except TooManyBad:
-        save(run, "last", model, optimizer, trainer.state())
+        trainer.save("last")
+        trainer.saver.wait()
         raise
     return result
 
@@ -215,7 +216,7 @@ def schedule(recipe: Downstream, steps_per_epoch: int) -> Schedule:
         optim.epochs, steps_per_epoch, optim.peak, optim.warmup_epochs, optim.min_lr, optim.clip,
         runtime.accumulate, optim.max_steps, runtime.log_every, runtime.save_every_minutes, runtime.keep_every_epochs,
         drops=tuple(optim.epochs * share for share in optim.drops) if optim.schedule == "steps" else (),
-        power=optim.power if optim.schedule == "poly" else None,
+        power=optim.power if optim.schedule == "poly" else None, max_skipped=optim.max_skipped,
     )  # fmt: skip
 
 
