@@ -19,6 +19,7 @@ from remask.images.loading.loader import TooManyBad
 from remask.images.sources.differences import of_classes
 from remask.interop.loaded import loaded_of
 from remask.recipe import dump
+from remask.recipe.changes import calmer
 from remask.recipe.downstream import Downstream
 from remask.training.checkpoint import intact, load_weights, starting_point
 from remask.training.cost import Ledger
@@ -88,6 +89,7 @@ def train(
         seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
         draw=task.model.draw,
     )  # fmt: skip
+    trainer.calmer = calmer(optim)
     if fresh:
         lines = _create_run(trainer, task, recipe, record, checked)
     else:
