@@ -117,10 +117,7 @@ def resume(
     run: options.Run,
     checkpoint: Annotated[str | None, options.checkpoint("Exactly this one.  [last, or the newest intact]")] = None,
     device: options.Device = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another rate, clipping, … from here on; repeatable."),
-    ] = None,
+    set_: options.SettingsOfRun = None,
     accept_changed_data: Annotated[
         bool, typer.Option("--accept-changed-data", help="Go on where the data is not what the run was trained on.")
     ] = False,

@@ -89,14 +89,12 @@ def train(
         seed=recipe.seed, hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard,
         draw=task.model.draw,
     )  # fmt: skip
-    trainer.calmer = calmer(optim)
     if fresh:
         lines = _create_run(trainer, task, recipe, record, checked)
     else:
         lines = resumed(trainer, record, checked, care, start)
-    if not start and (loaded := loaded_of(task.model.backbone)):
-        lines = [loaded.line, *lines]
-    trainer.notes["data"] = checked.digests
+    lines = [*([] if start else _loaded(task)), *lines]
+    trainer.calmer, trainer.notes["data"] = calmer(optim), checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
     first = f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}"
     for line in (first, *task.notes, *lines):
@@ -110,10 +108,15 @@ def train(
     try:
         trainer.train(screen, then, ended="trained")
     except TooManyBad:
-        trainer.save("last")
-        trainer.saver.wait()
+        trainer.save("last", wait=True)
         raise
     return result
+
+
+def _loaded(task: Task) -> list[str]:
+    """What is said of the weights that the network starts from."""
+    loaded = loaded_of(task.model.backbone)
+    return [loaded.line] if loaded else []
 
 
 def _create_run(trainer: Trainer, task: Task, recipe: Downstream, record: DataRecord, checked: Checked) -> list[str]:

@@ -196,10 +196,10 @@ class Trainer(Stepper):
         self._last_skipped, self.log.skipped = found[-1] if found else self._last_skipped, self.guard.steps
         return found
 
-    def save(self, *names: str) -> None:
+    def save(self, *names: str, wait: bool = False) -> None:
         """Save under these names, in this order: where "last" is of the end of an epoch, the kept one is there.
 
-        Collective. Raises UserError, and leaves older checkpoints as they are, if something in it is not finite.
+        wait   return when it is on the disk. Collective. Raises UserError, and leaves older checkpoints as they are, if something in it is not finite.
         """
         if self.saved_step == self.global_step and names == ("last",):
             return
@@ -208,6 +208,8 @@ class Trainer(Stepper):
         self._refuse(state["window"]["losses"].get("total", 0.0))
         self._require_finite()
         self.saver.save(names, self.model, self.optimizer, state)
+        if wait:
+            self.saver.wait()
         self.saved = time.monotonic()
         self.saved_step = self.global_step if "last" in names else self.saved_step
 
