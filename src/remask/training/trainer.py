@@ -199,7 +199,8 @@ class Trainer(Stepper):
     def save(self, *names: str, wait: bool = False) -> None:
         """Save under these names, in this order: where "last" is of the end of an epoch, the kept one is there.
 
-        wait   return when it is on the disk. Collective. Raises UserError, and leaves older checkpoints as they are, if something in it is not finite.
+        wait   return when it is on the disk
+        Collective. Raises UserError, and leaves older checkpoints as they are, if something in it is not finite.
         """
         if self.saved_step == self.global_step and names == ("last",):
             return
