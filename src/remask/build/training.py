@@ -15,6 +15,7 @@ from remask.images.sources.opening import Source
 from remask.images.transforms import RandomCropFlip, SimpleCropFlip, Transform
 from remask.method import Method
 from remask.recipe import Recipe
+from remask.recipe.changes import calmer
 from remask.targets.cached import Cached
 from remask.training.cost import Ledger, forward_gflops
 from remask.training.optim import Schedule, adamw, learning_rate, parameter_groups
@@ -82,16 +83,18 @@ def build_trainer(
     schedule = Schedule(
         optim.epochs, len(loader), lr, optim.warmup_epochs, optim.min_lr, optim.clip, micro_batches,
         optim.max_steps, settings.log_every, settings.save_every_minutes, settings.keep_every_epochs,
-        (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch,
+        (optim.drop_epoch,) if optim.drop_epoch else (), until_epoch, max_skipped=optim.max_skipped,
     )  # fmt: skip
     loader.patience, images = settings.patience, len(loader) * optim.batch_size
     tokens, views = tokens_per_image(recipe, method), method.masking.views
     ledger = Ledger(images, views, runtime.gpus, gflops, tokens, recipe.ete_per_epoch)
-    return Trainer(
+    trainer = Trainer(
         method, loader, optimizer, schedule, runtime, run, ledger,
         seed=recipe.seed, hooks=hooks, tensorboard=settings.tensorboard, ddp_model=ddp_model,
         global_batch_size=optim.batch_size if size > 1 else None,
     )  # fmt: skip
+    trainer.calmer = calmer(optim)
+    return trainer
 
 
 def tokens_per_image(recipe: Recipe, method: Method) -> int:

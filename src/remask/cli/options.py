@@ -87,6 +87,11 @@ def seed() -> Any:
     return typer.Option("--seed", help="Seed of every random draw.")
 
 
+def settings(help: str) -> Any:
+    """The option --set: keys of a recipe."""
+    return typer.Option("--set", metavar="KEY=VALUE", help=help)
+
+
 def start() -> Any:
     """The argument for a network: a run, or a specification."""
     return typer.Argument(metavar="RUN|SPEC", help="A run, or mae:FILE, timm:NAME, untrained:NAME.", show_default=False)
@@ -97,9 +102,8 @@ Start = Annotated[str, start()]
 StartOrNone = Annotated[str | None, start()]
 
 Recipe = Annotated[str, recipe("A recipe's name (remask recipes) or a TOML file.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
-]
+Settings = Annotated[list[str] | None, settings("Any key of the recipe; repeatable.")]
+SettingsOfRun = Annotated[list[str] | None, settings("Another rate, clipping, … from here on; repeatable.")]
 Method = Annotated[
     str | None,
     typer.Option("--method", help="mae, simmim, maskfeat, beit, convmae, fastmim, dmae, moma, with +dm, +jd, +dmjd."),

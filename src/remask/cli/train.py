@@ -117,6 +117,7 @@ def resume(
     run: options.Run,
     checkpoint: Annotated[str | None, options.checkpoint("Exactly this one.  [last, or the newest intact]")] = None,
     device: options.Device = None,
+    set_: options.SettingsOfRun = None,
     accept_changed_data: Annotated[
         bool, typer.Option("--accept-changed-data", help="Go on where the data is not what the run was trained on.")
     ] = False,
@@ -126,13 +127,15 @@ def resume(
     """Continue a run exactly where it was.
 
     Names, sizes and labels of its data are compared with those that it was trained on, and a change stops it. An edit
-    that keeps name and size is seen with --verify-data alone, if the run was started or resumed with it before.
+    that keeps name and size is seen with --verify-data alone, if the run was started or resumed with it before. --set
+    takes optim.base_lr, lr, min_lr, clip, precision, max_skipped, and of runtime workers, threads, patience, log_every,
+    save_every_minutes, keep_every_epochs and tensorboard; the run keeps and records what was set.
     """
     from remask.commands.refusals import check_device, check_unfinished
 
-    check_unfinished(run, checkpoint)
+    check_unfinished(run, checkpoint, set_ or [])
     check_device(device)
     from remask.commands import resuming
 
-    given = {"accept_changed_data": accept_changed_data, "verify_data": verify_data}
+    given = {"settings": set_ or [], "accept_changed_data": accept_changed_data, "verify_data": verify_data}
     _print_run(resuming.resume(run, checkpoint=checkpoint, device=device, quiet=quiet, **given), quiet)

@@ -19,6 +19,7 @@ from remask.images.sources.addresses import check_second, check_source
 from remask.planning.devices import device as data_sheet
 from remask.planning.devices import is_this_machine
 from remask.recipe import Recipe
+from remask.recipe.changes import changes, refuse_silent
 from remask.recipe.networks import check_encoder
 from remask.runs.checks import check_recipe
 from remask.runs.opening import open_run, open_task, results_of
@@ -31,6 +32,7 @@ from remask.training.run_folder import (
     check_new_run,
     find,
     is_task_run,
+    is_trained,
     missing,
     why_no_run,
 )
@@ -63,19 +65,26 @@ def check_evaluate(path: Path, overrides: dict[str, Any], device: str | None) ->
     check_task_recipe(recipe, tested=True)
 
 
-def check_unfinished(path: Path, checkpoint: str | None = None) -> None:
+def check_unfinished(path: Path, checkpoint: str | None = None, settings: Sequence[str] = ()) -> None:
     """Raise UserError for a folder that is no run, and for a run that has nothing to continue.
 
     checkpoint   that the run is to be continued from, which a finished one can be too
+    settings     keys that are to change from there on, "key=value"
     """
+    changed = changes(settings)
     if is_task_run(path):
-        run, task = open_task(path)
+        run, task = open_task(path, changed)
+        refuse_silent(task, changed)
         results, again = [f"eval/{task.task}.json", REPORT], f"test it again with remask {task.task} {path} --eval-only"
     else:
-        run, recipe = open_run(path)
+        run, recipe = open_run(path, changed)
         results, again = results_of(recipe), f"probe it with remask probe {quoted(path)} --data SRC"
     if checkpoint is not None:
         find(run, checkpoint)
+    elif settings and is_trained(run) and not restarted():
+        raise UserError(
+            f"{path} is trained to its end, where --set changes nothing: leave it out, or give --checkpoint"
+        )
     elif _is_finished(run) and not restarted() and not missing(run, results):
         raise UserError(f"{path} is finished: {again}, or start a new run")
 

@@ -19,8 +19,9 @@ from remask.images.loading.loader import TooManyBad
 from remask.images.sources.differences import of_classes
 from remask.interop.loaded import loaded_of
 from remask.recipe import dump
+from remask.recipe.changes import calmer
 from remask.recipe.downstream import Downstream
-from remask.training.checkpoint import intact, load_weights, save, starting_point
+from remask.training.checkpoint import intact, load_weights, starting_point
 from remask.training.cost import Ledger
 from remask.training.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
 from remask.training.environment import environment
@@ -91,9 +92,8 @@ def train(
         lines = _create_run(trainer, task, recipe, record, checked)
     else:
         lines = resumed(trainer, record, checked, care, start)
-    if not start and (loaded := loaded_of(task.model.backbone)):
-        lines = [loaded.line, *lines]
-    trainer.notes["data"] = checked.digests
+    lines = [*([] if start else _loaded(task)), *lines]
+    trainer.calmer, trainer.notes["data"] = calmer(optim), checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
     first = f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}"
     for line in (first, *task.notes, *lines):
@@ -107,9 +107,15 @@ def train(
     try:
         trainer.train(screen, then, ended="trained")
     except TooManyBad:
-        save(run, "last", model, optimizer, trainer.state())
+        trainer.save("last", wait=True)
         raise
     return result
+
+
+def _loaded(task: Task) -> list[str]:
+    """What is said of the weights that the network starts from."""
+    loaded = loaded_of(task.model.backbone)
+    return [loaded.line] if loaded else []
 
 
 def _create_run(trainer: Trainer, task: Task, recipe: Downstream, record: DataRecord, checked: Checked) -> list[str]:
@@ -214,7 +220,7 @@ def schedule(recipe: Downstream, steps_per_epoch: int) -> Schedule:
         optim.epochs, steps_per_epoch, optim.peak, optim.warmup_epochs, optim.min_lr, optim.clip,
         runtime.accumulate, optim.max_steps, runtime.log_every, runtime.save_every_minutes, runtime.keep_every_epochs,
         drops=tuple(optim.epochs * share for share in optim.drops) if optim.schedule == "steps" else (),
-        power=optim.power if optim.schedule == "poly" else None,
+        power=optim.power if optim.schedule == "poly" else None, max_skipped=optim.max_skipped,
     )  # fmt: skip
 
 

@@ -23,8 +23,11 @@ class GuideModule(Protocol):
         """The guide over a grid of `cells`, of which a view hides `hidden`; -inf where it has nothing to say."""
         ...
 
-    def follow(self, average: Any, progress: float) -> None:
-        """What follows an update of the weights, after a share `progress` of the training."""
+    def follow(self, average: Any, progress: float, taken: Tensor | None = None) -> None:
+        """What follows an update of the weights, after a share `progress` of the training.
+
+        taken   [] on the device, 0 where the update was skipped: nothing that is learned may then change
+        """
         ...
 
     def restart(self, average: Any) -> None:

@@ -124,13 +124,16 @@ class Method(nn.Module):
         """What precedes a step, after a share `progress` of the training: whether the backbone is trained."""
         self.sees.before_step(progress)
 
-    def after_step(self, progress: float) -> None:
-        """What follows an update of the weights, after a share `progress` of the training: the moving average."""
+    def after_step(self, progress: float, taken: Tensor | None = None) -> None:
+        """What follows an update of the weights, after a share `progress` of the training: the moving average.
+
+        taken   [] on the device, 0 where the update was skipped: the average then stays
+        """
         if self.average:
-            self.average.follow(self.backbone, progress)
-            self._heads_followed(self.average.decay_at(progress))
+            self.average.follow(self.backbone, progress, taken)
+            self._heads_followed(self.average.decay_at(progress), taken)
         if self.guide:
-            self.guide.follow(self.average, progress)
+            self.guide.follow(self.average, progress, taken)
 
     def restart_average(self) -> None:
         """Let the moving average equal the student, after its first weights were set."""
@@ -140,10 +143,10 @@ class Method(nn.Module):
         if self.guide:
             self.guide.restart(self.average)
 
-    def _heads_followed(self, decay: float) -> None:
+    def _heads_followed(self, decay: float, taken: Tensor | None = None) -> None:
         for branch in self.branches:
             if isinstance(branch.target, AverageReader):
-                branch.target.follow(branch.head, decay)
+                branch.target.follow(branch.head, decay, taken)
 
     def encode(self, images: Images, views: Views, layers: Sequence[int] = (-1,)) -> dict[int, Features]:
         """f(x, v) at the named blocks, in the colours of the views."""

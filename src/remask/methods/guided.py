@@ -78,7 +78,7 @@ class AttentionGuide(nn.Module):
         attention = _in_chunks(partial(class_attention, average.backbone), images)
         return per_cell(attention, _grid(average, images), cells)
 
-    def follow(self, average: Average, progress: float) -> None:
+    def follow(self, average: Average, progress: float, taken: Tensor | None = None) -> None:
         """Nothing: the average is all it needs."""
 
     def restart(self, average: Average) -> None:
@@ -131,9 +131,9 @@ class LossGuide(nn.Module):
             return self.head(features, everything).squeeze(-1)
 
     @torch.no_grad()
-    def follow(self, average: Average, progress: float) -> None:
-        """The head's average follows at the pace of the backbone's, and α_t rises."""
-        average.mix(self.head, self._student[0], average.decay_at(progress))
+    def follow(self, average: Average, progress: float, taken: Tensor | None = None) -> None:
+        """The head's average follows at the pace of the backbone's, unless the step was skipped, and α_t rises."""
+        average.mix(self.head, self._student[0], average.decay_at(progress), taken)
         self.progress.fill_(progress)
 
     def restart(self, average: Average) -> None:

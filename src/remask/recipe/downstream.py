@@ -142,6 +142,9 @@ class LearnSection(Section):
     weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay; none on biases and norms.")
     betas: Pair = Field(default=(0.9, 0.999), description="AdamW betas.")
     clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; unset = no clipping.")
+    max_skipped: int = Field(
+        default=3, ge=0, description="Steps in a row, skipped as not finite, that stop the run; 0 = the first."
+    )
     ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of averaged weights, which are tested.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Numbers of forward and backward.")
     max_steps: int | None = Field(default=None, ge=1, description="End after N steps; the schedule stays as planned.")

@@ -24,6 +24,9 @@ class OptimSection(Section):
     weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay; none on biases and norms.")
     betas: Pair = Field(default=(0.9, 0.95), description="AdamW betas.")
     clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; unset = no clipping.")
+    max_skipped: int = Field(
+        default=3, ge=0, description="Steps in a row, skipped as not finite, that stop the run; 0 = the first."
+    )
     drop_epoch: float | None = Field(
         default=None, gt=0, description="Constant rate, a tenth of it from this epoch on (SimMIM); unset = cosine."
     )

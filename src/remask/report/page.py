@@ -11,6 +11,7 @@ from remask.report.evaluations import HEADS, evaluations, percent, section_of
 from remask.report.figures import curves
 from remask.report.reading import (
     Figure,
+    losses,
     number,
     pretty,
     read_json,
@@ -105,13 +106,10 @@ def summary(recipe: Mapping[str, Any], cost: Mapping[str, Any], metrics: list[di
 
 
 def _figures(metrics: list[dict[str, Any]]) -> list[Figure]:
-    """Curves of loss, learning rate, throughput and waiting over epochs, as far as they were logged."""
-    losses = [key for key in (metrics[-1] if metrics else {}) if key.startswith("loss/")]
-    losses.sort(key=lambda key: key != "loss/total")
-    if len(losses) == 2:  # with a single branch both are equal
-        losses = ["loss/total"]
+    """Curves of loss, gradient norm, learning rate, throughput and waiting over epochs, as far as they were logged."""
     plots: list[tuple[str, dict[str, str], float, bool]] = [
-        ("Loss", {key: key.removeprefix("loss/") for key in losses}, 1, False),
+        ("Loss", {key: key.removeprefix("loss/") for key in losses(metrics)}, 1, False),
+        ("Norm of the gradients", {"grad_norm": "norm"}, 1, True),
         ("Learning rate", {"lr": "lr"}, 1, True),
         ("Images and views per second", {"images_per_s": "images", "views_per_s": "views"}, 1, True),
         ("Waiting for data, % of the time", {"data_wait": "data wait"}, 100, True),

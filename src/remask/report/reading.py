@@ -14,6 +14,9 @@ from remask.files.records import atomic_write
 from remask.files.text import read_text as text_of
 from remask.report.figures import Curve
 
+LISTED = 200
+"""Maximum number of skipped steps that a page lists."""
+
 
 class Figure(NamedTuple):
     """An <svg> element and its title."""
@@ -60,6 +63,8 @@ def shared(run: Path, recipe_text: str, results: Sequence[str]) -> dict[str, Any
         "cost": facts(read_json(run / "cost.json")),
         "recipe": recipe_text,
         "environment": pretty(read_json(run / "env.json")),
+        "settings": settings(read_json(run / "settings.json")),
+        "skipped": skipped(read_json(run / "status.json")),
         "recovered": read_text(run / "recovered.txt").splitlines(),
         "bad": read_text(run / "bad_images.txt").splitlines(),
         "changed": changes(read_json(run / "data.json")),
@@ -83,6 +88,31 @@ def changes(data: Mapping[str, Any]) -> list[str]:
         f"{'; '.join(map(str, item.get('changes', [])))}."
         for item in data.get("history", [])
     ]
+
+
+def settings(content: Mapping[str, Any]) -> list[str]:
+    """A line for each time that the run continued with other settings, from settings.json."""
+    return [
+        f"From step {item.get('step')} (epoch {number(item.get('epoch'))}) on: "
+        f"{', '.join(f'{key} = {value}' for key, value in (item.get('set') or {}).items())}."
+        for item in content.get("history") or []
+    ]
+
+
+def skipped(status: Mapping[str, Any]) -> str:
+    """A line that lists the skipped steps of status.json; "" if there are none."""
+    steps = status.get("skipped")
+    if not isinstance(steps, list) or not steps:
+        return ""
+    listed = ", ".join(map(str, steps[:LISTED])) + (", …" if len(steps) > LISTED else "")
+    return f"Steps skipped, as loss or gradient was not finite: {len(steps)} ({listed})."
+
+
+def losses(metrics: list[dict[str, Any]]) -> list[str]:
+    """Keys of the logged losses, the total first, and alone where it has a single branch, which then is the same."""
+    last: Mapping[str, Any] = next((line for line in reversed(metrics) if "loss/total" in line), {})
+    keys = sorted((key for key in last if key.startswith("loss/")), key=lambda key: key != "loss/total")
+    return keys[:1] if len(keys) == 2 else keys
 
 
 def series(metrics: list[dict[str, Any]], key: str, factor: float = 1) -> Curve:
@@ -149,6 +179,6 @@ def embedded(path: Path) -> str:
 
 
 __all__ = [
-    "Fact", "Figure", "changes", "embedded", "facts", "number", "pretty", "read_json", "read_text",
+    "Fact", "Figure", "changes", "embedded", "facts", "losses", "number", "pretty", "read_json", "read_text",
     "read_toml", "series", "shared", "status_of", "write_page",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from remask.report.figures import curves
 from remask.report.reading import (
     Fact,
     Figure,
+    losses,
     number,
     pretty,
     read_json,
@@ -179,7 +180,7 @@ def _is_listed(key: str, value: Any) -> bool:
 def _figures(
     task: str, recipe: Mapping[str, Any], metrics: list[dict[str, Any]], result: Mapping[str, Any]
 ) -> list[Figure]:
-    """Curves of the headline on test images, losses, learning rate and throughput over epochs."""
+    """Curves of the headline on test images, losses, gradient norm, learning rate and throughput over epochs."""
     headline, figures = HEADLINES.get(task, "top1"), []
     x, y = series(metrics, f"val/{headline}")
     same_data = result.get("protocol", {}).get("val") in (
@@ -191,10 +192,10 @@ def _figures(
     if x:
         title = f"{NAMES[headline]} on test pictures".replace(", % on", " on") + ", %"
         figures.append(Figure(title, curves(title, {headline: (x, y)}, "epoch", markers=True)))
-    keys = [key for key in (metrics[-1] if metrics else {}) if key.startswith("loss/")]
-    keys = ["loss/total"] if len(keys) == 2 else sorted(keys, key=lambda key: key != "loss/total")
-    losses = {key.removeprefix("loss/"): series(metrics, key) for key in keys}
-    for title, lines, zero in (("Loss", losses, False), ("Learning rate", {"lr": series(metrics, "lr")}, True),
+    loss = {key.removeprefix("loss/"): series(metrics, key) for key in losses(metrics)}
+    norm = {"norm": series(metrics, "grad_norm")}
+    for title, lines, zero in (("Loss", loss, False), ("Norm of the gradients", norm, True),
+                               ("Learning rate", {"lr": series(metrics, "lr")}, True),
                                ("Images per second", {"images": series(metrics, "images_per_s")}, True)):  # fmt: skip
         if lines := {label: curve for label, curve in lines.items() if curve[0]}:
             figures.append(Figure(title, curves(title, lines, "epoch", zero=zero)))

@@ -9,22 +9,30 @@ from remask.errors import UserError
 from remask.files.escaping import quoted
 from remask.files.text import read_toml
 from remask.recipe import Recipe, load_recipe
+from remask.recipe.changes import refuse_silent
 from remask.recipe.downstream import TASKS
 from remask.recipe.formats import rules_of
 from remask.recipe.load import load
 from remask.recipe.naming import FOLDER
+from remask.training.changed_settings import changed_settings
 from remask.training.run_folder import REPORT, RunFolder, is_task_run
 
 
-def open_run(path: Path) -> tuple[RunFolder, Recipe]:
-    """A pre-training run's folder and recipe. Raises UserError for other folders, and runs of downstream tasks."""
+def open_run(path: Path, settings: Mapping[str, Any] | None = None) -> tuple[RunFolder, Recipe]:
+    """A pre-training run's folder and recipe, with what was changed on the way, and now with `settings`.
+
+    Raises UserError for other folders, runs of downstream tasks, and settings without effect.
+    """
     run = RunFolder.open(path)
     if is_task_run(path):
         raise UserError(
             f"{path} is a run of a downstream task, and this is for pre-training; remask report {quoted(path)} shows "
             f"its result, and after remask export {quoted(path)} remask embed and attention take it"
         )
-    return run, _beside(load_recipe(path / "recipe.toml", rules_of(run.format), environment={}, strict=False), path)
+    given = {**rules_of(run.format), **changed_settings(run), **(settings or {})}
+    recipe = load_recipe(path / "recipe.toml", given, environment={}, strict=False)
+    refuse_silent(recipe, settings or {})
+    return run, _beside(recipe, path)
 
 
 def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunFolder, Any]:
@@ -45,6 +53,7 @@ def open_task(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[R
     defaults = {
         **rules_of(run.format, "data"),
         **({"data.range": pixel_range} if pixel_range else {}),
+        **changed_settings(run),
         **(overrides or {}),
     }
     return run, load(TASKS[kind], FOLDER / kind, path / "recipe.toml", defaults, environment={})

@@ -155,6 +155,7 @@ def settings_of(cell: Cell, size: Size, needed: Mapping[str, str]) -> dict[str, 
         recipe = load(TASKS[task], FOLDER / task, _recipe_name(cell), cell.row.set, environment={}).model_dump(
             mode="json"
         )
+    recipe["optim"].pop("max_skipped")  # it says when a run stops, not what it computes
     ignored = ("name", "title", "paper", "table", "expected", "command", "cost", "notes", "runtime", "distill")
     return {
         "train": words,

@@ -49,9 +49,9 @@ class Average(nn.Module):
         first, last = self.decay
         return first + (last - first) * (min(1.0, progress / self.warmup) if self.warmup else 1.0)
 
-    def follow(self, backbone: Any, progress: float) -> None:
-        """The update after a step of the student."""
-        self.mix(self.backbone, backbone, self.decay_at(progress))
+    def follow(self, backbone: Any, progress: float, taken: Tensor | None = None) -> None:
+        """The update after a step of the student. taken: see `mix`."""
+        self.mix(self.backbone, backbone, self.decay_at(progress), taken)
 
     def restart(self, backbone: Any) -> None:
         """Equal the student, whose first weights have just been set."""
@@ -59,10 +59,21 @@ class Average(nn.Module):
 
     @staticmethod
     @torch.no_grad()
-    def mix(average: nn.Module, student: nn.Module, decay: float) -> None:
-        """average ← decay · average + (1 - decay) · student, of any two modules of one make; buffers are copied."""
+    def mix(average: nn.Module, student: nn.Module, decay: float, taken: Tensor | None = None) -> None:
+        """average ← decay · average + (1 - decay) · student, of any two modules of one make; buffers are copied.
+
+        taken   [] on the device, 0 where the student's step was skipped: the average then stays
+        """
         own, theirs = ([_local(p) for p in module.parameters()] for module in (average, student))
-        get_ema_multi_avg_fn(decay)(own, theirs, 0)
+        if taken is None:
+            get_ema_multi_avg_fn(decay)(own, theirs, 0)
+        elif own[0].device.type == "cpu":  # where a list at once is no faster, and three passes are slower
+            for kept, now in zip(own, theirs, strict=True):
+                kept.lerp_(now, taken * (1 - decay))
+        else:  # a lerp of a list has no weight on the device
+            towards = torch._foreach_sub(theirs, own)
+            torch._foreach_mul_(towards, taken * (1 - decay))
+            torch._foreach_add_(own, towards)
         for kept, now in zip(average.buffers(), student.buffers(), strict=True):
             kept.copy_(now)
 
@@ -103,8 +114,11 @@ class AverageReader(nn.Module, ABC):
     def combine(self, features: Layers, views: Views | None = None) -> Float[Tensor, "B _ D"]:
         """The target from the teacher's layers."""
 
-    def follow(self, head: Any, decay: float) -> None:
-        """What else follows a step of the student, whose head at this target it is; decay 0 after its first weights."""
+    def follow(self, head: Any, decay: float, taken: Tensor | None = None) -> None:
+        """What else follows a step of the student, whose head at this target it is; decay 0 after its first weights.
+
+        taken   [] on the device, 0 where the step was skipped: nothing may then change
+        """
 
 
 class MovingAverage(AverageReader):

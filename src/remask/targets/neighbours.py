@@ -92,16 +92,19 @@ class Neighbours(AverageReader):
         return torch.where(known[:, None] > 0, found, x)
 
     @torch.no_grad()
-    def follow(self, head: Any, decay: float) -> None:
-        """Move the projector towards the student's, and put the last batch into the queue."""
-        Average.mix(self.projector, head.project, decay)
+    def follow(self, head: Any, decay: float, taken: Tensor | None = None) -> None:
+        """Move the projector towards the student's, and put the last batch into the queue, unless it was skipped."""
+        Average.mix(self.projector, head.project, decay, taken)
         if self._latest is None:
             return
         (rows, images), self._latest = self._latest, None
-        rows, images = rows[-len(self.queue) :], images[-len(self.queue) :]
-        at = (self.written + torch.arange(len(rows), device=rows.device)) % len(self.queue)
-        self.queue[at], self.owners[at] = rows, images
-        self.written += len(rows)
+        rows, images, count = rows[-len(self.queue) :], images[-len(self.queue) :], min(len(rows), len(self.queue))
+        at = (self.written + torch.arange(count, device=rows.device)) % len(self.queue)
+        if taken is None:
+            taken = torch.ones((), device=rows.device)
+        self.queue[at] = torch.where(taken > 0, rows, self.queue[at])
+        self.owners[at] = torch.where(taken > 0, images, self.owners[at])
+        self.written += (count * taken).long()
 
     def describe(self) -> str:
         block = "" if self.layer == -1 else f" at block {self.layer}"

@@ -105,11 +105,13 @@ class Window:
     """Means over the steps since the last log line. Losses stay on the device until the window closes.
 
     With several processes each one adds its share of a loss; the sum over them is the loss of the global batch.
+    skipped   steps among them that were skipped, whose losses were added as 0: means are over the others
     """
 
     def __init__(self) -> None:
         self.losses: dict[str, Tensor | float] = {}
         self.steps, self.images, self.waited, self.began = 0, 0, 0.0, time.perf_counter()
+        self.skipped = list[int]()
 
     def add(self, losses: Mapping[str, Tensor], waited: float, images: int) -> None:
         for name, loss in losses.items():
@@ -119,23 +121,27 @@ class Window:
     def close(self, world: World = ALONE) -> tuple[dict[str, float], float, float]:
         """(mean losses, images per second, share of the time spent waiting for data); then resets the window.
 
+        No losses if all steps were skipped.
         Collective; the share is that of the process that waited longest.
         """
         sums = self._sums(world)
         seconds = time.perf_counter() - self.began
-        mean = {name: total / self.steps for name, total in sums.items()}
+        taken = self.steps - len(self.skipped)
+        mean = {name: total / taken for name, total in sums.items()} if taken > 0 else {}
         result = mean, self.images / seconds, min(world.highest(self.waited) / seconds, 1.0)
         self.__init__()  # type: ignore[misc]
         return result
 
     def state(self, world: World = ALONE) -> dict[str, Any]:
-        return {"losses": self._sums(world), "steps": self.steps}
+        state = {"losses": self._sums(world), "steps": self.steps}
+        return state | ({"skipped": self.skipped} if self.skipped else {})
 
     def load(self, state: Mapping[str, Any], main: bool = True) -> None:
         self.losses, self.steps = (
             {name: loss if main else 0.0 for name, loss in state["losses"].items()},
             state["steps"],
         )
+        self.skipped = [int(step) for step in state.get("skipped", [])]
 
     def _sums(self, world: World) -> dict[str, float]:
         return world.sums({name: float(loss) for name, loss in self.losses.items()})

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from remask.files.records import atomic_write
 from remask.images.sources.differences import differences
 from remask.images.sources.files import printable
 from remask.images.sources.fingerprint import Inventory, packed_names
+from remask.training.changed_settings import record_settings
 from remask.training.checkpoint import state_of
 from remask.training.optim import epoch_length
 from remask.training.run_folder import RunFolder
@@ -32,14 +34,16 @@ NAMES_KEPT = 4_000_000
 
 
 class Care(NamedTuple):
-    """How careful a run is with its data.
+    """What a resumed run may find or become other than it was.
 
     accept   resume although the data changed
     verify   hash all contents: recorded at the start, compared at a resume
+    settings   keys of the recipe, which has them already, that are changed by this resume; the run keeps them
     """
 
     accept: bool = False
     verify: bool = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 CARE = Care()
@@ -187,8 +191,9 @@ def resumed(trainer: Trainer, record: DataRecord, checked: Checked, care: Care, 
         trainer.run.rewind(0)
     trainer.run.note_recovery()
     trainer.world.first(lambda: record.keep(changes, before))
+    settings = trainer.world.first(lambda: record_settings(trainer.run, care.settings, before))
     accepted = [f"the data changed, and the run goes on with it: {'; '.join(changes)}"] if changes else []
-    return checked.lines + accepted
+    return checked.lines + accepted + settings
 
 
 def refused(path: Path, changes: Sequence[str]) -> UserError:

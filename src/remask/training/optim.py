@@ -68,6 +68,8 @@ class Schedule:
     """Polynomial decay of this power instead of the cosine."""
     shift: int = 0
     """Steps taken minus epochs done × steps_per_epoch; not 0 if steps_per_epoch changed during the run."""
+    max_skipped: int = 3
+    """Steps in a row, skipped because they are not finite, that stop the run; 0 and 1: the first."""
 
     @property
     def steps(self) -> int:
@@ -175,8 +177,15 @@ class Averaged(nn.Module):
         self.average.requires_grad_(False)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update the average after every step of the optimizer."""
-        optimizer.register_step_post_hook(lambda *_: self.average.update_parameters(self.model))
+        """Update the average after every step of the optimizer, but those that its `found_inf` skips."""
+
+        def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            found_inf = getattr(optimizer, "found_inf", None)
+            # the average waits for the device in any case, to know whether it is its first update
+            if found_inf is None or not bool(found_inf):
+                self.average.update_parameters(self.model)
+
+        optimizer.register_step_post_hook(after)
 
     def forward(self, *inputs: Any) -> Any:
         return self.model(*inputs)

@@ -22,6 +22,8 @@ FORMAT = 2
 """Version of the run folder's format, in env.json (absent: 1). recipe/formats.py has the defaults of each version."""
 
 REPORT = "report.html"
+SETTINGS = "settings.json"
+"""Keys of the recipe that were changed when the run was resumed; see changed_settings.py."""
 BEGUN = frozenset(
     (
         "checkpoints", "pictures", "eval", "env.json", "data.json", "data.npz", "task.json", "codebook.safetensors",
@@ -61,6 +63,7 @@ class RunFolder:
             make_folder(path)
             lock_run(path)
             shutil.rmtree(path / "checkpoints", ignore_errors=True)  # of a run that failed at step 0
+            (path / SETTINGS).unlink(missing_ok=True)
             for folder in ("checkpoints", "pictures", "eval"):
                 make_folder(path / folder)
         except OSError as error:
@@ -295,6 +298,6 @@ def is_task_run(path: Path) -> bool:
 
 
 __all__ = [
-    "FORMAT", "REPORT", "RunFolder", "check_checkpoint", "check_new_run", "checkpoints", "find", "is_task_run",
-    "is_trained", "missing", "refuse_bytes", "refuse_existing", "why_no_run",
+    "FORMAT", "REPORT", "SETTINGS", "RunFolder", "check_checkpoint", "check_new_run", "checkpoints", "find",
+    "is_task_run", "is_trained", "missing", "refuse_bytes", "refuse_existing", "why_no_run",
 ]  # fmt: skip

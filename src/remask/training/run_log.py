@@ -24,7 +24,8 @@ GRAD_NORM = "grad_norm"
 class RunLog:
     """The log of a run. All processes call it; the main one writes.
 
-    window   losses and times since the last line
+    window    losses and times since the last line
+    skipped   all steps of the run that were skipped, as their loss or gradient was not finite
     """
 
     ledger: Ledger
@@ -33,6 +34,7 @@ class RunLog:
     def __init__(self, run: RunFolder, runtime: Runtime, tensorboard: bool = True) -> None:
         self.run, self.runtime = run, runtime
         self.window, self._tensorboard = Window(), tensorboard
+        self.skipped = list[int]()
         self._writer: Any = None
 
     def open(self, step: int, schedule: Schedule, ledger: Ledger) -> None:
@@ -55,14 +57,19 @@ class RunLog:
         self.window.add(losses, waited, images)
 
     def line(self, step: int) -> dict[str, Any]:
-        """A line of metrics.jsonl, its keys as below, with means over the window, which is then reset. Collective."""
+        """A line of metrics.jsonl, its keys as below, with means over the window, which is then reset. Collective.
+
+        "skipped" lists the steps that were, if any; there are no losses if all were.
+        """
         world = self.runtime.world
         self.ledger.meet(world)
+        skipped = {"skipped": self.window.skipped} if self.window.skipped else {}
         mean, images_per_s, wait = self.window.close(world)
         norm = mean.pop(GRAD_NORM, math.nan)
         return {
             "step": step,
             "epoch": round(self.schedule.epoch_at(step), 4),
+            **skipped,
             **{f"loss/{name}": value for name, value in mean.items()},
             **({GRAD_NORM: norm} if math.isfinite(norm) else {}),
             "lr": self.schedule.lr_at(step - 1),
@@ -81,16 +88,17 @@ class RunLog:
         hours_left = (self.schedule.steps - step) * self.ledger.hours / max(step, 1)
         hours = f"gpu-h {cost['gpu_hours']:.3f}" if cost["gpu_hours"] else f"cpu-h {cost['cpu_hours']:.3f}"
         probes = "".join(f" | {name} {value:.1f}" for name, value in line.items() if name.startswith("probe/"))
+        loss = f"loss {line['loss/total']:.4f}" if "loss/total" in line else "skipped"
         console.update(
             step,
-            f"epoch {line['epoch']:.2f}/{self.schedule.epochs} | loss {line['loss/total']:.4f} | lr {line['lr']:.2e} | "
+            f"epoch {line['epoch']:.2f}/{self.schedule.epochs} | {loss} | lr {line['lr']:.2e} | "
             f"{line['images_per_s']:.0f} images/s | {line['views_per_s']:.0f} views/s | wait {line['data_wait']:.0%} | "
             f"eta {clock(hours_left)} | {hours} | ETE {cost['ete']:.2f}{probes}",
         )
         if self._writer:
             for name, value in line.items():
                 if name not in ("step", "epoch"):
-                    self._writer.add_scalar(name, value, step)
+                    self._writer.add_scalar(name, len(value) if name == "skipped" else value, step)
 
     def ended_by(self, error: BaseException, step: int, why: str) -> None:
         """Write why a training ended before its end; an error that is no fault of its own is told how it goes on."""
@@ -111,6 +119,8 @@ class RunLog:
         status |= {"resume_command": command, "updated": now}
         if state == "trained":
             status["stage"] = "training done, results missing"
+        if self.skipped:
+            status["skipped"] = self.skipped
         if self.run.recovered:
             status["recovered"] = self.run.recovered
         self.run.write("status.json", status | ({"error": why} if why else {}), sync=sync)

@@ -89,7 +89,7 @@ def test_what_follows_a_step_is_told_the_share_of_the_schedule(tmp_path: Path) -
     """Also where max_steps cuts the run: the learning rate and a moving average go on as if it were not."""
 
     class Following(Toy):
-        def after_step(self, progress: float) -> None:
+        def after_step(self, progress: float, taken: Tensor) -> None:
             seen.append((progress, self.body[0].weight.detach().clone()))
 
     for name, cut in (("full", {}), ("cut", {"max_steps": 5})):
@@ -208,7 +208,7 @@ def poisoned(step: int) -> Toy:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(tmp_path: Path) -> None:
-    made = trainer(tmp_path / "run", poisoned(7))
+    made = trainer(tmp_path / "run", poisoned(7), max_skipped=0)
     with pytest.raises(UserError, match=r"the loss is nan at step 7: lower optim.base_lr.*last") as caught:
         train(made)
     assert "\n" not in str(caught.value)
