@@ -135,21 +135,22 @@ class RunFolder:
 
     def note_recovery(self) -> None:
         """Append what `recovered` says to recovered.txt, for the report."""
-        if self.recovered and self.writes:
-            with open(self.path / "recovered.txt", "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M')} {printable(self.recovered)}\n")
+        if self.recovered:
+            self._append("recovered.txt", f"{time.strftime('%Y-%m-%d %H:%M')} {printable(self.recovered)}")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        if not self.writes:
-            return
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append("metrics.jsonl", json.dumps(line))
+
+    def _append(self, name: str, line: str) -> None:
+        if self.writes:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def sync_log(self) -> None:
         """Return when the lines of metrics.jsonl are on the disk; a checkpoint relies on those before it."""
-        if (self.path / "metrics.jsonl").is_file():
-            sync_file(self.path / "metrics.jsonl")
+        if (log := self.path / "metrics.jsonl").is_file():
+            sync_file(log)
             sync_folder(self.path)
 
     def digests(self) -> dict[str, dict[str, Any]]:
@@ -159,8 +160,8 @@ class RunFolder:
         """
         if not self.writes or not (self.path / "recipe.toml").is_file():
             return {}
-        found, log = {"recipe.toml": _digest((self.path / "recipe.toml").read_bytes())}, self.path / "metrics.jsonl"
-        if log.is_file():
+        found = {"recipe.toml": _digest((self.path / "recipe.toml").read_bytes())}
+        if (log := self.path / "metrics.jsonl").is_file():
             with open(log, "rb") as file:
                 file.seek(self._hashed_bytes)
                 new = file.read()
@@ -173,11 +174,9 @@ class RunFolder:
         """Lines about those of the files of `digests` that are other ones now: damaged, or edited."""
         lines = []
         for name, about in digests.items() if isinstance(digests, dict) else ():
-            file = self.path / str(name)
-            content = file.read_bytes() if file.is_file() else b""
-            if name == "metrics.jsonl" and isinstance(about, dict):
-                content = content[: about.get("bytes", 0)]
-            if _digest(content) != about:
+            content = file.read_bytes() if (file := self.path / str(name)).is_file() else b""
+            end = about.get("bytes") if name == "metrics.jsonl" and isinstance(about, dict) else None
+            if _digest(content[:end]) != about:
                 lines.append(f"{file} is not what it was when the checkpoint was written: it is damaged, or was edited")
         return lines
 
