@@ -24,12 +24,10 @@ FORMAT = 2
 REPORT = "report.html"
 SETTINGS = "settings.json"
 """Keys of the recipe that were changed when the run was resumed; see changed_settings.py."""
-BEGUN = frozenset(
-    (
-        "checkpoints", "pictures", "eval", "env.json", "data.json", "data.npz", "task.json", "codebook.safetensors",
-        ".lock",
-    )
-)  # fmt: skip
+BEGUN = frozenset((
+    "checkpoints", "pictures", "eval", "env.json", "data.json", "data.npz", "task.json", "codebook.safetensors",
+    ".lock",
+))  # fmt: skip
 """What a new run's folder holds before its recipe, which is written last."""
 
 
