@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
 FAULTS: dict[str, Fault] = {
     "SIGKILL at a random moment": Fault(endings.kill_at_a_moment, 60, 1),
-    "SIGKILL at every operation of a run": Fault(endings.kill_at_an_operation, 0, 3),
+    "SIGKILL at every operation of a run": Fault(endings.kill_at_an_operation, 0, 2),
     "SIGKILL of a resume, at its operations": Fault(endings.kill_of_a_resume, 40),
     "SIGKILL where a thread writes checkpoints": Fault(endings.kill_beside_the_steps, 40, 0),
     "SIGKILL of a fine-tuning, at its operations": Fault(endings.kill_of_finetuning, 40, 0, "finetune"),
@@ -38,7 +38,7 @@ FAULTS: dict[str, Fault] = {
     "SIGTERM at operations of all stages": Fault(endings.terminate, 40),
     "SIGINT twice": Fault(endings.interrupt_twice, 20, 0),
     "disk full at an operation": Fault(disks.full, 80),
-    "input/output error at an operation": Fault(disks.input_output, 60),
+    "input/output error at an operation": Fault(disks.input_output, 60, 1),
     "read-only from an operation on": Fault(disks.read_only, 30, 0),
     "quota used up from an operation on": Fault(disks.quota, 20, 0),
     "power cut, all states of a pre-training": Fault(power.power_cut, 4, 0),
