@@ -15,7 +15,7 @@ from tests.faults import disks, endings, flips, power, surroundings
 from tests.faults.injecting import Inject, Injection, Reference, Result, references
 from tests.faults.launching import warm
 
-RESULTS = "results.jsonl"
+RESULTS, PLAN = "results.jsonl", "planned.json"
 SOURCE = Path(__file__).parents[2] / "src" / "remask"
 
 
@@ -82,6 +82,8 @@ def run(folder: Path, names: Sequence[str], *, small: bool, workers: int, second
     wanted = [name for name in names if not small or FAULTS[name].slice]
     known = references(folder / "references", {FAULTS[name].subject for name in wanted})
     counts = {name: count_of(name, known, small=small) for name in wanted}
+    plan = folder / PLAN
+    plan.write_text(json.dumps({**planned(folder), **counts}))
     ahead = [job for job in jobs(wanted, counts) if job[:2] not in {(r.fault, r.number) for r in done}]
     if seconds is not None:
         seconds -= time.monotonic() - start
@@ -92,6 +94,11 @@ def run(folder: Path, names: Sequence[str], *, small: bool, workers: int, second
         if result.survived < result.injected:
             print(f"{result.fault} {result.number}: {result.place}: {result.why or 'it differs'}", flush=True)
     return done
+
+
+def planned(folder: Path) -> dict[str, int]:
+    """How many injections of each fault there are to be, of those that were begun."""
+    return dict(json.loads((folder / PLAN).read_text())) if (folder / PLAN).exists() else {}
 
 
 def begin(folder: Path) -> list[Result]:
@@ -150,4 +157,4 @@ def _inject(
     return result
 
 
-__all__ = ["FAULTS", "Fault", "count_of", "jobs", "run"]
+__all__ = ["FAULTS", "Fault", "begin", "count_of", "jobs", "planned", "run"]
