@@ -5,9 +5,10 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.faults.campaign import FAULTS, run
+from tests.faults.campaign import FAULTS, begin, planned, run
 from tests.faults.injecting import Result
 
 BEGIN, END = "<!-- written by make soak -->", "<!-- end of what make soak writes -->"
@@ -28,19 +29,27 @@ def main() -> int:
     if not names:
         parser.error(f"no such fault: there are {', '.join(FAULTS)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    seconds = 0.0 if options.table else None if options.minutes is None else 60 * options.minutes
+    seconds = None if options.minutes is None else 60 * options.minutes
     start = time.monotonic()
     page = options.page.resolve() if options.page else None
-    results = run(options.folder, names, small=options.slice, workers=options.workers, seconds=seconds)
-    lines = table(results)
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    few = options.slice
+    results = (
+        begin(folder) if options.table else run(folder, names, small=few, workers=options.workers, seconds=seconds)
+    )
+    lines = table(results, planned(folder))
     print("\n".join([*lines, f"\n{time.monotonic() - start:.0f} s"]))
     if page:
         write(page, lines)
     return int(any(result.survived < result.injected for result in results))
 
 
-def table(results: list[Result]) -> list[str]:
-    """The table as lines of Markdown, a row for each fault; and a line for each injection that was not survived."""
+def table(results: list[Result], plan: Mapping[str, int] | None = None) -> list[str]:
+    """The table as lines of Markdown, a row for each fault; and a line for each injection that was not survived.
+
+    plan   injections there are to be: a row with fewer says how many of them were made
+    """
     rows = [HEAD, "|---|--:|--:|--:|--:|--:|"]
     for name in FAULTS:
         of_it = [result for result in results if result.fault == name]
@@ -48,7 +57,9 @@ def table(results: list[Result]) -> list[str]:
             rows.append(f"| {name} | not run | | | | |")
             continue
         sums = [sum(getattr(r, key) for r in of_it) for key in ("injected", "survived", "lost", "repeated", "curve")]
-        rows.append(f"| {name} | {' | '.join(f'{value:,}' for value in sums)} |")
+        total = (plan or {}).get(name, FAULTS[name].count)
+        share = f" ({len(of_it)} of {total} were tried)" if len(of_it) < total else ""
+        rows.append(f"| {name}{share} | {' | '.join(f'{value:,}' for value in sums)} |")
     totals = [sum(getattr(r, key) for r in results) for key in ("injected", "survived", "lost", "repeated", "curve")]
     rows.append(f"| together | {' | '.join(f'{value:,}' for value in totals)} |")
     bad = [result for result in results if result.survived < result.injected]

@@ -15,7 +15,7 @@ from tests.faults import disks, endings, flips, power, surroundings
 from tests.faults.injecting import Inject, Injection, Reference, Result, references
 from tests.faults.launching import warm
 
-RESULTS = "results.jsonl"
+RESULTS, PLAN = "results.jsonl", "planned.json"
 SOURCE = Path(__file__).parents[2] / "src" / "remask"
 
 
@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
 FAULTS: dict[str, Fault] = {
     "SIGKILL at a random moment": Fault(endings.kill_at_a_moment, 60, 1),
-    "SIGKILL at every operation of a run": Fault(endings.kill_at_an_operation, 0, 3),
+    "SIGKILL at every operation of a run": Fault(endings.kill_at_an_operation, 0, 2),
     "SIGKILL of a resume, at its operations": Fault(endings.kill_of_a_resume, 40),
     "SIGKILL where a thread writes checkpoints": Fault(endings.kill_beside_the_steps, 40, 0),
     "SIGKILL of a fine-tuning, at its operations": Fault(endings.kill_of_finetuning, 40, 0, "finetune"),
@@ -38,7 +38,7 @@ FAULTS: dict[str, Fault] = {
     "SIGTERM at operations of all stages": Fault(endings.terminate, 40),
     "SIGINT twice": Fault(endings.interrupt_twice, 20, 0),
     "disk full at an operation": Fault(disks.full, 80),
-    "input/output error at an operation": Fault(disks.input_output, 60),
+    "input/output error at an operation": Fault(disks.input_output, 60, 1),
     "read-only from an operation on": Fault(disks.read_only, 30, 0),
     "quota used up from an operation on": Fault(disks.quota, 20, 0),
     "power cut, all states of a pre-training": Fault(power.power_cut, 4, 0),
@@ -82,6 +82,8 @@ def run(folder: Path, names: Sequence[str], *, small: bool, workers: int, second
     wanted = [name for name in names if not small or FAULTS[name].slice]
     known = references(folder / "references", {FAULTS[name].subject for name in wanted})
     counts = {name: count_of(name, known, small=small) for name in wanted}
+    plan = folder / PLAN
+    plan.write_text(json.dumps({**planned(folder), **counts}))
     ahead = [job for job in jobs(wanted, counts) if job[:2] not in {(r.fault, r.number) for r in done}]
     if seconds is not None:
         seconds -= time.monotonic() - start
@@ -92,6 +94,11 @@ def run(folder: Path, names: Sequence[str], *, small: bool, workers: int, second
         if result.survived < result.injected:
             print(f"{result.fault} {result.number}: {result.place}: {result.why or 'it differs'}", flush=True)
     return done
+
+
+def planned(folder: Path) -> dict[str, int]:
+    """How many injections of each fault there are to be, of those that were begun."""
+    return dict(json.loads((folder / PLAN).read_text())) if (folder / PLAN).exists() else {}
 
 
 def begin(folder: Path) -> list[Result]:
@@ -150,4 +157,4 @@ def _inject(
     return result
 
 
-__all__ = ["FAULTS", "Fault", "count_of", "jobs", "run"]
+__all__ = ["FAULTS", "Fault", "begin", "count_of", "jobs", "planned", "run"]

@@ -52,7 +52,7 @@ def test_the_table_has_all_faults_and_replaces_the_section(tmp_path: Path) -> No
     text = page.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
-    assert "| two writers | 2 | 1 | 3 | 0 | 0 |" in text
+    assert "| two writers (2 of 10 were tried) | 2 | 1 | 3 | 0 | 0 |" in text
     assert "- two writers, later: both wrote" in text
     assert "old" not in text
     assert text.count("not run") == len(FAULTS) - 1
