@@ -88,6 +88,12 @@ def system_line(error: BaseException) -> str | None:
     return None
 
 
+def why_not_made(error: OSError) -> str:
+    """Why a folder for results cannot be made, and what to do: where the disk is full, another name on it is no help."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return CURES[error.errno or 0] if full else f"{error.strerror}; choose another --out"
+
+
 def _of_number(number: int, file: str | bytes | int | None) -> str | None:
     """The line about an error number; None for numbers without one, and for a file of the installation itself."""
     if (cure := CURES.get(number)) is None:
@@ -111,4 +117,4 @@ def _of_installation(name: str) -> bool:
     return any(path.is_relative_to(place) and str(place) != "/" for place in places)
 
 
-__all__ = ["CURES", "SHARED_MEMORY", "no_memory", "system_line"]
+__all__ = ["CURES", "SHARED_MEMORY", "no_memory", "system_line", "why_not_made"]

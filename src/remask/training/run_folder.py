@@ -15,7 +15,7 @@ from remask.files.escaping import encodable, is_text, printable, quoted
 from remask.files.locking import lock_run, was_locked
 from remask.files.paths import write_error
 from remask.files.records import atomic_write, leftovers, make_folder, read_json_lines, sync_file, sync_folder
-from remask.files.system_errors import CURES
+from remask.files.system_errors import why_not_made
 from remask.files.text import read_json
 
 FORMAT = 2
@@ -286,7 +286,7 @@ def check_new_run(path: Path | None) -> None:
 
 def cannot_be_made(path: Path, error: OSError) -> UserError:
     """The error for a folder that the operating system does not create."""
-    return UserError(f"{path} cannot be made: {CURES.get(error.errno or 0, f'{error.strerror}; choose another --out')}")
+    return UserError(f"{path} cannot be made: {why_not_made(error)}")
 
 
 def is_task_run(path: Path) -> bool:
