@@ -89,7 +89,7 @@ def system_line(error: BaseException) -> str | None:
 
 
 def why_not_made(error: OSError) -> str:
-    """Why a folder for results cannot be made, and what to do: where the disk is full, another name on it is no help."""
+    """Why a folder for results cannot be made, and what to do; on a full disk another name is no help."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return CURES[error.errno or 0] if full else f"{error.strerror}; choose another --out"
 
