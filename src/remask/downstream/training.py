@@ -107,7 +107,8 @@ def train(
     try:
         trainer.train(screen, then, ended="trained")
     except TooManyBad:
-        trainer.save("last", wait=True)
+        trainer.save("last")
+        trainer.saver.wait()
         raise
     return result
 

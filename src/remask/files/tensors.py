@@ -247,7 +247,7 @@ def _refused(message: str) -> tuple[str | None, type]:
 
 
 def _reason(message: str) -> str:
-    """Why torch refused a pickle, in our words: its own advise to load it as code."""
+    """Why torch refused a pickle, in our words: its own advise users to load it as code."""
     if "persistent_load" in message:
         return "it holds a whole network, not its weights"
     name = _refused(message)[0]

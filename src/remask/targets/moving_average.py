@@ -67,12 +67,12 @@ class Average(nn.Module):
         own, theirs = ([_local(p) for p in module.parameters()] for module in (average, student))
         if taken is None:
             get_ema_multi_avg_fn(decay)(own, theirs, 0)
-        elif own[0].device.type == "cpu":  # where a list at once is no faster, and three passes are slower
+        elif (weight := taken * (1 - decay)).device.type == "cpu":  # a list at once is no faster, three passes slower
             for kept, now in zip(own, theirs, strict=True):
-                kept.lerp_(now, taken * (1 - decay))
+                kept.lerp_(now, weight)
         else:  # a lerp of a list has no weight on the device
             towards = torch._foreach_sub(theirs, own)
-            torch._foreach_mul_(towards, taken * (1 - decay))
+            torch._foreach_mul_(towards, weight)
             torch._foreach_add_(own, towards)
         for kept, now in zip(average.buffers(), student.buffers(), strict=True):
             kept.copy_(now)

@@ -74,11 +74,11 @@ def intact(run: RunFolder, name: str = "last", *, exact: bool = False) -> Path:
         if fault := _fault(folder):
             raise UserError(f"{folder}: {fault}; {_others(run, folder)}")
         return folder
-    candidates = checkpoints(run, name)
-    wrong = [_fault(candidate) for candidate in candidates]
-    for candidate, fault in zip(candidates, wrong, strict=True):
-        if not fault:
+    candidates, wrong = checkpoints(run, name), list[str]()
+    for candidate in candidates:
+        if not (fault := _fault(candidate)):
             return candidate
+        wrong.append(fault)
     found = newest_kept(run)
     if found is None and not candidates:
         return find(run, name)  # which says what there is

@@ -196,11 +196,11 @@ class Trainer(Stepper):
         self._last_skipped, self.log.skipped = found[-1] if found else self._last_skipped, self.guard.steps
         return found
 
-    def save(self, *names: str, wait: bool = False) -> None:
+    def save(self, *names: str) -> None:
         """Save under these names, in this order: where "last" is of the end of an epoch, the kept one is there.
 
-        wait   return when it is on the disk
-        Collective. Raises UserError, and leaves older checkpoints as they are, if something in it is not finite.
+        A large one is on the disk after `saver.wait()`. Collective. Raises UserError, and leaves older checkpoints as
+        they are, if something in it is not finite.
         """
         if self.saved_step == self.global_step and names == ("last",):
             return
@@ -209,8 +209,6 @@ class Trainer(Stepper):
         self._refuse(state["window"]["losses"].get("total", 0.0))
         self._require_finite()
         self.saver.save(names, self.model, self.optimizer, state)
-        if wait:
-            self.saver.wait()
         self.saved = time.monotonic()
         self.saved_step = self.global_step if "last" in names else self.saved_step
 
