@@ -19,6 +19,7 @@ from remask.training.optim import Schedule, clipped, set_lr
 from remask.training.run_log import GRAD_NORM
 from remask.training.runtime import Runtime
 from remask.training.sharding import exchanging
+from remask.training.whole_batch import micro_batch
 
 
 class Stepper:
@@ -110,13 +111,13 @@ class Stepper:
         For losses and gradients, the mean over the global batch is the sum of each micro-batch's mean times its share.
         """
         totals = dict[str, Tensor]()
-        rank = [] if self.world.main else [self.world.rank]  # drop path is each rank's own
-        with seeded(self.seed, "step", self.global_step, *rank):
+        with seeded(self.seed, "step", self.global_step):
             chunks = zip(images.tensor_split(micro_batches), draws.split(micro_batches), strict=True)
             for i, (chunk, drawn) in enumerate(chunks):
                 last = i == micro_batches - 1
                 share = len(chunk) / (self.global_batch_size or len(images))
-                with exchanging(self.ddp_model, now=last):
+                rows = micro_batch(self.world, self.global_batch_size or len(images), micro_batches, i)
+                with rows, exchanging(self.ddp_model, now=last):
                     with self.runtime.autocast():
                         losses = self.ddp_model(chunk, drawn)
                     # gradients are averaged over ranks, and the sum is wanted

@@ -24,6 +24,7 @@ from remask.images.sources.labels import match
 from remask.images.sources.left_out import notes
 from remask.images.tools.measuring import FirstOf
 from remask.recipe.downstream import BoxesData, Detect
+from remask.training.gathering import unusable_of_all
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size
@@ -36,7 +37,7 @@ def build_detect(
     recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None, begun: Any = None
 ) -> Task:
     """The task of detection; arguments and errors as in `build_task`."""
-    data = recipe.data
+    data, world = recipe.data, runtime.world
     source, val = opened(data, report, facts, begun)
     masks = facts["masks"] if facts else source.masks
     detector, size = detector_of(recipe, source.classes, masks)
@@ -46,19 +47,22 @@ def build_detect(
     train = None if facts else BoxLoader(
         source, LargeScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, max_bad=data.max_bad,
-        pin=runtime.device.type == "cuda", scaling=scaling, report=report,
+        pin=runtime.device.type == "cuda", scaling=scaling, share=world.share, report=report,
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
     usable = list[int]()
 
     def test(tested: Detector, watch: Watch) -> dict[str, Any]:
         loader = BoxLoader(
-            val, Letterbox(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, scaling=scaling,
-            report=report,
+            val, Letterbox(size), 4 * world.size, shuffle=False, channels=backbone.channels, max_bad=data.max_bad,
+            scaling=scaling, share=world.share, report=report,
         )  # fmt: skip
         batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
-        results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
+        mine = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
+        unusable_of_all(loader.loader)
+        place = {image["id"]: number for number, image in enumerate(val.images)}
+        results = sorted((r for of_one in world.gathered(mine) for r in of_one), key=lambda r: place[r["image_id"]])
         usable[:] = [i for i in range(len(val)) if i not in loader.unusable]
         ap = average_precision(val.truth(usable), results, kinds, per_class=True)
         protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}

@@ -24,6 +24,7 @@ from remask.images.tools.measuring import FirstOf
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.seeds import generator
+from remask.training.distributed import World
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size
@@ -49,7 +50,7 @@ def build_segment(
     train = None if facts else PairLoader(
         source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
         channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", scaling=scaling,
-        report=report,
+        share=runtime.world.share, report=report,
     )  # fmt: skip
     step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
     sliding: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
@@ -58,8 +59,10 @@ def build_segment(
 
     def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
         usable.clear()
-        batches = watch.over(_test_batches(val, backbone, data.max_bad, report, usable), len(val), "test")
+        found = _test_batches(val, backbone, data.max_bad, report, usable, runtime.world)
+        batches = watch.over(found, len(val), "test")
         result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **sliding)
+        usable[:] = sorted(i for of_one in runtime.world.gathered(usable) for i in of_one)
         result["bad_images"] = len(val) - result["images"]
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
         return result
@@ -85,11 +88,13 @@ def build_segment(
 
 
 def _test_batches(
-    val: MaskFiles, backbone: Any, max_bad: float, report: Callable[[str], None] | None, usable: list[int]
+    val: MaskFiles, backbone: Any, max_bad: float, report: Callable[[str], None] | None, usable: list[int], world: World
 ) -> Iterator[PairBatch]:
-    """Yields batches of uncropped test pairs, and appends the numbers of usable ones to `usable`."""
+    """Yields batches of uncropped test pairs, this process's, and appends the numbers of usable ones to `usable`."""
     scaling = backbone.normalise.scaling
-    for batch in full_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
+    for batch in full_pairs(
+        val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, world=world, report=report
+    ):
         usable.extend(batch.index.tolist())
         yield batch
 

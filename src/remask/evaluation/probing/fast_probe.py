@@ -16,6 +16,7 @@ from remask.errors import UserError
 from remask.evaluation.probing.features import Labelled, Pool, Progress, collect, flat, reader
 from remask.evaluation.probing.knn import weighted_knn
 from remask.evaluation.probing.logistic_regression import LinearResult, linear_probe
+from remask.training.gathering import in_one, rows_of_all
 
 Factory = Callable[[], Iterable[Labelled]]
 DRAWS = 5
@@ -65,7 +66,7 @@ def probe(
     say = progress or (lambda line: None)
     check_shots(few, fractions)
     readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
-    readers["pixels"] = flat
+    readers["pixels"] = rows_of_all(flat)
     say("features of the training images")
     train, labels = collect(readers, backbones, train_batches())
     known = checked(labels)
@@ -75,9 +76,14 @@ def probe(
     train_y, val_y = numbered(known, labels)
     fit_counter = _FitCounter(on_fit, len(readers) * (1 + DRAWS * (1 + len(fractions))))
     splits = Split(train, train_y), Split(val, val_y)
-    result = _scores(*splits, few, fractions, bank, seed, say, fit_counter)
-    if on_features:
-        on_features(*splits)
+
+    def finish() -> dict[str, Any]:
+        scores = _scores(*splits, few, fractions, bank, seed, say, fit_counter)
+        if on_features:
+            on_features(*splits)
+        return scores
+
+    result = in_one(finish)
     settings = _protocol(*splits, {"layer": layer, "pool": pool}, seed)
     result["protocol"] = {**settings, **result["protocol"], **({"k_wanted": k} if bank < k else {})}
     return result
