@@ -8,7 +8,7 @@ from typing import Any
 from remask.commands.choosing import choose_task_recipe
 from remask.commands.printing import Say, printer
 from remask.downstream.build import build_task
-from remask.downstream.training import train
+from remask.downstream.training import check_processes, train
 from remask.files.escaping import printable
 from remask.files.locking import lock_run, unlocking
 from remask.images.loading.loader import TooManyBad
@@ -55,6 +55,7 @@ def train_task(
 def _train_joined(
     recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say, checkpoint: str | None, world: World
 ) -> None:
+    check_processes(recipe, world)
     if not fresh:
         world.first(lambda: lock_run(path, patience=restart_patience()))
     runtime, bad = runtime_of(recipe, world), BadImages(path, (lambda line: None) if quiet else print, world.main)

@@ -4,6 +4,7 @@ The run folder is like that of pre-training, with eval/TASK.json and pictures; `
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from remask.training.optim import Averaged, Schedule, adamw, parameter_groups
 from remask.training.progress import Watch, console
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
-from remask.training.trainer import Batches, Trainer
+from remask.training.trainer import Batches, Hook, Trainer
 
 
 class Task(NamedTuple):
@@ -77,10 +78,8 @@ def train(
     task.train.patience = recipe.runtime.patience
     world, optim, quiet = runtime.world, recipe.optim, quiet or not runtime.world.main
     run, say = RunFolder(path, world.main), (lambda line: None) if quiet else print
-    start = None if fresh else world.first(lambda: _start(task, recipe, run, checkpoint))
-    record = DataRecord(run, say)
+    start, record = None if fresh else world.first(lambda: _start(task, recipe, run, checkpoint)), DataRecord(run, say)
     checked = world.first(lambda: record.check(of_task(recipe, task.sources, say), care, fresh, bool(start)))
-    _check_processes(recipe, world)
     model = Averaged(task.model, optim.ema) if optim.ema else task.model
     ddp_model = runtime.prepare(task.model)  # every parameter that is trained gets a gradient in every step
     model.to(runtime.device)
@@ -88,21 +87,18 @@ def train(
     if isinstance(model, Averaged):
         model.follow(optimizer)
     ledger = Ledger(task.images, 1, runtime.gpus, task.gflops)
-    hooks = [] if world.alone else [bad_of_all(getattr(task.train, "loader", task.train))]
     trainer = Trainer(
         model, task.train, optimizer, schedule(recipe, len(task.train)), runtime, run, ledger, seed=recipe.seed,
-        hooks=(*hooks, _hook(task, model, recipe)), tensorboard=recipe.runtime.tensorboard, draw=task.model.draw,
-        ddp_model=None if world.alone else ddp_model, global_batch_size=None if world.alone else optim.batch_size,
+        hooks=_hooks(task, model, recipe, world), tensorboard=recipe.runtime.tensorboard, draw=task.model.draw,
+        **({} if world.alone else {"ddp_model": ddp_model, "global_batch_size": optim.batch_size}),  # type: ignore[arg-type]
     )  # fmt: skip
-    if fresh:
-        lines = world.first(lambda: _create_run(trainer, task, recipe, record, checked))
-    else:
-        lines = resumed(trainer, record, checked, care, start)
-    lines = [*([] if start else _loaded(task)), *lines]
+    begin = partial(_create_run, trainer, task, recipe, record, checked)
+    lines = [] if start else _loaded(task)
+    lines += world.first(begin) if fresh else resumed(trainer, record, checked, care, start)
     trainer.calmer, trainer.notes["data"] = calmer(optim), checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
-    first = f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}"
-    for line in (first, *task.notes, *lines):
+    screen.say(f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}")
+    for line in (*task.notes, *lines):
         screen.say(line)
     result = dict[str, Any]()
 
@@ -113,13 +109,14 @@ def train(
     try:
         trainer.train(screen, then, ended="trained")
     except TooManyBad:
-        trainer.save("last")
-        trainer.saver.wait()
+        if world.alone:  # else the other processes do not know of it, and the last checkpoint is the one before
+            trainer.save("last")
+            trainer.saver.wait()
         raise
     return result
 
 
-def _check_processes(recipe: Downstream, world: World) -> None:
+def check_processes(recipe: Downstream, world: World) -> None:
     """Raise UserError for settings of a task that several processes cannot keep."""
     optim, settings = recipe.optim, recipe.runtime
     if world.alone:
@@ -247,7 +244,13 @@ def schedule(recipe: Downstream, steps_per_epoch: int) -> Schedule:
     )  # fmt: skip
 
 
-def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], Mapping[str, float]]:
+def _hooks(task: Task, model: nn.Module, recipe: Downstream, world: World) -> list[Hook]:
+    """What is done after an epoch: processes tell each other which images are unusable, and the model is tested."""
+    tested = _test_hook(task, model, recipe)
+    return [tested] if world.alone else [bad_of_all(getattr(task.train, "loader", task.train)), tested]
+
+
+def _test_hook(task: Task, model: nn.Module, recipe: Downstream) -> Hook:
     """Hook that returns {"val/HEADLINE": value} every few epochs; the final test comes after training."""
     every, last = recipe.test.every_epochs, recipe.optim.epochs  # type: ignore[attr-defined]
 
@@ -261,4 +264,6 @@ def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], M
     return hook
 
 
-__all__ = ["Task", "conclude", "groups", "learned", "restored", "schedule", "tested_on_other", "train"]
+__all__ = [
+    "Task", "check_processes", "conclude", "groups", "learned", "restored", "schedule", "tested_on_other", "train",
+]  # fmt: skip

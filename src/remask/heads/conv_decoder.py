@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from remask.errors import UserError, setting
 from remask.tokens import Pool, pooled, take
-from remask.training.whole_batch import of_rows
+from remask.training.global_batch import of_rows
 from remask.types import Features
 from remask.views import Views
 

@@ -23,11 +23,11 @@ def synchronised(model: nn.Module) -> nn.Module:
 
         return convert_sync_batchnorm(model)
     for layer in layers:
-        layer.__class__ = _activated() if hasattr(layer, "act") else WholeBatchNorm
+        layer.__class__ = _activated() if hasattr(layer, "act") else GlobalBatchNorm
     return model
 
 
-class WholeBatchNorm(_BatchNorm):
+class GlobalBatchNorm(_BatchNorm):
     """Batch norm over all processes, for inputs [B, C, ...] with any number of axes."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -62,15 +62,15 @@ def _activated() -> type[Any]:
     """timm's layer, in which an activation follows the norm."""
     from timm.layers import BatchNormAct2d
 
-    class WholeBatchNormAct(BatchNormAct2d):  # type: ignore[misc]  # timm has no types
+    class GlobalBatchNormAct(BatchNormAct2d):  # type: ignore[misc]  # timm has no types
         """Norm, dropout, activation."""
 
-        _remember = WholeBatchNorm._remember
+        _remember = GlobalBatchNorm._remember
 
         def forward(self, x: Tensor) -> Any:
-            return self.act(self.drop(WholeBatchNorm.forward(self, x)))
+            return self.act(self.drop(GlobalBatchNorm.forward(self, x)))
 
-    return WholeBatchNormAct
+    return GlobalBatchNormAct
 
 
-__all__ = ["WholeBatchNorm", "synchronised"]
+__all__ = ["GlobalBatchNorm", "synchronised"]

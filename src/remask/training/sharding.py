@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from remask.errors import UserError
 from remask.training.batch_norm import synchronised
 from remask.training.distributed import World
-from remask.training.whole_batch import with_whole_batch_draws
+from remask.training.global_batch import with_global_draws
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -72,7 +72,7 @@ def spread(model: nn.Module, plan: ShardingPlan, world: World, parallel: Paralle
     compiled   compile the full forward (DDP) or each block (FSDP)
     Raises UserError for scalar parameters, which FSDP cannot shard.
     """
-    device, model = next(model.parameters()).device, with_whole_batch_draws(synchronised(model))
+    device, model = next(model.parameters()).device, with_global_draws(synchronised(model))
     if parallel == "ddp":
         if compiled:
             model.forward = torch.compile(model.forward)

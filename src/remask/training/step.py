@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from remask.errors import UserError
 from remask.seeds import generator, seeded
 from remask.training.finite import FiniteGuard, RunningMeans, poisoned, update
+from remask.training.global_batch import micro_batch
 from remask.training.interfaces import Drawer, Draws
 from remask.training.oom import LESS, across_batch, fewest_micro_batches, fits_in_memory, oom_retry
 from remask.training.optim import Schedule, clipped, set_lr
 from remask.training.run_log import GRAD_NORM
 from remask.training.runtime import Runtime
 from remask.training.sharding import exchanging
-from remask.training.whole_batch import micro_batch
 
 
 class Stepper:

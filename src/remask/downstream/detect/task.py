@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,13 @@ def build_detect(
     detector, size = detector_of(recipe, source.classes, masks)
     backbone = detector.backbone
     pixels, about = fix_pixel_range(backbone, FirstOf(source), data, facts or begun)
-    scaling = backbone.normalise.scaling
+    scaling, usable = backbone.normalise.scaling, list[int]()
     train = None if facts else BoxLoader(
         source, LargeScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, max_bad=data.max_bad,
         pin=runtime.device.type == "cuda", scaling=scaling, share=world.share, report=report,
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
-    usable = list[int]()
 
     def test(tested: Detector, watch: Watch) -> dict[str, Any]:
         loader = BoxLoader(
@@ -61,8 +60,7 @@ def build_detect(
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
         mine = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
         unusable_of_all(loader.loader)
-        place = {image["id"]: number for number, image in enumerate(val.images)}
-        results = sorted((r for of_one in world.gathered(mine) for r in of_one), key=lambda r: place[r["image_id"]])
+        results = _in_order(val, world.gathered(mine))
         usable[:] = [i for i in range(len(val)) if i not in loader.unusable]
         ap = average_precision(val.truth(usable), results, kinds, per_class=True)
         protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}
@@ -85,6 +83,12 @@ def build_detect(
         detector, train, len(source), test, "AP", cost, show, stored, lines, left_out,
         opened_of(data, source, val, facts),
     )  # fmt: skip
+
+
+def _in_order(val: CocoSource, results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The results of all processes, in the order of their images in the source."""
+    place = {image["id"]: number for number, image in enumerate(val.images)}
+    return sorted(chain.from_iterable(results), key=lambda result: place[result["image_id"]])
 
 
 def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:

@@ -76,14 +76,8 @@ def probe(
     train_y, val_y = numbered(known, labels)
     fit_counter = _FitCounter(on_fit, len(readers) * (1 + DRAWS * (1 + len(fractions))))
     splits = Split(train, train_y), Split(val, val_y)
-
-    def finish() -> dict[str, Any]:
-        scores = _scores(*splits, few, fractions, bank, seed, say, fit_counter)
-        if on_features:
-            on_features(*splits)
-        return scores
-
-    result = in_one(finish)
+    shown = (lambda: on_features(*splits)) if on_features else None
+    result = in_one(lambda: _scores(*splits, few, fractions, bank, seed, say, fit_counter, shown))
     settings = _protocol(*splits, {"layer": layer, "pool": pool}, seed)
     result["protocol"] = {**settings, **result["protocol"], **({"k_wanted": k} if bank < k else {})}
     return result
@@ -109,14 +103,17 @@ def _scores(
     seed: int,
     say: Callable[[str], None],
     fit_counter: "_FitCounter",
+    then: Callable[[], None] | None,
 ) -> dict[str, Any]:
-    """All accuracies, and the entries of the protocol about classifiers."""
+    """All accuracies, and the entries of the protocol about classifiers; `then` is called at the end."""
     say(f"kNN and linear classifiers ({len(val.y)} validation images)")
     knn = {name: round(_knn(train, val, name, k), 2) for name in train.x}
     linear = {name: fit_counter(name, train, val, seed) for name in train.x}
     say(f"the same with {few} labels a class, {DRAWS} draws")
     few_labels = _few_labels(train, val, few, k, seed, fit_counter)
     shares = {f"{share:g}": _fraction(train, val, share, k, seed, say, fit_counter) for share in fractions}
+    if then:
+        then()
     return {
         "linear": {name: round(result.accuracy, 2) for name, result in linear.items()},
         "few_labels": few_labels,

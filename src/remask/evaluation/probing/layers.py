@@ -80,19 +80,15 @@ def probe_layers(
     train_y, val_y = numbered(known, val.y)
     held_out = stratified(train_y, HELD_OUT, seed)
 
-    def tables() -> dict[str, list[dict[str, Any]]]:
-        found = dict[str, list[dict[str, Any]]]()
-        for name in backbones:
-            say(f"classifiers of {len(chosen)} layers, {name}")
-            found[name] = []
-            for layer in chosen:
-                done = len(chosen) * (len(found) - 1) + len(found[name])
-                report(done, len(chosen) * len(backbones), f"layer {layer}, {name}")
-                row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, held_out, k, seed)
-                found[name].append(row)
-        return found
+    def table(name: str, before: int) -> list[dict[str, Any]]:
+        say(f"classifiers of {len(chosen)} layers, {name}")
+        rows = list[dict[str, Any]]()
+        for layer in chosen:
+            report(before + len(rows), len(chosen) * len(backbones), f"layer {layer}, {name}")
+            rows.append(_row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, held_out, k, seed))
+        return rows
 
-    rows = in_one(tables)
+    rows = in_one(lambda: {name: table(name, len(chosen) * i) for i, name in enumerate(backbones)})
     protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, held_out, seed)}
     protocol |= {"k_wanted": requested_k} if k < requested_k else {}
     return {"layers": rows, "best": {name: _best(table) for name, table in rows.items()}, "protocol": protocol}

@@ -19,13 +19,13 @@ _ROWS = list[tuple[slice, int]]()
 
 
 @contextmanager
-def micro_batch(world: World, batch: int, parts: int, number: int) -> Iterator[None]:
-    """Context of the forward and backward pass of micro-batch `number` of `parts`, of a batch of all processes."""
+def micro_batch(world: World, batch: int, chunks: int, number: int) -> Iterator[None]:
+    """Context of the forward and backward pass of micro-batch `number` of `chunks`, of a batch of all processes."""
     if world.alone:
         yield
         return
     shares = [World(rank, world.size).share(batch) for rank in range(world.size)]
-    counts = [(share.stop - share.start) // parts + (number < (share.stop - share.start) % parts) for share in shares]
+    counts = [(share.stop - share.start) // chunks + (number < (share.stop - share.start) % chunks) for share in shares]
     begin = sum(counts[: world.rank])
     _ROWS.append((slice(begin, begin + counts[world.rank]), sum(counts)))
     try:
@@ -46,7 +46,7 @@ def of_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
     return draw(views * total).unflatten(0, (views, total))[:, own].flatten(0, 1)
 
 
-def with_whole_batch_draws(model: nn.Module) -> nn.Module:
+def with_global_draws(model: nn.Module) -> nn.Module:
     """The model, each layer in it that draws random numbers exchanged for one that draws for the whole batch."""
     kinds = _kinds()
     for layer in model.modules():
@@ -58,7 +58,7 @@ def with_whole_batch_draws(model: nn.Module) -> nn.Module:
 def _kinds() -> dict[type[Any], type[Any]]:
     from timm.layers import DropPath
 
-    class WholeBatchDropPath(DropPath):  # type: ignore[misc]  # timm has no types
+    class GlobalBatchDropPath(DropPath):  # type: ignore[misc]  # timm has no types
         """timm's drop path."""
 
         def forward(self, x: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ def _kinds() -> dict[type[Any], type[Any]]:
             mask = of_rows(len(x), lambda rows: x.new_empty((rows, *ones)).bernoulli_(keep))
             return x * (mask.div_(keep) if keep and self.scale_by_keep else mask)
 
-    return {DropPath: WholeBatchDropPath, nn.Dropout: WholeBatchDropout, nn.Dropout2d: WholeBatchDropout2d}
+    return {DropPath: GlobalBatchDropPath, nn.Dropout: GlobalBatchDropout, nn.Dropout2d: GlobalBatchDropout2d}
 
 
-class WholeBatchDropout(nn.Dropout):
+class GlobalBatchDropout(nn.Dropout):
     """Dropout of single values."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class WholeBatchDropout(nn.Dropout):
         return input * of_rows(len(input), draw).div_(1 - self.p)
 
 
-class WholeBatchDropout2d(nn.Dropout2d):
+class GlobalBatchDropout2d(nn.Dropout2d):
     """Dropout of channels."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -102,4 +102,4 @@ def _memory(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-__all__ = ["micro_batch", "of_rows", "with_whole_batch_draws"]
+__all__ = ["micro_batch", "of_rows", "with_global_draws"]
