@@ -56,8 +56,9 @@ class Targets(NamedTuple):
 
     def split(self, chunks: int) -> list["Targets"]:
         """Consecutive chunks, in the sizes of `Tensor.tensor_split`."""
-        bounds = [(int(chunk[0]), int(chunk[-1]) + 1) for chunk in torch.arange(len(self.images)).tensor_split(chunks)]
-        return [Targets(self.images[a:b], self.seeds[a:b] if self.seeds else None) for a, b in bounds]
+        chunked = [chunk.tolist() for chunk in torch.arange(len(self.images)).tensor_split(chunks)]
+        seeds = self.seeds
+        return [Targets([self.images[i] for i in ids], seeds and [seeds[i] for i in ids]) for ids in chunked]
 
 
 class Detector(nn.Module):
