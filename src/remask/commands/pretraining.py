@@ -15,11 +15,11 @@ from remask.files.escaping import printable, quoted
 from remask.files.locking import unlocking
 from remask.recipe import Recipe, choose, dump
 from remask.runs.opening import open_run
+from remask.runs.restarting import is_begun, require_out
 from remask.runs.session import train
 from remask.training.data_record import Care
 from remask.training.distributed import ALONE, World, joined
-from remask.training.launcher import may_restart, restarted
-from remask.training.run_folder import RunFolder, refuse_existing
+from remask.training.run_folder import RunFolder
 
 
 @paths_or_texts
@@ -44,29 +44,14 @@ def pretrain(
     if isinstance(recipe, str):
         recipe = choose(recipe, overrides, method=method, settings=settings, smoke=smoke)
     chosen = resolve_paths(recipe)
-    if out is None and may_restart():
-        raise UserError("give --out: processes that torchrun starts anew have to find the run they go on with")
+    require_out(out)
     with unlocking():
         with joined(chosen.runtime.device, chosen.runtime.patience) as world:
             path = world.first(lambda: out or Path("runs") / f"{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-            begun = world.first(lambda: _is_begun(path, chosen))
+            begun = world.first(lambda: is_begun(path, lambda: dump(_as_stored(chosen, path))))
             run = open_run(path)[1] if begun else chosen
             train(run, path, quiet, not begun, world, Care(verify=verify_data), ended="trained")
         return write_results(path, quiet, world)
-
-
-def _is_begun(path: Path, recipe: Recipe) -> bool:
-    """Whether the folder holds this very run, begun before torchrun started its processes anew: then it is continued.
-
-    A machine that joins in anew counts no restarts, so what decides is that torchrun may restart at all. Raises
-    UserError for anything else in the folder.
-    """
-    file, run = path / "recipe.toml", RunFolder(path)
-    begun = may_restart() and file.is_file() and file.read_text(encoding="utf-8") == dump(_as_stored(recipe, path))
-    if begun and (restarted() or run.read_or_empty("status.json").get("state") != "finished"):
-        return True
-    refuse_existing(path)
-    return False
 
 
 def _as_stored(recipe: Recipe, path: Path) -> Recipe:

@@ -36,6 +36,8 @@ from remask.images.sources.fingerprint import inventory
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import Source, open_source
 from remask.images.transforms import ProbeCrop
+from remask.training.distributed import joined
+from remask.training.gathering import in_one, readers, reading_together
 from remask.training.progress import Watch
 from remask.training.run_folder import RunFolder
 
@@ -100,18 +102,29 @@ def probe(
     limit   the first N images of `data` only
     exclude shell-style patterns of paths that are left out
     say     receives the table of accuracies; by default it is printed unless quiet
+    Processes that torchrun starts read the images together, each its share, and get the numbers of one.
     Raises UserError for a source without labels, a network or layer that does not exist, and too few images or classes.
     """
     check_protocol(options.protocol, options.layers)
+    with joined(model.device) as world, reading_together():
+        quiet = quiet or not world.main
+        return _probe(str(path), data, val, options, model, limit, exclude, out, quiet, say if world.main else None)
+
+
+def _probe(
+    path: str, data: str, val: str | None, options: ProbeOptions, model: ModelOptions, limit: int | None,
+    exclude: Sequence[str], out: Path | None, quiet: bool, say: Say | None,
+) -> dict[str, Any]:  # fmt: skip
     source, test = split(open_source(data, limit=limit, labelled=True, exclude=exclude), val, options.seed, exclude)
-    subject = open_subject(str(path), model, quiet)
+    subject, main = open_subject(path, model, quiet), readers().main
     subject.read_levels(source)
     networks = {"top1": subject.backbone, "untrained": subject.untrained()}
     digests = [inventory(one, labelled=True).digest() for one in (source, test)]  # a killed call may have read others
     key = request_key(subject, model, options, data, val, limit, list(exclude), *digests)
-    progress = SavedProgress(out or subject.folder, options.protocol, key)
+    progress = SavedProgress((out or subject.folder) if main else None, options.protocol, key)
     with Watch("probe", quiet) as watch:
-        bad = UnusableImages(watch.say), UnusableImages(watch.say)
+        tell = watch.say if main else (lambda line: None)
+        bad = UnusableImages(tell), UnusableImages(tell)
         compared = Comparison(options, subject, networks, source, test, watch, bad, progress, {})
         name, result, table = _compare(compared)
     table += _count_images(result, compared)
@@ -121,8 +134,9 @@ def probe(
     network = "" if out is None else str(subject.folder or subject.name)  # a run that continues keeps its latest result
     # under the names that older versions wrote: the name of the result's own file depends on them
     about = {"network": network, "look": model, "asked": options, "size": subject.size, "pictures": images}
-    _write(subject, name, result, out, val or data, about, compared.figures)
-    progress.delete()
+    if main:
+        _write(subject, name, result, out, val or data, about, compared.figures)
+        progress.delete()
     printer(say, quiet)(table)
     return result
 
@@ -147,7 +161,7 @@ def _compare(compared: Comparison) -> tuple[str, dict[str, Any], str]:
         settings, counts = Attentive(layer=options.layer, seed=seed), (len(source), len(test))
         if options.epochs:
             settings = replace(settings, epochs=options.epochs)
-        memory = Memory(progress.read(), progress.write)
+        memory = Memory(in_one(progress.read), progress.write)
         result = attentive_probe(networks, train, val, counts, settings, progress=watch, memory=memory)
         return "attentive", result, two_rows("attentive probe", result)
     known, queries = examples.Probed(source, []), examples.Probed(test, [])
@@ -199,7 +213,7 @@ def _write(
 def _mae_probe(compared: Comparison, val: Factory) -> dict[str, Any]:
     """MAE's linear probe of both networks, on the same crops; each one's state is saved after every epoch."""
     options, subject, progress = compared.options, compared.subject, compared.progress
-    settings, reached = Linear(layer=options.layer, seed=options.seed), progress.read()
+    settings, reached = Linear(layer=options.layer, seed=options.seed), in_one(progress.read)
     found: dict[str, Any] = reached.get("found", {})
     if options.epochs:
         settings = replace(settings, epochs=options.epochs)
@@ -209,11 +223,12 @@ def _mae_probe(compared: Comparison, val: Factory) -> dict[str, Any]:
             continue
         state = reached.get("states", {}).get(name)
         crops = Loader(
-            compared.train, ProbeCrop(subject.size), 256, seed=options.seed, drop_last=False, channels=subject.channels,
-            scaling=subject.backbone.normalise.scaling, max_bad=subject.max_bad, report=compared.bad[0],
+            compared.train, ProbeCrop(subject.size), 256 * readers().size, seed=options.seed, drop_last=False,
+            channels=subject.channels, scaling=subject.backbone.normalise.scaling, max_bad=subject.max_bad,
+            share=readers().share, report=compared.bad[0],
         )  # fmt: skip
         found[name] = linprobe(
-            backbone, _epochs(compared.train, crops), val, labels, settings, progress=compared.watch,
+            backbone, _epochs(subject, crops), val, labels, settings, progress=compared.watch,
             state=state, keep=partial(_save_state, progress, found, name),
         )  # fmt: skip
         progress.write({"found": found})
@@ -221,9 +236,9 @@ def _mae_probe(compared: Comparison, val: Factory) -> dict[str, Any]:
     return {name: result["top1"] for name, result in found.items()} | {"runs": found, "protocol": protocol}
 
 
-def _epochs(source: Source, crops: Loader) -> Callable[[int], Iterable[Any]]:
+def _epochs(subject: Subject, crops: Loader) -> Callable[[int], Iterable[Any]]:
     """A function from the number of an epoch to its batches of crops."""
-    return lambda epoch: refuse_too_many(source, crops.epoch(epoch))
+    return lambda epoch: refuse_too_many(crops.source, subject.of_all(crops, epoch))
 
 
 def _save_state(progress: SavedProgress, found: Mapping[str, Any], name: str, state: Mapping[str, Any]) -> None:

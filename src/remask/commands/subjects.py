@@ -12,7 +12,7 @@ from remask.commands.refusals import check_subject
 from remask.commands.unusable_images import refuse_too_many
 from remask.files.paths import home_expanded
 from remask.images.levels import FULL, Levels, rule_of
-from remask.images.loading.loader import Batch, iterate
+from remask.images.loading.loader import Batch, Loader, in_order
 from remask.images.sources.opening import Source
 from remask.images.tools.measuring import Rule, measure
 from remask.images.transforms import CentreCrop
@@ -21,6 +21,8 @@ from remask.interop.start import start
 from remask.runs.opening import open_run
 from remask.runs.reopen import trained, untrained
 from remask.seeds import seeded
+from remask.training.distributed import joined_world
+from remask.training.gathering import all_rows, readers, unusable_of_all
 from remask.training.progress import Watch
 from remask.training.run_folder import is_task_run
 from remask.training.runtime import resolve
@@ -62,13 +64,30 @@ class Subject(NamedTuple):
     quiet: bool = False
 
     def batches(self, source: Source, count: int = 256, report: Callable[[str], None] | None = None) -> Iterator[Batch]:
-        """Centre crops of a source in order, in the network's size; `report` receives a line for each bad image."""
+        """Centre crops of a source in order, in the network's size; `report` receives a line for each bad image.
+
+        While processes read together a batch has this one's share of the images, and labels and numbers of all.
+        """
         self.read_levels(source)
-        found = iterate(
-            source, CentreCrop(self.size), count, channels=self.channels, max_bad=self.max_bad,
-            scaling=self.backbone.normalise.scaling, report=report,
+        world = readers()
+        loader = in_order(
+            source, CentreCrop(self.size), count * world.size, channels=self.channels, max_bad=self.max_bad,
+            scaling=self.backbone.normalise.scaling, share=world.share, report=report,
         )  # fmt: skip
-        return refuse_too_many(source, found)
+        return refuse_too_many(source, self.of_all(loader, 0))
+
+    def of_all(self, loader: Loader, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, as `batches` has them while processes read together."""
+        if readers().alone:
+            yield from loader.epoch(epoch)
+            return
+        classes = None if loader.source.labels is None else torch.tensor(loader.source.labels)
+        for batch in loader.shares(epoch):
+            index = all_rows(batch.index)
+            images = batch.images if len(batch.index) else batch.images.new_empty(0, self.channels, *self.size)
+            if len(index):
+                yield Batch(images, None if classes is None else classes[index], index)
+        unusable_of_all(loader)
 
     def watched(self, watch: Watch, source: Source, title: str, report: Callable[[str], None]) -> Iterator[Batch]:
         """`batches` with a progress bar."""
@@ -131,7 +150,7 @@ def _start(spec: str, size: Size | None, options: ModelOptions, untrained: bool 
 
 def device_of(options: ModelOptions) -> torch.device:
     """The device that the network runs on. Raises UserError for one that is not there."""
-    return resolve(options.device, "fp32").device
+    return resolve(options.device, "fp32", world=joined_world()).device
 
 
 __all__ = ["MODEL_DEFAULTS", "ModelOptions", "Subject", "device_of", "open_subject"]

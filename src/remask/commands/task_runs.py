@@ -8,15 +8,20 @@ from typing import Any
 from remask.commands.choosing import choose_task_recipe
 from remask.commands.printing import Say, printer
 from remask.downstream.build import build_task
-from remask.downstream.training import train
+from remask.downstream.training import check_processes, train
 from remask.files.escaping import printable
 from remask.files.locking import lock_run, unlocking
 from remask.images.loading.loader import TooManyBad
+from remask.recipe import dump
 from remask.recipe.downstream import Downstream
 from remask.report import write_task_report
 from remask.runs.bad_images import BadImages
+from remask.runs.opening import open_task
+from remask.runs.restarting import is_begun, require_out
 from remask.training.data_record import Care
-from remask.training.run_folder import RunFolder, refuse_existing
+from remask.training.distributed import World, joined
+from remask.training.launcher import restart_patience
+from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, resolve
 
 
@@ -26,9 +31,12 @@ def start_task(
 ) -> Path:  # fmt: skip
     """The folder of a new run of the task, trained to its end; arguments as those of `finetune`."""
     chosen = choose_task_recipe(task, start, recipe, overrides, settings)
-    path = out or Path("runs") / f"{task}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    refuse_existing(path)
-    train_task(chosen, path, quiet, fresh=True, care=Care(verify=verify_data), say=printer(say, quiet))
+    require_out(out)
+    with unlocking(), joined(chosen.runtime.device, chosen.runtime.patience) as world:
+        path = world.first(lambda: out or Path("runs") / f"{task}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        begun = world.first(lambda: is_begun(path, lambda: dump(chosen)))
+        run = open_task(path)[1] if begun else chosen
+        _train_joined(run, path, quiet, not begun, Care(verify=verify_data), printer(say, quiet), None, world)
     return path
 
 
@@ -40,18 +48,20 @@ def train_task(
     fresh        make the folder; else continue from a checkpoint
     checkpoint   exactly this one; None: the last, or the newest that is intact
     """
-    with unlocking():
-        if not fresh:
-            lock_run(path)
-        _train_locked(recipe, path, quiet, fresh, care, say, checkpoint)
+    with unlocking(), joined(recipe.runtime.device, recipe.runtime.patience) as world:
+        _train_joined(recipe, path, quiet, fresh, care, say, checkpoint, world)
 
 
-def _train_locked(
-    recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say, checkpoint: str | None
+def _train_joined(
+    recipe: Downstream, path: Path, quiet: bool, fresh: bool, care: Care, say: Say, checkpoint: str | None, world: World
 ) -> None:
-    runtime, bad = runtime_of(recipe), BadImages(path, (lambda line: None) if quiet else print)
+    check_processes(recipe, world)
+    if not fresh:
+        world.first(lambda: lock_run(path, patience=restart_patience()))
+    runtime, bad = runtime_of(recipe, world), BadImages(path, (lambda line: None) if quiet else print, world.main)
     begun = None if fresh else RunFolder.open(path).read("task.json")
-    task = build_task(recipe, runtime, report=bad, begun=begun)
+    with world.in_turn():
+        task = build_task(recipe, runtime, report=bad, begun=begun)
     try:
         result = train(task, recipe, runtime, path, fresh=fresh, quiet=quiet, care=care, checkpoint=checkpoint)
     except TooManyBad as error:
@@ -60,9 +70,10 @@ def _train_locked(
     finally:
         if path.is_dir():
             bad.keep(task.left_out)
-    write_task_report(path)
-    RunFolder(path).finish()
-    say(result_line(task.headline, result, path))
+    if world.main:
+        write_task_report(path)
+        RunFolder(path).finish()
+        say(result_line(task.headline, result, path))
 
 
 def result_line(headline: str, result: Mapping[str, Any], path: Path) -> str:
@@ -76,10 +87,10 @@ def result_line(headline: str, result: Mapping[str, Any], path: Path) -> str:
     return f"{said}  →  {printable(path)}/report.html"
 
 
-def runtime_of(recipe: Downstream) -> Runtime:
+def runtime_of(recipe: Downstream, world: World | None = None) -> Runtime:
     """Device, precision and threads of the recipe. Raises UserError for a device that is not there."""
     settings = recipe.runtime
-    return resolve(settings.device, recipe.optim.precision, settings.compile, settings.threads)
+    return resolve(settings.device, recipe.optim.precision, settings.compile, settings.threads, world)
 
 
 __all__ = ["result_line", "runtime_of", "start_task", "train_task"]

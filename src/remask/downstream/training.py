@@ -4,6 +4,7 @@ The run folder is like that of pre-training, with eval/TASK.json and pictures; `
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ from remask.recipe.downstream import Downstream
 from remask.training.checkpoint import intact, load_weights, starting_point
 from remask.training.cost import Ledger
 from remask.training.data_record import CARE, FIRST, Care, Checked, DataRecord, resumed
+from remask.training.distributed import World
 from remask.training.environment import environment
+from remask.training.gathering import bad_of_all
 from remask.training.optim import Averaged, Schedule, adamw, parameter_groups
 from remask.training.progress import Watch, console
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime
-from remask.training.trainer import Batches, Trainer
+from remask.training.trainer import Batches, Hook, Trainer
 
 
 class Task(NamedTuple):
@@ -65,7 +68,7 @@ def train(
     task: Task, recipe: Downstream, runtime: Runtime, path: Path, *, fresh: bool, quiet: bool, care: Care = CARE,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train in a new run folder (`fresh`), or resume the one at `path`; test at the end.
+    """Train in a new run folder (`fresh`), or resume the one at `path`; test at the end. Collective.
 
     checkpoint   to resume from: exactly this one; None: the last, or the newest that is intact
     Returns the content of eval/TASK.json; the run's state is then "trained". Raises TooManyBad, after saving a
@@ -73,30 +76,29 @@ def train(
     """
     assert task.train
     task.train.patience = recipe.runtime.patience
-    run, optim, say = RunFolder(path), recipe.optim, (lambda line: None) if quiet else print
-    start = None if fresh else _start(task, recipe, run, checkpoint)
-    record = DataRecord(run, say)
-    checked = record.check(of_task(recipe, task.sources, say), care, fresh, bool(start))
+    world, optim, quiet = runtime.world, recipe.optim, quiet or not runtime.world.main
+    run, say = RunFolder(path, world.main), (lambda line: None) if quiet else print
+    start, record = None if fresh else world.first(lambda: _start(task, recipe, run, checkpoint)), DataRecord(run, say)
+    checked = world.first(lambda: record.check(of_task(recipe, task.sources, say), care, fresh, bool(start)))
     model = Averaged(task.model, optim.ema) if optim.ema else task.model
-    runtime.prepare(task.model)
+    ddp_model = runtime.prepare(task.model)  # every parameter that is trained gets a gradient in every step
     model.to(runtime.device)
     optimizer = adamw(groups(task.model, optim.weight_decay, optim.layer_decay), optim.peak, optim.betas)
     if isinstance(model, Averaged):
         model.follow(optimizer)
-    ledger = Ledger(task.images, 1, int(runtime.device.type == "cuda"), task.gflops)
+    ledger = Ledger(task.images, 1, runtime.gpus, task.gflops)
     trainer = Trainer(
         model, task.train, optimizer, schedule(recipe, len(task.train)), runtime, run, ledger, seed=recipe.seed,
-        hooks=(_hook(task, model, recipe),), tensorboard=recipe.runtime.tensorboard, draw=task.model.draw,
+        hooks=_hooks(task, model, recipe, world), tensorboard=recipe.runtime.tensorboard, draw=task.model.draw,
+        **({} if world.alone else {"ddp_model": ddp_model, "global_batch_size": optim.batch_size}),  # type: ignore[arg-type]
     )  # fmt: skip
-    if fresh:
-        lines = _create_run(trainer, task, recipe, record, checked)
-    else:
-        lines = resumed(trainer, record, checked, care, start)
-    lines = [*([] if start else _loaded(task)), *lines]
+    begin = partial(_create_run, trainer, task, recipe, record, checked)
+    lines = [] if start else _loaded(task)
+    lines += world.first(begin) if fresh else resumed(trainer, record, checked, care, start)
     trainer.calmer, trainer.notes["data"] = calmer(optim), checked.digests
     screen = console(trainer.schedule.steps, recipe.name, quiet)
-    first = f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}"
-    for line in (first, *task.notes, *lines):
+    screen.say(f"{recipe.name} on {task.images} pictures, {runtime.describe()} → {printable(path)}")
+    for line in (*task.notes, *lines):
         screen.say(line)
     result = dict[str, Any]()
 
@@ -107,10 +109,25 @@ def train(
     try:
         trainer.train(screen, then, ended="trained")
     except TooManyBad:
-        trainer.save("last")
-        trainer.saver.wait()
+        if world.alone:  # else the other processes do not know of it, and the last checkpoint is the one before
+            trainer.save("last")
+            trainer.saver.wait()
         raise
     return result
+
+
+def check_processes(recipe: Downstream, world: World) -> None:
+    """Raise UserError for settings of a task that several processes cannot keep."""
+    optim, settings = recipe.optim, recipe.runtime
+    if world.alone:
+        return
+    if settings.parallel == "fsdp":
+        raise UserError(f"{recipe.task} keeps a whole copy of the network in each process: set runtime.parallel ddp")
+    if optim.batch_size < world.size * settings.accumulate:
+        raise UserError(
+            f"optim.batch_size {optim.batch_size} leaves nothing for some of {world.size} processes in "
+            f"{settings.accumulate} part(s) each: raise it, it is the batch of all processes, or start fewer"
+        )
 
 
 def _loaded(task: Task) -> list[str]:
@@ -123,7 +140,7 @@ def _create_run(trainer: Trainer, task: Task, recipe: Downstream, record: DataRe
     run = RunFolder.reserve(trainer.run.path)
     run.write("task.json", task.facts)
     record.keep(checked.changes, {})
-    run.begin(dump(recipe), environment())
+    run.begin(dump(recipe), {**environment(), "processes": trainer.world.size})
     return checked.lines
 
 
@@ -148,7 +165,7 @@ def conclude(
     task: Task, model: nn.Module, run: RunFolder, recipe: Downstream, quiet: bool = True, changed: Sequence[str] = (),
     checkpoint: str = "last",
 ) -> dict[str, Any]:  # fmt: skip
-    """Test a trained model, write eval/TASK.json and pictures; returns the content of eval/TASK.json.
+    """Test a trained model, write eval/TASK.json and pictures; returns the content of eval/TASK.json. Collective.
 
     changed      changes of the test images since the training, in words
     checkpoint   name of the checkpoint of `model`, for the result
@@ -156,6 +173,8 @@ def conclude(
     tested = learned(model).eval()
     result = task.test(tested, Watch("test", quiet))
     files = result.pop("files", {})
+    if not run.writes:
+        return result
     result["cost"] = run.read_or_empty("cost.json")
     if changed:
         result["protocol"]["changed"] = list(changed)
@@ -225,7 +244,13 @@ def schedule(recipe: Downstream, steps_per_epoch: int) -> Schedule:
     )  # fmt: skip
 
 
-def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], Mapping[str, float]]:
+def _hooks(task: Task, model: nn.Module, recipe: Downstream, world: World) -> list[Hook]:
+    """What is done after an epoch: processes tell each other which images are unusable, and the model is tested."""
+    tested = _test_hook(task, model, recipe)
+    return [tested] if world.alone else [bad_of_all(getattr(task.train, "loader", task.train)), tested]
+
+
+def _test_hook(task: Task, model: nn.Module, recipe: Downstream) -> Hook:
     """Hook that returns {"val/HEADLINE": value} every few epochs; the final test comes after training."""
     every, last = recipe.test.every_epochs, recipe.optim.epochs  # type: ignore[attr-defined]
 
@@ -239,4 +264,6 @@ def _hook(task: Task, model: nn.Module, recipe: Downstream) -> Callable[[int], M
     return hook
 
 
-__all__ = ["Task", "conclude", "groups", "learned", "restored", "schedule", "tested_on_other", "train"]
+__all__ = [
+    "Task", "check_processes", "conclude", "groups", "learned", "restored", "schedule", "tested_on_other", "train",
+]  # fmt: skip

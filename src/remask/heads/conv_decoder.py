@@ -3,13 +3,13 @@
 import math
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from remask.errors import UserError, setting
 from remask.tokens import Pool, pooled, take
+from remask.training.global_batch import of_rows
 from remask.types import Features
 from remask.views import Views
 
@@ -50,9 +50,9 @@ class ConvDecoder(nn.Module):
         if len(views.grid) != 2:
             raise UserError(f"2-D convolutions need rows and columns; this grid has {len(views.grid)} axes")
         visible = features.tokens
-        tokens = NOISE * torch.randn(
-            len(visible), math.prod(views.grid), visible.shape[-1], dtype=visible.dtype, device=visible.device
-        )
+        size = (math.prod(views.grid), visible.shape[-1])
+        noise = of_rows(len(visible), lambda rows: visible.new_empty((rows, *size)).normal_())
+        tokens = NOISE * noise
         # a copy at the visible places: the noise is drawn for all, so that shapes do not depend on the masks
         tokens = tokens.scatter(1, views.visible.unsqueeze(-1).expand_as(visible), visible)
         x = tokens.unflatten(1, views.grid)

@@ -4,9 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from remask.files.escaping import on_one_line, printable
-from remask.images.loading.loader import Loader
-from remask.training.distributed import World
-from remask.training.trainer import Hook
 
 PRINTED = 3
 """Maximum number of images beyond data.range that are printed."""
@@ -60,15 +57,4 @@ def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
 
 
-def bad_of_all(loader: Loader, world: World) -> Hook:
-    """Hook that shares the unusable images of all processes after an epoch, so that all stop if there are too many."""
-
-    def hook(epoch: int) -> dict[str, float]:
-        for bad in world.gathered(loader.unusable):
-            loader.learn(bad)
-        return {}
-
-    return hook
-
-
-__all__ = ["BadImages", "bad_of_all"]
+__all__ = ["BadImages"]

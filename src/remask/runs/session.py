@@ -23,7 +23,7 @@ from remask.method import Method, equation
 from remask.planning.micro_batches import choose_micro_batches
 from remask.recipe import Recipe, dump, method_label
 from remask.recipe.used import learns_from_average
-from remask.runs.bad_images import BadImages, bad_of_all
+from remask.runs.bad_images import BadImages
 from remask.runs.checks import require_source
 from remask.runs.collapse import collapse_guard
 from remask.runs.data_sources import CODEBOOK, of_pretraining
@@ -33,14 +33,12 @@ from remask.training.checkpoint import starting_point, state_of
 from remask.training.data_record import CARE, Care, Checked, DataRecord, resumed
 from remask.training.distributed import ALONE, World
 from remask.training.environment import environment
-from remask.training.launcher import restarted
+from remask.training.gathering import bad_of_all
+from remask.training.launcher import restart_patience
 from remask.training.progress import console
 from remask.training.run_folder import RunFolder
 from remask.training.runtime import Runtime, resolve
 from remask.training.trainer import Trainer
-
-RESTART_PATIENCE = 10.0
-"""Seconds in which processes that torchrun starts anew wait for those before them to end."""
 
 
 def train(
@@ -55,7 +53,7 @@ def train(
     """
     require_source(recipe)
     if not fresh:
-        world.first(lambda: lock_run(path, patience=RESTART_PATIENCE if restarted() else 0))
+        world.first(lambda: lock_run(path, patience=restart_patience()))
     session = Session(recipe, path, quiet or not world.main, fresh, world, care, checkpoint)
     session.begin()
     try:
@@ -136,7 +134,7 @@ class Session:
         if self.words:
             codebooks.install(self.words, method)
         loader = build_loader(recipe, self.source, runtime, method, report=self.bad, remark=self.bad.beyond)
-        hooks = [] if world.alone else [bad_of_all(loader, world)]
+        hooks = [] if world.alone else [bad_of_all(loader)]
         hooks += [knn_hook(recipe, method, runtime, *self.probe_split, self.bad)] if self.probe_split else []
         hooks += [collapse_guard(recipe, method, runtime, self.source)] if learns_from_average(recipe) else []
         trainer = build_trainer(recipe, method, loader, runtime, self.run, hooks, phase.end)

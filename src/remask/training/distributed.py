@@ -170,6 +170,16 @@ def joined(device: str = "auto", patience: float = 0.0) -> Iterator[World]:
     gc.collect()  # DistributedDataParallel, kept by reference cycles, keeps gloo's threads alive: see `leave`
 
 
+def joined_world() -> World | None:
+    """The world that this process has joined, and has not left; None in a single process."""
+    return _JOINED[-1] if _JOINED and dist.is_initialized() else None
+
+
+def here() -> World:
+    """The world that this process has joined; ALONE in a single process."""
+    return joined_world() or ALONE
+
+
 def launched() -> bool:
     """Whether torchrun started this process, even as the only one."""
     return bool(os.environ.get("TORCHELASTIC_RUN_ID"))
@@ -217,4 +227,4 @@ def leave(code: int) -> NoReturn:
 
 ALONE = World()
 
-__all__ = ["ALONE", "World", "ended", "joined", "launched", "leave"]
+__all__ = ["ALONE", "World", "ended", "here", "joined", "joined_world", "launched", "leave"]

@@ -64,6 +64,11 @@ def restarted() -> bool:
     return count("TORCHELASTIC_RESTART_COUNT") > 0
 
 
+def restart_patience() -> float:
+    """Seconds in which processes that torchrun starts anew wait for those before them to end."""
+    return 10.0 if restarted() else 0.0
+
+
 def may_restart() -> bool:
     """Whether torchrun will restart the processes if one dies."""
     return count("TORCHELASTIC_MAX_RESTARTS") > 0
@@ -77,4 +82,4 @@ def _number(variables: Mapping[str, str], name: str) -> int:
         raise UserError(f"{name}={text} is no number: start with torchrun, which sets it, or unset {name}") from None
 
 
-__all__ = ["LOCAL", "NEEDED", "Place", "count", "left_over", "may_restart", "place", "restarted"]
+__all__ = ["LOCAL", "NEEDED", "Place", "count", "left_over", "may_restart", "place", "restart_patience", "restarted"]

@@ -109,7 +109,7 @@ def resolve(
     Raises UserError for a device or CUDA graphs that are unavailable, or if several processes run work for one.
     """
     if world is None and not World.here().alone:
-        raise UserError("only pretrain and resume run in several processes: start this without torchrun")
+        raise UserError("this command runs in a single process: start it without torchrun")
     world = world or ALONE
     if threads:
         torch.set_num_threads(threads)

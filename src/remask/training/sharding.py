@@ -17,7 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from remask.errors import UserError
+from remask.training.batch_norm import synchronised
 from remask.training.distributed import World
+from remask.training.global_batch import with_global_draws
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -70,9 +72,7 @@ def spread(model: nn.Module, plan: ShardingPlan, world: World, parallel: Paralle
     compiled   compile the full forward (DDP) or each block (FSDP)
     Raises UserError for scalar parameters, which FSDP cannot shard.
     """
-    device = next(model.parameters()).device
-    if device.type == "cuda" and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    device, model = next(model.parameters()).device, with_global_draws(synchronised(model))
     if parallel == "ddp":
         if compiled:
             model.forward = torch.compile(model.forward)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from remask.errors import UserError
 from remask.seeds import generator, seeded
 from remask.training.finite import FiniteGuard, RunningMeans, poisoned, update
+from remask.training.global_batch import micro_batch
 from remask.training.interfaces import Drawer, Draws
 from remask.training.oom import LESS, across_batch, fewest_micro_batches, fits_in_memory, oom_retry
 from remask.training.optim import Schedule, clipped, set_lr
@@ -110,13 +111,13 @@ class Stepper:
         For losses and gradients, the mean over the global batch is the sum of each micro-batch's mean times its share.
         """
         totals = dict[str, Tensor]()
-        rank = [] if self.world.main else [self.world.rank]  # drop path is each rank's own
-        with seeded(self.seed, "step", self.global_step, *rank):
+        with seeded(self.seed, "step", self.global_step):
             chunks = zip(images.tensor_split(micro_batches), draws.split(micro_batches), strict=True)
             for i, (chunk, drawn) in enumerate(chunks):
                 last = i == micro_batches - 1
                 share = len(chunk) / (self.global_batch_size or len(images))
-                with exchanging(self.ddp_model, now=last):
+                rows = micro_batch(self.world, self.global_batch_size or len(images), micro_batches, i)
+                with rows, exchanging(self.ddp_model, now=last):
                     with self.runtime.autocast():
                         losses = self.ddp_model(chunk, drawn)
                     # gradients are averaged over ranks, and the sum is wanted

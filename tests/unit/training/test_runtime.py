@@ -224,5 +224,5 @@ def test_what_one_process_does_is_not_done_by_many(monkeypatch: pytest.MonkeyPat
     launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="only pretrain and resume run in several processes"):
+    with pytest.raises(UserError, match="this command runs in a single process"):
         resolve("cpu", "fp32")

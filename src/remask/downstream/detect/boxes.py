@@ -32,7 +32,7 @@ class BoxBatch(NamedTuple):
 
 
 class BoxLoader:
-    """Full batches of a COCO source, epoch by epoch; a source smaller than a batch is repeated to fill it.
+    """Full batches of a COCO source, epoch by epoch, by `loader`; a source smaller than a batch is repeated to fill it.
 
     shuffle   a new order each epoch, for training; the next usable image replaces an unusable one. False: each usable
               image once, in the source's order; the last batch may be smaller
@@ -41,6 +41,7 @@ class BoxLoader:
     max_bad   share of images that may be unusable before `epoch` raises TooManyBad; 3 always may, unless it is 0
     pin       use page-locked memory, for asynchronous copies to a GPU
     scaling   of images deeper than 8 bits; None: all become uint8
+    share     as in `Loader`
     report    called once with a line for each unusable image
     patience  seconds to wait for a batch before MachineError is raised; 0: for ever
     Raises UserError if no image has an instance to train on.
@@ -62,6 +63,7 @@ class BoxLoader:
         max_bad: float = 0.01,
         pin: bool = False,
         scaling: Scaling | None = None,
+        share: Callable[[int], slice] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         self.source, self._pin = source, pin
@@ -69,30 +71,30 @@ class BoxLoader:
         self._numbers = [i for i in range(len(source)) if keep or source.instances(i)]
         if not self._numbers:
             raise UserError(f"no picture of {source.name} has an instance: there is nothing to train a detector on")
-        self._loader = BatchLoader(
+        self.loader = BatchLoader(
             _Boxed(source, self._numbers, channels, scaling), _Placed(transform, scaling),
             lambda place: source.where(self._numbers[place]), batch_size, seed=seed, shuffle=shuffle,
-            drop_last=shuffle, workers=workers, max_bad=max_bad, skip=not shuffle, report=report,
+            drop_last=shuffle, workers=workers, max_bad=max_bad, skip=not shuffle, share=share, report=report,
         )  # fmt: skip
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        return len(self._loader)
+        return len(self.loader)
 
     @property
     def bad(self) -> dict[str, str]:
         """Address → reason of unusable images."""
-        return self._loader.bad
+        return self.loader.bad
 
     @property
     def unusable(self) -> set[int]:
         """Numbers of unusable images in the source."""
-        return {self._numbers[place] for place in self._loader.unusable}
+        return {self._numbers[place] for place in self.loader.unusable}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BoxBatch]:
         """Yields the batches of one epoch from number `start` on. Raises TooManyBad."""
-        self._loader.patience = self.patience
-        for built in self._loader.batches(epoch, start):
+        self.loader.patience = self.patience
+        for built in self.loader.batches(epoch, start):
             batch: BoxBatch = built.images
             yield batch._replace(images=batch.images.pin_memory()) if self._pin else batch
 

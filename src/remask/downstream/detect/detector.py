@@ -15,10 +15,13 @@ from timm.layers import LayerNorm2d
 from torch import Generator, Tensor, nn
 
 from remask.backbones import Backbone
+from remask.downstream.detect.sampling import SeededSampler, over_all
 from remask.downstream.finetune.classifier import prepared
 from remask.downstream.pyramid import create_pyramid, maps_of
 from remask.errors import UserError
 from remask.evaluation.probing.features import evaluating
+from remask.training.distributed import here
+from remask.training.gathering import total
 from remask.types import Images, Size
 
 Found: TypeAlias = dict[str, Tensor]
@@ -46,15 +49,16 @@ class Boxed(Protocol):
 
 
 class Targets(NamedTuple):
-    """The targets of the images of a step. There are no draws: torchvision samples anchors and regions from the global
-    generator, which the trainer seeds."""
+    """The targets of a step's images, and a seed for the anchors and regions of each; None: the global generator."""
 
     images: list[dict[str, Tensor]]
+    seeds: list[int] | None = None
 
     def split(self, chunks: int) -> list["Targets"]:
         """Consecutive chunks, in the sizes of `Tensor.tensor_split`."""
-        numbers = torch.arange(len(self.images)).tensor_split(chunks)
-        return [Targets([self.images[i] for i in chunk.tolist()]) for chunk in numbers]
+        chunked = [chunk.tolist() for chunk in torch.arange(len(self.images)).tensor_split(chunks)]
+        seeds = self.seeds
+        return [Targets([self.images[i] for i in ids], seeds and [seeds[i] for i in ids]) for ids in chunked]
 
 
 class Detector(nn.Module):
@@ -94,22 +98,33 @@ class Detector(nn.Module):
         cells = anchor or 8 * min(1.0, max(size) / 512)
         chunks = _mask_rcnn(channels, classes, self.pyramid.strides, masks, cells, regions or 2 * channels)
         self.rpn, self.roi_heads = chunks.rpn, chunks.roi_heads
+        self.rpn.fg_bg_sampler = SeededSampler(256, 0.5, 0)  # as many as torchvision chooses of itself
+        self.roi_heads.fg_bg_sampler = SeededSampler(regions or 2 * channels, 0.25, 1)
         self.roi_heads.score_thresh, self.roi_heads.detections_per_img = score, detections
 
     def draw(self, batch: Boxed, generator: Generator) -> Targets:
-        """The targets of a batch, on the device of its images. Raises UserError for missing masks."""
+        """The targets of a batch, on the device of its images. Collective. Raises UserError for missing masks."""
         device = batch.images.device
         names = ("boxes", "labels", "masks") if self.masks else ("boxes", "labels")
         if self.masks and any("masks" not in label for label in batch.labels):
             raise UserError("the annotations have no masks, which Mask R-CNN learns from: give boxes alone a detector")
-        return Targets([{n: label[n].to(device, non_blocking=True) for n in names} for label in batch.labels])
+        images = int(total(torch.tensor(len(batch.labels))))
+        seeds = torch.randint(2**62, (images,), generator=generator)[here().share(images)].tolist()
+        return Targets([{n: label[n].to(device, non_blocking=True) for n in names} for label in batch.labels], seeds)
 
     def forward(self, images: Images, draw: Targets) -> dict[str, Float[Tensor, ""]]:
-        """The losses of Mask R-CNN by the names in LOSSES, and their sum "total"; in training mode."""
+        """The losses of Mask R-CNN by the names in LOSSES, and their sum "total"; in training mode.
+
+        Each is a mean over the anchors or regions chosen in the images of all processes.
+        """
         features, shapes = self._features(images)
+        anchors, regions = self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler
+        anchors.seeds = regions.seeds = draw.seeds
         proposals, losses = self.rpn(shapes, features, draw.images)
         losses |= self.roi_heads(features, proposals, shapes.image_sizes, draw.images)[1]
         named = {name: losses[theirs] for theirs, name in LOSSES.items() if theirs in losses}
+        counts = {"objectness": anchors.counts[1], "proposals": anchors.counts[1], "classes": regions.counts[1]}
+        named = over_all(named, counts | {"boxes": regions.counts[1], "masks": regions.counts[0]}, len(images))
         return {**named, "total": torch.stack(list(named.values())).sum()}
 
     def detect(self, images: Images, normalised: bool = False) -> list[Found]:

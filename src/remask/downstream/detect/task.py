@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from remask.images.sources.labels import match
 from remask.images.sources.left_out import notes
 from remask.images.tools.measuring import FirstOf
 from remask.recipe.downstream import BoxesData, Detect
+from remask.training.gathering import unusable_of_all
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size
@@ -36,29 +37,30 @@ def build_detect(
     recipe: Detect, runtime: Runtime, report: Callable[[str], None] | None = None, facts: Any = None, begun: Any = None
 ) -> Task:
     """The task of detection; arguments and errors as in `build_task`."""
-    data = recipe.data
+    data, world = recipe.data, runtime.world
     source, val = opened(data, report, facts, begun)
     masks = facts["masks"] if facts else source.masks
     detector, size = detector_of(recipe, source.classes, masks)
     backbone = detector.backbone
     pixels, about = fix_pixel_range(backbone, FirstOf(source), data, facts or begun)
-    scaling = backbone.normalise.scaling
+    scaling, usable = backbone.normalise.scaling, list[int]()
     train = None if facts else BoxLoader(
         source, LargeScaleJitter(size, data.scale, data.flip), recipe.optim.batch_size, seed=recipe.seed,
         workers=workers(recipe.runtime, runtime), channels=backbone.channels, max_bad=data.max_bad,
-        pin=runtime.device.type == "cuda", scaling=scaling, report=report,
+        pin=runtime.device.type == "cuda", scaling=scaling, share=world.share, report=report,
     )  # fmt: skip
     kinds = ("bbox", "segm") if masks and val.masks else ("bbox",)
-    usable = list[int]()
 
     def test(tested: Detector, watch: Watch) -> dict[str, Any]:
         loader = BoxLoader(
-            val, Letterbox(size), 4, shuffle=False, channels=backbone.channels, max_bad=data.max_bad, scaling=scaling,
-            report=report,
+            val, Letterbox(size), 4 * world.size, shuffle=False, channels=backbone.channels, max_bad=data.max_bad,
+            scaling=scaling, share=world.share, report=report,
         )  # fmt: skip
         batches = watch.over(loader.epoch(0), len(val), "test")
         dtype = None if runtime.dtype == torch.float32 else runtime.dtype
-        results = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
+        mine = detections(tested, batches, val.categories, device=runtime.device, dtype=dtype)
+        unusable_of_all(loader.loader)
+        results = _in_order(val, world.gathered(mine))
         usable[:] = [i for i in range(len(val)) if i not in loader.unusable]
         ap = average_precision(val.truth(usable), results, kinds, per_class=True)
         protocol = {"data": data.source, "val": data.val, "val_annotations": data.val_annotations, "size": list(size)}
@@ -81,6 +83,12 @@ def build_detect(
         detector, train, len(source), test, "AP", cost, show, stored, lines, left_out,
         opened_of(data, source, val, facts),
     )  # fmt: skip
+
+
+def _in_order(val: CocoSource, results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The results of all processes, in the order of their images in the source."""
+    place = {image["id"]: number for number, image in enumerate(val.images)}
+    return sorted(chain.from_iterable(results), key=lambda result: place[result["image_id"]])
 
 
 def _drawn(detector: Detector, val: CocoSource, usable: Sequence[int], size: Size, runtime: Runtime) -> bytes:

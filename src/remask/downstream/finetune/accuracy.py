@@ -14,6 +14,7 @@ from remask.downstream.finetune.classifier import Classifier
 from remask.errors import UserError
 from remask.evaluation.figures.lettering import labels, png
 from remask.evaluation.probing.features import Labelled, evaluating
+from remask.training.gathering import total
 
 CONFUSION_CLASSES = 100
 """Maximum number of classes with which a JSON file holds the full confusion matrix; else only its largest entries."""
@@ -84,7 +85,7 @@ def score(
     device: torch.device | str | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Scores:
-    """The scores of a classifier, in evaluation mode, on all images of `batches`.
+    """The scores of a classifier, in evaluation mode, on all images of `batches`, those of all processes. Collective.
 
     device     of the images; None: the classifier's
     autocast   returns the context of the forward passes; losses are computed in float32
@@ -102,9 +103,11 @@ def score(
             confusion += torch.bincount(labels * classes + best[:, 0], minlength=classes**2).view(classes, classes)
             top5 += int((best == labels[:, None]).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    if not confusion.any():
+    sums = total(torch.cat([confusion.flatten(), torch.tensor([top5])]))
+    confusion, images = sums[:-1].view_as(confusion).clone(), int(sums[:-1].sum())
+    if not images:
         raise UserError("there is no image to classify: the source gave no batch")
-    return Scores(confusion.clone(), top5, loss / int(confusion.sum()))
+    return Scores(confusion, int(sums[-1]), float(total(torch.tensor(loss, dtype=torch.float64))) / images)
 
 
 def evaluate(

@@ -21,6 +21,8 @@ from remask.downstream.finetune.mixing import Mixing, mixed, soft_targets
 from remask.errors import UserError
 from remask.evaluation.probing.features import Labelled, Pool
 from remask.interop.beit import classifier_state
+from remask.training.distributed import here
+from remask.training.gathering import all_rows
 from remask.types import Images
 
 UNDECAYED = ("cls_token", "reg_token", "pos_embed", "relative_position_bias_table")
@@ -111,17 +113,19 @@ class Classifier(nn.Module):
     def draw(self, batch: Labelled, generator: Generator) -> MixedLabels:
         """The labels of a batch and its draw of mixing, on the device of the images. Raises UserError without labels.
 
-        Partners are the unmixed images; `forward` mixes each micro-batch.
+        Partners are the unmixed images; `forward` mixes each micro-batch. A partner may be another process's image:
+        those of all are exchanged.
         """
         labels = self._checked(batch.labels).to(batch.images.device)
         if self.mixing is None:
             return MixedLabels(labels)
         size = batch.images.shape[-2], batch.images.shape[-1]
-        mix = self.mixing.draw(size, generator)
-        targets = soft_targets(labels, self.classes, self.smoothing, mix.share)
+        mix, labels = self.mixing.draw(size, generator), all_rows(labels)
+        own = here().share(len(labels))
+        targets = soft_targets(labels, self.classes, self.smoothing, mix.share)[own]
         if mix.share == 1:
             return MixedLabels(targets)
-        return MixedLabels(targets, batch.images.flip(0), mix.weights(size).to(batch.images.device))
+        return MixedLabels(targets, all_rows(batch.images).flip(0)[own], mix.weights(size).to(batch.images.device))
 
     def forward(self, images: Images, draw: MixedLabels) -> dict[str, Float[Tensor, ""]]:
         """{"total": cross-entropy with the drawn targets}; targets that are probabilities include the smoothing.

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from remask.downstream.training import Task
 from remask.errors import UserError
 from remask.files.replacing import write_bytes
 from remask.images.levels import FULL
-from remask.images.loading.loader import Loader, iterate
+from remask.images.loading.loader import Loader, in_order
 from remask.images.sources.files import printable
 from remask.images.sources.hold_out import BY_CLASS, fifth, hold_out, split_source
 from remask.images.sources.left_out import notes
@@ -27,6 +27,7 @@ from remask.images.sources.subset import Subset, by_classes
 from remask.interop.start import constants
 from remask.recipe.downstream import ClassesData, Finetune
 from remask.seeds import generator
+from remask.training.gathering import unusable_of_all
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size
@@ -37,7 +38,7 @@ def build_finetune(
     begun: Any = None,
 ) -> Task:  # fmt: skip
     """The task of fine-tuning; arguments and errors as in `build_task`."""
-    data = recipe.data
+    data, world = recipe.data, runtime.world
     source, val = labelled(data, recipe.seed, facts, begun)
     names = source.classes or []
     classifier, size = classifier_of(recipe, names)
@@ -48,14 +49,17 @@ def build_finetune(
     train = None if facts else Loader(
         source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
         channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda",
-        scaling=scaling, report=report,
+        scaling=scaling, share=world.share, report=report,
     )  # fmt: skip
 
-    def batches() -> Iterable[Any]:
-        return iterate(
-            val, EvalCrop(size, data.crop_pct), 256, channels=backbone.channels, max_bad=data.max_bad,
-            scaling=scaling, report=report,
+    def batches() -> Iterator[Any]:
+        loader = in_order(
+            val, EvalCrop(size, data.crop_pct), 256 * world.size, channels=backbone.channels, max_bad=data.max_bad,
+            scaling=scaling, share=world.share, report=report,
         )  # fmt: skip
+        yield from loader.epoch(0)
+        if not world.alone:
+            unusable_of_all(loader)
 
     last: dict[str, Any] = {}
 

@@ -8,12 +8,13 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from remask.downstream.segment.mask_source import IGNORE
+from remask.training.gathering import total
 
 
 class Confusion:
     """Numbers of pixels by true and predicted class, without pixels whose truth is `ignore`.
 
-    counts   int64 [C, C] on the CPU, rows are the truth; counts of several processes can be added
+    counts   int64 [C, C] on the CPU, rows are the truth
     """
 
     def __init__(self, classes: int, ignore: int = IGNORE) -> None:
@@ -26,6 +27,12 @@ class Confusion:
         pairs = truth[labelled].long() * self.classes + prediction[labelled].long()
         counts = torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
         self.counts += counts.cpu()
+
+    def gather(self, images: int) -> int:
+        """Add the counts of all processes; returns their `images` in all. Collective."""
+        sums = total(torch.cat([self.counts.flatten(), torch.tensor([images])]))
+        self.counts = sums[:-1].view_as(self.counts)
+        return int(sums[-1])
 
     def scores(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """In percent: "mIoU" and "mAcc" (means over classes), "aAcc" (all pixels), "IoU" and "Acc" by class name.

@@ -24,6 +24,8 @@ from remask.images.loading.image_cache import decoded
 from remask.images.loading.loader import Loader
 from remask.images.loading.workers import PATIENCE
 from remask.images.transforms import mirror, resize
+from remask.training.distributed import ALONE, World
+from remask.training.gathering import unusable_of_all
 from remask.types import Size
 
 TRIES = 10
@@ -148,7 +150,7 @@ def _extent(side: int, crop: int, times: float) -> tuple[int, int]:
 
 
 class PairLoader:
-    """Batches of pairs, epoch by epoch. Arguments and TooManyBad as in `Loader`.
+    """Batches of pairs, epoch by epoch, by `loader`. Arguments and TooManyBad as in `Loader`.
 
     An unusable pair is replaced by the next one with drop_last, and left out without. The transform must return pairs
     of one size.
@@ -170,29 +172,30 @@ class PairLoader:
         max_bad: float = 0.01,
         pin: bool = False,
         scaling: Scaling | None = None,
+        share: Callable[[int], slice] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         self.source = source
-        self._loader = Loader(
+        self.loader = Loader(
             _WithMask(source.name, source, channels, scaling), _SplitMask(transform, scaling), batch_size, seed=seed,
             shuffle=shuffle, drop_last=drop_last, workers=workers, channels=channels + 1, max_bad=max_bad,
             skip=not drop_last,
-            pin=pin, cache_mb=0, scaling=scaling and Ready(RAW, (), ()), report=report,
+            pin=pin, cache_mb=0, scaling=scaling and Ready(RAW, (), ()), share=share, report=report,
         )  # fmt: skip
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        return len(self._loader)
+        return len(self.loader)
 
     @property
     def bad(self) -> dict[str, str]:
         """Address → reason of unusable pairs."""
-        return self._loader.bad
+        return self.loader.bad
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
         """Yields the batches of one epoch from number `start` on. Raises TooManyBad."""
-        self._loader.patience = self.patience
-        for batch in self._loader.epoch(epoch, start):
+        self.loader.patience = self.patience
+        for batch in self.loader.epoch(epoch, start):
             yield PairBatch(batch.images[:, :-1], batch.images[:, -1].to(torch.uint8), batch.index)
 
 
@@ -204,12 +207,16 @@ def full_pairs(
     channels: int = 3,
     max_bad: float = 0.01,
     scaling: Scaling | None = None,
+    world: World = ALONE,
     report: Callable[[str], None] | None = None,
 ) -> Iterator[PairBatch]:
-    """Yields each usable pair once, uncropped and in the source's order; a batch holds images of one size."""
+    """Yields each usable pair once, uncropped and in the source's order; a batch holds images of one size.
+
+    world   of processes that read the source together, each its share
+    """
     loader = PairLoader(
-        source, Identity(), 1, shuffle=False, drop_last=False, workers=workers, channels=channels, max_bad=max_bad,
-        scaling=scaling, report=report,
+        source, Identity(), world.size, shuffle=False, drop_last=False, workers=workers, channels=channels,
+        max_bad=max_bad, scaling=scaling, share=world.share, report=report,
     )  # fmt: skip
     pending: list[PairBatch] = []
     for pair in loader.epoch(0):
@@ -219,6 +226,8 @@ def full_pairs(
         pending.append(pair)
     if pending:
         yield _concatenated(pending)
+    if not world.alone:
+        unusable_of_all(loader.loader)
 
 
 def _concatenated(batches: list[PairBatch]) -> PairBatch:

@@ -18,6 +18,8 @@ from remask.downstream.segment.upernet import FcnHead, LinearHead, UperNet, scal
 from remask.errors import UserError
 from remask.evaluation.probing.features import evaluating
 from remask.images.transforms import resize
+from remask.training.distributed import here
+from remask.training.gathering import total
 from remask.types import Images, Size
 
 
@@ -32,13 +34,18 @@ class Pixels(Protocol):
 
 
 class PixelLabels(NamedTuple):
-    """The labels of a batch, on its device. A step has no other draws: dropout uses the global generator."""
+    """The labels of a batch, on its device. A step has no other draws: dropout uses the global generator.
+
+    labelled   mean number of labelled pixels of an image of the whole batch, over all micro-batches and processes;
+               None: of these images
+    """
 
     labels: Int[Tensor, "B H W"]
+    labelled: Float[Tensor, ""] | None = None
 
     def split(self, chunks: int) -> list["PixelLabels"]:
         """Consecutive chunks, in the sizes of `Tensor.tensor_split`."""
-        return [PixelLabels(chunk) for chunk in self.labels.tensor_split(chunks)]
+        return [PixelLabels(chunk, self.labelled) for chunk in self.labels.tensor_split(chunks)]
 
 
 class Segmenter(nn.Module):
@@ -81,12 +88,17 @@ class Segmenter(nn.Module):
         self.auxiliary = FcnHead(second, classes, norm=norm) if head == "upernet" and aux else None
 
     def draw(self, batch: Pixels, generator: Generator) -> PixelLabels:
-        """The labels of a batch, on the device of its images."""
-        return PixelLabels(batch.labels.to(batch.images.device, non_blocking=True).long())
+        """The labels of a batch, on the device of its images. Collective."""
+        labels = batch.labels.to(batch.images.device, non_blocking=True).long()
+        labelled, images = total(torch.stack([(labels != self.ignore).sum(), labels.new_tensor(len(labels))]))
+        return PixelLabels(labels, labelled.clamp(min=1) / images)  # a batch may have no labelled pixel
 
     def forward(self, images: Images, draw: PixelLabels) -> dict[str, Float[Tensor, ""]]:
-        """Mean cross-entropy over labelled pixels: {"pixels": head, "auxiliary": other head, "total": weighted sum}."""
-        if self.training and self.norm == "batch" and len(images) < 2:
+        """Mean cross-entropy over labelled pixels: {"pixels": head, "auxiliary": other head, "total": weighted sum}.
+
+        The mean is over those of the whole batch, in which an image counts by its labelled pixels, however it is cut.
+        """
+        if self.training and self.norm == "batch" and len(images) < 2 and here().alone:
             raise UserError(
                 "batch norm cannot learn from one image at a time: raise optim.batch_size, or use group norm"
             )
@@ -165,9 +177,10 @@ class Segmenter(nn.Module):
 
     def _loss(self, scores: Float[Tensor, "B classes h w"], images: Images, draw: PixelLabels) -> Float[Tensor, ""]:
         # official: the mean is over all pixels, ignored ones count as 0; here over the labelled ones
-        labelled = (draw.labels != self.ignore).sum().clamp(min=1)  # a crop may have no labelled pixel
-        total = F.cross_entropy(self._full(scores, images), draw.labels, ignore_index=self.ignore, reduction="sum")
-        return total / labelled
+        own = (draw.labels != self.ignore).sum().clamp(min=1)  # a crop may have no labelled pixel
+        labelled = own if draw.labelled is None else draw.labelled * len(images)
+        summed = F.cross_entropy(self._full(scores, images), draw.labels, ignore_index=self.ignore, reduction="sum")
+        return summed / labelled
 
 
 def two_thirds(window: Size) -> Size:
@@ -202,8 +215,8 @@ def evaluate(
     device    of the images; None: the model's
     dtype     of autocast; None: no autocast
     progress  called with the number of images done after every batch
-    Returns `Confusion.scores` | {"images", "pixels": labelled ones, "protocol"}; the model is in evaluation mode during
-    the test. Raises UserError if there is no image.
+    Returns `Confusion.scores` | {"images", "pixels": labelled ones, "protocol"}, of the images of all processes; the
+    model is in evaluation mode during the test. Raises UserError if there is no image. Collective.
     """
     target_device = torch.device(device) if device is not None else next(segmenter.parameters()).device
     confusion, images = Confusion(segmenter.classes, segmenter.ignore), 0
@@ -217,6 +230,7 @@ def evaluate(
             images += len(batch.images)
             if progress:
                 progress(images)
+    images = confusion.gather(images)
     if not images:
         raise UserError("there is no picture to test on: the source gave no batch")
     protocol = {

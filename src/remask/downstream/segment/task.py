@@ -24,6 +24,7 @@ from remask.images.tools.measuring import FirstOf
 from remask.interop.start import constants
 from remask.recipe.downstream import MasksData, Segment
 from remask.seeds import generator
+from remask.training.distributed import World
 from remask.training.progress import Watch
 from remask.training.runtime import Runtime
 from remask.types import Size
@@ -37,29 +38,28 @@ def build_segment(
     begun: Any = None,
 ) -> Task:  # fmt: skip
     """The task of segmentation; arguments and errors as in `build_task`."""
-    data = recipe.data
+    data, world = recipe.data, runtime.world
     source, val = pairs(data, recipe.seed, facts, begun)
     names, palette = source.classes, source.palette
     segmenter, size = segmenter_of(recipe, names, source.ignore)
     backbone = segmenter.backbone
     pixels, about = fix_pixel_range(backbone, FirstOf(source), data, facts or begun)
-    scaling = backbone.normalise.scaling
+    scaling, usable = backbone.normalise.scaling, list[int]()
     fill = tuple(round(255 * value) for value in constants(backbone)[0])
     crop = ScaleCropFlip(size, data.scale, fill=fill, flip=data.flip, photometric=data.photometric)
     train = None if facts else PairLoader(
         source, crop, recipe.optim.batch_size, seed=recipe.seed, workers=workers(recipe.runtime, runtime),
         channels=backbone.channels, max_bad=data.max_bad, pin=runtime.device.type == "cuda", scaling=scaling,
-        report=report,
+        share=world.share, report=report,
     )  # fmt: skip
     step = max(1, round(size[0] * recipe.test.stride)), max(1, round(size[1] * recipe.test.stride))
     sliding: dict[str, Any] = {"size": size, "window": size, "stride": step, "flip": recipe.test.flip}
 
-    usable = list[int]()
-
     def test(tested: Segmenter, watch: Watch) -> dict[str, Any]:
         usable.clear()
-        batches = watch.over(_test_batches(val, backbone, data.max_bad, report, usable), len(val), "test")
+        batches = watch.over(_test_batches(val, backbone, data.max_bad, report, usable, world), len(val), "test")
         result = evaluate(tested, batches, names=names, device=runtime.device, dtype=_dtype(runtime), **sliding)
+        usable[:] = sorted(i for of_one in world.gathered(usable) for i in of_one)
         result["bad_images"] = len(val) - result["images"]
         result["protocol"] |= {"data": data.source, "val": data.val or "a fifth of the source", "seed": recipe.seed}
         return result
@@ -85,11 +85,13 @@ def build_segment(
 
 
 def _test_batches(
-    val: MaskFiles, backbone: Any, max_bad: float, report: Callable[[str], None] | None, usable: list[int]
+    val: MaskFiles, backbone: Any, max_bad: float, report: Callable[[str], None] | None, usable: list[int], world: World
 ) -> Iterator[PairBatch]:
-    """Yields batches of uncropped test pairs, and appends the numbers of usable ones to `usable`."""
+    """Yields batches of uncropped test pairs, this process's, and appends the numbers of usable ones to `usable`."""
     scaling = backbone.normalise.scaling
-    for batch in full_pairs(val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, report=report):
+    for batch in full_pairs(
+        val, 4, channels=backbone.channels, max_bad=max_bad, scaling=scaling, world=world, report=report
+    ):
         usable.extend(batch.index.tolist())
         yield batch
 

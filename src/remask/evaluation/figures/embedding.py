@@ -56,6 +56,7 @@ def embed(
     about: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    writes: bool = True,
 ) -> int:
     """Write `file` and return its number of rows, which are in the order of `batches`.
 
@@ -63,6 +64,7 @@ def embed(
     name of the class.
     layer, pool, dtype   see `extract`
     source   gives the paths of images and the names of classes
+    writes   False in a process that only reads its share of the images for another
     about    further entries of the metadata, JSON under the key "remask": model, image size, checkpoint …
     Parquet is written batch by batch, npz collected in memory first. An existing file is replaced when the new one is
     complete. Raises UserError for another suffix, no image, a layer or pool that does not exist.
@@ -73,6 +75,8 @@ def embed(
     say = progress or (lambda done, total, words: None)
     rows = _rows(describe, backbone, batches, source, say)
     metadata = json.dumps(encodable({**known, **(about or {})}))
+    if not writes:
+        return sum(len(row.path) for row in rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as tmp:
         count = (_parquet if file.suffix == ".parquet" else _npz)(tmp, rows, metadata)

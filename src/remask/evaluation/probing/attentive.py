@@ -28,7 +28,9 @@ from remask.evaluation.probing.features import Labelled, Progress, evaluating, f
 from remask.evaluation.probing.logistic_regression import stratified
 from remask.evaluation.probing.memory import Memory
 from remask.seeds import generator, seeded
+from remask.training.gathering import rows_of_all
 from remask.training.optim import Schedule, adamw, parameter_groups, set_lr
+from remask.types import Images
 
 
 @dataclass(frozen=True)
@@ -228,10 +230,15 @@ def cache(
     """
     see, cached, start = frozen(backbone, (settings.layer,), dtype=dtype), torch.empty(0), 0
     labels: list[Tensor | None] = []
+
+    def normed(images: Images) -> Float[Tensor, "B N D"]:
+        tokens = see(images)[settings.layer].tokens.float()
+        return F.layer_norm(tokens, tokens.shape[-1:]).half().cpu()
+
+    describe = rows_of_all(normed)
     with torch.inference_mode(), evaluating([backbone]):
         for batch in batches:
-            tokens = see(batch.images)[settings.layer].tokens.float()
-            tokens = F.layer_norm(tokens, tokens.shape[-1:]).half().cpu()
+            tokens = describe(batch.images)
             if not labels:
                 cached = _allocate((count, *tokens.shape[1:]), settings, file, share)
             cached[start : start + len(tokens)] = tokens

@@ -16,6 +16,7 @@ from remask.errors import UserError
 from remask.evaluation.probing.features import Labelled, Pool, Progress, collect, flat, reader
 from remask.evaluation.probing.knn import weighted_knn
 from remask.evaluation.probing.logistic_regression import LinearResult, linear_probe
+from remask.training.gathering import in_one, rows_of_all
 
 Factory = Callable[[], Iterable[Labelled]]
 DRAWS = 5
@@ -65,7 +66,7 @@ def probe(
     say = progress or (lambda line: None)
     check_shots(few, fractions)
     readers = {name: reader(backbone, layer=layer, pool=pool, dtype=dtype) for name, backbone in backbones.items()}
-    readers["pixels"] = flat
+    readers["pixels"] = rows_of_all(flat)
     say("features of the training images")
     train, labels = collect(readers, backbones, train_batches())
     known = checked(labels)
@@ -75,9 +76,8 @@ def probe(
     train_y, val_y = numbered(known, labels)
     fit_counter = _FitCounter(on_fit, len(readers) * (1 + DRAWS * (1 + len(fractions))))
     splits = Split(train, train_y), Split(val, val_y)
-    result = _scores(*splits, few, fractions, bank, seed, say, fit_counter)
-    if on_features:
-        on_features(*splits)
+    shown = (lambda: on_features(*splits)) if on_features else None
+    result = in_one(lambda: _scores(*splits, few, fractions, bank, seed, say, fit_counter, shown))
     settings = _protocol(*splits, {"layer": layer, "pool": pool}, seed)
     result["protocol"] = {**settings, **result["protocol"], **({"k_wanted": k} if bank < k else {})}
     return result
@@ -103,14 +103,17 @@ def _scores(
     seed: int,
     say: Callable[[str], None],
     fit_counter: "_FitCounter",
+    then: Callable[[], None] | None,
 ) -> dict[str, Any]:
-    """All accuracies, and the entries of the protocol about classifiers."""
+    """All accuracies, and the entries of the protocol about classifiers; `then` is called at the end."""
     say(f"kNN and linear classifiers ({len(val.y)} validation images)")
     knn = {name: round(_knn(train, val, name, k), 2) for name in train.x}
     linear = {name: fit_counter(name, train, val, seed) for name in train.x}
     say(f"the same with {few} labels a class, {DRAWS} draws")
     few_labels = _few_labels(train, val, few, k, seed, fit_counter)
     shares = {f"{share:g}": _fraction(train, val, share, k, seed, say, fit_counter) for share in fractions}
+    if then:
+        then()
     return {
         "linear": {name: round(result.accuracy, 2) for name, result in linear.items()},
         "few_labels": few_labels,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from remask.backbones import Backbone, class_tokens
 from remask.errors import UserError
+from remask.training.gathering import rows_of_all
 from remask.types import Features, Images
 
 Pool = Literal["mean", "cls"]
@@ -74,10 +75,10 @@ def reader(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Describe:
-    """The function images -> features that `extract` applies to every batch."""
+    """The function images -> features that `extract` applies to every batch, of all processes' images."""
     check_pool(backbone, pool)
     encode = frozen(backbone, (layer,), device=device, dtype=dtype)
-    return lambda images: pooled(encode(images)[layer], pool, class_tokens(backbone)).cpu()
+    return rows_of_all(lambda images: pooled(encode(images)[layer], pool, class_tokens(backbone)).cpu())
 
 
 def frozen(

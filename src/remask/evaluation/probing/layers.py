@@ -18,6 +18,8 @@ from remask.evaluation.probing.fast_probe import TEMPERATURE, Factory, checked, 
 from remask.evaluation.probing.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
 from remask.evaluation.probing.knn import weighted_knn
 from remask.evaluation.probing.logistic_regression import linear_probe, stratified
+from remask.training.gathering import in_one, rows_of_all
+from remask.types import Images
 
 HELD_OUT = 0.2
 """Share of each class's training images that selects the best layer."""
@@ -76,18 +78,20 @@ def probe_layers(
     say(f"features of the validation images ({len(known)} training images)")
     val = collect_layers(backbones, val_batches(), chosen, pool, memory_gb, dtype)
     train_y, val_y = numbered(known, val.y)
-    held_out, tables = stratified(train_y, HELD_OUT, seed), dict[str, list[dict[str, Any]]]()
-    for name in backbones:
+    held_out = stratified(train_y, HELD_OUT, seed)
+
+    def table(name: str, before: int) -> list[dict[str, Any]]:
         say(f"classifiers of {len(chosen)} layers, {name}")
-        tables[name] = []
+        rows = list[dict[str, Any]]()
         for layer in chosen:
-            done = len(chosen) * (len(tables) - 1) + len(tables[name])
-            report(done, len(chosen) * len(backbones), f"layer {layer}, {name}")
-            row = _row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, held_out, k, seed)
-            tables[name].append(row)
+            report(before + len(rows), len(chosen) * len(backbones), f"layer {layer}, {name}")
+            rows.append(_row(layer, train.x[name][layer], train_y, val.x[name][layer], val_y, held_out, k, seed))
+        return rows
+
+    rows = in_one(lambda: {name: table(name, len(chosen) * i) for i, name in enumerate(backbones)})
     protocol = {"features": {"pool": pool, "dtype": "float16"}, "k": k, **_protocol(train_y, val_y, held_out, seed)}
     protocol |= {"k_wanted": requested_k} if k < requested_k else {}
-    return {"layers": tables, "best": {name: _best(table) for name, table in tables.items()}, "protocol": protocol}
+    return {"layers": rows, "best": {name: _best(table) for name, table in rows.items()}, "protocol": protocol}
 
 
 def _protocol(
@@ -117,18 +121,17 @@ def collect_layers(
     """
     for backbone in backbones.values():
         check_pool(backbone, pool)
-    encoders = {name: frozen(backbone, layers, dtype=dtype) for name, backbone in backbones.items()}
-    rows: dict[str, dict[int, list[Tensor]]] = {name: {layer: [] for layer in layers} for name in encoders}
+    describers = {name: rows_of_all(_describer(backbone, layers, pool, dtype)) for name, backbone in backbones.items()}
+    rows: dict[str, dict[int, list[Tensor]]] = {name: {layer: [] for layer in layers} for name in describers}
     labels, images, read_bytes = list[Tensor | None](), 0, 0
     with torch.inference_mode(), evaluating(backbones.values()):
         for batch in batches:
-            for name, encode in encoders.items():
-                for layer, features in encode(batch.images).items():
-                    chunk = _to_half(pooled(features, pool, class_tokens(backbones[name])))
+            for name, describe in describers.items():
+                for layer, chunk in describe(batch.images).items():
                     rows[name][layer].append(chunk)
                     read_bytes += chunk.nbytes
             labels.append(batch.labels)
-            images += len(batch.images)
+            images += len(chunk)
             if read_bytes > memory_gb * 1e9:
                 raise UserError(
                     f"features of {len(layers)} layers took {read_bytes / 1e9:.1f} GB after {images} images, more than "
@@ -142,6 +145,14 @@ def collect_layers(
         for name, by_layer in rows.items()
     }
     return Layered(x, torch.cat(known) if len(known) == len(labels) else None)
+
+
+def _describer(
+    backbone: Backbone, layers: Sequence[int], pool: Pool, dtype: torch.dtype | None
+) -> Callable[[Images], Depths]:
+    """The function images -> features by layer."""
+    encode, prefixes = frozen(backbone, layers, dtype=dtype), class_tokens(backbone)
+    return lambda images: {i: _to_half(pooled(features, pool, prefixes)) for i, features in encode(images).items()}
 
 
 def _to_half(x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

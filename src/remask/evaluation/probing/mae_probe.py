@@ -29,6 +29,7 @@ from remask.evaluation.probing.features import (
     pooled,
 )
 from remask.seeds import generator, seeded
+from remask.training.gathering import rows_of_all
 from remask.training.optim import Lars, Schedule, learning_rate, set_lr
 from remask.types import Images
 
@@ -193,7 +194,7 @@ def describer(backbone: Backbone, settings: Settings, dtype: torch.dtype | None 
             x = pooled(encode(images)[layer], "mean" if pool == "gap" else pool, class_tokens(backbone))
             return F.layer_norm(x, x.shape[-1:], eps=EPS) if pool == "gap" else x
 
-    return describe
+    return rows_of_all(describe)
 
 
 def joined(

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from remask.training.gathering import in_one
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -20,7 +22,7 @@ class Memory:
         """The cached scores of a fit, computed by `find` if missing: (accuracy in percent, second score)."""
         key = self.prefix + name
         if key not in self.scores:
-            self.scores[key] = [*find()]
+            self.scores[key] = [*in_one(find)]
             self.told(self.scores)
         accuracy, other = self.scores[key]
         return accuracy, other

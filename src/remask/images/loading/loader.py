@@ -95,8 +95,11 @@ class BatchLoader:
             return max(1, self._total // self._batch_size)
         return math.ceil(self._total / self._batch_size)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[BuiltBatch]:
-        """The batches of one epoch from number `start` on, as `cut` makes them. Raises TooManyBad."""
+    def batches(self, epoch: int, start: int = 0, empty: bool = False) -> Iterator[BuiltBatch]:
+        """The batches of one epoch from number `start` on, as `cut` makes them. Raises TooManyBad.
+
+        empty   yield those without a usable image too, so that all processes have equally many
+        """
         tasks = self._tasks(epoch, start)
         self._note({})
         self._note_beyond(self._builder.beyond)  # of the images sampled to estimate the size of the set
@@ -107,7 +110,7 @@ class BatchLoader:
         for built in built_batches:
             self._note(built.bad)
             self._note_beyond(built.beyond)
-            if built.images is not None:
+            if empty or built.images is not None:
                 yield built
 
     def _tasks(self, epoch: int, start: int) -> list[Task]:
@@ -235,8 +238,17 @@ class Loader(BatchLoader):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on. Raises TooManyBad."""
         for built in self.batches(epoch, start):
-            index = torch.tensor(built.numbers)
-            yield Batch(built.images, None if self._labels is None else self._labels[index], index)
+            yield self._batch(built)
+
+    def shares(self, epoch: int = 0) -> Iterator[Batch]:
+        """As `epoch`, where this process has a `share` of each batch: of some it may have no image, [0]."""
+        for built in self.batches(epoch, empty=True):
+            images = torch.empty(0, dtype=torch.uint8) if built.images is None else built.images
+            yield self._batch(built._replace(images=images))
+
+    def _batch(self, built: BuiltBatch) -> Batch:
+        index = torch.tensor(built.numbers, dtype=torch.long)
+        return Batch(built.images, None if self._labels is None else self._labels[index], index)
 
 
 def iterate(
@@ -254,12 +266,15 @@ def iterate(
     remark: Callable[[str], None] | None = None,
 ) -> Iterator[Batch]:
     """Every usable image once, in the source's order, for evaluation; batches may be short. Raises TooManyBad."""
-    loader = Loader(
-        source, transform, batch_size, shuffle=False, drop_last=False, skip=True, cache_mb=0,
-        workers=workers, channels=channels, min_side=min_side, max_bad=max_bad, pin=pin, scaling=scaling,
-        report=report, remark=remark,
-    )  # fmt: skip
-    return loader.epoch(0)
+    options: dict[str, Any] = {"workers": workers, "channels": channels, "min_side": min_side, "max_bad": max_bad}
+    options |= {"pin": pin, "scaling": scaling, "report": report, "remark": remark}
+    return in_order(source, transform, batch_size, **options).epoch(0)
+
+
+def in_order(source: Source, transform: Transform, batch_size: int, **options: Any) -> Loader:
+    """The loader of every usable image once, in the source's order; `options` of `Loader`."""
+    fixed: dict[str, Any] = {"shuffle": False, "drop_last": False, "skip": True, "cache_mb": 0}
+    return Loader(source, transform, batch_size, **fixed, **options)
 
 
 def _check(batch_size: int, workers: int, max_bad: float, crops: int, drop_last: bool) -> None:

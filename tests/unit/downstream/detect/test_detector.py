@@ -75,13 +75,37 @@ def test_slices_are_those_of_tensor_split(parts: int) -> None:
     assert isinstance(pieces[0], Targets)
 
 
-def test_a_step_is_decided_by_the_global_seed() -> None:
+def test_a_step_is_decided_by_its_draw() -> None:
+    """And by nothing of the global stream; without seeds of the pictures by that alone."""
     model, data = detector().train(), batch()
     totals = []
     for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        totals.append(float(model(data.images, model.draw(data, Generator()))["total"]))
+        torch.manual_seed(5 + len(totals))
+        draw = model.draw(data, Generator().manual_seed(seed))
+        totals.append(float(model(data.images, draw)["total"]))
     assert totals[0] == totals[1] != totals[2]
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        totals.append(float(model(data.images, draw._replace(seeds=None))["total"]))
+    assert totals[3] == totals[4] != totals[5]
+
+
+def test_a_picture_keeps_its_regions_in_another_batch() -> None:
+    """Its proposals are chosen by its own seed: those of a batch are those of its pictures one by one."""
+    model, data = detector().train(), batch(3)
+    draw, chosen = model.draw(data, Generator().manual_seed(4)), []
+    sampler = model.rpn.fg_bg_sampler
+    matched = [(torch.arange(400) % 3 - 1).float() for _ in draw.images]
+    for seeds, labels in [
+        (draw.seeds, matched),
+        *(([seed], [one]) for seed, one in zip(draw.seeds, matched, strict=True)),
+    ]:
+        sampler.seeds = seeds
+        chosen.append([torch.cat(masks) for masks in zip(*sampler(labels), strict=True)])
+    together, apart = chosen[0], [masks for (masks,) in chosen[1:]]
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+    assert not torch.equal(together[0], together[1])
+    assert [int(masks.sum()) for masks in together] == [256, 256, 256]
 
 
 def test_layers_count_from_the_embedding_to_the_heads() -> None:
