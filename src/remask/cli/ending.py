@@ -6,7 +6,7 @@ from typing import NoReturn
 from remask.cli.hints import explain
 from remask.errors import UserError
 from remask.training import launcher
-from remask.training.stopping import TerminatedError, interrupted_line
+from remask.training.stopping import TRY_AGAIN, TerminatedError, TimeLimitError, interrupted_line
 
 
 def end(code: int) -> NoReturn:
@@ -41,7 +41,12 @@ def report_error(error: Exception) -> int:
 
 
 def report_interrupt(error: KeyboardInterrupt) -> int:
-    """The exit code of an interrupted command, 130, or 143 for SIGTERM outside a training, after a line on stderr."""
+    """The exit code of an interrupted command, after a line on stderr.
+
+    130, or 143 for SIGTERM outside a training, or 75 for the warning of a time limit, which asks for another start.
+    """
     if launcher.place().rank == 0:
         print(f"remask: {interrupted_line(error)}", file=sys.stderr)
+    if isinstance(error, TimeLimitError):
+        return TRY_AGAIN
     return 143 if isinstance(error, TerminatedError) else 130
