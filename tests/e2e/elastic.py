@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from remask.training.launcher import count, place
 from remask.training.trainer import Trainer
 from tests.e2e.together import SETTINGS, recipe
 
-CASES: dict[str, tuple[str, ...]] = {"plain": (), "fsdp": ("runtime.parallel=fsdp",), "unusable": ()}
+CASES: dict[str, tuple[str, ...]] = {
+    "plain": (), "fsdp": ("runtime.parallel=fsdp",), "unusable": (),
+    "sharded": ("runtime.parallel=fsdp", "runtime.state_dict_type=sharded", "runtime.keep_every_epochs=1"),
+}  # fmt: skip
 """Further settings of each run that `begin` begins; "unusable" has pictures that cannot be read."""
 STOP = 7
 """Steps after which they are asked to stop: five are an epoch."""
@@ -98,9 +102,10 @@ def command(file: Path) -> None:
     SLOW: seconds that each step takes longer.
     """
     dies, stops = (int(os.environ.get(name, "-1")) for name in ("DIES_AT", "STOPS_AT"))
-    restarts = count("TORCHELASTIC_RESTART_COUNT")
+    restarts, slow = count("TORCHELASTIC_RESTART_COUNT"), float(os.environ.get("SLOW", "0"))
 
     def act(trainer: Trainer) -> None:
+        time.sleep(slow)
         if trainer.global_step == dies and place().rank == 1 and not restarts:
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer.global_step == stops and restarts:

@@ -1,4 +1,4 @@
-"""SLURM as a job's script sees it: `srun` and `scontrol` on a PATH, which start tasks here and note what they are asked.
+"""SLURM as a job's script sees it: `srun` and `scontrol` on a PATH, which start tasks here and take notes.
 
 `srun` starts SLURM_NTASKS tasks, writes their numbers into $SLURM_FAKE/tasks, and ends with the highest code of them.
 """

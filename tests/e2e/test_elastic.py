@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BROKEN = (3, 20, 33)
 
 
-def torchrun(processes: int, *arguments: str | Path, restarts: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    processes: int, *arguments: str | Path, restarts: int = 0, **more: str
+) -> subprocess.CompletedProcess[str]:
     launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
     return subprocess.run(
         [sys.executable, "-m", *launch, "-m", "tests.e2e.elastic", *map(str, arguments)], cwd=ROOT,

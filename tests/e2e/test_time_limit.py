@@ -1,4 +1,4 @@
-"""SIGUSR1, SLURM's warning of a time limit: what trains saves and ends with 75, and goes on when it is started again."""
+"""SIGUSR1, SLURM's warning of a time limit: what trains saves and ends with 75, and goes on when started again."""
 
 import json
 import os
@@ -42,7 +42,8 @@ def pretraining(out: Path, *more: str) -> list[str | Path]:
 def start(*words: str | Path, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "remask", *map(str, words)],
-        text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONWARNINGS": "ignore", **variables},
+        text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", **variables},
     )  # fmt: skip
 
 
@@ -153,9 +154,7 @@ def test_processes_without_torchrun(told: tuple[int, ...], tmp_path: Path, undis
         port = str(free.getsockname()[1])
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     words = pretraining(run, SHORT)
-    processes = [
-        start(*words, RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", **place) for rank in range(2)
-    ]
+    processes = [start(*words, RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", **place) for rank in range(2)]
     reach(run, 6, *processes)
     for rank in told:
         processes[rank].send_signal(signal.SIGUSR1)

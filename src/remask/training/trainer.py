@@ -90,8 +90,9 @@ class Trainer(Stepper):
     def train(self, console: Console, then: Callable[[], object] = lambda: None, ended: str = "finished") -> None:
         """Train to the end, or to `until_epoch`, then call `then`; the run's state is `ended` when all steps are done.
 
-        SIGINT, SIGTERM or SIGUSR1 saves a checkpoint and raises KeyboardInterrupt; too many skipped steps in a row, and
-        weights that are not finite, raise UserError. Whatever ends it, a checkpoint being written is on the disk before.
+        SIGINT, SIGTERM or SIGUSR1 saves a checkpoint and raises KeyboardInterrupt; too many skipped steps in a row,
+        and weights that are not finite, raise UserError. Whatever ends it, a checkpoint that is being written is on the
+        disk before.
         """
         self.log.open(self.global_step, self.schedule, self.ledger)
         try:
