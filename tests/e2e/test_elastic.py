@@ -4,12 +4,17 @@ Two processes begin it and end in mid-epoch, by a signal or by a kill; one and t
 cut in 3, 2 and 2.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +121,77 @@ def test_unusable_pictures_are_named_once(folder: Path, size: int) -> None:
     lines = (folder / f"unusable-{size}" / "bad_images.txt").read_text().splitlines()
     assert sorted(Path(line.partition(": ")[0]).name for line in lines) == [f"{i:02d}.png" for i in BROKEN]
     assert not {*BROKEN} & {i for batch in pictures_of(folder / f"unusable-{size}.jsonl") for i in batch}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def agent(folder: Path, port: int, name: str) -> subprocess.Popen[bytes]:
+    """A machine of `--nnodes 1:2`, with one process."""
+    impatient = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=8"
+    launch = [
+        "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=elastic",
+        f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf={impatient}", "--max-restarts=3", "--monitor-interval=0.2",
+        "-m", "tests.e2e.elastic", str(folder / "machines.jsonl"), *words(folder, folder / "machines"),
+        "--set", "optim.epochs=30", "--set", "optim.max_steps=120",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SLOW": "0.2", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with open(folder / f"{name}.txt", "wb") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", *launch], cwd=ROOT, env=environment, stderr=said, stdout=subprocess.DEVNULL
+        )
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in found.read_text().split()] if found.exists() else []
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """A machine that fails takes its processes with it."""
+    for pid in [*children(process), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def until(done: Callable[[], bool], *processes: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 150
+    while not done():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def ranks(file: Path) -> list[int]:
+    """The ranks of the shares of the last lines, of a step or two."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line[1] for line in lines[-3:] if len(line) == 3]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_a_machine_leaves_and_another_joins(folder: Path) -> None:
+    """Of two machines one dies, the other goes on alone, and a new one joins it, which counts no restarts."""
+    file, port = folder / "machines.jsonl", free_port()
+    first = agent(folder, port, "first")
+    second = agent(folder, port, "second")
+    try:
+        until(lambda: len(pictures_of(file) if file.exists() else []) > 6, first, second)
+        kill(second)
+        until(lambda: ranks(file) == [0, 0, 0], first)
+        second = agent(folder, port, "third")
+        until(lambda: 1 in ranks(file), first, second)
+        assert [first.wait(timeout=200), second.wait(timeout=200)] == [0, 0], (folder / "first.txt").read_text()
+    finally:
+        kill(first)
+        kill(second)
+    settings = ("optim.epochs=30", "optim.max_steps=120")
+    with noted(folder / "undisturbed machines.jsonl"):
+        train(recipe(folder / "pictures", *settings), folder / "undisturbed machines", True, True)
+    assert pictures_of(file) == pictures_of(folder / "undisturbed machines.jsonl")
+    assert list(curve(folder / "machines")) == list(range(1, 121))
+    status = json.loads((folder / "machines" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 120)
