@@ -129,6 +129,11 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probing:
+        return probing.connect_ex(("127.0.0.1", port)) == 0
+
+
 def agent(folder: Path, port: int, name: str) -> subprocess.Popen[bytes]:
     """A machine of `--nnodes 1:2`, with one process."""
     impatient = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=8"
@@ -174,9 +179,13 @@ def ranks(file: Path) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_machine_leaves_and_another_joins(folder: Path) -> None:
-    """Of two machines one dies, the other goes on alone, and a new one joins it, which counts no restarts."""
+    """Of two machines one dies, the other goes on alone, and a new one joins it, which counts no restarts.
+
+    The first hosts the rendezvous, without which there is none.
+    """
     file, port = folder / "machines.jsonl", free_port()
     first = agent(folder, port, "first")
+    until(lambda: listens(port), first)
     second = agent(folder, port, "second")
     try:
         until(lambda: len(pictures_of(file) if file.exists() else []) > 6, first, second)
