@@ -71,7 +71,7 @@ def write_sharded(
         def complete() -> None:
             torch.save(shards.plain_values(optimizer), tmp / "optimizer.pt")
             (tmp / "state.json").write_text(json.dumps(state))
-            shards.check_whole(tmp, model, optimizer)
+            shards.check_complete(tmp, model, optimizer)
             write_manifest(tmp)
             until_replaced.close()
 
@@ -181,8 +181,8 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
         try:
             pieces = shards.read_moments(folder, parameters) if shards.is_sharded(folder) else {}
             for i, moments in state["state"].items():
-                whole = {name: shard_like(value, parameters[i]) for name, value in moments.items()}
-                state["state"][i] = whole | pieces.get(i, {})
+                full = {name: shard_like(value, parameters[i]) for name, value in moments.items()}
+                state["state"][i] = full | pieces.get(i, {})
             optimizer.load_state_dict(state)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             why = first_line(error)
@@ -214,7 +214,7 @@ def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
     Raises UserError, which names the first keys, if keys or shapes do not fit, or if values are not finite.
     """
     in_pieces = not path.is_file() and shards.is_sharded(path.parent)
-    found = shards.listed_weights(path.parent) if in_pieces else _load_whole(path)
+    found = shards.listed_weights(path.parent) if in_pieces else _load_full(path)
     own, renamed = model.state_dict(), getattr(model, "former_names", {})
     inner = {key: key.removeprefix(prefix) for key in found if key.startswith(prefix)}
     names = {key: renamed.get(name, name) for key, name in inner.items()}
@@ -230,7 +230,7 @@ def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
     model.load_state_dict(shard_state(stored, own))
 
 
-def _load_whole(path: Path) -> dict[str, Tensor]:
+def _load_full(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:

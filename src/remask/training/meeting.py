@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any
 
-LOOK = 0.02
+INTERVAL = 0.02
 """Seconds between two looks of rank 0 at who is there."""
 
 
@@ -31,7 +31,7 @@ def common_name(store: Any, rank: int, size: int) -> str:
         for word in {store.get(key).decode() for key in there if store.check([key])} - answered:
             store.set(f"remask/answer/{word}", own)
             answered.add(word)
-        time.sleep(LOOK)
+        time.sleep(INTERVAL)
     return own
 
 

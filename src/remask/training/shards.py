@@ -45,7 +45,7 @@ def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
         raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from error
 
 
-def check_whole(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_complete(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise UserError if a folder does not hold all pieces of weights and moments, for not all processes see it."""
     found = _metadata(folder)
     for key, value in _everything(model, optimizer).items():
@@ -155,6 +155,6 @@ def _read(folder: Path, into: Mapping[str, Tensor]) -> None:
 
 
 __all__ = [
-    "check_whole", "is_sharded", "listed_weights", "local", "plain_values", "read_moments", "read_weights",
+    "check_complete", "is_sharded", "listed_weights", "local", "plain_values", "read_moments", "read_weights",
     "write_shards",
 ]  # fmt: skip
