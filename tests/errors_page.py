@@ -25,6 +25,7 @@ and a test compares them; `…` stands for what differs each time.
 | 0 | done |
 | 1 | a fault of remask: the line says "unexpected", and `--debug` shows where |
 | 2 | a mistake, or a fault of the machine, that the line explains |
+| 75 | SIGUSR1, the warning of a time limit: what a training had done is saved, and the line says how to go on |
 | 130 | interrupted by Ctrl-C, or a training by SIGTERM; the line says what is saved and how to go on |
 | 143 | SIGTERM outside a training |
 

@@ -17,14 +17,14 @@ KUBERNETES = FOLDER / "kubernetes.yaml"
 
 
 def arguments(words: list[str]) -> list[str]:
-    """What torchrun hands to `-m remask`, as a command line of remask; values that a shell fills in are words too."""
-    at = words.index("-m")
-    return [word for word in words[at + 1 :] if word != "$@"]
+    """What `remask` gets, as a command line of remask; values that a shell fills in are words too."""
+    begin, end = words.index("remask"), words.index("||") if "||" in words else None
+    return [word for word in words[begin:end] if word != "$@"]
 
 
 def of_script(text: str) -> list[str]:
     lines = text.replace("\\\n", " ").splitlines()
-    return arguments(shlex.split(next(line for line in lines if " -m " in line)))
+    return arguments(shlex.split(next(line for line in lines if "remask pretrain" in line and line[0] != "#")))
 
 
 def of_kubernetes() -> list[str]:

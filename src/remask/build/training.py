@@ -94,6 +94,8 @@ def build_trainer(
         global_batch_size=optim.batch_size if size > 1 else None,
     )  # fmt: skip
     trainer.calmer = calmer(optim)
+    if settings.state_dict_type == "sharded" and size > 1:
+        trainer.saver.sharded = runtime.world
     return trainer
 
 

@@ -6,7 +6,10 @@ from typing import NoReturn
 from remask.cli.hints import explain
 from remask.errors import UserError
 from remask.training import launcher
-from remask.training.stopping import TerminatedError, interrupted_line
+from remask.training.stopping import TRY_AGAIN, TerminatedError, TimeLimitError, interrupted_line
+
+SEVERAL = {"detect", "embed", "finetune", "pretrain", "probe", "refine", "resume", "segment"}
+"""Commands that run in several processes. The others know no processes beside them."""
 
 
 def end(code: int) -> NoReturn:
@@ -25,8 +28,7 @@ def report_error(error: Exception) -> int:
     """
     line, code = explain(error)
     try:
-        # the other commands know no processes beside them
-        together = bool({"pretrain", "refine", "resume"} & {*sys.argv})
+        together = bool(SEVERAL & {*sys.argv})
         speaks = not together or launcher.place().rank == 0
         # where they have not joined, each finds the same
         if together and "remask.training.distributed" in sys.modules:
@@ -41,7 +43,12 @@ def report_error(error: Exception) -> int:
 
 
 def report_interrupt(error: KeyboardInterrupt) -> int:
-    """The exit code of an interrupted command, 130, or 143 for SIGTERM outside a training, after a line on stderr."""
+    """The exit code of an interrupted command, after a line on stderr.
+
+    130, or 143 for SIGTERM outside a training, or 75 for the warning of a time limit, which asks for another start.
+    """
     if launcher.place().rank == 0:
         print(f"remask: {interrupted_line(error)}", file=sys.stderr)
+    if isinstance(error, TimeLimitError):
+        return TRY_AGAIN
     return 143 if isinstance(error, TerminatedError) else 130

@@ -213,7 +213,7 @@ def doctor() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted, 143 terminated."""
+    """Entry point: 0 done, 2 a mistake that one line explains, 130 interrupted, 143 terminated, 75 start it again."""
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # wait a fraction of a millisecond, then leave the core to others
     if said := launcher.left_over():
         print(f"remask: {said}", file=sys.stderr)

@@ -48,7 +48,8 @@ def resume(
         recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": device})})
     with unlocking():
         with joined(recipe.runtime.device, recipe.runtime.patience) as world:
-            if checkpoint or restarted() or not world.first(lambda: is_trained(run)):
+            again = world.any(restarted())[0]  # a machine that joined counts no restarts
+            if checkpoint or again or not world.first(lambda: is_trained(run)):
                 train(recipe, path, quiet, False, world, care, checkpoint, ended="trained")
             elif world.main:
                 lock_run(path)

@@ -193,7 +193,7 @@ def _exported(options: EncoderOptions, path: Path) -> Backbone:
 
 def _outdated(run: Path, weights: Path) -> tuple[str, ...]:
     """A line where a run has a checkpoint that was written after its export: it has been trained further since."""
-    last = run / "checkpoints" / "last" / "model.safetensors"
+    last = run / "checkpoints" / "last" / "state.json"
     if not last.is_file() or last.stat().st_mtime <= weights.stat().st_mtime:
         return ()
     return (f"its export is older than its last checkpoint; remask export {quoted(run)} writes it anew",)

@@ -35,6 +35,9 @@ class PretrainingRuntime(RuntimeSection):
     accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(  # type: ignore[assignment]
         default=1, description='Parts into which a batch is cut to fit in memory; "auto" finds the fewest that do.'
     )
+    state_dict_type: Literal["full", "sharded"] = Field(
+        default="full", description="Of checkpoints under FSDP: whole tensors, or a piece from each process (DCP)."
+    )
     checkpointing: bool = Field(default=False, description="Recompute blocks in backward: less memory, more time.")
 
 

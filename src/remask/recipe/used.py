@@ -74,6 +74,10 @@ PRETRAINING = (
     ),
     Rule("refine", "method.name", lambda recipe: recipe.method.name == "refiner", "refiner"),
     Rule(
+        "runtime.state_dict_type", "runtime.parallel", lambda recipe: recipe.runtime.parallel == "fsdp",
+        'parallel = "fsdp": else each process has whole tensors',
+    ),
+    Rule(
         "method.decoder", "method.name", lambda recipe: recipe.method.name in CHOOSING,
         f"{', '.join(CHOOSING)}, whose decoder is to be chosen",
     ),

@@ -1,5 +1,6 @@
 """Checkpoints of a run: written durably, with the digest of every file, and read without executing code."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from remask.errors import UserError, first_line
 from remask.files.manifest import damage, write_manifest
 from remask.files.records import atomic_folder
 from remask.files.tensors import DAMAGED, refuse_non_finite
+from remask.training import shards
+from remask.training.distributed import World
 from remask.training.run_folder import RunFolder, checkpoints, find
 from remask.training.sharding import full_state, shard_like, shard_state
 
@@ -49,6 +52,32 @@ def write(run: RunFolder, name: str, content: Content) -> None:
         torch.save(content.moments, tmp / "optimizer.pt")
         (tmp / "state.json").write_text(content.state)
         write_manifest(tmp)
+
+
+def write_sharded(
+    run: RunFolder, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any],
+    world: World,
+) -> None:  # fmt: skip
+    """Write checkpoints/NAME with the pieces of all processes, each its own. Collective.
+
+    As in `write`: a new folder, which replaces the old one when all of it is on the disk.
+    """
+    with contextlib.ExitStack() as until_replaced:
+
+        def begin() -> Path:
+            run.sync_log()
+            return until_replaced.enter_context(atomic_folder(run.path / "checkpoints" / name))
+
+        def complete() -> None:
+            torch.save(shards.plain_values(optimizer), tmp / "optimizer.pt")
+            (tmp / "state.json").write_text(json.dumps(state))
+            shards.check_complete(tmp, model, optimizer)
+            write_manifest(tmp)
+            until_replaced.close()
+
+        tmp = world.first(begin)
+        shards.write_shards(tmp, model, optimizer)
+        world.first(complete)
 
 
 def save(
@@ -125,7 +154,8 @@ def _fault(folder: Path) -> str | None:
         state_of(folder)
     except UserError as error:
         return str(error)
-    missing = [name for name in ("model.safetensors", "optimizer.pt") if not (folder / name).is_file()]
+    needed = ("optimizer.pt",) if shards.is_sharded(folder) else ("model.safetensors", "optimizer.pt")
+    missing = [name for name in needed if not (folder / name).is_file()]
     return f"{missing[0]} is missing" if missing else None
 
 
@@ -149,8 +179,10 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
         state = _load_tensors(folder / "optimizer.pt")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         try:
+            pieces = shards.read_moments(folder, parameters) if shards.is_sharded(folder) else {}
             for i, moments in state["state"].items():
-                state["state"][i] = {name: shard_like(value, parameters[i]) for name, value in moments.items()}
+                full = {name: shard_like(value, parameters[i]) for name, value in moments.items()}
+                state["state"][i] = full | pieces.get(i, {})
             optimizer.load_state_dict(state)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             why = first_line(error)
@@ -178,22 +210,32 @@ def _load_tensors(path: Path) -> dict[str, Any]:
 def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
     """Strictly load a safetensors file, or its keys that begin with `prefix`, into a model, sharded or not.
 
+    path   of a checkpoint's model.safetensors; where that is stored in pieces, they are read instead
     Raises UserError, which names the first keys, if keys or shapes do not fit, or if values are not finite.
     """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        why = first_line(error)
-        raise UserError(f"{path} cannot be read as safetensors: {why}; take another checkpoint of the run") from error
+    in_pieces = not path.is_file() and shards.is_sharded(path.parent)
+    found = shards.listed_weights(path.parent) if in_pieces else _load_full(path)
     own, renamed = model.state_dict(), getattr(model, "former_names", {})
-    stored = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-    stored = {renamed.get(key, key): value for key, value in stored.items()}
+    inner = {key: key.removeprefix(prefix) for key in found if key.startswith(prefix)}
+    names = {key: renamed.get(name, name) for key, name in inner.items()}
+    stored = {name: found[key] for key, name in names.items()}
     if faults := _faults(stored, own):
         raise UserError(
             f"{path} does not fit the model: {'; '.join(faults[:3])}{f'; {len(faults) - 3} more' * (len(faults) > 3)}"
         )
-    refuse_non_finite(stored, path)
+    if in_pieces:
+        read = shards.read_weights(path.parent, {key: own[name] for key, name in names.items()})
+        stored = {name: read[key] for key, name in names.items()}
+    refuse_non_finite({name: shards.local(value) for name, value in stored.items()}, path)
     model.load_state_dict(shard_state(stored, own))
+
+
+def _load_full(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        why = first_line(error)
+        raise UserError(f"{path} cannot be read as safetensors: {why}; take another checkpoint of the run") from error
 
 
 def _faults(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -205,5 +247,5 @@ def _faults(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> lis
 
 __all__ = [
     "Content", "gather", "intact", "load_weights", "newest_kept", "position", "restore", "save", "starting_point",
-    "state_of", "write",
+    "state_of", "write", "write_sharded",
 ]  # fmt: skip

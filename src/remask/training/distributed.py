@@ -21,7 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from remask.errors import UserError
 from remask.files.system_errors import system_line
-from remask.training.launcher import count, place
+from remask.training.launcher import place
+from remask.training.meeting import common_name
 from remask.training.pulse import Pulse, from_exchange, ignore_sigterm
 
 T = TypeVar("T")
@@ -149,9 +150,8 @@ def joined(device: str = "auto", patience: float = 0.0) -> Iterator[World]:
         return
     cuda = torch.cuda.is_available() and device.split(":")[0] in ("auto", "cuda")
     store, rank, size = next(rendezvous("env://"))
-    # torchrun keeps one store over its restarts: the prefix hides the addresses of processes that died before.
-    start = f"remask/start-{count('TORCHELASTIC_RESTART_COUNT')}"
-    store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
+    # torchrun keeps one store over its restarts: the prefix hides the addresses of processes that died before
+    store = dist.PrefixStore(common_name(store, rank, size), store)  # type: ignore[attr-defined]
     backends, limit = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=patience or FOR_EVER)
     dist.init_process_group(backends, store=store, rank=rank, world_size=size, timeout=limit)
     _JOINED.append(world)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from remask.training.checkpoint import Content, gather, write
+from remask.training.checkpoint import Content, gather, write, write_sharded
+from remask.training.distributed import World
 from remask.training.run_folder import RunFolder
 
 BACKGROUND = 10_000_000
@@ -18,11 +19,14 @@ class Saver:
     """Writes checkpoints of a run, one after the other. All processes call it; the one with `run.writes` writes.
 
     background   bytes from which on `save` returns when the content is copied, and a thread goes on
+    sharded      the processes of which each writes its own piece, before `save` returns: a thread would exchange
+                 values beside the steps, which do so too; None: whole tensors are gathered
     An error of the thread is raised by the next `check`, `save` or `wait`.
     """
 
     def __init__(self, run: RunFolder, background: int = BACKGROUND) -> None:
         self.run, self.background = run, background
+        self.sharded: World | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -31,6 +35,10 @@ class Saver:
     ) -> None:
         """Write the same checkpoint under each name, in this order. Collective."""
         self.wait()
+        if self.sharded:
+            for name in names:
+                write_sharded(self.run, name, model, optimizer, state, self.sharded)
+            return
         content = gather(model, optimizer, state, self.run.writes)
         if content is None:
             return

@@ -125,8 +125,8 @@ def shard_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
 
 
 def shard_like(value: Tensor, own: Tensor) -> Tensor:
-    """A full tensor, sharded like `own` if that is sharded and of the same shape."""
-    if not isinstance(own, DTensor) or value.shape != own.shape:
+    """A full tensor, sharded like `own` if that is sharded and of the same shape; one that is sharded stays."""
+    if not isinstance(own, DTensor) or isinstance(value, DTensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 

@@ -90,8 +90,9 @@ class Trainer(Stepper):
     def train(self, console: Console, then: Callable[[], object] = lambda: None, ended: str = "finished") -> None:
         """Train to the end, or to `until_epoch`, then call `then`; the run's state is `ended` when all steps are done.
 
-        SIGINT or SIGTERM saves a checkpoint and raises KeyboardInterrupt; too many skipped steps in a row, and weights
-        that are not finite, raise UserError. Whatever ends it, a checkpoint being written is on the disk before.
+        SIGINT, SIGTERM or SIGUSR1 saves a checkpoint and raises KeyboardInterrupt; too many skipped steps in a row,
+        and weights that are not finite, raise UserError. Whatever ends it, a checkpoint that is being written is on the
+        disk before.
         """
         self.log.open(self.global_step, self.schedule, self.ledger)
         try:
@@ -144,7 +145,7 @@ class Trainer(Stepper):
                 began = time.perf_counter()
                 if (batch := stop.next_of(batches, self.world.alone)) is None:
                     self.save("last")
-                    raise saved_at(self.global_step, self.schedule.steps)
+                    raise saved_at(self.global_step, self.schedule.steps, stop.time_limit)
                 yield batch, time.perf_counter() - began
                 if self.global_step >= self.schedule.last_step:
                     return
@@ -159,12 +160,13 @@ class Trainer(Stepper):
         due = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
         # clocks and signals differ between processes: they agree only at steps at which they synchronise anyway
         synchronises = logs or end_of_epoch or self.world.alone
-        stops, due = self.world.any(stop.requested, due) if synchronises else (False, False)
+        wishes = stop.requested, due, stop.time_limit
+        stops, due, time_limit = self.world.any(*wishes) if synchronises else (False, False, False)
         if end_of_epoch or due or stops:
             kept = self._kept_name()
             self.save(*([kept] if kept else []), "last")
         if stops:
-            raise saved_at(self.global_step, self.schedule.steps)
+            raise saved_at(self.global_step, self.schedule.steps, time_limit)
 
     def _kept_name(self) -> str | None:
         """Name of the checkpoint to keep at this step: "epoch-0002"; None in mid-epoch, or if it is not kept."""

@@ -246,11 +246,14 @@ def _as_it_is(item: Any) -> Any:
 def _quiet(worker: int) -> None:
     """Ignore Ctrl-C in a worker, since the main process handles it, and compute with one thread.
 
+    So is the warning of a time limit, SIGUSR1, which SLURM sends to all processes of a step.
+
     The other signals end it, without what the main process does at SIGTERM and what torch prints: the main process
     tells of it.
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGBUS", "SIGSEGV", "SIGFPE"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
