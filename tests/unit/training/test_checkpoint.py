@@ -225,8 +225,8 @@ def test_weights_that_are_not_finite_are_one_line(run: RunFolder, value: float) 
 
 @pytest.mark.parametrize(
     "content", [
-        "", "{", '{"step": 7', "[1]", "null", '{"step": "7"}', '{"step": -1}', '{"step": null}', '{"step": 7, "epoch": NaN}',
-        '{"step": 7, "epoch": "x"}', "[" * 10**5, "{\"step\": 1" + "0" * 400 + "}",
+        "", "{", '{"step": 7', "[1]", "null", '{"step": "7"}', '{"step": -1}', '{"step": null}',
+        '{"step": 7, "epoch": NaN}', '{"step": 7, "epoch": "x"}', "[" * 10**5, "{\"step\": 1" + "0" * 400 + "}",
     ],
 )  # fmt: skip
 def test_a_broken_state_is_one_line(run: RunFolder, content: str) -> None:
