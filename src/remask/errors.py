@@ -22,7 +22,9 @@ GO_ON = "go on with: "
 
 
 class MachineError(UserError):
-    """The machine failed, not the user: a process died or is stuck. A training goes on from its last checkpoint."""
+    """The machine failed, not the user: a process died or is stuck, memory ran out. A training goes on from its last
+    checkpoint.
+    """
 
 
 _IN_RECIPE = ContextVar("whether mistakes are those of a recipe", default=False)

@@ -96,12 +96,15 @@ CAUSES = {
 
 
 def two(pictures: Path, folder: Path) -> None:
-    """In DDP and FSDP, a loss of the second process is NaN; and the same step left out by hand."""
+    """In DDP and FSDP, a loss of the second process is NaN, with a save after each step; and the same step left out by
+    hand, with a save at the end.
+    """
     with joined("cpu") as world:
         for parallel in ("ddp", "fsdp"):
-            chosen = recipe(pictures, f"runtime.parallel={parallel}", "runtime.save_every_minutes=0.00001")
+            chosen = recipe(pictures, f"runtime.parallel={parallel}")
+            often = recipe(pictures, f"runtime.parallel={parallel}", "runtime.save_every_minutes=0.00001")
             Stepper._forward_backward = poison([BAD_STEP], rank=1)  # type: ignore[method-assign]
-            train(chosen, folder / f"{parallel}-nan", True, True, world)
+            train(often, folder / f"{parallel}-nan", True, True, world)
             Stepper._forward_backward = FORWARD_BACKWARD  # type: ignore[method-assign]
             Trainer.step = left_out([BAD_STEP])  # type: ignore[method-assign]
             train(chosen, folder / f"{parallel}-out", True, True, world)

@@ -231,27 +231,44 @@ def keep(name: str, kind: str, number: int) -> Path:
 
 
 def replayed(names: list[str]) -> dict[str, list[str]]:
-    """The inputs in found/ of these targets, each in a process of its own: {target: what is found again}."""
+    """The inputs in found/ of these targets, in a process of their own: {target: what is found again}.
+
+    One that crashes or hangs ends that process; those behind it are read in another.
+    """
     again: dict[str, list[str]] = {}
     context = multiprocessing.get_context("fork")
-    for file in sorted(path for name in names for path in (FOUND / name).glob("*")):
-        outcome = context.SimpleQueue()
-        process = context.Process(target=_replay, args=(file.parent.name, file.read_bytes(), outcome))
+    files = sorted(path for name in names for path in (FOUND / name).glob("*"))
+    while files:
+        outcomes, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_replay, args=([*files], theirs), daemon=True)
         process.start()
-        process.join(WALL)
-        kind = f"no end within {WALL:g} s" if process.is_alive() else f"crash, exit {process.exitcode}"
+        theirs.close()
+        whole = True
+        while files and whole:
+            file = files.pop(0)
+            try:
+                whole = outcomes.poll(WALL)
+                kind = outcomes.recv() if whole else f"no end within {WALL:g} s"
+            except EOFError:
+                process.join(5)
+                whole, kind = False, f"crash, exit {process.exitcode}"
+            if kind is not None:
+                again.setdefault(file.parent.name, []).append(f"{file.name}: {kind}")
         process.kill()
         process.join()
-        kind = outcome.get() if not outcome.empty() else kind
-        if kind is not None:
-            again.setdefault(file.parent.name, []).append(f"{file.name}: {kind}")
+        outcomes.close()
     return again
 
 
-def _replay(name: str, data: bytes, outcome: Any) -> None:
+def _replay(files: list[Path], outcomes: Connection) -> None:
     _prepare()
-    _warm(name, seeds_of(name)[:1])
-    outcome.put(run_one(name, data, Result()))
+    warmed = set[str]()
+    for file in files:
+        name = file.parent.name
+        if name not in warmed:
+            warmed.add(name)
+            _warm(name, seeds_of(name)[:1])
+        outcomes.send(run_one(name, file.read_bytes(), Result()))
 
 
 def state(file: Path, results: dict[str, Result]) -> None:

@@ -1,14 +1,19 @@
-"""Writes the seeds, small files of every format, into tests/fuzz/seeds: `python -m tests.fuzz.seeds`."""
+"""Writes the seeds, small files of every format, into tests/fuzz/seeds: `python -m tests.fuzz.seeds [TARGET …]`."""
 
+import gzip
 import io
 import json
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.fuzz import official, runs
+from tests.fuzz.official import OFFICIAL
 
 SEEDS = Path(__file__).parent / "seeds"
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 18, 3), dtype=np.uint8)
@@ -244,8 +249,6 @@ def weights(folder: Path) -> dict[str, list[bytes]]:
         "codebook": [(folder / "c").read_bytes()],
         "ids": [(folder / "i").read_bytes()],
         "optimizer": [saved(optimizer)],
-        "partial": [saved({"key": "{}", "reached": {"epoch": 1, "weights": torch.zeros(2)}})],
-        "state": [json.dumps({"step": 3, "epoch": 1, "ledger": {"images": 5}}).encode()],
     }
 
 
@@ -256,23 +259,25 @@ def _dalle() -> dict[str, Any]:
     return state
 
 
-def write(folder: Path) -> None:
-    """All seeds anew, below `SEEDS`."""
+def write(folder: Path, *names: str) -> None:
+    """Seeds below `SEEDS`: those of the named targets, or of all."""
     groups = {
         **pictures(), **texts(), "coco": [coco()], "panoptic": [panoptic()], "tar": tars(), "parquet": parquets(),
-        "packed": packs(folder / "pack"), **weights(folder),
+        "packed": packs(folder / "pack"), **weights(folder), **official.seeds(), **runs.seeds(),
     }  # fmt: skip
-    shutil.rmtree(SEEDS, ignore_errors=True)
-    for name, contents in groups.items():
+    for name in names or groups:
+        shutil.rmtree(SEEDS / name, ignore_errors=True)
         (SEEDS / name).mkdir(parents=True)
-        for number, content in enumerate(contents):
-            (SEEDS / name / f"{number:02}").write_bytes(content)
+        for number, content in enumerate(groups[name]):
+            packed = name in OFFICIAL  # long names of many tensors
+            stored = gzip.compress(content, mtime=0) if packed else content
+            (SEEDS / name / f"{number:02}{'.gz' * packed}").write_bytes(stored)
 
 
 if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as temporary:
-        write(Path(temporary))
+        write(Path(temporary), *sys.argv[1:])
     files = [path for path in SEEDS.rglob("*") if path.is_file()]
     print(f"{len(files)} seeds, {sum(path.stat().st_size for path in files):,} bytes")

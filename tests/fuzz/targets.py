@@ -6,6 +6,7 @@ the loader counts by `data.max_bad`. Any other exception is a finding.
 
 import contextlib
 import functools
+import gzip
 import json
 import random
 import zlib
@@ -18,8 +19,9 @@ from PIL import Image
 
 from remask.errors import UserError
 from remask.images.decoding import BadImage, decode
-from tests.fuzz import mutate
+from tests.fuzz import mutate, official, runs
 from tests.fuzz.mutate import Mutator, repaired, text
+from tests.fuzz.official import OFFICIAL
 
 Reader = Callable[[bytes, Path], None]
 """The content of an input, and an empty folder for it; raises UserError where the input is refused."""
@@ -261,7 +263,6 @@ LISTS = text(
     "﻿",
 )
 CHANGED = mutate.mutate_bytes
-OURS = "the reader of our own checkpoints is being made anew"
 
 TARGETS: dict[str, Target] = {
     **{kind: Target(picture, CHANGED) for kind in ("jpeg", "tiff", "gif", "bmp", "ppm", "tga")},
@@ -288,9 +289,15 @@ TARGETS: dict[str, Target] = {
     "dalle": Target(dalle, mutate.weights, slow=True),
     "codebook": Target(codebook, mutate.safetensors),
     "ids": Target(ids, mutate.safetensors),
-    "optimizer": Target(checkpoint("optimizer.pt"), mutate.weights, slow=True, pending=OURS),
-    "state": Target(checkpoint("state.json"), mutate.mutate_json, slow=True, pending=OURS),
-    "partial": Target(partial, mutate.weights, pending=OURS),
+    **{kind: Target(official.reader(kind), mutate.weights, slow=True) for kind in OFFICIAL},
+    "optimizer": Target(checkpoint("optimizer.pt"), mutate.weights, slow=True),
+    "partial": Target(partial, runs.partial, slow=True),
+    **{
+        name: Target(runs.reader(name), mutate.mutate_json, slow=True)
+        for name in ("state", "status", "settings", "task", "env")
+    },
+    "manifest": Target(runs.reader("manifest"), runs.manifest, slow=True),
+    "run": Target(runs.reader("run"), TOML, slow=True),
 }
 SEEDS_OF = {"stack": "npy"}
 """Targets that have the seeds of another."""
@@ -301,7 +308,8 @@ FAST, SLOW = 100_000, 10_000
 def seeds_of(name: str) -> list[bytes]:
     """The seeds of a target, in the order of their names."""
     folder = Path(__file__).parent / "seeds" / SEEDS_OF.get(name, name)
-    return [path.read_bytes() for path in sorted(folder.iterdir())]
+    contents = ((path.suffix, path.read_bytes()) for path in sorted(folder.iterdir()))
+    return [gzip.decompress(content) if suffix == ".gz" else content for suffix, content in contents]
 
 
 def made(name: str, number: int, seeds: list[bytes]) -> bytes:

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.fuzz import campaign
 from tests.fuzz.campaign import FOUND
-from tests.fuzz.targets import TARGETS, made, seeds_of
+from tests.fuzz.mutate import mutate_bytes
+from tests.fuzz.targets import TARGETS, Target, made, seeds_of
 
 FAST, SLOW = "600", "120"
 """Inputs of each fast and slow target here, about two minutes on two cores."""
@@ -48,6 +51,30 @@ def test_the_seeds_are_few() -> None:
 
 def test_what_was_found_is_small() -> None:
     assert all(path.stat().st_size <= 100_000 for path in FOUND.rglob("*") if path.is_file())
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="memory is measured by /proc")
+def test_all_that_was_found_is_read_although_one_crashes_and_one_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(data: bytes, folder: Path) -> None:
+        if data == b"crash":
+            os._exit(3)  # as a crash ends it, without a trace on the screen
+        if data == b"hang":
+            time.sleep(100)
+        if data == b"fault":
+            raise ZeroDivisionError
+
+    (tmp_path / "planted").mkdir()
+    for number, content in enumerate((b"", b"crash", b"", b"hang", b"fault", b"")):
+        (tmp_path / "planted" / str(number)).write_bytes(content)
+    monkeypatch.setitem(TARGETS, "planted", Target(planted, mutate_bytes))
+    monkeypatch.setattr(campaign, "FOUND", tmp_path)
+    monkeypatch.setattr(campaign, "WALL", 5.0)
+    monkeypatch.setattr(campaign, "seeds_of", lambda name: [])
+    assert campaign.replayed(["planted"]) == {
+        "planted": ["1: crash, exit 3", "3: no end within 5 s", "4: ZeroDivisionError test_fuzz.planted"]
+    }
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="memory is measured by /proc")

@@ -13,6 +13,7 @@ import torch
 from remask.commands.subjects import ModelOptions, Subject
 from remask.files.escaping import printable
 from remask.files.replacing import write_bytes
+from remask.files.system_errors import refuse_shortage
 from remask.files.tensors import DAMAGED
 from remask.training.checkpoint import position
 from remask.training.run_folder import RunFolder
@@ -38,7 +39,8 @@ class SavedProgress:
         try:
             content = torch.load(io.BytesIO(_verified(self.path)), weights_only=True, map_location="cpu")
             return dict(content["reached"]) if content["key"] == self.key else {}
-        except (OSError, *DAMAGED):
+        except (OSError, *DAMAGED) as error:
+            refuse_shortage(error, self.path)  # what is stored stays, for the next call
             where = printable(self.path)
             print(f"remask: {where} is damaged, so this evaluation begins from the start", file=sys.stderr)
             return {}

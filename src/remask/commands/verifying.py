@@ -86,7 +86,9 @@ def _changed(run: RunFolder) -> dict[str, State]:
     """What the last checkpoint says of files beside it, where they are not as it says."""
     last = run.path / "checkpoints" / "last"
     try:
-        digests = {} if damage(last) else state_of(last).get("files", {})
+        digests = {} if damage(last) else state_of(last).get("files")
+        if not isinstance(digests, dict):  # of an earlier version
+            return {}
         return {
             name: State(name, DAMAGED, "it is not what it was when the last checkpoint was written: damaged or edited")
             for name in ("recipe.toml", "metrics.jsonl")

@@ -17,6 +17,11 @@ MOST_PIXELS = 100_000_000
 """Pixels of one picture or mask: 2.4 GB while it is decoded; cameras make up to 150 megapixels, most below 50."""
 MOST_BYTES_A_PIXEL = 24
 """Bytes of memory that decoding takes for each pixel, at most, as measured over all formats."""
+ANY_PIXELS = 1 << 24
+"""Pixels that a picture may have however few bytes code them: 0.4 GB while it is decoded."""
+PIXELS_A_BYTE = 1 << 14
+"""Pixels beyond ANY_PIXELS for each byte of a format that could code any number: GIF codes 2,730 at most, and of the
+others so few bytes hold one colour alone. PNG and TIFF are not bounded: blank masks and pages are honest."""
 USUAL_SCANS = 20
 """Scans of a JPEG that any picture may have: encoders write about 10, those that search for the smallest up to 20."""
 MOST_SCANNED = 200_000_000
@@ -101,8 +106,16 @@ def unfolds_to(size: int, on_disk: int, times: int = UNFOLDED) -> str | None:
     return None if size <= most else f"it would unfold to {size:,} bytes, from {on_disk:,} on the disk"
 
 
+def more_than_coded(width: int, height: int, size: int) -> str | None:
+    """Why a picture of this size is not decoded from `size` bytes of GIF, WebP, JPEG 2000 or AVIF; None where it is."""
+    if width * height <= ANY_PIXELS + PIXELS_A_BYTE * size:
+        return None
+    return f"it claims {width}x{height} pixels in {size:,} bytes: it is damaged, or of one colour"
+
+
 __all__ = [
-    "MOST_ANNOTATIONS", "MOST_BYTES_A_PIXEL", "MOST_ENCODED", "MOST_HEADER", "MOST_LIST",
-    "MOST_NAME", "MOST_PIXELS", "MOST_SCANNED", "MOST_TEXT", "MOST_WEIGHTS", "UNFOLDED", "UNFOLDED_ARRAYS",
-    "UNFOLDED_FREE", "USUAL_SCANS", "check_regular", "open_regular", "read_file", "too_long", "unfolds_to",
+    "ANY_PIXELS", "MOST_ANNOTATIONS", "MOST_BYTES_A_PIXEL", "MOST_ENCODED", "MOST_HEADER", "MOST_LIST",
+    "MOST_NAME", "MOST_PIXELS", "MOST_SCANNED", "MOST_TEXT", "MOST_WEIGHTS", "PIXELS_A_BYTE", "UNFOLDED",
+    "UNFOLDED_ARRAYS", "UNFOLDED_FREE", "USUAL_SCANS", "check_regular", "more_than_coded", "open_regular", "read_file",
+    "too_long", "unfolds_to",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from remask.errors import UserError
+from remask.files.bounds import MOST_TEXT, open_regular, read_file
 
 NAME = "manifest.json"
 _CHECKED: dict[Path, tuple[object, ...]] = {}
@@ -33,9 +34,9 @@ def damage(folder: Path) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_file(path, MOST_TEXT))
         files: dict[str, dict[str, Any]] = manifest["files"]
-        if manifest["sha256"] != _of(files):
+        if manifest["sha256"] != _of(files) or any(os.path.basename(name) != name for name in files):
             return [f"{NAME} is damaged"]
         now = _times(folder, files)
         if _CHECKED.get(folder.absolute()) == now:
@@ -55,9 +56,9 @@ def refuse_damaged(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a regular file's content, in hexadecimal. Raises OSError for pipes and devices."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
 
 
 def _fault(path: Path, about: dict[str, Any]) -> str | None:

@@ -10,7 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from remask.errors import first_line
+from remask.errors import MachineError, first_line
+from remask.files.escaping import printable
+from remask.files.memory import has_room, no_memory, unfolding
 
 CURES = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -42,21 +44,22 @@ SHARED_MEMORY = (
     "shared memory (/dev/shm) is full: give the container more (docker run --shm-size=8g, or --ipc=host), or set "
     "runtime.workers to 0"
 )
-_NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|std::bad_alloc|unable to mmap .* memory|"
-    r"CUDA error: out of memory|_STATUS_ALLOC_FAILED"
-)
 _FILE_WRITER = re.compile(r"PytorchStreamWriter|inline_container.*(?:file write failed|unexpected pos)")
 _GONE = re.compile(r"Parent directory (.*) does not exist")
 _NUMBER = re.compile(r"\(os error (\d+)\)(?: at path \"(.*)\")?")
 
 
-def no_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of a CPU or a GPU, in the ways of Python, numpy and torch."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+def refuse_shortage(error: BaseException, path: str | Path, needs: int | None = None) -> None:
+    """Raise MachineError if reading a file failed for want of memory that it honestly needs: it is not damaged then.
+
+    needs   bytes that it may take, at most; None: as many as a file of its size may unfold to
+    """
+    if not no_memory(error):
+        return
+    if needs is None:
+        needs = unfolding(os.path.getsize(path) if os.path.isfile(path) else 0)
+    if not has_room(needs):
+        raise MachineError(f"{printable(path)} cannot be read: {CURES[errno.ENOMEM]}") from error
 
 
 def system_line(error: BaseException) -> str | None:
@@ -117,4 +120,4 @@ def _of_installation(name: str) -> bool:
     return any(path.is_relative_to(place) and str(place) != "/" for place in places)
 
 
-__all__ = ["CURES", "SHARED_MEMORY", "no_memory", "system_line", "why_not_made"]
+__all__ = ["CURES", "SHARED_MEMORY", "no_memory", "refuse_shortage", "system_line", "why_not_made"]

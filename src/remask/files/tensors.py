@@ -22,27 +22,17 @@ from torch import Tensor
 
 from remask.errors import UserError
 from remask.files.bounds import MOST_WEIGHTS, open_regular, unfolds_to
+from remask.files.memory import no_memory
+from remask.files.system_errors import refuse_shortage
 
 HEAD = 512
 """Bytes read from the beginning of a file to recognise its format."""
 
 RUNNABLE = re.compile(r"(?:__builtin__|builtins|os|posix|nt|sys|subprocess|shutil|socket|runpy|importlib|webbrowser)\.")
-HARMLESS = frozenset(
-    (
-        "set",
-        "frozenset",
-        "complex",
-        "bytearray",
-        "slice",
-        "range",
-        "xrange",
-        "object",
-        "list",
-        "dict",
-        "tuple",
-        "getattr",
-    )
-)
+HARMLESS = frozenset((
+    "set", "frozenset", "complex", "bytearray", "slice", "range", "xrange", "object", "list", "dict", "tuple",
+    "getattr",
+))  # fmt: skip
 """Builtins that pickles of plain data name; stand-ins replace them too. Enumerations are pickled with getattr."""
 
 KNOWN_AS = {
@@ -122,6 +112,7 @@ def content_of(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except DAMAGED as error:
+        refuse_shortage(error, path)
         raise UserError(f"{path} is damaged or no checkpoint: {reason_of(error)}; download or copy it again") from error
 
 
@@ -147,7 +138,7 @@ def unfolded(content: Any, known: set[int] | None = None) -> int:
 def reason_of(error: BaseException) -> str:
     """The first line of what a reader raised, without torch's advice to load files as code."""
     first = (str(error).splitlines() or ["it ends too early"])[0]
-    if isinstance(error, MemoryError):
+    if no_memory(error):
         return "it claims more memory than there is"
     return "it holds more than tensors and plain values" if "weights" in first.lower() else first
 

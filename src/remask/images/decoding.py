@@ -13,16 +13,20 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from remask.errors import UserError
-from remask.files.bounds import MOST_PIXELS
+from remask.files.bounds import MOST_PIXELS, more_than_coded
+from remask.files.memory import no_memory
 from remask.images.deep import EXTRA, Deep, Unread, misread_by_pillow, read_deep
 from remask.images.heif import NoHeifReader, heif_formats, holds_heif
 from remask.images.jpeg import JpegHeader, jpeg_header, too_many_scans
 from remask.images.levels import RAW, Levels, luma
-from remask.images.shortage import claims_too_much, is_shortage, shortage
-from remask.images.tiff import TIFF, WHITE
+from remask.images.shortage import claims_too_much, shortage
+from remask.images.tiff import TIFF, WHITE, missing_strips
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats Pillow may try (JPEG includes MPO). Its others are no images or, as EPS does, start programs."""
+
+UNBOUNDED = ("GIF", "WEBP", "JPEG2000", "AVIF", "HEIF")
+"""Formats in which a few bytes may stand for any number of pixels."""
 
 
 class BadImage(Exception):  # noqa: N818  (a fact about an image, not a fault of the program)
@@ -64,7 +68,7 @@ def decode(
         image = _decoded(data, channels, max_pixels, reduction, levels)
         return image if levels is None else levels.values(image)
     except (MemoryError, RuntimeError) as error:
-        if not is_shortage(error):
+        if not no_memory(error):
             raise
     if claims := claims_too_much(data):
         raise BadImage(claims)
@@ -141,6 +145,8 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
             return _from_deep(found, channels, levels)
         with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             _check_size(image.width, image.height, max_pixels)
+            if why := missing_strips(image) or (image.format in UNBOUNDED and more_than_coded(*image.size, len(data))):
+                raise BadImage(why)
             image.load()
             _turn_upright(image)
             return _from_pillow(image, channels, levels)
@@ -157,7 +163,7 @@ def _decode_other(data: bytes, channels: int, max_pixels: int, levels: Levels | 
     except Image.DecompressionBombError:
         raise BadImage(f"more than {max_pixels:,} pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on broken data
-        if is_shortage(error):
+        if no_memory(error):
             raise MemoryError from None
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
 

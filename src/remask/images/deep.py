@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from remask.files.bounds import more_than_coded
 from remask.images.arrays import EXTRA, Deep, Unread, bands_last, fits, laid_out, only_array, plain_array, upright
 from remask.images.tiff import TIFF, misread_planes, read_tiff
 
@@ -62,6 +63,8 @@ def _jpeg2000(data: bytes, header: int, max_pixels: int) -> Deep:
     if (at := data.find(b"\xff\x4f\xff\x51")) > 0:  # the image's own header (15444-1, A.5.1), which decoders go by
         columns, rows, left, top = (int.from_bytes(data[at + n : at + n + 4]) for n in (8, 12, 16, 20))
         fits(columns - left, rows - top, max_pixels)
+        if claims := more_than_coded(columns - left, rows - top, len(data)):
+            raise Unread(claims)
     values = bands_last(_library("imagecodecs").jpeg2k_decode(data))
     return Deep(values, int(values.shape[2] in (2, 4)))
 

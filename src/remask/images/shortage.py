@@ -7,16 +7,10 @@ import numpy as np
 from PIL import Image
 
 from remask.files.bounds import MOST_BYTES_A_PIXEL, MOST_PIXELS
+from remask.files.memory import has_room
 
 FREE = 64 << 20
 """Bytes that decoding any picture may take besides its pixels."""
-WORDS = ("out of memory", "can't allocate", "cannot allocate", "unable to allocate", "alloc_cpu", "bad_alloc")
-"""In messages of Pillow, torch, numpy and C++ where an allocation failed."""
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an allocation failed, whatever the library that says so raises."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in WORDS)
 
 
 def claims_too_much(data: bytes | np.ndarray) -> str | None:
@@ -27,9 +21,7 @@ def claims_too_much(data: bytes | np.ndarray) -> str | None:
     if isinstance(data, np.ndarray):
         return None
     width, height = _size(data)
-    try:
-        np.empty(MOST_BYTES_A_PIXEL * min(width * height, MOST_PIXELS) + FREE, np.uint8)
-    except MemoryError:
+    if not has_room(MOST_BYTES_A_PIXEL * min(width * height, MOST_PIXELS) + FREE):
         return None
     return "it claims more memory than its pixels need: it is damaged"
 
@@ -58,4 +50,4 @@ def _size(data: bytes | np.ndarray) -> tuple[int, int]:
         return 0, 0
 
 
-__all__ = ["claims_too_much", "is_shortage", "shortage"]
+__all__ = ["claims_too_much", "shortage"]

@@ -4,6 +4,7 @@ Gray whose lowest value is white, palettes and CMYK are converted as those of 8 
 """
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ def read_tiff(data: bytes, channels: int, max_pixels: int) -> Deep | None:
         known &= not (_is_planar(page) and tuple(page.extrasamples)[:1] == (0,))
         if page.bitspersample <= 8 and not signed and known and channels in (1, 3):
             return None  # gray, palette, colour with or without a fourth band: Pillow knows their colours
+        if not page.is_contiguous and len(page.dataoffsets) < (expected := math.prod(page.chunked)):
+            raise Unread(
+                f"it names {len(page.dataoffsets):,} of its {expected:,} strips or tiles: it is damaged or cut off"
+            )
         try:
             values = np.asarray(page.asarray())
         except ValueError as error:
@@ -69,6 +74,22 @@ def misread_planes(data: bytes) -> bool:
         raise
     except Exception:  # no library, or a damaged file: the reader reports it
         return False
+
+
+def missing_strips(image: Any) -> str | None:
+    """Why a TIFF that Pillow has opened is not decoded: it names too few strips or tiles for its size. Pillow would
+    fill what is missing with black, however many pixels a small file claims.
+
+    Only uncompressed ones are looked at, whose strips Pillow lists one by one; libtiff refuses the others itself.
+    """
+    if image.format != "TIFF" or not image.tile or any(strip[0] != "raw" for strip in image.tile):
+        return None
+    width, height = image.size
+    planes = len(image.getbands()) if image.tag_v2.get(284) == 2 else 1
+    covered = sum((right - left) * (lower - upper) for _, (left, upper, right, lower), *_ in image.tile)
+    if covered >= planes * width * height:
+        return None
+    return f"its strips hold {covered // planes:,} of its {width}x{height} pixels: it is damaged or cut off"
 
 
 def _is_planar(page: Any) -> bool:
@@ -143,4 +164,4 @@ def _as_pages(file: Any, channels: int) -> np.ndarray | None:
     return np.concatenate(bands, axis=2)
 
 
-__all__ = ["TIFF", "WHITE", "misread_planes", "read_tiff"]
+__all__ = ["TIFF", "WHITE", "misread_planes", "missing_strips", "read_tiff"]

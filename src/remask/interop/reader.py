@@ -5,7 +5,7 @@ import re
 from types import ModuleType
 from typing import Any
 
-from remask.files import bounds
+from remask.files import bounds, memory
 from remask.images import arrays, decoding, deep, heif, jpeg, levels, shortage, tiff, transforms
 
 HEAD = '''"""Pictures as this network was trained on them: `read_picture(path, config)` gives what it takes.
@@ -60,6 +60,7 @@ def reader_text() -> str:
     types = "CROP = 224 / 256\nSize = tuple[int, int]\n\n\nclass UserError(Exception):\n    pass\n\n\n"
     sections = [
         _standalone(bounds),
+        _standalone(memory),
         _standalone(levels),
         _standalone(arrays),
         _standalone(tiff),

@@ -62,6 +62,18 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
+def refuse_long(value: Any, where: str, key: str = "") -> None:
+    """Raise UserError for a whole number of more than 64 bits in a layer, which no float could stand for."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        fail(f"{key}: a number of {len(str(abs(value)))} digits is too large" + (f" ({where})" if where else ""))
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            refuse_long(entry, where, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            refuse_long(entry, where, key)
+
+
 def refuse_unused(schema: type[Any], recipe: Any, layers: Sequence[Layer], files: int, kept: Container[str]) -> None:
     """Raise UserError for a key that has no effect in the layer that sets it.
 
@@ -98,4 +110,4 @@ def _unset(values: Any, key: str) -> bool:
     return values in ("off", None) or (key in OPTIONAL and values is False)
 
 
-__all__ = ["Layer", "leaves", "merge", "nest", "refuse_unused", "warmup_share"]
+__all__ = ["Layer", "leaves", "merge", "nest", "refuse_long", "refuse_unused", "warmup_share"]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from remask.files.text import read_toml
-from remask.recipe.layers import Layer, leaves, merge, nest, refuse_unused, warmup_share
+from remask.recipe.layers import Layer, leaves, merge, nest, refuse_long, refuse_unused, warmup_share
 from remask.recipe.messages import fail, first_problem, nearest_key
 from remask.recipe.naming import PRETRAIN, Place, locate
 from remask.recipe.papers import with_command, with_paper
@@ -55,6 +55,8 @@ def load(
     layers = [*files, *_variables(os.environ if environment is None else environment)]
     flags = overrides if isinstance(overrides, Mapping) else parse_settings(overrides)
     layers += [("", nest(key, value)) for key, value in flags.items()]
+    for where, values in layers:
+        refuse_long(values, where)
     layers += warmup_share(layers, len(files))
     known = recipe_keys(schema)
     merged: dict[str, Any] = {"name": place.row or place.path.stem}

@@ -18,7 +18,9 @@ from jaxtyping import Float, Float16
 from torch import Tensor, nn
 
 from remask.errors import UserError
+from remask.files.bounds import UNFOLDED_FREE
 from remask.files.locking import open_lock, try_lock
+from remask.files.system_errors import refuse_shortage
 from remask.targets.tokens import content_key
 from remask.tokens import grid_of
 from remask.types import Images, Size
@@ -116,6 +118,7 @@ class Shelf:
                 return np.lib.format.open_memmap(path, "r+" if self.lock else "r")
             return np.lib.format.open_memmap(path, "w+", kind, shape)
         except (OSError, ValueError) as error:
+            refuse_shortage(error, path, self.bytes + UNFOLDED_FREE)
             raise UserError(f"{path} cannot be used as a cache of features: remove it, or {error}") from error
 
     def describe(self) -> str:

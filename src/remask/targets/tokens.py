@@ -21,6 +21,7 @@ from remask.errors import UserError
 from remask.files.bounds import MOST_WEIGHTS, open_regular
 from remask.files.paths import check_readable
 from remask.files.replacing import write_bytes
+from remask.files.system_errors import refuse_shortage
 from remask.targets.dalle import Dalle, DalleEncoder, load_dalle
 from remask.tokens import grid_of
 from remask.types import Images, Size
@@ -213,6 +214,7 @@ def _read(path: str | Path, names: tuple[str, ...], what: str) -> tuple[dict[str
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        refuse_shortage(error, path)
         raise UserError(f"{path} is no {what}: {(str(error).splitlines() or ['empty'])[0]}") from error
     stated = metadata.pop(DIGEST, None)  # earlier versions wrote none
     if stated is not None and stated != _digest(tensors, metadata):

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from remask.errors import UserError, first_line
 from remask.files.manifest import damage, write_manifest
 from remask.files.records import atomic_folder
+from remask.files.system_errors import refuse_shortage
 from remask.files.tensors import DAMAGED, refuse_non_finite
+from remask.files.text import read_json
 from remask.training import shards
 from remask.training.distributed import World
 from remask.training.run_folder import RunFolder, checkpoints, find
@@ -192,10 +194,17 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | N
 
 def state_of(folder: Path) -> dict[str, Any]:
     """Content of a checkpoint's state.json. Raises UserError if it is damaged."""
+    path = folder / "state.json"
     try:
-        return dict(json.loads((folder / "state.json").read_text()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder / 'state.json'} is damaged ({error}): take another checkpoint of the run") from error
+        state = read_json(path)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no object")
+        for key, kinds in (("step", int), ("epoch", int | float)):
+            if not isinstance(number := state.get(key, 0), kinds) or not 0 <= number < 1 << 63:
+                raise ValueError(f"its {key} is {number!r:.40}")
+        return state
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): take another checkpoint of the run") from error
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:
@@ -203,6 +212,7 @@ def _load_tensors(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, *DAMAGED) as error:
+        refuse_shortage(error, path)
         why = (str(error).splitlines() or ["it is empty"])[0].partition("weights_only")[0].strip() or "it is damaged"
         raise UserError(f"{path} cannot be read: {why}; the run cannot be resumed from this checkpoint") from error
 
@@ -233,7 +243,8 @@ def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
 def _load_full(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
-    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        refuse_shortage(error, path)
         why = first_line(error)
         raise UserError(f"{path} cannot be read as safetensors: {why}; take another checkpoint of the run") from error
 

@@ -1,5 +1,8 @@
 """files/manifest.py: every changed bit of every file is noticed, and named."""
 
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,21 @@ def test_every_flipped_bit_of_the_manifest_is_noticed_or_harmless(folder: Path) 
 def test_a_manifest_of_anything_else_is_damaged(folder: Path, content: bytes) -> None:
     (folder / NAME).write_bytes(content)
     assert damage(folder) == [f"{NAME} is damaged"]
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../weights", "a/b", "pipe", "x\0", ".", ""])
+def test_names_that_are_no_file_of_the_folder_are_never_waited_for(folder: Path, name: str) -> None:
+    """Their manifest has the right digest: whoever writes a checkpoint can make one."""
+    os.mkfifo(folder / "pipe")
+    files = {name: {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    (folder / NAME).write_text(json.dumps({"files": files, "sha256": digest}))
+    faults = damage(folder)
+    assert faults
+    assert any(word in faults[0] for word in ("is damaged", "cannot be read"))
+
+
+def test_a_manifest_that_is_a_pipe_is_none(folder: Path) -> None:
+    (folder / NAME).unlink()
+    os.mkfifo(folder / NAME)
+    assert damage(folder) is None

@@ -10,8 +10,10 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from remask.downstream.segment.label_map import read_mask
 from remask.errors import UserError
 from remask.images import shortage
 from remask.images.decoding import BadImage, decode
@@ -127,6 +129,89 @@ def test_memory_that_is_short_for_a_good_picture_is_never_the_pictures_fault(kin
     )
     assert "nothing is wrong with it" in done.stdout
     assert "repair" not in done.stdout
+
+
+def taller(tiff: bytes, rows: int) -> bytes:
+    """A little-endian TIFF whose ImageLength (257) is another."""
+    data, at = bytearray(tiff), int.from_bytes(tiff[4:8], "little")
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(tiff[at : at + 2], "little"), 12):
+        if data[entry : entry + 2] == (257).to_bytes(2, "little"):
+            data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, rows)
+    return bytes(data)
+
+
+def tiffs() -> dict[str, bytes]:
+    """Uncompressed: one strip by Pillow; three strips, tiles, planes and 16-bit colours by tifffile; and compressed."""
+    noise = np.random.default_rng(0).integers(0, 255, (48, 32, 3), np.uint8)
+    made = {"strip": io.BytesIO(), "lzw": io.BytesIO()}
+    Image.fromarray(noise).save(made["strip"], "TIFF")
+    Image.fromarray(noise).save(made["lzw"], "TIFF", compression="tiff_lzw")
+    ways: dict[str, tuple[np.ndarray, dict[str, object]]] = {
+        "strips": (noise, {"rowsperstrip": 16}),
+        "tiles": (noise, {"tile": (16, 16)}),
+        "planes": (noise.transpose(2, 0, 1), {"planarconfig": "separate", "rowsperstrip": 16}),
+        "deep tiles": (noise.astype(np.uint16) * 257, {"tile": (16, 16)}),
+        "deep strips": (noise.astype(np.uint16) * 257, {"rowsperstrip": 16}),
+    }
+    for name, (values, options) in ways.items():
+        made[name] = io.BytesIO()
+        tifffile.imwrite(made[name], values, photometric="rgb", **options)
+    return {name: stream.getvalue() for name, stream in made.items()}
+
+
+@pytest.mark.parametrize("name", tiffs())
+def test_a_tiff_that_claims_more_rows_than_it_holds_is_no_picture_with_black_below(name: str) -> None:
+    whole = tiffs()[name]
+    assert decode(whole).shape == (3, 48, 32)
+    for rows in (96, 3_000_000):
+        begin = time.process_time()
+        with pytest.raises(
+            BadImage, match=r"pixels: it is damaged|strips or tiles|failed to read|decoder error"
+        ) as bad:
+            decode(taller(whole, rows))
+        assert "memory" not in str(bad.value)
+        if not name.startswith("deep"):  # no mask
+            with pytest.raises(BadImage, match="its mask: "):
+                read_mask(taller(whole, rows), coloured=True)
+        assert time.process_time() - begin < 1
+
+
+def test_a_tiff_of_fewer_rows_than_it_holds_is_cut() -> None:
+    assert decode(taller(tiffs()["strips"], 40)).shape == (3, 40, 32)
+
+
+def vast() -> dict[str, bytes]:
+    """Files of few bytes that claim 90 megapixels: a canvas of which the frames cover a corner, a tile without data."""
+    small, other = Image.new("RGB", (40, 24)), Image.new("RGB", (40, 24), (9, 9, 9))
+    streams = {kind: io.BytesIO() for kind in ("GIF", "WEBP", "JPEG2000")}
+    small.save(streams["GIF"], "GIF")
+    small.save(streams["WEBP"], "WEBP", save_all=True, append_images=[other])
+    small.save(streams["JPEG2000"], "JPEG2000")
+    made = {kind: bytearray(stream.getvalue()) for kind, stream in streams.items()}
+    made["GIF"][6:10] = struct.pack("<HH", 9000, 10000)
+    at = made["WEBP"].find(b"VP8X")
+    made["WEBP"][at + 12 : at + 18] = (8999).to_bytes(3, "little") + (9999).to_bytes(3, "little")
+    struct.pack_into(">II", made["JPEG2000"], made["JPEG2000"].find(b"ihdr") + 4, 10000, 9000)
+    at = made["JPEG2000"].find(b"\xff\x4f\xff\x51")
+    for place in (8, 24):  # of the image, and of its tiles
+        struct.pack_into(">II", made["JPEG2000"], at + place, 9000, 10000)
+    return {kind: bytes(data) for kind, data in made.items()}
+
+
+@pytest.mark.parametrize("kind", vast())
+def test_a_few_bytes_that_claim_90_megapixels_are_no_picture(kind: str) -> None:
+    data = vast()[kind]
+    for read in (lambda: decode(data), lambda: decode(data, levels=None), lambda: read_mask(data)):
+        begin = time.process_time()
+        with pytest.raises(BadImage, match=f"it claims 9000x10000 pixels in {len(data)} bytes"):
+            read()
+        assert time.process_time() - begin < 1
+
+
+def test_a_canvas_of_16_megapixels_may_have_a_small_frame() -> None:
+    data = bytearray(vast()["GIF"])
+    data[6:10] = struct.pack("<HH", 4096, 4096)
+    assert decode(bytes(data), 1).shape == (1, 4096, 4096)
 
 
 def test_a_shortage_that_the_file_asks_for_is_the_files(monkeypatch: pytest.MonkeyPatch) -> None:

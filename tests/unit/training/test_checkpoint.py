@@ -223,7 +223,12 @@ def test_weights_that_are_not_finite_are_one_line(run: RunFolder, value: float) 
     assert all(torch.equal(tensor, before[key]) for key, tensor in other.state_dict().items())
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"step": 7', "[1]", "null"])
+@pytest.mark.parametrize(
+    "content", [
+        "", "{", '{"step": 7', "[1]", "null", '{"step": "7"}', '{"step": -1}', '{"step": null}',
+        '{"step": 7, "epoch": NaN}', '{"step": 7, "epoch": "x"}', "[" * 10**5, "{\"step\": 1" + "0" * 400 + "}",
+    ],
+)  # fmt: skip
 def test_a_broken_state_is_one_line(run: RunFolder, content: str) -> None:
     model, optimizer = pair()
     save(run, "last", model, optimizer, {"step": 7})

@@ -10,13 +10,15 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from remask.errors import UserError
-from remask.files.bounds import MOST_PIXELS
+from remask.files.bounds import MOST_PIXELS, more_than_coded
+from remask.files.memory import no_memory
 from remask.files.text import read_json, read_text
-from remask.images.decoding import FORMATS, BadImage
+from remask.images.decoding import FORMATS, UNBOUNDED, BadImage
 from remask.images.heif import heif_formats
-from remask.images.shortage import claims_too_much, is_shortage, shortage
+from remask.images.shortage import claims_too_much, shortage
 from remask.images.sources.files import printable
 from remask.images.sources.labels import repeated
+from remask.images.tiff import missing_strips
 
 IGNORE = 255
 """The class number of pixels without a label."""
@@ -220,6 +222,8 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
         with Image.open(io.BytesIO(data), formats=heif_formats(data, FORMATS)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise BadImage(f"its mask of {image.width}x{image.height} is more than {MOST_PIXELS:,} pixels")
+            if why := missing_strips(image) or (image.format in UNBOUNDED and more_than_coded(*image.size, len(data))):
+                raise BadImage(f"its mask: {why}")
             if image.format == "JPEG":
                 raise BadImage("its mask is a JPEG, which blurs class ids: save masks as PNG")
             if image.mode not in ("1", "L", "P", "LA", "PA", "I", "RGB", "RGBA") and not image.mode.startswith("I;16"):
@@ -233,7 +237,7 @@ def read_mask(data: bytes, coloured: bool = False, palettes: bool = False) -> Id
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins raise nearly everything on broken data
-        if is_shortage(error) and not claims_too_much(data):
+        if no_memory(error) and not claims_too_much(data):
             raise UserError(shortage(data)) from None
         raise BadImage(f"its mask: {' '.join(str(error).split()) or type(error).__name__}") from error
     if ids.ndim == 2:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from remask.errors import UserError
+from remask.errors import MachineError, UserError
 from remask.files.bounds import MOST_ENCODED, open_regular, read_file, too_long
 from remask.images.deep import Unread, laid_out
 from remask.images.sources.columns import Columns, LabelColumn, is_label, joined, label_column, why_none
@@ -198,6 +198,8 @@ class Parquet:
         path = self._files[group.file]
         try:
             rows = _Rows(read_rows(open_parquet(path, self.name), path, group.group, [self._column], group.used))
+        except MachineError:  # the pictures are good
+            raise
         except (OSError, UserError) as error:
             rows = _Rows([], getattr(error, "strerror", None) or str(error))
         self._cache[number] = rows

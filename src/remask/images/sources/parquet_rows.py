@@ -11,6 +11,7 @@ from typing import Any
 
 from remask.errors import UserError
 from remask.files.bounds import UNFOLDED, UNFOLDED_FREE, open_regular, unfolds_to
+from remask.files.system_errors import refuse_shortage
 from remask.images.sources.files import printable
 
 
@@ -24,7 +25,8 @@ def open_parquet(path: str, name: str) -> Any:
     try:
         open_regular(path).close()
         return parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException, ValueError) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, MemoryError) as error:
+        refuse_shortage(error, path)
         raise UserError(f"{printable(path)} cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 
@@ -49,6 +51,7 @@ def read_rows(file: Any, path: str, group: int, columns: Sequence[str], rows: in
             why = unfolds_to(size, on_disk)
             batches.append(batch)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError) as error:
+        refuse_shortage(error, path)
         raise OSError(errno.EIO, f"damaged in the parquet file: {' '.join(str(error).split())}") from None
     if why:
         raise OSError(errno.EFBIG, why)

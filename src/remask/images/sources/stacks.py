@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from remask.errors import UserError
-from remask.files.bounds import UNFOLDED_ARRAYS, open_regular, unfolds_to
+from remask.files.bounds import UNFOLDED_ARRAYS, UNFOLDED_FREE, open_regular, unfolds_to
+from remask.files.system_errors import refuse_shortage
 from remask.images.deep import laid_out
 from remask.images.sources.addresses import entry_of
 from remask.images.sources.files import printable
@@ -91,8 +92,10 @@ def open_stack(name: str, path: str, limit: int | None, key: str | None = None) 
 
 def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
     """All arrays of a file. Raises UserError for one that numpy cannot read, or that would unfold without bound."""
+    claimed = 0
     try:
         open_regular(path).close()
+        claimed = os.path.getsize(path)
         arrays: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             return {"array": arrays}
@@ -104,6 +107,7 @@ def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
             raise ValueError(f"{others[0]} is no array")
         return found
     except DAMAGED as error:
+        refuse_shortage(error, path, claimed + UNFOLDED_FREE)
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(f"{printable(name)} cannot be read as numpy's: {why or type(error).__name__}") from None
 
