@@ -31,7 +31,7 @@ test: $(READY) ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-fast: $(READY) ## unit, contract, property and architecture tests alone
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow" \
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not soak" \
 		tests/unit tests/contract tests/property tests/architecture
 
 test-lowest: $(LOWEST_READY) ## the same with the lowest versions that pyproject.toml allows, in .venv-lowest
@@ -42,6 +42,7 @@ fuzz: $(READY) ## 100,000 damaged files for every fast reader and 10,000 for eve
 
 soak: $(READY) ## faults of every kind into small trainings, the table in docs/reliability.md; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --workers $(shell nproc) --page docs/reliability.md
+	$(BIN)/python -m pytest -m soak --numprocesses 2 --dist load
 
 lint: $(READY) ## lint, format check, strict types
 	$(BIN)/ruff check

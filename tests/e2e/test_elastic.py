@@ -177,6 +177,7 @@ def ranks(file: Path) -> list[int]:
     return [line[1] for line in lines[-3:] if len(line) == 3]
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_machine_leaves_and_another_joins(folder: Path) -> None:
     """Of two machines one dies, the other goes on alone, and a new one joins it, which counts no restarts.

@@ -75,7 +75,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, flo
     return curve(run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.soak)])
 def test_a_killed_worker(number: signal.Signals, tmp_path: Path, undisturbed: list[tuple[int, float]]) -> None:
     run = tmp_path / "run"
     process = pretrain(run, *WORKERS)
@@ -102,7 +102,7 @@ def test_a_stopped_worker_ends_the_run_in_time(tmp_path: Path) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_signal_while_a_stuck_worker_is_waited_for(
     number: signal.Signals, tmp_path: Path, undisturbed: list[tuple[int, float]]
 ) -> None:
@@ -190,7 +190,7 @@ def rank(number: int, process: subprocess.Popen[str]) -> int:
     return next(int(pid) for pid in children if f"\0RANK={number}\0" in Path(f"/proc/{pid}/environ").read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.soak), signal.SIGSTOP])
 def test_a_rank_that_dies_or_stops_is_named_by_the_other(number: signal.Signals, tmp_path: Path) -> None:
     """In one line, without gloo's; the run goes on afterwards."""
     run = tmp_path / "run"

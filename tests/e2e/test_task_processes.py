@@ -111,7 +111,7 @@ def test_finetune(tmp_path: Path) -> None:
     assert_same(one, two, "finetune")
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.soak)])
 def test_segment(sets: tuple[Path, Path], tmp_path: Path, norm: str) -> None:
     """Batch norms take their statistics from all processes; the mean is over the labelled pixels of the whole batch."""
     given = of_masks(sets) | {"data.classes": 2, "data.image_size": 32, "model.width": 16}
@@ -145,9 +145,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "options"),
     [
         ("probe", ["--shots", "3"]),
-        ("layers", ["--layers", "0,-1"]),
+        pytest.param("layers", ["--layers", "0,-1"], marks=pytest.mark.soak),
         ("linprobe", ["--protocol", "mae", "--epochs", "3"]),
-        ("attentive", ["--protocol", "attentive", "--epochs", "2"]),
+        pytest.param("attentive", ["--protocol", "attentive", "--epochs", "2"], marks=pytest.mark.soak),
     ],
 )
 def test_probe(pictures: Path, tmp_path: Path, name: str, options: list[str]) -> None:

@@ -127,7 +127,9 @@ def task_words(name: str, folder: Path, undisturbed: Path) -> list[str | Path]:
     return [name, *settings(*TASK, *COMMON, *of[name])]
 
 
-@pytest.mark.parametrize("name", ["refine", "finetune", "segment", "detect"])
+@pytest.mark.parametrize(
+    "name", ["finetune", *(pytest.param(task, marks=pytest.mark.soak) for task in ("refine", "segment", "detect"))]
+)
 def test_other_trainings(name: str, tmp_path: Path, undisturbed: Path) -> None:
     run = tmp_path / "run"
     process = start(*task_words(name, tmp_path, undisturbed), "--out", run, "--quiet")
@@ -145,7 +147,7 @@ def test_outside_a_training() -> None:
     assert line == "nothing that is half done is left as a result; start it again\n"
 
 
-@pytest.mark.parametrize("told", [(0, 1), (1,)])
+@pytest.mark.parametrize("told", [pytest.param((0, 1), marks=pytest.mark.soak), (1,)])
 def test_processes_without_torchrun(told: tuple[int, ...], tmp_path: Path, undisturbed: Path) -> None:
     """All of them get the warning, as SLURM sends it, or a single one does: they agree, and go on as one process."""
     run = tmp_path / "run"

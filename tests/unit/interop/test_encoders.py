@@ -214,7 +214,7 @@ def test_exports_that_are_older_than_the_run_say_so(tmp_path: Path) -> None:
     """Whoever reads an export is told: teachers, tasks, figures. A run that ends writes it anew."""
     run = tmp_path / "run"
     export_backbone(EXPORTS["vit"](), run / "export", SIZE, [0.4] * 3, [0.2] * 3)
-    last = run / "checkpoints" / "last" / "model.safetensors"
+    last = run / "checkpoints" / "last" / "state.json"
     last.parent.mkdir(parents=True)
     last.write_bytes(b"")
     written = (run / "export" / "backbone.safetensors").stat().st_mtime
