@@ -48,6 +48,7 @@ class BadImages:
     def write(self, bad: Mapping[str, str]) -> None:
         """Report the images that end the run, {name: reason}, from whichever process found them."""
         self.writes = True
+        self.known.update(_lines(self.path))  # the main process may have said some since
         for where, reason in bad.items():
             self(f"{where}: {reason}")
 
