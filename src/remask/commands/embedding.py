@@ -10,11 +10,11 @@ from remask.commands.subjects import MODEL_DEFAULTS, ModelOptions, open_subject
 from remask.commands.unusable_images import UnusableImages
 from remask.evaluation.figures.embedding import embed as write_features
 from remask.evaluation.figures.feature_file import check_file
+from remask.evaluation.sharing import reading_together
 from remask.files.escaping import printable
 from remask.images.sources.left_out import notes
 from remask.images.sources.opening import open_source
 from remask.training.distributed import joined
-from remask.training.gathering import reading_together
 from remask.training.progress import Watch
 
 

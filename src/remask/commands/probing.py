@@ -30,6 +30,7 @@ from remask.evaluation.probing.mae_probe import Settings as Linear
 from remask.evaluation.probing.mae_probe import linprobe
 from remask.evaluation.probing.memory import Memory
 from remask.evaluation.results import keep
+from remask.evaluation.sharing import in_one, readers, reading_together
 from remask.files.replacing import write_bytes
 from remask.images.loading.loader import Loader
 from remask.images.sources.fingerprint import inventory
@@ -37,7 +38,6 @@ from remask.images.sources.left_out import notes
 from remask.images.sources.opening import Source, open_source
 from remask.images.transforms import ProbeCrop
 from remask.training.distributed import joined
-from remask.training.gathering import in_one, readers, reading_together
 from remask.training.progress import Watch
 from remask.training.run_folder import RunFolder
 

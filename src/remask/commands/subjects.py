@@ -10,6 +10,7 @@ import torch
 from remask.backbones import Backbone
 from remask.commands.refusals import check_subject
 from remask.commands.unusable_images import refuse_too_many
+from remask.evaluation.sharing import readers
 from remask.files.paths import home_expanded
 from remask.images.levels import FULL, Levels, rule_of
 from remask.images.loading.loader import Batch, Loader, in_order
@@ -22,7 +23,7 @@ from remask.runs.opening import open_run
 from remask.runs.reopen import trained, untrained
 from remask.seeds import seeded
 from remask.training.distributed import joined_world
-from remask.training.gathering import all_rows, readers, unusable_of_all
+from remask.training.gathering import all_rows, unusable_of_all
 from remask.training.progress import Watch
 from remask.training.run_folder import is_task_run
 from remask.training.runtime import resolve

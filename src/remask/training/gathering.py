@@ -1,27 +1,19 @@
-"""Rows of all processes in each of them, with gradients: for losses that compare the pictures of a whole batch.
+"""Rows and sums of all processes in each of them, with gradients: for losses that look at more than their own pictures.
 
 Every process computes the same loss of all rows, weighted by its share of the batch. The gradient of a row is the sum
 over the processes' losses; averaged as DDP and FSDP average gradients, that is the gradient of one process with the
 whole batch.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Num
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from remask.training.distributed import ALONE, World, here
+from remask.training.distributed import here
 from remask.training.interfaces import Hook
-
-T = TypeVar("T")
-
-_TOGETHER = list[World]()
-"""The world of the evaluation under way, in which all processes read."""
 
 
 def all_rows(x: Num[Tensor, "*any"], dim: int = 0) -> Num[Tensor, "*more"]:
@@ -36,54 +28,6 @@ def all_rows(x: Num[Tensor, "*any"], dim: int = 0) -> Num[Tensor, "*more"]:
 def total(x: Num[Tensor, "*any"]) -> Num[Tensor, "*any"]:
     """`x` summed over all processes, with gradients; `x` itself in a single process. Collective, backward too."""
     return x if _alone(x) else _Summed.apply(x)
-
-
-@contextmanager
-def reading_together() -> Iterator[None]:
-    """Context of an evaluation that all processes run, each with its share of every batch of images.
-
-    `rows_of_all` and `in_one` are collective there. Elsewhere one process may evaluate alone.
-    """
-    _TOGETHER.append(here())
-    try:
-        yield
-    finally:
-        _TOGETHER.pop()
-
-
-def readers() -> World:
-    """The world of the processes that read together; ALONE outside of `reading_together`."""
-    return _TOGETHER[-1] if _TOGETHER else ALONE
-
-
-def rows_of_all(describe: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
-    """`describe`, rows [B, ...] of images, for the images of all processes in order of rank, while reading together.
-
-    describe   returns a tensor or several, in a dict
-    A process without an image of a batch gives a tensor [0, ...] whose other axes are those of an image.
-    """
-
-    def of_all(images: Tensor) -> T:
-        if readers().alone:
-            return describe(images)
-        rows = describe(images if len(images) else images.new_zeros(1, *images.shape[1:]))
-        found: T = tree_map(lambda own: all_rows(own[: len(images)]), rows)
-        return found
-
-    return of_all
-
-
-def in_one(act: Callable[[], T]) -> T:
-    """The result of `act`, which the main process computes for all while reading together; it reads alone in it."""
-
-    def alone() -> T:
-        _TOGETHER.append(ALONE)
-        try:
-            return act()
-        finally:
-            _TOGETHER.pop()
-
-    return readers().first(alone)
 
 
 def unusable_of_all(loader: Any) -> None:
@@ -155,4 +99,4 @@ class _Gathered(torch.autograd.Function):
         return total[ctx.own], None
 
 
-__all__ = ["all_rows", "bad_of_all", "in_one", "readers", "reading_together", "rows_of_all", "total", "unusable_of_all"]
+__all__ = ["all_rows", "bad_of_all", "total", "unusable_of_all"]

@@ -48,9 +48,9 @@ def of_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
 
 def with_global_draws(model: nn.Module) -> nn.Module:
     """The model, each layer in it that draws random numbers exchanged for one that draws for the whole batch."""
-    kinds = _kinds()
     for layer in model.modules():
-        layer.__class__ = kinds.get(type(layer), type(layer))
+        if kind := _kinds().get(type(layer)):
+            layer.__class__ = kind
     return model
 
 

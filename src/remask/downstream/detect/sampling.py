@@ -29,17 +29,18 @@ class SeededSampler:
 
     def __call__(self, matched: Sequence[Num[Tensor, "_"]]) -> tuple[list[Tensor], list[Tensor]]:
         """Masks of the chosen places on objects (above 0) and on background (0), for each image."""
-        positives, negatives = list[Tensor](), list[Tensor]()
+        positives, negatives, on_objects, of_all = list[Tensor](), list[Tensor](), 0, 0
         for number, labels in enumerate(matched):
             generator = None
             if self.seeds is not None:
                 generator = Generator(labels.device).manual_seed(self.seeds[number] + self.stream)
             objects, background = (labels >= 1).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
             wanted = min(int(self.chosen * self.share), len(objects))
+            rest = min(self.chosen - wanted, len(background))
             positives.append(_some(labels, objects, wanted, generator))
-            negatives.append(_some(labels, background, min(self.chosen - wanted, len(background)), generator))
-        on_objects = sum(int(mask.sum()) for mask in positives)
-        self.counts = on_objects, on_objects + sum(int(mask.sum()) for mask in negatives)
+            negatives.append(_some(labels, background, rest, generator))
+            on_objects, of_all = on_objects + wanted, of_all + wanted + rest
+        self.counts = on_objects, of_all
         return positives, negatives
 
 

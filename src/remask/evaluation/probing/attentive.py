@@ -27,8 +27,8 @@ from remask.evaluation.probing.fast_probe import Factory, checked, numbered
 from remask.evaluation.probing.features import Labelled, Progress, evaluating, frozen
 from remask.evaluation.probing.logistic_regression import stratified
 from remask.evaluation.probing.memory import Memory
+from remask.evaluation.sharing import rows_of_all
 from remask.seeds import generator, seeded
-from remask.training.gathering import rows_of_all
 from remask.training.optim import Schedule, adamw, parameter_groups, set_lr
 from remask.types import Images
 

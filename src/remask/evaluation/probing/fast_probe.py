@@ -16,7 +16,7 @@ from remask.errors import UserError
 from remask.evaluation.probing.features import Labelled, Pool, Progress, collect, flat, reader
 from remask.evaluation.probing.knn import weighted_knn
 from remask.evaluation.probing.logistic_regression import LinearResult, linear_probe
-from remask.training.gathering import in_one, rows_of_all
+from remask.evaluation.sharing import in_one, rows_of_all
 
 Factory = Callable[[], Iterable[Labelled]]
 DRAWS = 5

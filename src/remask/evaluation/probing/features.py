@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from remask.backbones import Backbone, class_tokens
 from remask.errors import UserError
-from remask.training.gathering import rows_of_all
+from remask.evaluation.sharing import rows_of_all
 from remask.types import Features, Images
 
 Pool = Literal["mean", "cls"]

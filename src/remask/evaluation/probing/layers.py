@@ -18,7 +18,7 @@ from remask.evaluation.probing.fast_probe import TEMPERATURE, Factory, checked, 
 from remask.evaluation.probing.features import Labelled, Pool, Progress, check_pool, evaluating, frozen, pooled
 from remask.evaluation.probing.knn import weighted_knn
 from remask.evaluation.probing.logistic_regression import linear_probe, stratified
-from remask.training.gathering import in_one, rows_of_all
+from remask.evaluation.sharing import in_one, rows_of_all
 from remask.types import Images
 
 HELD_OUT = 0.2

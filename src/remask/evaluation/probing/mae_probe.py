@@ -28,8 +28,8 @@ from remask.evaluation.probing.features import (
     frozen,
     pooled,
 )
+from remask.evaluation.sharing import rows_of_all
 from remask.seeds import generator, seeded
-from remask.training.gathering import rows_of_all
 from remask.training.optim import Lars, Schedule, learning_rate, set_lr
 from remask.types import Images
 

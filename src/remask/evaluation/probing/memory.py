@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from remask.training.gathering import in_one
+from remask.evaluation.sharing import in_one
 
 
 @dataclass(frozen=True)
